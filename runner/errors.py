@@ -1,0 +1,78 @@
+"""The errors a user can cause or meet, and the exit code of each.
+
+Every error says *what* is wrong, *where* (a dotted config key with its value, or a file) and
+how to *fix* it (something to paste). Commands print it without a traceback and exit with
+``exit_code``; any other exception is a bug of ours and exits with 1.
+"""
+
+from typing import ClassVar
+
+
+class RunnerError(Exception):
+    """An error with a cause outside this code: one line each for what, where and fix."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"where: {self.where}")
+        if self.fix:
+            lines.append(f"fix: {self.fix}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        # Launchers carry a job's error between processes; keyword arguments need our help.
+        return _rebuild, (type(self), self.what, self.where, self.fix)
+
+
+def _rebuild(kind: type[RunnerError], what: str, where: str, fix: str) -> RunnerError:
+    return kind(what, where=where, fix=fix)
+
+
+class ConfigError(RunnerError):
+    """Wrong usage or configuration: unknown key, option or value out of range."""
+
+    exit_code = 2
+
+
+class DataError(RunnerError):
+    """The data cannot be used as asked: missing folder, broken image, class mismatch."""
+
+    exit_code = 3
+
+
+class StorageError(RunnerError):
+    """The environment failed: disk full, no permission, no network, checksum mismatch."""
+
+    exit_code = 4
+
+
+class TrainingError(RunnerError):
+    """Training could not go on: non-finite loss or gradient, out of memory, lost worker."""
+
+    exit_code = 5
+
+
+class SweepError(RunnerError):
+    """A sweep ended with failed jobs; the others finished."""
+
+    exit_code = 6
+
+
+class ArtefactError(RunnerError):
+    """A file was refused: corrupt, untrusted or not matching what it is used with."""
+
+    exit_code = 7
+
+
+class BusyError(RunnerError):
+    """Another process owns this run at the moment."""
+
+    exit_code = 75
