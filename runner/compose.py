@@ -1,0 +1,179 @@
+"""The border: what Hydra composed becomes a checked ``RunConfig``, or an error worth reading.
+
+Only this module, ``sweep`` and ``train`` know Hydra. Hydra accepts `+mixup.alpah=1` and
+`+triks=mixup` and would run the baseline in silence; here every key is held against the schema
+before anything is written.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runner import schema
+from runner.errors import ConfigError
+from runner.schema import RunConfig
+
+_PACKAGED = Path(__file__).parent / "conf"
+CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
+"""The option files: inside the package in a wheel, beside it in a checkout."""
+
+# What a result does not depend on, or only in its last bits: where it is written and how it is
+# computed. The content of data.root counts, through the data fingerprint; its path does not.
+_COSMETIC = ("outputs", "device", "threads", "force", "data.root", "data.num_workers",
+             "data.cache_gb")  # fmt: skip
+
+GROUPS = (
+    "data", "normalize", "augment", "resize", "mixup", "smoothing", "model", "optim", "tta",
+    "budget", "trick", "recipe",
+)  # fmt: skip
+
+
+def register() -> None:
+    """Tell Hydra the defaults of every key and our sweeper; call before ``hydra.main``."""
+    from runner.sweep import CheckedSweeper
+
+    store = ConfigStore.instance()
+    store.store(name="base", node=schema.default_dict())
+    sweeper = {"_target_": f"{CheckedSweeper.__module__}.{CheckedSweeper.__qualname__}"}
+    store.store(group="hydra/sweeper", name="checked", node=sweeper)
+    Plugins.instance().register(CheckedSweeper)
+
+
+def run_config(composed: DictConfig) -> RunConfig:
+    """The typed configuration of one run.
+
+    Raises:
+        ConfigError: for unknown keys, wrong types and values out of range.
+    """
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_line(error), where=getattr(error, "full_key", "") or "") from error
+    assert isinstance(values, dict)
+    values.pop("hydra", None)
+    return schema.from_dict({str(key): value for key, value in values.items()})
+
+
+def identity(config: RunConfig, data_fingerprint: str, record_version: int) -> str:
+    """Sixteen hex digits that name the run: equal for equal values, however they were spelled."""
+    values = schema.to_dict(config)
+    for dotted in _COSMETIC:
+        group, _, key = dotted.rpartition(".")
+        (values[group] if group else values).pop(key)
+    content = json.dumps([values, data_fingerprint, record_version], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def folder_name(config: RunConfig, run_identity: str) -> str:
+    """A legible name: data, model, tricks, seed, start of the identity."""
+    tricks = "+".join(config.tricks) or "baseline"
+    # The model's name is the user's text: keep it from reaching outside the folder.
+    model = re.sub(r"[^A-Za-z0-9_.-]", "_", config.model.name)
+    return f"{config.data.name}-{model}-{tricks}-seed{config.seed}-{run_identity[:8]}"
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse what Hydra would accept but must not happen.
+
+    Raises:
+        ConfigError: for a rerun from a pickle, and for an option outside the configuration folders.
+    """
+    for argument in arguments:
+        if argument.startswith("--experimental-rerun"):
+            raise ConfigError(
+                "--experimental-rerun would execute code from a pickle file",
+                where=argument,
+                fix="run the command again: python -m runner.train …",
+            )
+        key, separator, value = argument.lstrip("+~").partition("=")
+        if separator and key.split("@")[0].split("/")[0] in GROUPS:
+            if "." not in key and re.search(r"(^|[\[,'\"/])\s*(\.\.|/)", value):
+                raise ConfigError(
+                    "an option is a name, not a path",
+                    where=argument,
+                    fix=f"--config-dir DIR, where DIR/{key}/NAME.yaml is {key}=NAME",
+                )
+
+
+def translated(error: Exception) -> ConfigError | None:
+    """Hydra's complaint as ours, or None where ``error`` is not about configuration."""
+    if isinstance(error, MissingConfigException):
+        return _missing_option(error)
+    if isinstance(error, OverrideParseException):
+        return _bad_override(error.override)
+    if isinstance(error, ConfigCompositionException):
+        return _bad_composition(error)
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark
+        where = f"{mark.name}, line {mark.line + 1}" if mark else ""
+        return ConfigError(f"not valid YAML: {error.problem}", where=where)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return ConfigError(_first_line(error))
+    return None
+
+
+def _missing_option(error: MissingConfigException) -> ConfigError:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return ConfigError(_first_line(error))
+    options = [str(option) for option in error.options or []]
+    guess = schema.nearest(name, options)
+    hint = f" (did you mean {guess}?)" if guess else ""
+    return ConfigError(
+        f"{group} has no option {name}{hint}",
+        where=f"{group}={name}",
+        fix=f"one of {', '.join(sorted(options))}",
+    )
+
+
+def _bad_override(override: str) -> ConfigError:
+    key, separator, value = override.partition("=")
+    if not separator:
+        return ConfigError(
+            f"not an option: {override}", where=override, fix="KEY=VALUE, or see --help"
+        )
+    quoted = value.strip("'\"").replace("\\", "\\\\").replace('"', '\\"')
+    return ConfigError(
+        "the value needs quotes of its own, inside those of the shell",
+        where=override,
+        fix=f"""'{key}="{quoted}"'""",
+    )
+
+
+def _bad_composition(error: ConfigCompositionException) -> ConfigError:
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match.group(1)
+        group, option = key.partition("@")[0], ""
+        if group in GROUPS:
+            option = f" ({group} is a group: choose an option with {group}=NAME)"
+        message, fix = schema.unknown_key(key)
+        return ConfigError(message + option, where=key, fix=fix)
+    if match := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
+        key = match.group(1)
+        return ConfigError(f"{key} exists already", where=f"+{key}", fix=f"{key}=VALUE")
+    return ConfigError(_first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The values of ``config`` for files, with what looks like a secret blanked out."""
+    return schema.to_dict(config)

@@ -1,0 +1,106 @@
+"""Batches of pixels: which images in which order, and the squares or rectangles cut out of them.
+
+Everything random here was drawn before, so batches come out the same from this process or from
+any number of workers.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from runner.data.store import Store
+from runner.randomness import generator
+from runner.tricks.tta import View, cut
+
+Indices = NDArray[np.int64]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Raw pixels of N images.
+
+    Attributes:
+        canvas: (N, 3, H, W) uint8, in channels-last memory; image n fills the top left of it.
+        extents: (N, 2) int64, height and width of each image on its canvas, px.
+    """
+
+    canvas: Tensor
+    extents: Indices
+
+
+def training_order(count: int, batch_size: int, seed: int, epoch: int) -> list[Indices]:
+    """Batches of positions in 0..count-1, each once, less the rest that fills no batch.
+
+    Another permutation, and so another rest, each epoch.
+    """
+    order = generator(seed, "order", epoch).permutation(count)
+    num_batches = count // batch_size
+    return list(order[: num_batches * batch_size].reshape(num_batches, batch_size))
+
+
+def evaluation_order(count: int, batch_size: int) -> list[Indices]:
+    """Batches of positions in order, every one of them once."""
+    return np.split(np.arange(count), range(batch_size, count, batch_size))
+
+
+def squares(store: Store, indices: Indices, places: NDArray[np.float64]) -> Pixels:
+    """The largest square of each image, at its place along the long side.
+
+    Args:
+        store: of images with equal short sides.
+        indices: (N,) into the store.
+        places: (N, 2) in 0..1, x and y.
+    """
+    cuts = [
+        cut(store.rectangle(int(index)), View(x, y))
+        for index, (x, y) in zip(indices, places, strict=True)
+    ]
+    return _together(cuts)
+
+
+def rectangles(store: Store, indices: Indices) -> Pixels:
+    """The whole of each image, on a canvas as large as the largest of them."""
+    return _together([store.rectangle(int(index)) for index in indices])
+
+
+def view_squares(store: Store, indices: Indices, views: Sequence[View]) -> list[Pixels]:
+    """For each view, the squares that it shows of the images, unscaled and unmirrored."""
+    images = [store.rectangle(int(index)) for index in indices]
+    return [_together([cut(image, view) for image in images]) for view in views]
+
+
+def read_ahead(read: Callable[[int], T], count: int, num_workers: int) -> Iterator[T]:
+    """``read(0)`` … ``read(count - 1)`` in order, in this process or ahead in ``num_workers``."""
+    if num_workers == 0:
+        yield from map(read, range(count))
+        return
+    loader = DataLoader(_Reads(read, count), batch_size=None, num_workers=num_workers)
+    yield from loader
+
+
+class _Reads(Dataset[T]):
+    def __init__(self, read: Callable[[int], T], count: int) -> None:
+        self._read = read
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> T:
+        return self._read(index)
+
+
+def _together(images: Sequence[NDArray[np.uint8]]) -> Pixels:
+    extents = np.array([image.shape[:2] for image in images], np.int64)
+    height, width = extents.max(axis=0)
+    canvas = np.zeros((len(images), height, width, 3), np.uint8)
+    for row, image in zip(canvas, images, strict=True):
+        row[: image.shape[0], : image.shape[1]] = image
+    return Pixels(torch.from_numpy(canvas).permute(0, 3, 1, 2), extents)

@@ -1,0 +1,195 @@
+"""A data set ready to train on: checked images, a split with its manifest, a fingerprint."""
+
+import csv
+import gzip
+import hashlib
+import io
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runner.data.images import typical_short_side
+from runner.data.listing import Listing
+from runner.data.sources import list_images
+from runner.data.store import Progress, Store, content_digests, open_store
+from runner.errors import DataError
+from runner.schema import Data
+
+_SPLIT_SEED = 0  # one split for all seeds of an experiment, so that their differences are paired
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Split:
+    """Part of a data set.
+
+    Attributes:
+        indices: (n,) int64 into the store.
+        labels: (n,) int64 in 0..K-1.
+    """
+
+    indices: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images, labels and split, and what was found on the way.
+
+    Attributes:
+        name: of the data set.
+        classes: K names in the order of the labels.
+        store: the pixels.
+        train: training split.
+        val: validation split.
+        presize: short side of the stored images, px.
+        fingerprint: hash of the manifest: of every image's content, split and label.
+        manifest: rows of (split, image, label, SHA-256 of the content).
+        skipped: broken images left out, each with its reason.
+        converted: number of images by the colour mode they were converted from.
+        leaked: pairs of equal images in training and validation.
+        num_ignored: files that are not images.
+        notes: what the user should know, one sentence each.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    store: Store
+    train: Split
+    val: Split
+    presize: int
+    fingerprint: str
+    manifest: tuple[tuple[str, str, str, str], ...]
+    skipped: tuple[tuple[str, str], ...]
+    converted: dict[str, int]
+    leaked: tuple[tuple[str, str], ...]
+    num_ignored: int
+    notes: tuple[str, ...]
+
+    def write_manifest(self, path: Path) -> None:
+        """Write the manifest as gzipped CSV, equal bytes for equal manifests."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["split", "image", "label", "sha256"])
+        writer.writerows(self.manifest)
+        path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+
+
+def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Dataset:
+    """List, check, decode and split the data set that ``data`` names.
+
+    Args:
+        data: the ``data`` group of the configuration.
+        size: final training size, px; the stored images have twice that where they can.
+        cache: folder of downloads and decoded images.
+        progress: told how far the work is.
+
+    Raises:
+        DataError: naming every broken image, leak or missing class.
+    """
+    listing = list_images(data, cache, _SPLIT_SEED, progress)
+    presize = data.presize or min(2 * size, typical_short_side(listing.images) or 2 * size)
+    digests = content_digests(listing.images, cache, progress)
+    store, survey = open_store(
+        listing.images,
+        digests,
+        cache,
+        presize=presize,
+        max_aspect=data.max_aspect,
+        limit_bytes=data.cache_gb * 1e9,
+        progress=progress,
+    )
+    skipped = tuple(
+        (listing.images.name(index), reason) for index, reason in sorted(survey.broken.items())
+    )
+    if skipped and data.on_corrupt == "error":
+        raise _broken_images(skipped, data)
+    is_good = np.ones(len(listing.labels), dtype=bool)
+    is_good[list(survey.broken)] = False
+    train, val = (_split(listing, side & is_good) for side in (~listing.is_val, listing.is_val))
+    _check_not_empty(listing, train, val, data)
+    leaked = _leaks(listing, digests, train, val)
+    if leaked and data.on_leak == "error":
+        pairs = "\n".join(f"  {first} = {second}" for first, second in leaked[:_SHOWN])
+        raise DataError(
+            f"{len(leaked)} images are in training and in validation:\n{pairs}",
+            where="data.on_leak=error",
+            fix="remove one of each, or data.on_leak=warn",
+        )
+    manifest = tuple(
+        (name, listing.images.name(index), listing.classes[listing.labels[index]], digests[index])
+        for name, part in (("train", train), ("val", val))
+        for index in part.indices.tolist()
+    )
+    return Dataset(
+        listing.name,
+        listing.classes,
+        store,
+        train,
+        val,
+        presize,
+        _fingerprint(manifest),
+        manifest,
+        skipped,
+        survey.converted,
+        leaked,
+        listing.num_ignored,
+        listing.notes,
+    )
+
+
+def _split(listing: Listing, members: NDArray[np.bool_]) -> Split:
+    indices = np.flatnonzero(members)
+    return Split(indices, listing.labels[indices])
+
+
+def _fingerprint(manifest: tuple[tuple[str, str, str, str], ...]) -> str:
+    """Over contents, labels and split, in order; not over paths, which may be moved."""
+    digest = hashlib.sha256()
+    for split, _, label, content in manifest:
+        digest.update(f"{split}\0{label}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _broken_images(broken: tuple[tuple[str, str], ...], data: Data) -> DataError:
+    lines = [f"  {name}: {reason}" for name, reason in broken[:_SHOWN]]
+    if len(broken) > _SHOWN:
+        lines.append(f"  and {len(broken) - _SHOWN} more")
+    return DataError(
+        f"{len(broken)} broken image{'s' * (len(broken) > 1)}:\n" + "\n".join(lines),
+        where=f"data.root={data.root}",
+        fix="repair or remove them, or data.on_corrupt=skip to leave them out",
+    )
+
+
+def _check_not_empty(listing: Listing, train: Split, val: Split, data: Data) -> None:
+    where = f"data={data.name} data.root={data.root}"
+    for part, name in ((train, "training"), (val, "validation")):
+        if len(part) == 0:
+            raise DataError(f"no {name} images", where=where, fix="add images")
+    if len(listing.classes) < 2:
+        raise DataError(
+            f"only one class, {listing.classes[0]}: nothing to tell apart",
+            where=where,
+            fix="data.root=PATH of a folder with a folder per class",
+        )
+
+
+def _leaks(
+    listing: Listing, digests: list[str], train: Split, val: Split
+) -> tuple[tuple[str, str], ...]:
+    """Pairs of a training and a validation image with equal content."""
+    by_digest = defaultdict(list)
+    for index in train.indices.tolist():
+        by_digest[digests[index]].append(index)
+    return tuple(
+        (listing.images.name(twin), listing.images.name(index))
+        for index in val.indices.tolist()
+        for twin in by_digest.get(digests[index], ())
+    )

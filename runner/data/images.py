@@ -1,0 +1,194 @@
+"""Open any image as the uint8 RGB rectangle that training, evaluation and prediction work on.
+
+The policy, one for all of them: the first frame; EXIF orientation applied; transparency laid over
+white; grayscale repeated in three channels; 16-bit scaled to 8; CMYK and palettes converted; then
+shrunk or enlarged so that the short side is the presize, and cut evenly at both ends where the long
+side exceeds a stated multiple of it.
+"""
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+"""Names that are taken for images; a folder's other files are ignored and counted."""
+
+_BACKGROUND = (255, 255, 255)
+
+
+class BrokenImageError(Exception):
+    """An image that cannot be read, with the reason."""
+
+
+class Images(Protocol):
+    """Images in a fixed order, not opened yet."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What messages and manifests call the image: a path, or a place in an array."""
+        ...
+
+    def stamp(self) -> str:
+        """A cheap key that changes when the content does."""
+        ...
+
+    def content(self, index: int) -> bytes:
+        """The bytes that tell the image from others; BrokenImageError when unreadable."""
+        ...
+
+    def open(self, index: int) -> Image.Image:
+        """The image; BrokenImageError when unreadable."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Image files below ``root``, by paths relative to it."""
+
+    root: Path
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The path relative to ``root``."""
+        return self.paths[index]
+
+    def stamp(self) -> str:
+        """Hash of every path with its size and modification time."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            try:
+                status = (self.root / path).stat()
+                digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            except OSError as error:
+                digest.update(f"{path}\0{error.errno}\n".encode())
+        return digest.hexdigest()
+
+    def content(self, index: int) -> bytes:
+        """The bytes of the file."""
+        try:
+            return (self.root / self.paths[index]).read_bytes()
+        except OSError as error:
+            raise BrokenImageError(error.strerror or str(error)) from error
+
+    def open(self, index: int) -> Image.Image:
+        """The decoded image."""
+        return decode(self.content(index))
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images (n, H, W) or (n, H, W, 3) of uint8 in memory."""
+
+    origin: str
+    array: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def name(self, index: int) -> str:
+        """The origin of the array and the place in it."""
+        return f"{self.origin}/{index:05d}"
+
+    def stamp(self) -> str:
+        """Hash of the pixels."""
+        shape = str(self.array.shape).encode()
+        return hashlib.sha256(shape + np.ascontiguousarray(self.array).tobytes()).hexdigest()
+
+    def content(self, index: int) -> bytes:
+        """The pixels."""
+        return self.array[index].tobytes()
+
+    def open(self, index: int) -> Image.Image:
+        """The image."""
+        return Image.fromarray(self.array[index])
+
+
+def decode(content: bytes) -> Image.Image:
+    """Decode a whole image file.
+
+    Raises:
+        BrokenImageError: not an image, truncated, or a decompression bomb; with the reason.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns of an image of 90 to 180 million pixels; that is a bomb to us.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)  # damaged metadata beside good pixels
+            image = Image.open(io.BytesIO(content))
+            image.load()
+            return image
+    except UnidentifiedImageError as error:
+        what = "is empty" if not content else "is not an image"
+        raise BrokenImageError(what) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BrokenImageError("is too large to decode safely (over 89 million pixels)") from error
+    except (OSError, ValueError, SyntaxError, IndexError, EOFError, MemoryError) as error:
+        # Pillow's decoders raise all of these on damaged files.
+        raise BrokenImageError(str(error) or type(error).__name__) from error
+
+
+def to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
+    """The image upright and in RGB, and the mode it was converted from, if it was."""
+    upright = ImageOps.exif_transpose(image)
+    mode = upright.mode
+    if mode == "RGB":
+        return upright, None
+    has_alpha = mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info
+    if has_alpha:
+        layer = upright.convert("RGBA")
+        background = Image.new("RGBA", layer.size, (*_BACKGROUND, 255))
+        return Image.alpha_composite(background, layer).convert("RGB"), mode
+    if mode.startswith(("I", "F")):
+        return _from_deep_gray(upright).convert("RGB"), mode
+    return upright.convert("RGB"), mode
+
+
+def _from_deep_gray(image: Image.Image) -> Image.Image:
+    """16-bit integers scaled to 8 bits; 32-bit integers and floats clipped to 0..255."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode.startswith("I;16") or (image.mode == "I" and values.max(initial=0) > 255):
+        values = values / 257
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+def rectangle(image: Image.Image, presize: int, max_aspect: float) -> NDArray[np.uint8]:
+    """An RGB image as (height, width, 3) uint8 whose short side is ``presize``.
+
+    The long side keeps its proportion up to ``max_aspect`` times the short one; what exceeds it is
+    cut off evenly at both ends. Antialiased bilinear interpolation.
+    """
+    width, height = image.size
+    longest = max_aspect * min(width, height)
+    kept_width, kept_height = min(width, longest), min(height, longest)
+    left, top = (width - kept_width) / 2, (height - kept_height) / 2
+    scale = presize / min(width, height)
+    target = (max(1, round(kept_width * scale)), max(1, round(kept_height * scale)))
+    box = (left, top, left + kept_width, top + kept_height)
+    if target != image.size or box != (0, 0, width, height):
+        image = image.resize(target, Image.Resampling.BILINEAR, box=box)
+    return np.asarray(image, dtype=np.uint8)
+
+
+def typical_short_side(images: Images, at_most: int = 200) -> int:
+    """Median short side, px, of up to ``at_most`` evenly spaced readable images; 0 for none."""
+    places = np.unique(np.linspace(0, len(images) - 1, min(at_most, len(images))).astype(int))
+    sides = []
+    for place in places:
+        try:
+            sides.append(min(images.open(int(place)).size))
+        except BrokenImageError:
+            continue
+    return int(np.median(sides)) if sides else 0

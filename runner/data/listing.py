@@ -1,0 +1,50 @@
+"""A data set before its images are opened: which images, which labels, which split."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runner.data.images import Images
+from runner.randomness import generator
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images with their labels and split, in a fixed order.
+
+    Attributes:
+        name: of the data set.
+        classes: names, in the order of the labels.
+        images: n of them.
+        labels: (n,) int64 in 0..len(classes)-1; in the training split possibly noisy on purpose.
+        is_val: (n,) bool.
+        num_ignored: files that are not images, such as Thumbs.db.
+        notes: what the user should know, one sentence each.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    images: Images
+    labels: NDArray[np.int64]
+    is_val: NDArray[np.bool_]
+    num_ignored: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def stratified_split(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Which images are held out: ``fraction`` of each class, drawn by keyed randomness.
+
+    A class of one image stays in training; any other gives at least one image to each side.
+
+    Returns:
+        (n,) bool, True for validation.
+    """
+    is_val = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        wanted = round(len(members) * fraction)
+        count = min(max(wanted, 1), len(members) - 1)
+        chosen = generator(seed, "split", int(label)).permutation(len(members))[:count]
+        is_val[members[chosen]] = True
+    return is_val

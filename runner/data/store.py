@@ -1,0 +1,230 @@
+"""Where the pixels are during training: decoded once into a file, or decoded as they are needed.
+
+Both give the same rectangles, so a run has the same result with either. The decoded file is keyed
+by content and presize, shared by all runs below one ``outputs`` folder, and mapped into memory, so
+that the operating system keeps one copy for all processes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runner.data.images import BrokenImageError, Images, rectangle, to_rgb
+from runner.errors import StorageError
+from runner.locks import locked
+
+_FORMAT = 1  # raise when stored pixels would differ
+_BYTES_PER_PIXEL = 3
+
+T = TypeVar("T")
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many are done, and how many there are."""
+
+
+class Store(Protocol):
+    """Decoded images by index."""
+
+    def rectangle(self, index: int) -> NDArray[np.uint8]:
+        """Image ``index`` as (height, width, 3) uint8, short side ``presize``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What opening every image showed.
+
+    Attributes:
+        broken: reason by index, of the images that cannot be read.
+        converted: number of images by the colour mode they were converted from.
+    """
+
+    broken: dict[int, str]
+    converted: dict[str, int]
+
+
+class CachedStore:
+    """Rectangles in one memory-mapped file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+        self._shapes = np.load(folder / "shapes.npy", allow_pickle=False)
+        self._pixels = np.memmap(folder / "pixels.u8", dtype=np.uint8, mode="r")
+
+    def rectangle(self, index: int) -> NDArray[np.uint8]:
+        """See :class:`Store`."""
+        height, width = self._shapes[index]
+        start = self._offsets[index]
+        flat = self._pixels[start : start + int(height) * int(width) * _BYTES_PER_PIXEL]
+        return flat.reshape(height, width, _BYTES_PER_PIXEL)
+
+
+@dataclass(frozen=True)
+class StreamedStore:
+    """Rectangles decoded from their files each time."""
+
+    images: Images
+    presize: int
+    max_aspect: float
+
+    def rectangle(self, index: int) -> NDArray[np.uint8]:
+        """See :class:`Store`."""
+        image, _ = to_rgb(self.images.open(index))
+        return rectangle(image, self.presize, self.max_aspect)
+
+
+def content_digests(images: Images, folder: Path, progress: Progress) -> list[str]:
+    """SHA-256 of every image's content; "" for an unreadable one. Remembered below ``folder``."""
+    remembered = folder / "digests" / f"{images.stamp()[:32]}.json"
+    if remembered.exists():
+        digests: list[str] = json.loads(remembered.read_text())
+        return digests
+
+    def digest(index: int) -> str:
+        try:
+            return hashlib.sha256(images.content(index)).hexdigest()
+        except BrokenImageError:
+            return ""
+
+    digests = list(_in_threads(digest, len(images), "reading images", progress))
+    write_whole(remembered, json.dumps(digests))
+    return digests
+
+
+def open_store(
+    images: Images,
+    digests: list[str],
+    folder: Path,
+    *,
+    presize: int,
+    max_aspect: float,
+    limit_bytes: float,
+    progress: Progress,
+) -> tuple[Store, Survey]:
+    """Open the decoded images, building the file first where it is missing.
+
+    Args:
+        images: in the order that indices refer to.
+        digests: of :func:`content_digests`.
+        folder: root of the cache.
+        presize: short side of the rectangles, px.
+        max_aspect: longest long side, as a multiple of the short one.
+        limit_bytes: a set that could become larger is streamed from its files.
+        progress: told how far the building is.
+
+    Raises:
+        StorageError: the cache cannot be written.
+    """
+    spelled = json.dumps([_FORMAT, presize, max_aspect, digests])
+    key = hashlib.sha256(spelled.encode()).hexdigest()[:32]
+    largest = len(images) * presize * presize * max_aspect * _BYTES_PER_PIXEL
+    is_cached = largest <= limit_bytes
+    target = folder / ("decoded" if is_cached else "surveyed") / f"{presize}px-{key}"
+    with locked(target.with_name(target.name + ".lock")):
+        if not target.exists():
+            _build(images, target, presize, max_aspect, keep_pixels=is_cached, progress=progress)
+    found = json.loads((target / "survey.json").read_text())
+    survey = Survey({int(index): why for index, why in found["broken"].items()}, found["converted"])
+    if is_cached:
+        return CachedStore(target), survey
+    return StreamedStore(images, presize, max_aspect), survey
+
+
+def _build(
+    images: Images,
+    target: Path,
+    presize: int,
+    max_aspect: float,
+    *,
+    keep_pixels: bool,
+    progress: Progress,
+) -> None:
+    """Decode every image into ``target``, which appears whole or not at all."""
+
+    def convert(index: int) -> tuple[NDArray[np.uint8], str | None] | str:
+        try:
+            image, mode = to_rgb(images.open(index))
+            return rectangle(image, presize, max_aspect), mode
+        except BrokenImageError as error:
+            return str(error)
+
+    # Only the holder of the lock gets here, so leftovers are of builders that were killed.
+    for leftover in target.parent.glob(f"{target.name}.tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    building = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    shapes = np.zeros((len(images), 2), np.int32)
+    offsets = np.zeros(len(images), np.int64)
+    broken: dict[int, str] = {}
+    converted: Counter[str] = Counter()
+    position = 0
+    try:
+        building.mkdir(parents=True)
+        with (building / "pixels.u8").open("wb") as file:
+            results = _in_threads(convert, len(images), "decoding images", progress)
+            for index, result in enumerate(results):
+                offsets[index] = position
+                if isinstance(result, str):
+                    broken[index] = result
+                    continue
+                pixels, mode = result
+                shapes[index] = pixels.shape[:2]
+                converted.update([mode] if mode else [])
+                if keep_pixels:
+                    position += file.write(pixels.tobytes())
+            if position == 0:
+                file.write(b"\0")  # an empty file cannot be mapped
+            file.flush()
+            os.fsync(file.fileno())
+        np.save(building / "offsets.npy", offsets)
+        np.save(building / "shapes.npy", shapes)
+        survey = {"broken": broken, "converted": dict(sorted(converted.items()))}
+        (building / "survey.json").write_text(json.dumps(survey))
+        building.rename(target)
+    except OSError as error:
+        raise _unwritable(building, error) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _in_threads(work: Callable[[int], T], count: int, what: str, progress: Progress) -> Iterator[T]:
+    """``work`` of 0..count-1 in order, a bounded number ahead of the reader at a time."""
+    workers = os.cpu_count() or 1
+    pending = iter(range(count))
+    with ThreadPoolExecutor(workers) as pool:
+        queue = [pool.submit(work, index) for index in islice(pending, 8 * workers)]
+        for done in range(count):
+            result = queue.pop(0).result()
+            for index in islice(pending, 1):
+                queue.append(pool.submit(work, index))
+            if done % 64 == 63 or done == count - 1:
+                progress(what, done + 1, count)
+            yield result
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file of the cache whole or not at all; its folder is made when missing."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"cannot write the image cache: {error.strerror or error}",
+        where=str(path.absolute()),
+        fix="free some space, or outputs=FOLDER on another disk, or data.cache_gb=0 to stream",
+    )

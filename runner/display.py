@@ -1,0 +1,124 @@
+"""What the terminal shows: a live progress bar for people, plain lines for files and pipes."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_REFRESH_SECONDS = 0.5  # how often the loss is read: on a GPU that waits for the step
+
+
+class Display:
+    """Progress of one run; use as a context manager."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._shown_at = 0.0
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def line(self, text: str) -> None:
+        """One line, printed as it is."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """Progress of a long preparation, such as decoding images."""
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=total, note="")
+            if not self.console.is_terminal:
+                self.line(f"{what} …")
+        self._progress.update(self._tasks[what], completed=done, total=total or None)
+        if total and done >= total:
+            self._progress.remove_task(self._tasks.pop(what))
+
+    def is_due(self) -> bool:
+        """Whether the next step's loss should be read and shown."""
+        return self.console.is_terminal and time.monotonic() - self._shown_at >= _REFRESH_SECONDS
+
+    def step(self, stage: str, done: int, total: int, note: str) -> None:
+        """Training is ``done`` of ``total`` steps along."""
+        self._shown_at = time.monotonic()
+        if "training" not in self._tasks:
+            self._tasks["training"] = self._progress.add_task(stage, total=total, note="")
+        self._progress.update(
+            self._tasks["training"], description=stage, completed=done, total=total, note=note
+        )
+
+    def epoch(self, row: Mapping[str, Any], num_epochs: int) -> None:
+        """One finished epoch."""
+        self.line(
+            f"epoch {row['epoch']:>{len(str(num_epochs))}}/{num_epochs}"
+            f"  size {row['size']:>3}"
+            f"  train loss {row['train_loss']:.4f}"
+            f"  val loss {row['val_loss']:.4f}"
+            f"  accuracy {row['val_accuracy']:.2%}"
+            f"  {row['images_per_second']:,.0f} images/s"
+            f"  {row['seconds']:.1f} s"
+        )
+
+    def result(self, result: Mapping[str, Any], folder: str) -> None:
+        """The closing table: plain and TTA side by side."""
+        metrics, budget = result["metrics"], result["budget"]
+        tricks = ", ".join(result["tricks"]) or "none (baseline)"
+        table = Table(title=f"tricks: {escape(tricks)}   seed: {result['seed']}")
+        table.add_column(f"{result['data']['num_val']:,} validation images")
+        views = {"plain": metrics["plain"]}
+        if "tta" in result["tricks"]:
+            views["TTA"] = metrics["tta"]
+        for name, view in views.items():
+            table.add_column(f"{name} ({view['forward_passes']}×)", justify="right")
+        low_high = [view["accuracy_ci"] for view in views.values()]
+        table.add_row("accuracy", *(f"{view['accuracy']:.2%}" for view in views.values()))
+        table.add_row("95% interval", *(f"{low:.2%} – {high:.2%}" for low, high in low_high))
+        if "top5" in metrics["plain"]:
+            table.add_row("top-5", *(f"{view['top5']:.2%}" for view in views.values()))
+        for label, key in (("log loss", "nll"), ("Brier score", "brier"), ("ECE", "ece")):
+            table.add_row(label, *(f"{view[key]:.4f}" for view in views.values()))
+        self.console.print(table)
+        self.line(
+            f"{budget['epochs']:g} epochs, {budget['images']:,} images in {budget['seconds']:.1f} s"
+            f" ({budget['images_per_second']:,.0f} images/s)"
+        )
+        self.line(f"results: {folder}")
+
+
+def print_sweep(outcomes: Sequence[Mapping[str, Any]]) -> None:
+    """The table of a sweep: a row per job, finished or failed."""
+    console = Console(highlight=False)
+    table = Table(title=f"{len(outcomes)} jobs")
+    for column in ("job", "status", "accuracy", "TTA", "results"):
+        table.add_column(column, overflow="fold")
+    for outcome in outcomes:
+        summary = outcome["summary"]
+        if summary is None:
+            table.add_row(escape(outcome["job"]), "failed", "", "", escape(outcome["error"]))
+        else:
+            tta = summary["tta"]
+            table.add_row(
+                escape(outcome["job"]),
+                summary["status"],
+                f"{summary['accuracy']:.2%}",
+                "" if tta is None else f"{tta:.2%}",
+                escape(summary["folder"]),
+            )
+    console.print(table)

@@ -1,0 +1,6 @@
+"""Image classifiers by name, and their parameters in groups from input to output."""
+
+from runner.models.build import build_model, layer_groups
+from runner.models.xresnet import xresnet
+
+__all__ = ["build_model", "layer_groups", "xresnet"]

@@ -1,0 +1,204 @@
+"""Classifiers by source and name (ours, torchvision's, timm's), and their layer groups.
+
+    >>> model = build_model("xresnet", "xresnet18", num_outputs=10, seed=0)
+    >>> early, late, head = layer_groups(model)
+
+Weights are always fresh: a trick is compared from scratch, and nothing is downloaded.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from runner.errors import ConfigError
+from runner.models.xresnet import DEPTHS, xresnet
+
+_XRESNETS = {f"xresnet{depth}": depth for depth in DEPTHS}
+
+# Without auxiliary classifiers these return plain logits while training too. `init_weights` is
+# their own default, spelled out because torchvision warns that the default will change.
+_TORCHVISION_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+
+
+def build_model(
+    source: str, name: str, num_outputs: int, *, seed: int, dropout: float = 0.0
+) -> nn.Module:
+    """A classifier from normalized images (B, 3, H, W) to logits (B, num_outputs).
+
+    Weights are drawn on the CPU from ``seed`` alone: equal arguments give equal weights, and no
+    generator of the process is moved. Some architectures take one image size only, 224 mostly.
+
+    Args:
+        source: ``xresnet`` (ours), ``torchvision`` or ``timm``.
+        name: ``xresnet18`` to ``xresnet152``, or the name that the library lists, without a tag
+            for pretrained weights.
+        num_outputs: number of logits, 1 or more.
+        seed: from 0 to 2⁶⁴ - 1.
+        dropout: probability in [0, 1). Ours and timm's models zero features before the
+            classifier; torchvision's zero them where their constructor's argument says. It
+            replaces the architecture's own default (0.5 in torchvision's VGG), so 0 means none.
+
+    Raises:
+        ConfigError: unknown source or name, timm not installed, or dropout asked of an
+            architecture that has none. The ranges are checked in ``runner.schema``.
+    """
+    builders: dict[str, Callable[[str, int, float], nn.Module]] = {
+        "xresnet": _build_xresnet,
+        "torchvision": _build_torchvision,
+        "timm": _build_timm,
+    }
+    _require_known(source, list(builders), key="model.source", owner="this package", thing="source")
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: that reseeds the accelerators too, whose state is not restored.
+        torch.default_generator.manual_seed(seed)
+        return builders[source](name, num_outputs, dropout)
+
+
+def layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:
+    """All parameters as [early body, late body, head], for freezing and graded learning rates.
+
+    Every parameter, trainable or not, is in exactly one group; the order within a group is that
+    of ``model.parameters()``. The rule is about modules in the order of their registration,
+    which is from input to output in the models of :func:`build_model`:
+
+    - The head is what timm's ``get_classifier()`` names, or else the last child with parameters.
+    - The rest is the body. Sizes are counted in modules that hold parameters themselves.
+    - The body is cut between two modules, where that comes closest to half of its size; of two
+      equally close cuts the later is taken. Only a module with more than half of the body in it
+      is cut inside, so that stages and blocks stay whole where they can.
+
+    In ResNets of 18, 34 and 50 layers that is stem and stages 1 and 2, stages 3 and 4, head, as
+    fastai groups torchvision's. A model of a single layer has an empty body.
+    """
+    head = {id(parameter) for module in _head(model) for parameter in module.parameters()}
+
+    def own_parameters(module: nn.Module) -> list[nn.Parameter]:
+        return [p for p in module.parameters(recurse=False) if id(p) not in head]
+
+    def size(module: nn.Module) -> int:
+        return sum(bool(own_parameters(each)) for each in module.modules())
+
+    half = size(model) / 2
+
+    def pieces(module: nn.Module) -> Iterator[tuple[int, list[nn.Parameter]]]:
+        """Size and parameters of each piece, from input to output."""
+        if size(module) > half:
+            own = own_parameters(module)
+            yield bool(own), own
+            for child in module.children():
+                yield from pieces(child)
+        else:
+            yield size(module), list(module.parameters())
+
+    body = list(pieces(model))
+    sizes = [piece_size for piece_size, _ in body]
+    cut = min(range(len(body) + 1), key=lambda i: (abs(sum(sizes[:i]) - half), -i))
+    early = {id(parameter) for _, parameters in body[:cut] for parameter in parameters} - head
+
+    groups: list[list[nn.Parameter]] = [[], [], []]
+    for parameter in model.parameters():
+        groups[2 if id(parameter) in head else 0 if id(parameter) in early else 1].append(parameter)
+    return groups
+
+
+def _build_xresnet(name: str, num_outputs: int, dropout: float) -> nn.Module:
+    _require_known(name, list(_XRESNETS), key="model.name", owner="this package", thing="xresnet")
+    return xresnet(_XRESNETS[name], num_outputs, dropout=dropout)
+
+
+def _build_torchvision(name: str, num_outputs: int, dropout: float) -> nn.Module:
+    # With `module` the list leaves out detection, segmentation, video and quantized models.
+    known = torchvision.models.list_models(module=torchvision.models)
+    _require_known(name, known, key="model.name", owner="torchvision", thing="classifier")
+
+    def build(**arguments: float) -> nn.Module:
+        model: nn.Module = torchvision.models.get_model(
+            name,
+            weights=None,
+            num_classes=num_outputs,
+            **_TORCHVISION_ARGUMENTS.get(name, {}),
+            **arguments,
+        )
+        return model
+
+    return _with_dropout(build, name, dropout, spellings=("dropout", "drop_rate"))
+
+
+def _build_timm(name: str, num_outputs: int, dropout: float) -> nn.Module:
+    try:
+        # Optional, and its import takes seconds.
+        import timm
+    except ImportError as error:
+        raise ConfigError(
+            "models of timm need the package timm, which is not installed",
+            where="model.source=timm",
+            fix="pip install 'trick-runner[timm]'",
+        ) from error
+    # The check also keeps names such as `hf-hub:...` out, which timm would download.
+    _require_known(name, timm.list_models(), key="model.name", owner="timm", thing="model")
+
+    def build(**arguments: float) -> nn.Module:
+        model: nn.Module = timm.create_model(
+            name, pretrained=False, num_classes=num_outputs, **arguments
+        )
+        return model
+
+    return _with_dropout(build, name, dropout, spellings=("drop_rate",))
+
+
+def _with_dropout(
+    build: Callable[..., nn.Module], name: str, dropout: float, spellings: Sequence[str]
+) -> nn.Module:
+    """Build with the first of ``spellings`` that the constructor takes.
+
+    Asking the signature is no use: the libraries' functions pass ``**kwargs`` on to classes
+    that they do not name.
+    """
+    for spelling in spellings:
+        try:
+            return build(**{spelling: dropout})
+        except TypeError as error:
+            if f"unexpected keyword argument '{spelling}'" not in str(error):
+                raise
+    if dropout == 0.0:
+        return build()
+    raise ConfigError(
+        f"the architecture {name} has no dropout",
+        where=f"model.dropout={dropout}",
+        fix="model.dropout=0.0",
+    )
+
+
+def _require_known(value: str, known: Sequence[str], *, key: str, owner: str, thing: str) -> None:
+    if value in known:
+        return
+    # People paste names with the tag of pretrained weights, as in `resnet50.a1_in1k`.
+    close = difflib.get_close_matches(value.partition(".")[0], known, n=3)
+    choices = " or ".join(f"{key}={choice}" for choice in close)
+    raise ConfigError(
+        f"{owner} has no {thing} called {value!r}",
+        where=f"{key}={value}",
+        fix=f"did you mean {choices}?" if close else f"for example {key}={known[0]}",
+    )
+
+
+def _head(model: nn.Module) -> list[nn.Module]:
+    get_classifier = getattr(model, "get_classifier", None)
+    if callable(get_classifier):
+        classifier = get_classifier()
+        # A tuple where a model has two, as the distilled transformers do.
+        found = list(classifier) if isinstance(classifier, tuple) else [classifier]
+        if any(_has_parameters(module) for module in found):
+            return found
+    return [child for child in model.children() if _has_parameters(child)][-1:]
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None

@@ -1,0 +1,64 @@
+"""The optimizer: torch's own, with the field's rules for what is decayed and what is frozen."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from runner.schema import Optim
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def build_optimizer(
+    groups: Sequence[Sequence[nn.Parameter]], optim: Optim, lr_factors: Sequence[float]
+) -> torch.optim.Optimizer:
+    """An optimizer with fresh state.
+
+    Args:
+        groups: parameters per layer group, from input to output.
+        optim: the ``optim`` group of the configuration.
+        lr_factors: learning rate of each layer group, relative to the head's.
+    """
+    parameter_groups = []
+    for parameters, factor in zip(groups, lr_factors, strict=True):
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        # Weights of convolutions and linear layers have two or more dimensions; normalization
+        # layers and biases have one, and decaying those only shifts what they scale.
+        decayed = [parameter for parameter in trained if parameter.ndim > 1]
+        others = [parameter for parameter in trained if parameter.ndim <= 1]
+        for members, decay in ((decayed, optim.weight_decay), (others, 0.0)):
+            if members:
+                parameter_groups.append(
+                    {"params": members, "weight_decay": decay, "lr_factor": factor}
+                )
+    if optim.name == "sgd":
+        return torch.optim.SGD(
+            parameter_groups, lr=0.0, momentum=0.9, nesterov=optim.nesterov, fused=True
+        )
+    return torch.optim.AdamW(
+        parameter_groups, lr=0.0, betas=(0.9, optim.beta2), eps=optim.eps, fused=True
+    )
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
+    """Set the learning rate (of the head) and the momentum of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+        if "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        else:
+            group["momentum"] = momentum
+
+
+def freeze_body(
+    model: nn.Module, groups: Sequence[Sequence[nn.Parameter]], *, frozen: bool
+) -> None:
+    """Stop or resume the training of all layer groups but the last; BatchNorms always train."""
+    for parameters in groups[:-1]:
+        for parameter in parameters:
+            parameter.requires_grad_(not frozen)
+    for module in model.modules():
+        if isinstance(module, _BATCH_NORMS):
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(True)

@@ -1,0 +1,194 @@
+"""The plan of a training run: stages, each with its steps, batch size, image size and rates.
+
+Durations are turned into steps once, here; below, every value is a pure function of the progress
+0..1 through its stage, so that a resumed run needs to know only its step.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from runner.errors import DataError
+from runner.schema import Optim, RunConfig
+from runner.tricks.resize import relative_pixels, size_at
+
+_FROZEN_WARMUP = 0.99  # fastai's fine_tune: the rate only rises while the body is frozen
+_FINE_TUNE_WARMUP = 0.3
+_FINE_TUNE_DIV = 5.0
+_FROZEN_BODY_FACTOR = 0.1  # of the head's rate, for the BatchNorms of a frozen body
+
+OfProgress = Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training with one optimizer and one cycle of its rates.
+
+    Attributes:
+        name: shown to the user.
+        num_steps: optimizer steps; the last epoch may be a part of one.
+        steps_per_epoch: batches in a pass over the training split.
+        batch_size: images per step.
+        size: image size, px, at a progress.
+        lr: learning rate of the head at a progress.
+        momentum: momentum, or β1, at a progress.
+        frozen: all but the last layer group stand still, except their BatchNorms.
+        lr_factors: learning rate of each layer group, relative to the head's.
+    """
+
+    name: str
+    num_steps: int
+    steps_per_epoch: int
+    batch_size: int
+    size: Callable[[float], int]
+    lr: OfProgress
+    momentum: OfProgress
+    frozen: bool
+    lr_factors: tuple[float, ...]
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs begun; the last may be a part of one."""
+        return math.ceil(self.num_steps / self.steps_per_epoch)
+
+
+def cosine(start: float, end: float, position: float) -> float:
+    """From ``start`` to ``end`` along half a cosine, at ``position`` in 0..1."""
+    return start + (1 + math.cos(math.pi * (1 - position))) * (end - start) / 2
+
+
+def one_cycle(progress: float, peak: float, warmup: float, div: float, div_final: float) -> float:
+    """Learning rate of the one-cycle policy (Smith 2018, arXiv:1803.09820; fastai's constants).
+
+    A cosine from ``peak / div`` to ``peak`` over the first ``warmup`` of the way, then down to
+    ``peak / div_final``.
+    """
+    if progress < warmup:
+        return cosine(peak / div, peak, progress / warmup)
+    return cosine(peak, peak / div_final, (progress - warmup) / (1 - warmup))
+
+
+def one_cycle_momentum(progress: float, high: float, low: float, warmup: float) -> float:
+    """Momentum in opposition to the rate: ``high`` → ``low`` over ``warmup``, and back."""
+    if progress < warmup:
+        return cosine(high, low, progress / warmup)
+    return cosine(low, high, (progress - warmup) / (1 - warmup))
+
+
+def flat_cosine(progress: float, peak: float, decay_from: float, div_final: float) -> float:
+    """``peak`` until ``decay_from``, then a cosine to ``peak / div_final``."""
+    if progress < decay_from:
+        return peak
+    return cosine(peak, peak / div_final, (progress - decay_from) / (1 - decay_from))
+
+
+def constant(progress: float, value: float) -> float:
+    """``value``, whatever the progress."""
+    return value
+
+
+def plan(config: RunConfig, num_train: int) -> tuple[Stage, ...]:
+    """The stages of a run on ``num_train`` images.
+
+    Raises:
+        DataError: fewer images than one batch.
+    """
+    optim, size = config.optim, config.size
+    at_full_size = partial(constant_size, size=size)
+    if config.resize.schedule == "book":
+        first = config.resize
+        whole = _stage(
+            f"{first.first_size} px",
+            first.first_epochs,
+            num_train,
+            first.first_batch_size,
+            partial(constant_size, size=first.first_size),
+            "resize.first_batch_size",
+        )
+        return (
+            _one_cycle(whole, optim, first.first_lr, optim.warmup, optim.div),
+            *_fine_tune(config, num_train, at_full_size),
+        )
+    if optim.schedule == "fine_tune":
+        return _fine_tune(config, num_train, at_full_size)
+
+    whole = _stage(
+        "training", config.budget.epochs, num_train, config.data.batch_size, at_full_size
+    )
+    if config.resize.schedule == "progressive":
+        num_steps = whole.num_steps
+        if config.resize.match == "compute":
+            num_steps = round(num_steps / relative_pixels(num_steps, size, config.resize))
+        ramp = partial(size_at, size=size, resize=config.resize)
+        whole = replace(whole, num_steps=num_steps, size=ramp)
+    if optim.schedule == "one_cycle":
+        return (_one_cycle(whole, optim, optim.lr, optim.warmup, optim.div),)
+    momentum = partial(constant, value=optim.momentum)
+    if optim.schedule == "flat_cosine":
+        rate = partial(
+            flat_cosine, peak=optim.lr, decay_from=optim.decay_from, div_final=optim.div_final
+        )
+    else:
+        rate = partial(constant, value=optim.lr)
+    return (replace(whole, lr=rate, momentum=momentum, lr_factors=_spread(optim)),)
+
+
+def constant_size(progress: float, size: int) -> int:
+    """``size``, whatever the progress."""
+    return size
+
+
+def _fine_tune(
+    config: RunConfig, num_train: int, size: Callable[[float], int]
+) -> tuple[Stage, ...]:
+    """As ``fine_tune`` of fastai: a frozen stage, then half the rate, spread over the layer groups."""
+    optim, batch_size = config.optim, config.data.batch_size
+    frozen = ()
+    if optim.freeze_epochs:
+        stage = _stage("frozen body", optim.freeze_epochs, num_train, batch_size, size)
+        factors = (*[_FROZEN_BODY_FACTOR] * (optim.layer_groups - 1), 1.0)
+        stage = replace(stage, frozen=True, lr_factors=factors)
+        frozen = (_one_cycle(stage, optim, optim.lr, _FROZEN_WARMUP, optim.div),)
+    stage = _stage("fine-tuning", config.budget.epochs, num_train, batch_size, size)
+    return (*frozen, _one_cycle(stage, optim, optim.lr / 2, _FINE_TUNE_WARMUP, _FINE_TUNE_DIV))
+
+
+def _one_cycle(stage: Stage, optim: Optim, peak: float, warmup: float, div: float) -> Stage:
+    return replace(
+        stage,
+        lr=partial(one_cycle, peak=peak, warmup=warmup, div=div, div_final=optim.div_final),
+        momentum=partial(
+            one_cycle_momentum, high=optim.momentum, low=optim.momentum_low, warmup=warmup
+        ),
+        lr_factors=stage.lr_factors if stage.frozen else _spread(optim),
+    )
+
+
+def _spread(optim: Optim) -> tuple[float, ...]:
+    """Factors in equal ratios from 1/lr_spread to 1; a single group trains at the full rate."""
+    groups = optim.layer_groups
+    if groups == 1:
+        return (1.0,)
+    return tuple(optim.lr_spread ** (group / (groups - 1) - 1) for group in range(groups))
+
+
+def _stage(
+    name: str,
+    epochs: int,
+    num_train: int,
+    batch_size: int,
+    size: Callable[[float], int],
+    batch_key: str = "data.batch_size",
+) -> Stage:
+    steps_per_epoch = num_train // batch_size
+    if steps_per_epoch == 0:
+        raise DataError(
+            f"{num_train} training images do not fill one batch of {batch_size}",
+            where=f"{batch_key}={batch_size}",
+            fix=f"{batch_key}={max(1, num_train // 4)}",
+        )
+    rate = partial(constant, value=0.0)
+    return Stage(
+        name, epochs * steps_per_epoch, steps_per_epoch, batch_size, size, rate, rate, False, (1.0,)
+    )

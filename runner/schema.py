@@ -1,0 +1,576 @@
+"""The configuration: every key with its type, range and meaning, and the checks across keys.
+
+``RunConfig`` is what the rest of the package sees: plain frozen dataclasses, one per group of
+``conf/``, filled by :func:`from_dict`. The defaults here are neutral: a group left alone changes
+nothing. Options that turn a trick on live in ``conf/``.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from runner.errors import ConfigError
+
+
+def option(
+    default: Any,
+    help: str,  # noqa: A002  the word the command line uses
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field with its one-line meaning and its allowed range (of each item, for a tuple)."""
+    limits = {"≥": at_least, ">": above, "≤": at_most, "<": below}
+    given = {sign: limit for sign, limit in limits.items() if limit is not None}
+    return field(default=default, metadata={"help": help, "limits": given})
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images, how they are split, stored and batched."""
+
+    name: Literal["fashion", "imagenette", "fashion_mnist", "cifar10", "folder", "table"] = option(
+        "fashion", "data set"
+    )
+    root: str | None = option(None, "folder or archive with the data; null: embedded or downloaded")
+    variant: Literal["full", "320", "160"] = option("160", "Imagenette: shorter side of its images")
+    label_noise: Literal[0, 1, 5, 25, 50] = option(
+        0, "Imagenette: percentage of wrong training labels, from its own noisy label file"
+    )
+    val_fraction: float = option(
+        0.2, "part held out per class where the data brings no split", above=0, below=1
+    )
+    path_column: str = option("path", "table: column with image paths, relative to the table")
+    label_column: str = option("label", "table: column with class names")
+    split_column: str | None = option(None, "table: column that says train or val; null: drawn")
+    default_size: int = option(28, "image size used where resize.size is null", at_least=1)
+    presize: int | None = option(
+        None,
+        "shorter side of the stored images, px; null: twice the final size, never enlarged",
+        at_least=1,
+    )
+    max_aspect: float = option(
+        2.0, "longest stored side / shortest; the ends beyond are cut off evenly", at_least=1
+    )
+    batch_size: int = option(64, "images per training step", at_least=1)
+    cache_gb: float = option(16.0, "larger sets stream from their files instead", at_least=0)
+    num_workers: int = option(0, "processes that read a streamed set; 0: in this one", at_least=0)
+    on_corrupt: Literal["error", "skip"] = option("error", "what a broken image does")
+    on_leak: Literal["warn", "error"] = option(
+        "warn", "what an image that is in training and validation does"
+    )
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Per-channel statistics taken off the pixels: (x/255 - mean) / std."""
+
+    source: Literal["fixed", "dataset"] = option(
+        "fixed", "fixed: mean and std as given; dataset: measured on the training split"
+    )
+    mean: tuple[float, ...] = option((0.0, 0.0, 0.0), "per channel, on pixels in 0..1")
+    std: tuple[float, ...] = option((1.0, 1.0, 1.0), "per channel, on pixels in 0..1", above=0)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random geometry and light of the training images, drawn per image."""
+
+    crop_from: Literal["square", "rectangle"] = option(
+        "square", "crops lie in a random presized square, or anywhere in the stored rectangle"
+    )
+    min_scale: float = option(1.0, "smallest crop, as a part of the area", above=0, at_most=1)
+    max_ratio: float = option(1.0, "crop width / height lies in 1/max_ratio..max_ratio", at_least=1)
+    crop_per: Literal["image", "batch"] = option(
+        "image", "one crop per image, or fastai's per batch"
+    )
+    flip: float = option(0.0, "probability of a horizontal flip", at_least=0, at_most=1)
+    max_rotate: float = option(0.0, "degrees to either side", at_least=0, at_most=180)
+    max_zoom: float = option(1.0, "largest magnification", at_least=1)
+    max_warp: float = option(0.0, "perspective: shift of the corners", at_least=0, below=1)
+    affine_probability: float = option(
+        0.75, "for each of rotate, zoom, warp", at_least=0, at_most=1
+    )
+    max_lighting: float = option(0.0, "brightness and contrast change", at_least=0, below=1)
+    lighting_probability: float = option(
+        0.75, "for each of brightness, contrast", at_least=0, at_most=1
+    )
+
+
+@dataclass(frozen=True)
+class Resize:
+    """The image size over the course of training."""
+
+    schedule: Literal["fixed", "progressive", "book"] = option(
+        "fixed",
+        "fixed; progressive: small to full size in one run; book: first_epochs at first_size, "
+        "then fine_tune at the full size",
+    )
+    size: int | None = option(
+        None, "final size, px; null: the usual one of the data", at_least=8, at_most=4096
+    )
+    initial_scale: float = option(0.5, "progressive: first size / final size", above=0, at_most=1)
+    delay: float = option(
+        0.5, "progressive: part of training held at the first size", at_least=0, at_most=1
+    )
+    finish: float = option(
+        0.2, "progressive: last part of training at the full size", at_least=0, at_most=1
+    )
+    multiple: int = option(4, "progressive: sizes are multiples of this, px", at_least=1)
+    match: Literal["epochs", "compute"] = option(
+        "epochs",
+        "progressive: same number of epochs as fixed, or as many as cost the same images × pixels",
+    )
+    first_size: int = option(128, "book: size of the first phase, px", at_least=8, at_most=4096)
+    first_epochs: int = option(4, "book: epochs of the first phase", at_least=1)
+    first_batch_size: int = option(128, "book: images per step of the first phase", at_least=1)
+    first_lr: float = option(3e-3, "book: learning rate of the first phase", above=0)
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """Mixing pairs of training images and their labels."""
+
+    probability: float = option(
+        0.0, "part of the batches (or images, with per: image) that is mixed", at_least=0, at_most=1
+    )
+    distribution: Literal["beta", "uniform"] = option(
+        "beta", "λ ~ Beta(alpha, alpha), or λ ~ U(0.5, 1)"
+    )
+    alpha: float = option(0.4, "of the Beta distribution; 0 mixes nothing", at_least=0)
+    fold: bool = option(True, "λ becomes max(λ, 1-λ)")
+    per: Literal["image", "batch"] = option("image", "one λ per image, or per batch")
+    cutmix: float = option(
+        0.0, "part of the mixing done by pasting a box instead of blending", at_least=0, at_most=1
+    )
+    cutmix_alpha: float = option(1.0, "Beta of the box's area, never folded", at_least=0)
+    until: float = option(1.0, "part of training after which mixing stops", at_least=0, at_most=1)
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Label smoothing of the training targets."""
+
+    epsilon: float = option(0.0, "mass spread evenly over all classes", at_least=0, at_most=1)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network."""
+
+    source: Literal["xresnet", "torchvision", "timm"] = option("xresnet", "where name is looked up")
+    name: str = option("xresnet18", "architecture, as its source spells it")
+    num_outputs: int | None = option(
+        None, "outputs of the head; null: the number of classes", at_least=1
+    )
+    dropout: float = option(0.0, "before the head", at_least=0, below=1)
+
+
+@dataclass(frozen=True)
+class Optim:
+    """The optimizer and its schedule."""
+
+    name: Literal["adamw", "sgd"] = option("adamw", "optimizer")
+    lr: float = option(3e-3, "peak learning rate", above=0)
+    weight_decay: float = option(0.01, "decoupled (adamw) or L2 (sgd)", at_least=0)
+    beta2: float = option(0.99, "adamw: decay of the squared gradient", at_least=0, below=1)
+    eps: float = option(1e-5, "adamw: added to the denominator", above=0)
+    nesterov: bool = option(False, "sgd: Nesterov momentum")
+    schedule: Literal["one_cycle", "flat_cosine", "constant", "fine_tune"] = option(
+        "one_cycle", "learning rate over training"
+    )
+    warmup: float = option(0.25, "one_cycle: part of training spent rising", at_least=0, below=1)
+    decay_from: float = option(
+        0.75, "flat_cosine: part of training after which it falls", at_least=0, below=1
+    )
+    div: float = option(25.0, "one_cycle: starts at lr / div", at_least=1)
+    div_final: float = option(1e5, "ends at lr / div_final", at_least=1)
+    momentum: float = option(0.95, "at the ends of one_cycle; β1 of adamw", at_least=0, below=1)
+    momentum_low: float = option(0.85, "at the peak of one_cycle", at_least=0, below=1)
+    freeze_epochs: int = option(1, "fine_tune: epochs with all but the head frozen", at_least=0)
+    lr_spread: float = option(
+        100.0, "fine_tune: first layer group trains at lr / lr_spread", at_least=1
+    )
+    layer_groups: Literal[1, 3] = option(
+        1, "groups for freezing and spread learning rates: 1, or early body | late body | head"
+    )
+
+
+@dataclass(frozen=True)
+class Tta:
+    """Test time augmentation: which views of an image are averaged."""
+
+    flip: bool = option(False, "each view also mirrored")
+    crops: int = option(1, "squares along the long side of the image", at_least=1, at_most=64)
+    corners: bool = option(False, "also the four corners at corner_scale: 5-crop")
+    corner_scale: float = option(0.875, "side of a corner crop / short side", above=0, at_most=1)
+    scales: tuple[float, ...] = option(
+        (1.0,), "sizes, as multiples of eval.size", above=0, at_most=4
+    )
+    passes: int = option(0, "views with the training augmentation", at_least=0, at_most=1000)
+    beta: float | None = option(
+        None, "weight of the plain view against the augmented mean", at_least=0, at_most=1
+    )
+    reduce: Literal["mean", "max", "logit_mean", "geometric"] = option("mean", "how views combine")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long training lasts."""
+
+    epochs: int = option(5, "passes over the training split", at_least=1, at_most=100_000)
+
+
+@dataclass(frozen=True)
+class Eval:
+    """How the validation split is evaluated."""
+
+    size: int | None = option(
+        None, "evaluation size, px; null: the final training size", at_least=8, at_most=4096
+    )
+    batch_size: int = option(256, "images per forward pass", at_least=1)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, complete: equal values and equal data give an equal result."""
+
+    data: Data = field(default_factory=Data)
+    normalize: Normalize = field(default_factory=Normalize)
+    augment: Augment = field(default_factory=Augment)
+    resize: Resize = field(default_factory=Resize)
+    mixup: Mixup = field(default_factory=Mixup)
+    smoothing: Smoothing = field(default_factory=Smoothing)
+    model: Model = field(default_factory=Model)
+    optim: Optim = field(default_factory=Optim)
+    tta: Tta = field(default_factory=Tta)
+    budget: Budget = field(default_factory=Budget)
+    eval: Eval = field(default_factory=Eval)
+    seed: int = option(0, "of every random draw", at_least=0, below=2**63)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 …")
+    precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto: bf16 where hardware has it")
+    threads: int = option(0, "CPU threads; 0: all cores", at_least=0)
+    outputs: str = option("outputs", "root of everything written")
+    force: bool = option(False, "run anew although a result exists")
+
+    @property
+    def size(self) -> int:
+        """Final training size, px."""
+        return self.resize.size or self.data.default_size
+
+    @property
+    def eval_size(self) -> int:
+        """Evaluation size, px."""
+        return self.eval.size or self.size
+
+    @property
+    def tricks(self) -> list[str]:
+        """The tricks that are on, by the values of the config and not by how it was spelled."""
+        names = {
+            "normalize": self.normalize != Normalize(),
+            "progressive_resizing": self.resize.schedule != "fixed",
+            "mixup": mixes_images(self.mixup),
+            "cutmix": pastes_boxes(self.mixup),
+            "label_smoothing": self.smoothing.epsilon > 0,
+            "tta": self.tta.passes > 0 or num_views(self.tta) > 1,
+        }
+        return [name for name, is_on in names.items() if is_on]
+
+
+def mixes_images(mixup: Mixup) -> bool:
+    """Whether some images are blended."""
+    blends = mixup.distribution == "uniform" or mixup.alpha > 0
+    return mixup.probability > 0 and mixup.until > 0 and mixup.cutmix < 1 and blends
+
+
+def pastes_boxes(mixup: Mixup) -> bool:
+    """Whether some images get a box of another pasted in."""
+    is_on = mixup.probability > 0 and mixup.until > 0
+    return is_on and mixup.cutmix > 0 and mixup.cutmix_alpha > 0
+
+
+def num_views(tta: Tta) -> int:
+    """Deterministic views per image; 1 is the plain evaluation."""
+    squares = tta.crops + (4 if tta.corners else 0)
+    return squares * (2 if tta.flip else 1) * len(tta.scales)
+
+
+def default_dict() -> dict[str, Any]:
+    """The defaults of every key as nested plain containers: what ``conf/`` is merged onto."""
+    plain: dict[str, Any] = _plain(asdict(RunConfig()))
+    return plain
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The values of ``config`` as nested plain containers, ready for JSON and YAML."""
+    plain: dict[str, Any] = _plain(asdict(config))
+    return plain
+
+
+def from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """Check ``values`` and return them typed.
+
+    Raises:
+        ConfigError: naming every unknown key (with the nearest known one), value of a wrong type
+            and value out of range, then every contradiction between keys.
+    """
+    problems: list[tuple[str, str]] = []
+    config = _build(RunConfig, values, "", problems)
+    if not problems:
+        problems = _contradictions(config)
+    if problems:
+        raise ConfigError(
+            "\n".join(problem for problem, _ in problems),
+            fix="; ".join(dict.fromkeys(fix for _, fix in problems if fix)),
+        )
+    return config
+
+
+def known_keys(kind: type = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of the configuration."""
+    hints = get_type_hints(kind)
+    keys = []
+    for item in fields(kind):
+        if is_dataclass(hints[item.name]):
+            keys += known_keys(hints[item.name], f"{prefix}{item.name}.")
+        else:
+            keys.append(prefix + item.name)
+    return keys
+
+
+def nearest(word: str, choices: Sequence[str]) -> str | None:
+    """The choice that ``word`` was probably meant to be, if any is close."""
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    if close:
+        return close[0]
+    # A dotted key is often right in its last part and wrong in its group, or the reverse.
+    tails = {choice.rpartition(".")[2]: choice for choice in choices}
+    close = difflib.get_close_matches(word.rpartition(".")[2], list(tails), n=1, cutoff=0.75)
+    return tails[close[0]] if close else None
+
+
+def unknown_key(key: str) -> tuple[str, str]:
+    """The message and the fix for a key that does not exist."""
+    guess = nearest(key, known_keys() + [item.name for item in fields(RunConfig)])
+    group = key.rpartition(".")[0]
+    choices = [item.rpartition(".")[2] for item in known_keys() if item.rpartition(".")[0] == group]
+    if not choices:
+        choices = [item.name for item in fields(RunConfig)]
+    message = f"unknown key {key}" + (f" (did you mean {guess}?)" if guess else "")
+    place = f"keys of {group}" if group else "top-level keys"
+    return message, f"{place}: {', '.join(choices)}"
+
+
+def _build(kind: Any, values: Any, prefix: str, problems: list[tuple[str, str]]) -> Any:
+    """An instance of the dataclass ``kind``; what is wrong is appended to ``problems``."""
+    if not isinstance(values, Mapping):
+        problems.append((f"{prefix.rstrip('.')}={values!r} must hold keys, not one value", ""))
+        return kind()
+    hints = get_type_hints(kind)
+    known = {item.name: item for item in fields(kind)}
+    problems.extend(unknown_key(f"{prefix}{key}") for key in values if key not in known)
+    checked = {}
+    for name, item in known.items():
+        if name not in values:
+            continue
+        key = prefix + name
+        if is_dataclass(hints[name]):
+            checked[name] = _build(hints[name], values[name], f"{key}.", problems)
+            continue
+        try:
+            checked[name] = _convert(hints[name], values[name])
+            _check_limits(item, checked[name])
+        except ValueError as error:
+            problems.append((f"{key}={_shown(values[name])}: {error}", f"{item.metadata['help']}"))
+            checked[name] = item.default if item.default is not MISSING else None
+    return kind(**checked)
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    """``value`` as the type ``hint``; ValueError says what was expected."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        if value is None:
+            return None
+        (inner,) = (arm for arm in get_args(hint) if arm is not NoneType)
+        return _convert(inner, value)
+    if origin is Literal:
+        choices = get_args(hint)
+        for choice in choices:
+            if str(value) == str(choice) and not isinstance(value, bool):
+                return choice
+        guess = nearest(str(value), [str(choice) for choice in choices])
+        hint_text = f" (did you mean {guess}?)" if guess else ""
+        raise ValueError(f"not one of {', '.join(map(str, choices))}{hint_text}")
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or not value:
+            raise ValueError("expected a list such as [0.5, 0.5, 0.5]")
+        return tuple(_convert(get_args(hint)[0], item) for item in value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ValueError("expected a finite number")
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if hint is int and (not isinstance(value, int) or isinstance(value, bool)):
+        raise ValueError("expected a whole number")
+    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)  # a folder may be called 2024
+    if not isinstance(value, hint):
+        names = {float: "a number", bool: "true or false", str: "text"}
+        raise ValueError(f"expected {names.get(hint, hint)}")
+    return value
+
+
+def _check_limits(item: Field[Any], value: Any) -> None:
+    limits: dict[str, float] = item.metadata["limits"]
+    holds = {"≥": float.__ge__, ">": float.__gt__, "≤": float.__le__, "<": float.__lt__}
+    for number in value if isinstance(value, tuple) else (value,):
+        if number is not None and not all(
+            holds[sign](float(number), float(limit)) for sign, limit in limits.items()
+        ):
+            allowed = " and ".join(f"{sign} {limit:g}" for sign, limit in limits.items())
+            raise ValueError(f"out of range, must be {allowed}")
+
+
+def _contradictions(config: RunConfig) -> list[tuple[str, str]]:
+    """What each key allows but together makes no sense: (problem, fix) pairs."""
+    found = []
+    normalize, resize, tta, optim = config.normalize, config.resize, config.tta, config.optim
+    for name in ("mean", "std"):
+        if len(getattr(normalize, name)) != 3:
+            found.append(
+                (
+                    f"normalize.{name} has {len(getattr(normalize, name))} values: images are RGB",
+                    f"normalize.{name}=[0.5,0.5,0.5]",
+                )
+            )
+    if resize.delay + resize.finish > 1:
+        found.append(
+            (
+                f"resize.delay={resize.delay} + resize.finish={resize.finish} exceed 1, "
+                "the whole of training",
+                "resize.delay=0.5 resize.finish=0.2",
+            )
+        )
+    if resize.schedule == "progressive" and config.size % resize.multiple:
+        found.append(
+            (
+                f"resize.size={config.size} is not a multiple of resize.multiple={resize.multiple}",
+                f"resize.size={-(-config.size // resize.multiple) * resize.multiple}",
+            )
+        )
+    if resize.schedule == "book" and resize.first_size > config.size:
+        found.append(
+            (
+                f"resize.first_size={resize.first_size} is larger than the final "
+                f"size {config.size}",
+                f"resize.first_size={config.size // 2}",
+            )
+        )
+    if tta.passes and num_views(tta) > 1:
+        found.append(
+            (
+                f"tta.passes={tta.passes} does not combine with flip, crops, corners or scales",
+                "tta=book, or tta.passes=0",
+            )
+        )
+    if tta.beta is not None and tta.reduce != "mean":
+        found.append(
+            (
+                f"tta.beta={tta.beta} weighs a mean, but tta.reduce={tta.reduce}",
+                "tta.beta=null",
+            )
+        )
+    if tta.crops % 2 == 0 and tta.corners:
+        found.append(("tta.corners=true needs the centre crop", "tta.crops=1"))
+    if optim.schedule == "fine_tune" and resize.schedule == "book":
+        found.append(
+            (
+                "resize=book brings its own fine_tune phase, optim.schedule=fine_tune another",
+                "optim.schedule=one_cycle",
+            )
+        )
+    return found
+
+
+def without_effect(config: RunConfig) -> list[str]:
+    """Keys set away from their default that this configuration never reads."""
+    default = RunConfig()
+    mixup, optim, resize = config.mixup, config.optim, config.resize
+    reads = {
+        "mixup": {
+            "probability": True,
+            "cutmix": mixup.probability > 0,
+            "until": mixup.probability > 0,
+            "per": mixup.probability > 0,
+            "distribution": mixup.probability > 0 and mixup.cutmix < 1,
+            "alpha": mixup.probability > 0 and mixup.cutmix < 1 and mixup.distribution == "beta",
+            "fold": mixup.probability > 0 and mixup.cutmix < 1 and mixup.distribution == "beta",
+            "cutmix_alpha": mixup.probability > 0 and mixup.cutmix > 0,
+        },
+        "resize": {
+            **dict.fromkeys(
+                ("initial_scale", "delay", "finish", "multiple", "match"),
+                resize.schedule == "progressive",
+            ),
+            **dict.fromkeys(
+                ("first_size", "first_epochs", "first_batch_size", "first_lr"),
+                resize.schedule == "book",
+            ),
+        },
+        "optim": {
+            "nesterov": optim.name == "sgd",
+            "beta2": optim.name == "adamw",
+            "eps": optim.name == "adamw",
+            "decay_from": optim.schedule == "flat_cosine",
+            "freeze_epochs": optim.schedule == "fine_tune" or resize.schedule == "book",
+            "lr_spread": optim.layer_groups > 1,
+        },
+        "data": {
+            "variant": config.data.name == "imagenette",
+            "label_noise": config.data.name == "imagenette",
+            "val_fraction": config.data.name in ("folder", "table"),
+            "path_column": config.data.name == "table",
+            "label_column": config.data.name == "table",
+            "split_column": config.data.name == "table",
+        },
+        "tta": {
+            "reduce": config.tta.passes > 0 or num_views(config.tta) > 1,
+            "beta": config.tta.passes > 0,
+            "corner_scale": config.tta.corners,
+        },
+        "normalize": {
+            "mean": config.normalize.source == "fixed",
+            "std": config.normalize.source == "fixed",
+        },
+    }
+    unread = []
+    for group, keys in reads.items():
+        for name, is_read in keys.items():
+            value = getattr(getattr(config, group), name)
+            if not is_read and value != getattr(getattr(default, group), name):
+                unread.append(f"{group}.{name}={_shown(value)}")
+    return unread
+
+
+def _shown(value: Any) -> str:
+    """``value`` as the command line spells it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_shown(item) for item in value) + "]"
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

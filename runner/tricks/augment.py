@@ -1,0 +1,269 @@
+"""Augmentation: crop, flip, rotate, zoom and warp composed into one interpolation, then light.
+
+Every geometric part is a homography of the plane, so their product is one, and the image is
+sampled once. The constants of ``augment=standard`` are those of fastai's ``aug_transforms``.
+
+Coordinates are (x, y) with -1 and 1 at the outer edges of the region that is sampled. A homography
+maps a point of the output to the point of the input that it shows.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from runner.randomness import generator, uniforms
+from runner.schema import Augment
+
+_CROP_ATTEMPTS = 10  # as in torchvision and fastai, before falling back to the whole image
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random parameters of n images; row i belongs to image i of the split.
+
+    Attributes:
+        place: (n, 2) in 0..1, where the square lies in the rectangle: x, y.
+        crop_scale: (n, 10) part of the area, ten attempts.
+        crop_ratio: (n, 10) width / height, ten attempts.
+        crop_place: (n, 2) in 0..1, where the crop lies: x, y.
+        flip: (n,) bool.
+        angle: (n,) degrees.
+        zoom: (n,) ≥ 1.
+        zoom_centre: (n, 2) in 0..1.
+        warp: (n, 2) shift of the corners in x and y.
+        brightness: (n,) in 0..1, added in logit space; 0.5 is neutral.
+        contrast: (n,) > 0, multiplied in logit space; 1 is neutral.
+    """
+
+    place: Floats
+    crop_scale: Floats
+    crop_ratio: Floats
+    crop_place: Floats
+    flip: NDArray[np.bool_]
+    angle: Floats
+    zoom: Floats
+    zoom_centre: Floats
+    warp: Floats
+    brightness: Floats
+    contrast: Floats
+
+    def rows(self, indices: NDArray[np.int64]) -> "Draws":
+        """The parameters of the images at ``indices``, (N,)."""
+        return Draws(*(getattr(self, item.name)[indices] for item in fields(self)))
+
+
+def draw(augment: Augment, count: int, seed: int, purpose: str, *position: int) -> Draws:
+    """The parameters of ``count`` images at one position, such as an epoch or a TTA pass."""
+
+    def uniform(name: str, low: float, high: float) -> Floats:
+        return low + (high - low) * uniforms(count, seed, f"{purpose}.{name}", *position)
+
+    def pair(name: str, low: float, high: float) -> Floats:
+        return np.stack([uniform(f"{name}.{axis}", low, high) for axis in "xy"], axis=1)
+
+    def sometimes(name: str, probability: float, values: Floats, neutral: float) -> Floats:
+        happens = uniforms(count, seed, f"{purpose}.{name}?", *position) < probability
+        return np.where(happens, values, neutral)
+
+    def attempts(name: str, low: float, high: float) -> Floats:
+        rng = generator(seed, f"{purpose}.{name}", *position)
+        return low + (high - low) * rng.random((count, _CROP_ATTEMPTS))
+
+    affine, light = augment.affine_probability, augment.lighting_probability
+    log_ratio, log_contrast = np.log(augment.max_ratio), np.log(1 - augment.max_lighting)
+    warp = pair("warp", -augment.max_warp, augment.max_warp)
+    return Draws(
+        place=pair("place", 0, 1),
+        crop_scale=attempts("crop_scale", augment.min_scale, 1),
+        crop_ratio=np.exp(attempts("crop_ratio", -log_ratio, log_ratio)),
+        crop_place=pair("crop_place", 0, 1),
+        flip=uniforms(count, seed, f"{purpose}.flip", *position) < augment.flip,
+        angle=sometimes("angle", affine, uniform("angle", -1, 1) * augment.max_rotate, 0),
+        zoom=sometimes("zoom", affine, uniform("zoom", 1, augment.max_zoom), 1),
+        zoom_centre=pair("zoom_centre", 0, 1),
+        warp=np.stack(
+            [
+                sometimes("warp.x", affine, warp[:, 0], 0),
+                sometimes("warp.y", affine, warp[:, 1], 0),
+            ],
+            axis=1,
+        ),
+        brightness=sometimes(
+            "brightness",
+            light,
+            0.5 + 0.5 * uniform("brightness", -1, 1) * augment.max_lighting,
+            0.5,
+        ),
+        contrast=sometimes(
+            "contrast", light, np.exp(uniform("contrast", log_contrast, -log_contrast)), 1
+        ),
+    )
+
+
+def changes_geometry(augment: Augment) -> bool:
+    """Whether images are sampled at all, or only resized."""
+    return (
+        augment.crop_from == "rectangle"
+        or augment.min_scale < 1
+        or augment.flip > 0
+        or augment.max_rotate > 0
+        or augment.max_zoom > 1
+        or augment.max_warp > 0
+    )
+
+
+def homographies(draws: Draws, extents: NDArray[np.int64], *, one_crop: bool = False) -> Floats:
+    """The maps (N, 3, 3) from output to input points: warp · flip · rotate · zoom · crop.
+
+    Args:
+        draws: of N images.
+        extents: (N, 2), height and width of the region that each image is sampled from.
+        one_crop: the whole batch shares the crop of its first image, as in fastai.
+    """
+    height, width = extents[:, 0].astype(np.float64), extents[:, 1].astype(np.float64)
+    if one_crop:
+        first = np.zeros(len(extents), np.int64)
+        scale, ratio, place = (
+            draws.crop_scale[first],
+            draws.crop_ratio[first],
+            draws.crop_place[first],
+        )
+    else:
+        scale, ratio, place = draws.crop_scale, draws.crop_ratio, draws.crop_place
+    crop = _crop(scale, ratio, place, height, width)
+    zoom = _zoom(draws.zoom, draws.zoom_centre)
+    rotate = _rotate(np.deg2rad(draws.angle), height, width)
+    flip = _identity(len(extents))
+    flip[:, 0, 0] = np.where(draws.flip, -1.0, 1.0)
+    composed: Floats = _warp(draws.warp) @ flip @ rotate @ zoom @ crop
+    return composed
+
+
+def resample(images: Tensor, maps: Tensor, extents: Tensor, size: int) -> Tensor:
+    """Sample each image once through its homography; beyond the region it is mirrored.
+
+    Args:
+        images: (N, C, H, W) float; image n fills the top left ``extents[n]`` of it.
+        maps: (N, 3, 3) float from output to input points.
+        extents: (N, 2) float, height and width of each region, px.
+        size: of the output, px.
+
+    Returns:
+        (N, C, size, size), bilinear; when the region shrinks by more than 2×, it is averaged over
+        areas first, so that nothing aliases.
+    """
+    shrink = min(images.shape[-2:]) / size / 2
+    if shrink > 1:
+        before = torch.tensor(images.shape[-2:], device=images.device)
+        images = F.interpolate(
+            images, scale_factor=1 / shrink, mode="area", recompute_scale_factor=True
+        )
+        after = torch.tensor(images.shape[-2:], device=images.device)
+        extents = extents * after / before
+    axis = (torch.arange(size, device=images.device, dtype=maps.dtype) + 0.5) * 2 / size - 1
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    points = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(1, -1, 3)
+    mapped = points @ maps.transpose(1, 2)
+    # A warp near its limit can put the horizon on a pixel; the clamp keeps it finite.
+    source = mapped[..., :2] / mapped[..., 2:].clamp_min(1e-6)
+    mirrored = 1 - (torch.remainder(source + 1, 4) - 2).abs()
+    regions = extents.flip(1).unsqueeze(1)  # (N, 1, 2): width, height, as x and y
+    # Half a pixel inside the edge, so that bilinear weights never reach out of the region.
+    limit = 1 - 1 / regions
+    mirrored = torch.maximum(torch.minimum(mirrored, limit), -limit)
+    canvas = torch.tensor([images.shape[-1], images.shape[-2]], device=images.device)
+    grid = (mirrored + 1) * regions / canvas - 1
+    return F.grid_sample(
+        images,
+        grid.view(len(images), size, size, 2).to(images.dtype),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
+
+
+def light(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
+    """Change brightness and contrast in logit space, where pixels cannot leave 0..1.
+
+    Args:
+        images: (N, C, H, W) float in 0..1.
+        brightness: (N,) in 0..1; 0.5 is neutral.
+        contrast: (N,) > 0; 1 is neutral.
+    """
+    shape = (-1, 1, 1, 1)
+    shift = torch.logit(brightness).view(shape)
+    return torch.sigmoid((torch.logit(images, eps=1e-7) + shift) * contrast.view(shape))
+
+
+def _identity(count: int) -> Floats:
+    return np.tile(np.eye(3), (count, 1, 1))
+
+
+def _crop(scale: Floats, ratio: Floats, place: Floats, height: Floats, width: Floats) -> Floats:
+    """RandomResizedCrop: the first attempt that fits, else the largest box within the ratio."""
+    area = scale * (height * width)[:, None]
+    tried_width, tried_height = np.sqrt(area * ratio), np.sqrt(area / ratio)
+    slack = 1 + 1e-9  # a full crop of a square must count as fitting
+    fits = (tried_width <= width[:, None] * slack) & (tried_height <= height[:, None] * slack)
+    first = np.argmax(fits, axis=1)
+    rows = np.arange(len(scale))
+    limit = np.maximum(np.max(ratio, axis=1), 1 / np.min(ratio, axis=1))
+    fallback_width = np.minimum(width, height * limit)
+    fallback_height = np.minimum(height, width * limit)
+    any_fits = fits.any(axis=1)
+    crop_width = np.where(any_fits, tried_width[rows, first], fallback_width) / width
+    crop_height = np.where(any_fits, tried_height[rows, first], fallback_height) / height
+    centred = np.where(any_fits[:, None], place, 0.5)
+    result = _identity(len(scale))
+    result[:, 0, 0], result[:, 1, 1] = crop_width, crop_height
+    result[:, 0, 2] = (1 - crop_width) * (2 * centred[:, 0] - 1)
+    result[:, 1, 2] = (1 - crop_height) * (2 * centred[:, 1] - 1)
+    return result
+
+
+def _zoom(zoom: Floats, centre: Floats) -> Floats:
+    scale = 1 / zoom
+    result = _identity(len(zoom))
+    result[:, 0, 0] = result[:, 1, 1] = scale
+    result[:, :2, 2] = (1 - scale)[:, None] * (2 * centre - 1)
+    return result
+
+
+def _rotate(angle: Floats, height: Floats, width: Floats) -> Floats:
+    """A rotation in pixels, so that a rectangle does not shear."""
+    result = _identity(len(angle))
+    result[:, 0, 0] = result[:, 1, 1] = np.cos(angle)
+    result[:, 0, 1] = np.sin(angle) * height / width
+    result[:, 1, 0] = -np.sin(angle) * width / height
+    return result
+
+
+def _warp(warp: Floats) -> Floats:
+    """The homography that takes the corners, shifted by ``warp``, back to their places."""
+    x, y = warp[:, 0], warp[:, 1]
+    corners = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=np.float64)
+    shifted = np.stack(
+        [
+            np.stack([-1 - y, -1 - x], axis=1),
+            np.stack([-1 + y, 1 + x], axis=1),
+            np.stack([1 + y, -1 + x], axis=1),
+            np.stack([1 - y, 1 - x], axis=1),
+        ],
+        axis=1,
+    )
+    system, target = np.zeros((len(warp), 8, 8)), np.tile(corners.reshape(8, 1), (len(warp), 1, 1))
+    for corner in range(4):
+        px, py = shifted[:, corner, 0], shifted[:, corner, 1]
+        for axis in range(2):
+            row = system[:, 2 * corner + axis]
+            row[:, 3 * axis], row[:, 3 * axis + 1], row[:, 3 * axis + 2] = px, py, 1
+            row[:, 6] = -corners[corner, axis] * px
+            row[:, 7] = -corners[corner, axis] * py
+    solved = np.linalg.solve(system, target)[..., 0]
+    return np.concatenate([solved, np.ones((len(warp), 1))], axis=1).reshape(-1, 3, 3)

@@ -1,0 +1,108 @@
+"""Mixup (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899).
+
+Each image gets a partner out of its batch and a weight λ: blended, λ·own + (1-λ)·partner, or with
+a box of the partner pasted in whose area is 1-λ. The targets are blended by the same λ (for a box,
+by the area that was really covered).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from runner.schema import Mixup
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What is mixed with what, for one batch of N images.
+
+    Attributes:
+        partner: (N,) int64, a permutation of the batch.
+        weight: (N,) float32 in 0..1, of the image's own pixels.
+        boxes: (N, 4) int64, top, bottom, left, right of the partner's pasted box; may be empty.
+        share: (N,) float32 in 0..1, of the image's own label.
+    """
+
+    partner: Tensor
+    weight: Tensor
+    boxes: Tensor
+    share: Tensor
+
+    def to(self, device: torch.device) -> "Mix":
+        """The same on ``device``."""
+        parts = (self.partner, self.weight, self.boxes, self.share)
+        return Mix(*(part.to(device, non_blocking=True) for part in parts))
+
+
+def draw(rng: np.random.Generator, mixup: Mixup, num_images: int, height: int, width: int) -> Mix:
+    """Draw the partners, weights and boxes of one batch.
+
+    A batch of one image is mixed with itself, which changes nothing.
+    """
+    count = num_images if mixup.per == "image" else 1
+    # Every draw is made whatever the settings, so that settings do not shift one another's draws.
+    partner = rng.permutation(num_images)
+    is_mixed = rng.random(count) < mixup.probability
+    is_cut = rng.random(count) < mixup.cutmix
+    uniform = rng.uniform(0.5, 1.0, count)
+    centre = rng.random((count, 2))
+    area = 1 - (
+        rng.beta(mixup.cutmix_alpha, mixup.cutmix_alpha, count) if mixup.cutmix_alpha else 1
+    )
+    blend = _blend_weight(rng, mixup, count) if mixup.distribution == "beta" else uniform
+
+    weight = np.where(is_mixed & ~is_cut, blend, 1.0)
+    boxes = _boxes(np.where(is_mixed & is_cut, area, 0.0), centre, height, width)
+    covered = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / (height * width)
+    share = np.where(is_cut, 1 - covered, weight)
+    rows = (num_images,)
+    return Mix(
+        torch.from_numpy(partner),
+        torch.from_numpy(np.broadcast_to(weight, rows).astype(np.float32)),
+        torch.from_numpy(np.broadcast_to(boxes, (num_images, 4)).copy()),
+        torch.from_numpy(np.broadcast_to(share, rows).astype(np.float32)),
+    )
+
+
+def mix_images(images: Tensor, mix: Mix) -> Tensor:
+    """Blend or paste each image's partner into it.
+
+    Args:
+        images: (N, C, H, W) float.
+        mix: of the same N, drawn for the same H and W.
+    """
+    partners = images[mix.partner]
+    mixed = torch.lerp(partners, images, mix.weight.view(-1, 1, 1, 1).to(images.dtype))
+    height, width = images.shape[-2:]
+    rows = torch.arange(height, device=images.device).view(1, -1, 1)
+    columns = torch.arange(width, device=images.device).view(1, 1, -1)
+    top, bottom, left, right = (edge.view(-1, 1, 1) for edge in mix.boxes.unbind(1))
+    inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+    return torch.where(inside.unsqueeze(1), partners, mixed)
+
+
+def mix_targets(targets: Tensor, mix: Mix) -> Tensor:
+    """Blend each row of ``targets``, (N, K) float, with its partner's, by the share of the mix."""
+    return torch.lerp(targets[mix.partner], targets, mix.share.view(-1, 1))
+
+
+def _blend_weight(rng: np.random.Generator, mixup: Mixup, count: int) -> NDArray[np.float64]:
+    if mixup.alpha == 0:  # the limit of Beta(α, α) for α → 0, folded: all weight on one image
+        return np.ones(count)
+    drawn = rng.beta(mixup.alpha, mixup.alpha, count)
+    return np.maximum(drawn, 1 - drawn) if mixup.fold else drawn
+
+
+def _boxes(
+    area: NDArray[np.float64], centre: NDArray[np.float64], height: int, width: int
+) -> NDArray[np.int64]:
+    """Boxes (n, 4) of the wanted part of the area around ``centre``, clipped to the image."""
+    extent = np.array([height, width])
+    half = np.floor(np.sqrt(area)[:, None] * extent).astype(np.int64)
+    middle = np.floor(centre * extent).astype(np.int64)
+    start = np.clip(middle - half // 2, 0, extent)
+    stop = np.clip(middle - half // 2 + half, 0, extent)
+    return np.stack([start[:, 0], stop[:, 0], start[:, 1], stop[:, 1]], axis=1)

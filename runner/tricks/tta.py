@@ -1,0 +1,90 @@
+"""Test time augmentation: several views of an image, their predictions combined.
+
+Deterministic views are squares cut from the original rectangle, mirrored, at several sizes; random
+ones repeat the training augmentation, as fastai's ``learn.tta()`` does.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from runner.schema import Tta
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to look at an image.
+
+    Attributes:
+        x: place of the square along the width, 0 left .. 1 right.
+        y: place of the square along the height, 0 top .. 1 bottom.
+        side: side of the square / short side of the image, in 0..1.
+        flip: mirrored.
+        scale: size / evaluation size.
+    """
+
+    x: float = 0.5
+    y: float = 0.5
+    side: float = 1.0
+    flip: bool = False
+    scale: float = 1.0
+
+
+PLAIN = View()
+
+
+def views(tta: Tta) -> list[View]:
+    """The deterministic views of ``tta``; just the plain one where nothing is asked for."""
+    places = [step / (tta.crops - 1) for step in range(tta.crops)] if tta.crops > 1 else [0.5]
+    # A square as high as a wide image has no room to move vertically, so one number sets both.
+    squares = [(place, place, 1.0) for place in places]
+    if tta.corners:
+        squares += [(x, y, tta.corner_scale) for x, y in product((0.0, 1.0), repeat=2)]
+    flips = (False, True) if tta.flip else (False,)
+    return [
+        View(x, y, side, flip, scale)
+        for scale, (x, y, side), flip in product(tta.scales, squares, flips)
+    ]
+
+
+def cut(rectangle: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
+    """The square that ``view`` shows of an image (H, W, C), unscaled and unmirrored."""
+    height, width = rectangle.shape[:2]
+    side = max(1, round(min(height, width) * view.side))
+    top, left = round(view.y * (height - side)), round(view.x * (width - side))
+    return rectangle[top : top + side, left : left + side]
+
+
+def combine(plain: Tensor, others: Tensor, tta: Tta) -> Tensor:
+    """One prediction per image from those of its views.
+
+    Args:
+        plain: (N, K) probabilities of the plain view.
+        others: (V, N, K) probabilities of the views of :func:`views`, or of ``tta.passes`` with
+            the training augmentation.
+        tta: for ``mean``, the average of ``others``, blended with ``tta.beta`` of ``plain`` where
+            that is set; the other reductions of random passes include the plain view.
+
+    Returns:
+        (N, K) probabilities, rows summing to 1.
+    """
+    if tta.passes and tta.reduce != "mean":
+        others = torch.cat([plain.unsqueeze(0), others])
+    reduced = _reduce(others, tta.reduce)
+    return reduced if tta.beta is None else torch.lerp(reduced, plain, tta.beta)
+
+
+def _reduce(probabilities: Tensor, how: str) -> Tensor:
+    if how == "mean":
+        return probabilities.mean(dim=0)
+    if how == "max":
+        combined = probabilities.amax(dim=0)
+        return combined / combined.sum(dim=1, keepdim=True)
+    # The mean of logits and the geometric mean of probabilities differ by a factor per row, which
+    # the normalization removes: they are one reduction under the two names in use.
+    tiny = torch.finfo(probabilities.dtype).tiny
+    return torch.softmax(probabilities.clamp_min(tiny).log().mean(dim=0), dim=1)
