@@ -10,11 +10,9 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -44,14 +42,11 @@ GROUPS = (
 
 
 def register() -> None:
-    """Tell Hydra the defaults of every key and our sweeper; call before ``hydra.main``."""
-    from runner.sweep import CheckedSweeper
-
+    """Tell Hydra the defaults of every key, and our sweeper; call before ``hydra.main``."""
     store = ConfigStore.instance()
     store.store(name="base", node=schema.default_dict())
-    sweeper = {"_target_": f"{CheckedSweeper.__module__}.{CheckedSweeper.__qualname__}"}
+    sweeper = {"_target_": "hydra_plugins.trick_runner.CheckedSweeper"}
     store.store(group="hydra/sweeper", name="checked", node=sweeper)
-    Plugins.instance().register(CheckedSweeper)
 
 
 def run_config(composed: DictConfig) -> RunConfig:
@@ -61,11 +56,11 @@ def run_config(composed: DictConfig) -> RunConfig:
         ConfigError: for unknown keys, wrong types and values out of range.
     """
     try:
-        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        ours = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+        values = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error), where=getattr(error, "full_key", "") or "") from error
     assert isinstance(values, dict)
-    values.pop("hydra", None)
     return schema.from_dict({str(key): value for key, value in values.items()})
 
 
@@ -101,13 +96,13 @@ def check_arguments(arguments: Sequence[str]) -> None:
                 fix="run the command again: python -m runner.train …",
             )
         key, separator, value = argument.lstrip("+~").partition("=")
-        if separator and key.split("@")[0].split("/")[0] in GROUPS:
-            if "." not in key and re.search(r"(^|[\[,'\"/])\s*(\.\.|/)", value):
-                raise ConfigError(
-                    "an option is a name, not a path",
-                    where=argument,
-                    fix=f"--config-dir DIR, where DIR/{key}/NAME.yaml is {key}=NAME",
-                )
+        is_choice = separator and key.split("@")[0].split("/")[0] in GROUPS
+        if is_choice and re.search(r"(^|[\[,'\"/])\s*(\.\.|/)", value):
+            raise ConfigError(
+                "an option is a name, not a path",
+                where=argument,
+                fix=f"--config-dir DIR, where DIR/{key}/NAME.yaml is {key}=NAME",
+            )
 
 
 def translated(error: Exception) -> ConfigError | None:
@@ -172,8 +167,3 @@ def _bad_composition(error: ConfigCompositionException) -> ConfigError:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-def plain(config: RunConfig) -> dict[str, Any]:
-    """The values of ``config`` for files, with what looks like a secret blanked out."""
-    return schema.to_dict(config)

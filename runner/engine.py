@@ -134,7 +134,7 @@ def train_step(
     targets = smooth(targets, epsilon)
     loss = F.cross_entropy(learner.logits(images), targets)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     gradients = [p.grad for group in learner.groups for p in group if p.grad is not None]
     if not torch.isfinite(loss.detach() + torch.nn.utils.get_total_norm(gradients)):
         raise TrainingError(f"the loss or a gradient is not finite (loss {float(loss):g})")

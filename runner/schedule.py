@@ -142,9 +142,9 @@ def constant_size(progress: float, size: int) -> int:
 def _fine_tune(
     config: RunConfig, num_train: int, size: Callable[[float], int]
 ) -> tuple[Stage, ...]:
-    """As ``fine_tune`` of fastai: a frozen stage, then half the rate, spread over the layer groups."""
+    """As fastai's: a frozen stage, then one at half the rate, spread over the layer groups."""
     optim, batch_size = config.optim, config.data.batch_size
-    frozen = ()
+    frozen: tuple[Stage, ...] = ()
     if optim.freeze_epochs:
         stage = _stage("frozen body", optim.freeze_epochs, num_train, batch_size, size)
         factors = (*[_FROZEN_BODY_FACTOR] * (optim.layer_groups - 1), 1.0)

@@ -320,7 +320,7 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
             and value out of range, then every contradiction between keys.
     """
     problems: list[tuple[str, str]] = []
-    config = _build(RunConfig, values, "", problems)
+    config: RunConfig = _build(RunConfig, values, "", problems)
     if not problems:
         problems = _contradictions(config)
     if problems:

@@ -86,7 +86,7 @@ def build_learner(config: RunConfig, dataset: Dataset) -> Learner:
         seed=torch_seed(config.seed, "weights"),
         dropout=config.model.dropout,
     )
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     groups = layer_groups(model) if config.optim.layer_groups == 3 else [list(model.parameters())]
     precision = _precision(device) if config.precision == "auto" else config.precision
     return Learner(model, groups, num_outputs, mean, std, device, precision)

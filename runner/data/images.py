@@ -109,7 +109,8 @@ class ArrayImages:
 
     def content(self, index: int) -> bytes:
         """The pixels."""
-        return self.array[index].tobytes()
+        pixels: bytes = self.array[index].tobytes()
+        return pixels
 
     def open(self, index: int) -> Image.Image:
         """The image."""

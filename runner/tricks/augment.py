@@ -210,16 +210,18 @@ def _crop(scale: Floats, ratio: Floats, place: Floats, height: Floats, width: Fl
     area = scale * (height * width)[:, None]
     tried_width, tried_height = np.sqrt(area * ratio), np.sqrt(area / ratio)
     slack = 1 + 1e-9  # a full crop of a square must count as fitting
-    fits = (tried_width <= width[:, None] * slack) & (tried_height <= height[:, None] * slack)
+    is_low = tried_height <= height[:, None] * slack
+    is_narrow = tried_width <= width[:, None] * slack
+    fits = np.logical_and(is_low, is_narrow)
     first = np.argmax(fits, axis=1)
     rows = np.arange(len(scale))
     limit = np.maximum(np.max(ratio, axis=1), 1 / np.min(ratio, axis=1))
     fallback_width = np.minimum(width, height * limit)
     fallback_height = np.minimum(height, width * limit)
-    any_fits = fits.any(axis=1)
-    crop_width = np.where(any_fits, tried_width[rows, first], fallback_width) / width
-    crop_height = np.where(any_fits, tried_height[rows, first], fallback_height) / height
-    centred = np.where(any_fits[:, None], place, 0.5)
+    any_fits = np.any(fits, axis=1, keepdims=True)
+    crop_width = np.where(any_fits[:, 0], tried_width[rows, first], fallback_width) / width
+    crop_height = np.where(any_fits[:, 0], tried_height[rows, first], fallback_height) / height
+    centred = np.where(any_fits, place, 0.5)
     result = _identity(len(scale))
     result[:, 0, 0], result[:, 1, 1] = crop_width, crop_height
     result[:, 0, 2] = (1 - crop_width) * (2 * centred[:, 0] - 1)

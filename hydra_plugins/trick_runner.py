@@ -4,6 +4,8 @@ Hydra's own sweeper writes ``multirun.yaml`` before it looks at the jobs, and re
 failure. This one composes and checks every job first, so that a mistake in the last of a hundred
 jobs is told at once and nothing is written; a job that fails stops no other, and all failures are
 listed at the end.
+
+Hydra takes plugins from the namespace package ``hydra_plugins`` alone, so it lives here.
 """
 
 from collections.abc import Sequence
@@ -11,10 +13,10 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from hydra.utils import get_original_cwd  # noqa: F401  (imported so that Hydra is whole)
 from omegaconf import DictConfig
 
 from runner import compose
@@ -22,7 +24,7 @@ from runner.display import print_sweep
 from runner.errors import ConfigError, RunnerError, SweepError
 
 
-class CheckedSweeper(Sweeper):
+class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
     """Runs every combination of the comma-separated values, through the chosen launcher."""
 
     def __init__(self) -> None:
@@ -32,8 +34,6 @@ class CheckedSweeper(Sweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Called by Hydra before :meth:`sweep`."""
-        from hydra.core.plugins import Plugins
-
         self.config = config
         self.hydra_context = hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
