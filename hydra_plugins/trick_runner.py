@@ -63,7 +63,7 @@ class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
         return results
 
     def _check(self, jobs: Sequence[Sequence[str]]) -> None:
-        problems: dict[str, str] = {}
+        problems: dict[str, RunnerError] = {}
         for job in jobs:
             try:
                 composed = self.hydra_context.config_loader.load_sweep_config(
@@ -74,15 +74,17 @@ class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
                 problem = error if isinstance(error, RunnerError) else compose.translated(error)
                 if problem is None:
                     raise
-                problems.setdefault(str(problem), " ".join(job))
+                problems.setdefault(f"{problem.what}  [{' '.join(job)}]", problem)
         if problems:
-            raise ConfigError("\n".join(problems), where=next(iter(problems.values())))
+            first = next(iter(problems.values()))
+            raise ConfigError("\n".join(problems), where=first.where, fix=first.fix)
 
 
 def _outcome(job: list[str], result: JobReturn) -> dict[str, Any]:
-    """How one job ended: its overrides, and a summary of its result or its error."""
-    if result.status == JobStatus.COMPLETED:
-        return {"job": " ".join(job), "summary": result.return_value, "error": ""}
-    error = result._return_value
+    """How one job ended: its words, and a summary of its result or its error."""
+    returned = result.return_value if result.status == JobStatus.COMPLETED else {}
+    error = returned.get("error", result._return_value)
+    if not isinstance(error, Exception):
+        return {"job": job, "summary": returned, "error": ""}
     text = error.what if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
-    return {"job": " ".join(job), "summary": None, "error": text}
+    return {"job": job, "summary": None, "error": text}

@@ -6,21 +6,35 @@ the one description of how an image becomes an input: above all the statistics o
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
+from torch import nn
 
-from runner.data.dataset import Dataset
-from runner.engine import Learner
 from runner.errors import StorageError
-from runner.schema import RunConfig
 
 FORMAT = 1
 
 
-def write_bundle(folder: Path, learner: Learner, config: RunConfig, dataset: Dataset) -> None:
+def write_bundle(
+    folder: Path,
+    model: nn.Module,
+    *,
+    architecture: Mapping[str, Any],
+    classes: Sequence[str],
+    preprocess: Mapping[str, Any],
+) -> None:
     """Write the bundle of a trained network into ``folder``.
+
+    Args:
+        folder: exists already.
+        model: trained.
+        architecture: what ``build_model`` needs to build it again.
+        classes: names in the order of the outputs.
+        preprocess: how an image becomes an input; values are JSON.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -28,28 +42,14 @@ def write_bundle(folder: Path, learner: Learner, config: RunConfig, dataset: Dat
     tensors = {
         # A clone, since safetensors refuses tensors that share memory or are not contiguous.
         name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in learner.model.state_dict().items()
+        for name, tensor in model.state_dict().items()
     }
     content = save(tensors)
     description = {
         "format": FORMAT,
-        "model": {
-            "source": config.model.source,
-            "name": config.model.name,
-            "num_outputs": learner.num_outputs,
-            "torch": torch.__version__,
-        },
-        "classes": list(dataset.classes),
-        "preprocess": {
-            "presize": dataset.presize,
-            "max_aspect": config.data.max_aspect,
-            "crop": "centre square",
-            "size": config.eval_size,
-            "interpolation": "bilinear, antialiased",
-            "mean": list(learner.mean),
-            "std": list(learner.std),
-            "color": "RGB, EXIF orientation applied, transparency over white",
-        },
+        "model": {**architecture, "torch": torch.__version__},
+        "classes": list(classes),
+        "preprocess": dict(preprocess),
         "files": {"model.safetensors": hashlib.sha256(content).hexdigest()},
     }
     try:

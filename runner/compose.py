@@ -32,13 +32,20 @@ CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "
 
 # What a result does not depend on, or only in its last bits: where it is written and how it is
 # computed. The content of data.root counts, through the data fingerprint; its path does not.
-_COSMETIC = ("outputs", "device", "threads", "force", "data.root", "data.num_workers",
-             "data.cache_gb")  # fmt: skip
+_COSMETIC = (
+    "outputs",
+    "device",
+    "threads",
+    "force",
+    "data.root",
+    "data.num_workers",
+    "data.cache_gb",
+    "data.on_corrupt",
+    "data.on_leak",
+    "eval.batch_size",
+)
 
-GROUPS = (
-    "data", "normalize", "augment", "resize", "mixup", "smoothing", "model", "optim", "tta",
-    "budget", "trick", "recipe",
-)  # fmt: skip
+GROUPS = tuple(sorted(entry.name for entry in CONF_DIR.iterdir() if entry.is_dir()))
 
 
 def register() -> None:
@@ -56,7 +63,7 @@ def run_config(composed: DictConfig) -> RunConfig:
         ConfigError: for unknown keys, wrong types and values out of range.
     """
     try:
-        ours = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+        ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         values = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error), where=getattr(error, "full_key", "") or "") from error
@@ -66,7 +73,7 @@ def run_config(composed: DictConfig) -> RunConfig:
 
 def identity(config: RunConfig, data_fingerprint: str, record_version: int) -> str:
     """Sixteen hex digits that name the run: equal for equal values, however they were spelled."""
-    values = schema.to_dict(config)
+    values = schema.to_dict(schema.effective(config))
     for dotted in _COSMETIC:
         group, _, key = dotted.rpartition(".")
         (values[group] if group else values).pop(key)
@@ -97,6 +104,13 @@ def check_arguments(arguments: Sequence[str]) -> None:
             )
         key, separator, value = argument.lstrip("+~").partition("=")
         is_choice = separator and key.split("@")[0].split("/")[0] in GROUPS
+        if is_choice and value in ("null", ""):
+            neutral = "[]" if key in schema.OVERLAYS else "none"
+            raise ConfigError(
+                f"{key} is a group: choose one of its options",
+                where=argument,
+                fix=f"{key}={neutral}, or see --help",
+            )
         if is_choice and re.search(r"(^|[\[,'\"/])\s*(\.\.|/)", value):
             raise ConfigError(
                 "an option is a name, not a path",
@@ -162,6 +176,10 @@ def _bad_composition(error: ConfigCompositionException) -> ConfigError:
     if match := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
         key = match.group(1)
         return ConfigError(f"{key} exists already", where=f"+{key}", fix=f"{key}=VALUE")
+    if match := re.search(r"Multiple values for (\w+)", text):
+        group = match.group(1)
+        several = f"'+{group}=[first,second]'" if group in schema.OVERLAYS else f"{group}=NAME"
+        return ConfigError(f"{group} is chosen twice", where=f"+{group}", fix=several)
     return ConfigError(_first_line(error))
 
 

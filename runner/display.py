@@ -1,5 +1,7 @@
 """What the terminal shows: a live progress bar for people, plain lines for files and pipes."""
 
+import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,11 +14,19 @@ from rich.table import Table
 _REFRESH_SECONDS = 0.5  # how often the loss is read: on a GPU that waits for the step
 
 
+class _Console(Console):
+    """A console whose closed pipe, as after ``| head``, does not end the training behind it."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Display:
     """Progress of one run; use as a context manager."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False)
+        self.console = _Console(highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -103,22 +113,24 @@ class Display:
 
 
 def print_sweep(outcomes: Sequence[Mapping[str, Any]]) -> None:
-    """The table of a sweep: a row per job, finished or failed."""
-    console = Console(highlight=False)
+    """The table of a sweep, a row per job, and the reasons of those that failed."""
+    console = _Console(highlight=False)
+    shared = set.intersection(*(set(outcome["job"]) for outcome in outcomes))
     table = Table(title=f"{len(outcomes)} jobs")
-    for column in ("job", "status", "accuracy", "TTA", "results"):
-        table.add_column(column, overflow="fold")
+    table.add_column("job", overflow="fold")
+    for column in ("status", "accuracy", "TTA"):
+        table.add_column(column, justify="right")
     for outcome in outcomes:
         summary = outcome["summary"]
-        if summary is None:
-            table.add_row(escape(outcome["job"]), "failed", "", "", escape(outcome["error"]))
-        else:
+        own = [word for word in outcome["job"] if word not in shared] or outcome["job"]
+        cells = ["failed", "", ""]
+        if summary is not None:
             tta = summary["tta"]
-            table.add_row(
-                escape(outcome["job"]),
-                summary["status"],
-                f"{summary['accuracy']:.2%}",
-                "" if tta is None else f"{tta:.2%}",
-                escape(summary["folder"]),
-            )
+            cells = [summary["status"], f"{summary['accuracy']:.2%}"]
+            cells.append("" if tta is None else f"{tta:.2%}")
+        table.add_row(escape(" ".join(own)), *cells)
     console.print(table)
+    for outcome in outcomes:
+        name = " ".join(outcome["job"])
+        if outcome["error"]:
+            console.print(f"failed: {name}\n  {outcome['error']}", markup=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,9 +24,9 @@ from runner.data.batches import (
 from runner.data.dataset import Dataset, Split
 from runner.errors import TrainingError
 from runner.optim import build_optimizer, freeze_body, set_rates
-from runner.randomness import generator
+from runner.randomness import generator, torch_seed
 from runner.schedule import Stage
-from runner.schema import Augment, Mixup, RunConfig
+from runner.schema import Augment, Mixup, RunConfig, Tta
 from runner.tricks import augment as augmentation
 from runner.tricks import mixup as mixing
 from runner.tricks.normalize import normalize
@@ -137,7 +137,7 @@ def train_step(
     torch.autograd.backward(loss)
     gradients = [p.grad for group in learner.groups for p in group if p.grad is not None]
     if not torch.isfinite(loss.detach() + torch.nn.utils.get_total_norm(gradients)):
-        raise TrainingError(f"the loss or a gradient is not finite (loss {float(loss):g})")
+        raise TrainingError(f"the loss or a gradient is not finite (loss {float(loss.detach()):g})")
     optimizer.step()
     return loss.detach()
 
@@ -185,9 +185,11 @@ def fit(
         for _ in range(stage.num_epochs):
             left = min(stage.steps_per_epoch, stage.num_steps - in_stage)
             batches = training_batches(dataset, stage.batch_size, left, config, epoch)
-            learner.model.train()
             for step_of_epoch in range(left):
                 started = time.perf_counter()
+                learner.model.train()  # the caller may have evaluated since the last step
+                # Layers such as dropout draw from torch's global generator.
+                torch.manual_seed(torch_seed(config.seed, "layers", epoch, step_of_epoch))
                 batch = next(batches)
                 progress = in_stage / stage.num_steps
                 lr, size = stage.lr(progress), stage.size(progress)
@@ -269,16 +271,21 @@ def evaluate(
 ) -> Predictions:
     """Predict the validation split, plain and with TTA, in one pass over the data.
 
-    Deterministic: only ``tta.passes`` draw anything, keyed by (seed, pass, image).
+    Deterministic: only ``tta.passes`` draw anything, keyed by (seed, pass, place in the split).
+
+    Raises:
+        TrainingError: a prediction is not finite; the last update took the weights too far.
     """
     started = time.perf_counter()
     tta, split = config.tta, dataset.val
+    # What is drawn for an image must not depend on which others share its batch.
+    augment = replace(config.augment, crop_per="image")
     random_passes = tta.passes if with_tta else 0
     wanted = views(tta) if with_tta and not random_passes else []
     # The plain view is always computed, and reused where it is one of the wanted ones.
     shown = [PLAIN, *(view for view in wanted if view != PLAIN)]
     draws = [
-        augmentation.draw(config.augment, len(split), config.seed, "tta", number)
+        augmentation.draw(augment, len(split), config.seed, "tta", number)
         for number in range(random_passes)
     ]
     order = evaluation_order(len(split), config.eval.batch_size)
@@ -286,9 +293,7 @@ def evaluate(
     def read(number: int) -> tuple[list[Pixels], list[Pixels]]:
         rows = order[number]
         fixed = view_squares(dataset.store, split.indices[rows], shown)
-        random = [
-            source_pixels(dataset, split, rows, draw.rows(rows), config.augment) for draw in draws
-        ]
+        random = [source_pixels(dataset, split, rows, draw.rows(rows), augment) for draw in draws]
         return fixed, random
 
     learner.model.eval()
@@ -308,7 +313,7 @@ def evaluate(
                             pixels,
                             draw.rows(rows),
                             config.eval_size,
-                            config.augment,
+                            augment,
                             learner.device,
                         ),
                     )
@@ -321,14 +326,29 @@ def evaluate(
                 combine(by_view[PLAIN], torch.stack(others), tta) if with_tta else by_view[PLAIN]
             )
             progress(len(plain), len(order))
+    all_plain, all_combined = torch.cat(plain).cpu().numpy(), torch.cat(combined).cpu().numpy()
+    if not (np.isfinite(all_plain).all() and np.isfinite(all_combined).all()):
+        raise TrainingError(
+            "a prediction is not finite",
+            where=f"evaluation of {len(split)} validation images, optim.lr={config.optim.lr:g}",
+            fix=f"a lower rate: optim.lr={config.optim.lr / 10:g}",
+        )
     return Predictions(
         split.labels,
-        torch.cat(plain).cpu().numpy(),
-        torch.cat(combined).cpu().numpy(),
+        all_plain,
+        all_combined,
         1,
-        len(shown) + random_passes if random_passes else max(len(wanted), 1),
+        _passes(tta, wanted, random_passes),
         time.perf_counter() - started,
     )
+
+
+def _passes(tta: Tta, wanted: Sequence[View], random_passes: int) -> int:
+    """Forward passes per image that the combined prediction rests on."""
+    if random_passes:
+        uses_plain = tta.beta is not None or tta.reduce != "mean"
+        return random_passes + uses_plain
+    return max(len({*wanted, PLAIN} if tta.beta is not None else wanted), 1)
 
 
 def to_device(pixels: Pixels, device: torch.device) -> Tensor:

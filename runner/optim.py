@@ -58,6 +58,7 @@ def freeze_body(
     for parameters in groups[:-1]:
         for parameter in parameters:
             parameter.requires_grad_(not frozen)
+            parameter.grad = None
     for module in model.modules():
         if isinstance(module, _BATCH_NORMS):
             for parameter in module.parameters(recurse=False):

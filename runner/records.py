@@ -2,7 +2,7 @@
 
     config.yaml      the resolved configuration
     overrides.txt    the command's own words, one a line
-    status.json      running, finished or failed, and why
+    status.json      running, finished, failed or interrupted, and why
     metrics.jsonl    a row per epoch
     split.csv.gz     every image with its split, label and SHA-256
     predictions.npz  labels (n,), plain (n, K), tta (n, K): probabilities per validation image
@@ -12,6 +12,7 @@
 No torch here, so that reading is quick.
 """
 
+import io
 import json
 import os
 import shutil
@@ -81,7 +82,7 @@ class RunFolder:
         self.write_status("running")
 
     def write_status(self, status: str, reason: str = "") -> None:
-        """Say how the run stands: ``running``, ``finished`` or ``failed``."""
+        """Say how the run stands: ``running``, ``finished``, ``failed`` or ``interrupted``."""
         content = {"status": status, "reason": reason, "pid": os.getpid()}
         self.write_text("status.json", json.dumps(content, indent=2) + "\n")
 
@@ -100,28 +101,31 @@ class RunFolder:
         tta: NDArray[np.float32],
     ) -> None:
         """Write ``predictions.npz``; its rows are the validation rows of ``split.csv.gz``."""
-        target = self.path / "predictions.npz"
-        temporary = target.with_name("predictions.tmp.npz")
-        try:
-            np.savez_compressed(temporary, labels=labels, plain=plain, tta=tta)
-            temporary.replace(target)
-        except OSError as error:
-            raise _unwritable(target, error) from error
+        content = io.BytesIO()
+        np.savez_compressed(content, labels=labels, plain=plain, tta=tta)
+        self.write_bytes("predictions.npz", content.getvalue())
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``, last and whole."""
-        self.write_status("finished")
         content = {"record_version": VERSION, "status": "finished", **result}
         content["config"] = redacted(content["config"])
-        self.write_text("result.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+        if "command" in content:
+            content["command"] = [_redacted_word(word) for word in content["command"]]
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        self.write_status("finished")
+        self.write_text("result.json", text)
 
     def write_text(self, name: str, text: str) -> None:
+        """Write a file whole or not at all."""
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all."""
         target = self.path / name
         temporary = target.with_name(f"{target.name}.tmp")
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from runner.errors import DataError
-from runner.schema import Optim, RunConfig
-from runner.tricks.resize import relative_pixels, size_at
+from runner.schema import Optim, Resize, RunConfig
+from runner.tricks.resize import first_size, relative_pixels, size_at
 
 _FROZEN_WARMUP = 0.99  # fastai's fine_tune: the rate only rises while the body is frozen
 _FINE_TUNE_WARMUP = 0.3
@@ -98,12 +98,13 @@ def plan(config: RunConfig, num_train: int) -> tuple[Stage, ...]:
     at_full_size = partial(constant_size, size=size)
     if config.resize.schedule == "book":
         first = config.resize
+        small = first_size(size, first)
         whole = _stage(
-            f"{first.first_size} px",
+            f"{small} px",
             first.first_epochs,
             num_train,
             first.first_batch_size,
-            partial(constant_size, size=first.first_size),
+            partial(constant_size, size=small),
             "resize.first_batch_size",
         )
         return (
@@ -119,7 +120,7 @@ def plan(config: RunConfig, num_train: int) -> tuple[Stage, ...]:
     if config.resize.schedule == "progressive":
         num_steps = whole.num_steps
         if config.resize.match == "compute":
-            num_steps = round(num_steps / relative_pixels(num_steps, size, config.resize))
+            num_steps = _steps_of_equal_cost(num_steps, size, config.resize)
         ramp = partial(size_at, size=size, resize=config.resize)
         whole = replace(whole, num_steps=num_steps, size=ramp)
     if optim.schedule == "one_cycle":
@@ -137,6 +138,18 @@ def plan(config: RunConfig, num_train: int) -> tuple[Stage, ...]:
 def constant_size(progress: float, size: int) -> int:
     """``size``, whatever the progress."""
     return size
+
+
+def _steps_of_equal_cost(num_steps: int, size: int, resize: Resize) -> int:
+    """Steps of the progressive schedule that cost as many pixels as ``num_steps`` at full size."""
+    found = num_steps
+    # The cost per step depends a little on the number of steps, so the division is repeated with
+    # its own result; a few rounds settle it to half a step.
+    for _ in range(20):
+        before, found = found, max(1, round(num_steps / relative_pixels(found, size, resize)))
+        if found == before:
+            break
+    return found
 
 
 def _fine_tune(

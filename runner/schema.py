@@ -8,11 +8,14 @@ nothing. Options that turn a trick on live in ``conf/``.
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from runner.errors import ConfigError
+
+OVERLAYS = ("trick", "recipe")
+"""Groups of ``conf/`` whose options change other groups and that hold no keys of their own."""
 
 
 def option(
@@ -126,7 +129,12 @@ class Resize:
         "epochs",
         "progressive: same number of epochs as fixed, or as many as cost the same images × pixels",
     )
-    first_size: int = option(128, "book: size of the first phase, px", at_least=8, at_most=4096)
+    first_size: int | None = option(
+        None,
+        "book: size of the first phase, px; null: 128/224 of the final one",
+        at_least=8,
+        at_most=4096,
+    )
     first_epochs: int = option(4, "book: epochs of the first phase", at_least=1)
     first_batch_size: int = option(128, "book: images per step of the first phase", at_least=1)
     first_lr: float = option(3e-3, "book: learning rate of the first phase", above=0)
@@ -346,24 +354,26 @@ def known_keys(kind: type = RunConfig, prefix: str = "") -> list[str]:
 def nearest(word: str, choices: Sequence[str]) -> str | None:
     """The choice that ``word`` was probably meant to be, if any is close."""
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
-    if close:
-        return close[0]
-    # A dotted key is often right in its last part and wrong in its group, or the reverse.
-    tails = {choice.rpartition(".")[2]: choice for choice in choices}
-    close = difflib.get_close_matches(word.rpartition(".")[2], list(tails), n=1, cutoff=0.75)
-    return tails[close[0]] if close else None
+    return close[0] if close else None
 
 
 def unknown_key(key: str) -> tuple[str, str]:
     """The message and the fix for a key that does not exist."""
-    guess = nearest(key, known_keys() + [item.name for item in fields(RunConfig)])
-    group = key.rpartition(".")[0]
-    choices = [item.rpartition(".")[2] for item in known_keys() if item.rpartition(".")[0] == group]
-    if not choices:
-        choices = [item.name for item in fields(RunConfig)]
+    group, _, name = key.rpartition(".")
+    known = known_keys()
+    siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == group]
+    if group and siblings:
+        found = nearest(name, siblings)
+        guess = f"{group}.{found}" if found else None
+    else:
+        group, siblings = "", [*(item.name for item in fields(RunConfig)), *OVERLAYS]
+        guess = nearest(key, [*siblings, *known])
+    if guess is None:  # perhaps the right name in the wrong group, or without one
+        by_name = {other.rpartition(".")[2]: other for other in known}
+        found = nearest(name, list(by_name))
+        guess = by_name[found] if found else None
     message = f"unknown key {key}" + (f" (did you mean {guess}?)" if guess else "")
-    place = f"keys of {group}" if group else "top-level keys"
-    return message, f"{place}: {', '.join(choices)}"
+    return message, f"{group or 'the configuration'} has {', '.join(siblings)}"
 
 
 def _build(kind: Any, values: Any, prefix: str, problems: list[tuple[str, str]]) -> Any:
@@ -386,8 +396,9 @@ def _build(kind: Any, values: Any, prefix: str, problems: list[tuple[str, str]])
             checked[name] = _convert(hints[name], values[name])
             _check_limits(item, checked[name])
         except ValueError as error:
-            problems.append((f"{key}={_shown(values[name])}: {error}", f"{item.metadata['help']}"))
-            checked[name] = item.default if item.default is not MISSING else None
+            problem = f"{key}={_shown(values[name])}: {error} ({item.metadata['help']})"
+            problems.append((problem, f"{key}={_shown(item.default)}"))
+            checked[name] = item.default
     return kind(**checked)
 
 
@@ -442,6 +453,21 @@ def _contradictions(config: RunConfig) -> list[tuple[str, str]]:
     """What each key allows but together makes no sense: (problem, fix) pairs."""
     found = []
     normalize, resize, tta, optim = config.normalize, config.resize, config.tta, config.optim
+    chosen, root = config.data.name, config.data.root
+    if chosen == "fashion" and root is not None:
+        found.append(
+            (
+                f"data.root={root}: data=fashion is embedded and takes no root",
+                f"data=fashion_mnist data.root={root}, or data=folder data.root={root}",
+            )
+        )
+    if chosen in ("folder", "table") and root is None:
+        found.append(
+            (
+                f"data.root=null: data={chosen} needs to know where the images are",
+                f"data={chosen} data.root=PATH",
+            )
+        )
     for name in ("mean", "std"):
         if len(getattr(normalize, name)) != 3:
             found.append(
@@ -465,7 +491,7 @@ def _contradictions(config: RunConfig) -> list[tuple[str, str]]:
                 f"resize.size={-(-config.size // resize.multiple) * resize.multiple}",
             )
         )
-    if resize.schedule == "book" and resize.first_size > config.size:
+    if resize.schedule == "book" and (resize.first_size or 0) > config.size:
         found.append(
             (
                 f"resize.first_size={resize.first_size} is larger than the final "
@@ -489,74 +515,107 @@ def _contradictions(config: RunConfig) -> list[tuple[str, str]]:
         )
     if tta.crops % 2 == 0 and tta.corners:
         found.append(("tta.corners=true needs the centre crop", "tta.crops=1"))
-    if optim.schedule == "fine_tune" and resize.schedule == "book":
+    if resize.schedule == "book" and optim.schedule != "one_cycle":
         found.append(
             (
-                "resize=book brings its own fine_tune phase, optim.schedule=fine_tune another",
+                f"optim.schedule={optim.schedule}: resize=book brings its own, "
+                "one_cycle and then fine_tune",
                 "optim.schedule=one_cycle",
+            )
+        )
+    if resize.schedule == "progressive" and optim.schedule == "fine_tune":
+        found.append(
+            (
+                "resize.schedule=progressive has one stage, optim.schedule=fine_tune has two",
+                "resize=fixed, or resize=book with optim=adamw",
             )
         )
     return found
 
 
 def without_effect(config: RunConfig) -> list[str]:
-    """Keys set away from their default that this configuration never reads."""
+    """Keys set away from their default that this configuration never reads, as KEY=VALUE."""
     default = RunConfig()
-    mixup, optim, resize = config.mixup, config.optim, config.resize
-    reads = {
-        "mixup": {
-            "probability": True,
-            "cutmix": mixup.probability > 0,
-            "until": mixup.probability > 0,
-            "per": mixup.probability > 0,
-            "distribution": mixup.probability > 0 and mixup.cutmix < 1,
-            "alpha": mixup.probability > 0 and mixup.cutmix < 1 and mixup.distribution == "beta",
-            "fold": mixup.probability > 0 and mixup.cutmix < 1 and mixup.distribution == "beta",
-            "cutmix_alpha": mixup.probability > 0 and mixup.cutmix > 0,
-        },
-        "resize": {
-            **dict.fromkeys(
-                ("initial_scale", "delay", "finish", "multiple", "match"),
-                resize.schedule == "progressive",
-            ),
-            **dict.fromkeys(
-                ("first_size", "first_epochs", "first_batch_size", "first_lr"),
-                resize.schedule == "book",
-            ),
-        },
-        "optim": {
-            "nesterov": optim.name == "sgd",
-            "beta2": optim.name == "adamw",
-            "eps": optim.name == "adamw",
-            "decay_from": optim.schedule == "flat_cosine",
-            "freeze_epochs": optim.schedule == "fine_tune" or resize.schedule == "book",
-            "lr_spread": optim.layer_groups > 1,
-        },
-        "data": {
-            "variant": config.data.name == "imagenette",
-            "label_noise": config.data.name == "imagenette",
-            "val_fraction": config.data.name in ("folder", "table"),
-            "path_column": config.data.name == "table",
-            "label_column": config.data.name == "table",
-            "split_column": config.data.name == "table",
-        },
-        "tta": {
-            "reduce": config.tta.passes > 0 or num_views(config.tta) > 1,
-            "beta": config.tta.passes > 0,
-            "corner_scale": config.tta.corners,
-        },
-        "normalize": {
-            "mean": config.normalize.source == "fixed",
-            "std": config.normalize.source == "fixed",
-        },
+    return [
+        f"{group}.{name}={_shown(value)}"
+        for group, name in _unread(config)
+        if (value := getattr(getattr(config, group), name))
+        != getattr(getattr(default, group), name)
+    ]
+
+
+def effective(config: RunConfig) -> RunConfig:
+    """``config`` with every key that it never reads at its default.
+
+    Two configurations that do the same have equal effective ones.
+    """
+    default = RunConfig()
+    for group, name in _unread(config):
+        neutral = getattr(getattr(default, group), name)
+        changed = replace(getattr(config, group), **{name: neutral})
+        config = replace(config, **{group: changed})
+    return config
+
+
+def _unread(config: RunConfig) -> list[tuple[str, str]]:
+    """(group, key) of the keys that the rest of the configuration switches off."""
+    mixup, optim, resize, tta = config.mixup, config.optim, config.resize, config.tta
+    is_mixed = mixup.probability > 0
+    is_blended = is_mixed and mixup.cutmix < 1
+    has_views = tta.passes > 0 or num_views(tta) > 1
+    warps = (
+        config.augment.max_rotate > 0
+        or config.augment.max_zoom > 1
+        or (config.augment.max_warp > 0)
+    )
+    crops = config.augment.min_scale < 1 or config.augment.crop_from == "rectangle"
+    cycles = optim.schedule in ("one_cycle", "fine_tune") or resize.schedule == "book"
+    is_read = {
+        "data.variant": config.data.name == "imagenette",
+        "data.label_noise": config.data.name == "imagenette",
+        "data.val_fraction": config.data.name in ("folder", "table"),
+        "data.path_column": config.data.name == "table",
+        "data.label_column": config.data.name == "table",
+        "data.split_column": config.data.name == "table",
+        "normalize.mean": config.normalize.source == "fixed",
+        "normalize.std": config.normalize.source == "fixed",
+        "augment.affine_probability": warps,
+        "augment.lighting_probability": config.augment.max_lighting > 0,
+        "augment.max_ratio": crops,
+        "augment.crop_per": crops,
+        **dict.fromkeys(
+            [f"resize.{key}" for key in ("initial_scale", "delay", "finish", "multiple", "match")],
+            resize.schedule == "progressive",
+        ),
+        **dict.fromkeys(
+            [f"resize.first_{key}" for key in ("size", "epochs", "batch_size", "lr")],
+            resize.schedule == "book",
+        ),
+        "mixup.cutmix": is_mixed,
+        "mixup.until": is_mixed,
+        "mixup.per": is_mixed,
+        "mixup.distribution": is_blended,
+        "mixup.alpha": is_blended and mixup.distribution == "beta",
+        "mixup.fold": is_blended and mixup.distribution == "beta",
+        "mixup.cutmix_alpha": is_mixed and mixup.cutmix > 0,
+        "optim.nesterov": optim.name == "sgd",
+        "optim.beta2": optim.name == "adamw",
+        "optim.eps": optim.name == "adamw",
+        "optim.warmup": optim.schedule == "one_cycle" or resize.schedule == "book",
+        "optim.div": cycles,
+        "optim.momentum_low": cycles,
+        "optim.decay_from": optim.schedule == "flat_cosine",
+        "optim.div_final": optim.schedule != "constant",
+        "optim.freeze_epochs": optim.schedule == "fine_tune" or resize.schedule == "book",
+        "optim.lr_spread": optim.layer_groups > 1,
+        "tta.corner_scale": tta.corners,
+        "tta.beta": has_views,
+        "tta.reduce": has_views,
     }
-    unread = []
-    for group, keys in reads.items():
-        for name, is_read in keys.items():
-            value = getattr(getattr(config, group), name)
-            if not is_read and value != getattr(getattr(default, group), name):
-                unread.append(f"{group}.{name}={_shown(value)}")
-    return unread
+    return [
+        (group, name)
+        for group, _, name in (key.partition(".") for key, read in is_read.items() if not read)
+    ]
 
 
 def _shown(value: Any) -> str:

@@ -4,19 +4,12 @@ The command line is Hydra's. Torch is imported when training starts and not befo
 configuration errors and finished runs answer at once.
 """
 
-import os
-import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
 from runner import compose, schema
+from runner.command import hydra_command
 from runner.display import Display
-from runner.errors import RunnerError
 from runner.records import VERSION, RunFolder
 from runner.schema import RunConfig
 
@@ -73,36 +66,9 @@ def _tell(dataset: "Dataset", display: Display) -> None:
         )
 
 
-def _job(composed: DictConfig) -> dict[str, Any]:
-    """One job, as Hydra calls it."""
-    config = compose.run_config(composed)
-    return run(config, list(HydraConfig.get().overrides.task))
-
-
 def main() -> None:
-    """The command. Ends the process with the exit code of ``runner.errors``."""
-    # Hydra's own handler would print a traceback and exit with 1; this hands the error to ours.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        compose.check_arguments(sys.argv[1:])
-        compose.register()
-        hydra.main(version_base="1.3", config_path=str(compose.CONF_DIR), config_name="config")(
-            _job
-        )()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `| head` closed our output; the run itself is complete or not
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:
-        known = error if isinstance(error, RunnerError) else compose.translated(error)
-        if known is None or os.environ.get("RUNNER_DEBUG"):
-            traceback.print_exc()
-        if known is None:
-            print("this is a bug of trick-runner", file=sys.stderr)
-            sys.exit(1)
-        print(f"error: {known}", file=sys.stderr)
-        sys.exit(known.exit_code)
+    """The command; see ``--help``."""
+    hydra_command(run)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Everything random here was drawn before, so batches come out the same from this 
 any number of workers.
 """
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -81,7 +82,16 @@ def read_ahead(read: Callable[[int], T], count: int, num_workers: int) -> Iterat
     if num_workers == 0:
         yield from map(read, range(count))
         return
-    loader = DataLoader(_Reads(read, count), batch_size=None, num_workers=num_workers)
+    context = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    loader = DataLoader(
+        _Reads(read, count),
+        batch_size=None,
+        num_workers=num_workers,
+        multiprocessing_context=context,  # so that workers share what this process has read
+        collate_fn=_as_read,
+        # The loader draws a seed for its workers; not from the generator that dropout draws from.
+        generator=torch.Generator(),
+    )
     yield from loader
 
 
@@ -95,6 +105,11 @@ class _Reads(Dataset[T]):
 
     def __getitem__(self, index: int) -> T:
         return self._read(index)
+
+
+def _as_read(item: T) -> T:
+    """Instead of the loader's own conversion of arrays to tensors."""
+    return item
 
 
 def _together(images: Sequence[NDArray[np.uint8]]) -> Pixels:

@@ -56,6 +56,7 @@ class Dataset:
         leaked: pairs of equal images in training and validation.
         num_ignored: files that are not images.
         notes: what the user should know, one sentence each.
+        max_aspect: longest long side of the stored images, as a multiple of the short one.
     """
 
     name: str
@@ -71,14 +72,15 @@ class Dataset:
     leaked: tuple[tuple[str, str], ...]
     num_ignored: int
     notes: tuple[str, ...]
+    max_aspect: float = Data.max_aspect
 
-    def write_manifest(self, path: Path) -> None:
-        """Write the manifest as gzipped CSV, equal bytes for equal manifests."""
+    def manifest_csv(self) -> bytes:
+        """The manifest as gzipped CSV, equal bytes for equal manifests."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["split", "image", "label", "sha256"])
         writer.writerows(self.manifest)
-        path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+        return gzip.compress(text.getvalue().encode(errors="backslashreplace"), mtime=0)
 
 
 def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Dataset:
@@ -141,6 +143,7 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
         leaked,
         listing.num_ignored,
         listing.notes,
+        data.max_aspect,
     )
 
 
@@ -153,7 +156,7 @@ def _fingerprint(manifest: tuple[tuple[str, str, str, str], ...]) -> str:
     """Over contents, labels and split, in order; not over paths, which may be moved."""
     digest = hashlib.sha256()
     for split, _, label, content in manifest:
-        digest.update(f"{split}\0{label}\0{content}\n".encode())
+        digest.update(f"{split}\0{label}\0{content}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -173,6 +176,13 @@ def _check_not_empty(listing: Listing, train: Split, val: Split, data: Data) -> 
     for part, name in ((train, "training"), (val, "validation")):
         if len(part) == 0:
             raise DataError(f"no {name} images", where=where, fix="add images")
+    if unlearnt := set(val.labels.tolist()) - set(train.labels.tolist()):
+        names = ", ".join(listing.classes[label] for label in sorted(unlearnt)[:_SHOWN])
+        raise DataError(
+            f"all training images are broken of {names}",
+            where=where,
+            fix="repair them, or remove the class",
+        )
     if len(listing.classes) < 2:
         raise DataError(
             f"only one class, {listing.classes[0]}: nothing to tell apart",

@@ -8,6 +8,8 @@ side exceeds a stated multiple of it.
 
 import hashlib
 import io
+import os
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -23,6 +25,21 @@ SUFFIXES = frozenset(
 """Names that are taken for images; a folder's other files are ignored and counted."""
 
 _BACKGROUND = (255, 255, 255)
+_MAX_PIXELS = 89_478_485  # where Pillow starts to warn
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Images are decoded in threads, and warnings.catch_warnings is not made for those: so once for the
+# process. Pillow warns of damaged metadata beside good pixels, and of sizes that we refuse anyway.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class BrokenImageError(Exception):
@@ -50,6 +67,10 @@ class Images(Protocol):
         """The image; BrokenImageError when unreadable."""
         ...
 
+    def short_side(self, index: int) -> int:
+        """Height or width, px, by the image's header alone; BrokenImageError when unreadable."""
+        ...
+
 
 @dataclass(frozen=True)
 class FileImages:
@@ -71,9 +92,10 @@ class FileImages:
         for path in self.paths:
             try:
                 status = (self.root / path).stat()
-                digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+                found = f"{status.st_size}\0{status.st_mtime_ns}"
             except OSError as error:
-                digest.update(f"{path}\0{error.errno}\n".encode())
+                found = str(error.errno)
+            digest.update(os.fsencode(path) + f"\0{found}\n".encode())
         return digest.hexdigest()
 
     def content(self, index: int) -> bytes:
@@ -86,6 +108,14 @@ class FileImages:
     def open(self, index: int) -> Image.Image:
         """The decoded image."""
         return decode(self.content(index))
+
+    def short_side(self, index: int) -> int:
+        """Height or width by the header of the file."""
+        try:
+            with Image.open(self.root / self.paths[index]) as image:
+                return min(image.size)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise BrokenImageError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -116,6 +146,11 @@ class ArrayImages:
         """The image."""
         return Image.fromarray(self.array[index])
 
+    def short_side(self, index: int) -> int:
+        """Height or width."""
+        height, width = self.array.shape[1:3]
+        return min(int(height), int(width))
+
 
 def decode(content: bytes) -> Image.Image:
     """Decode a whole image file.
@@ -124,13 +159,14 @@ def decode(content: bytes) -> Image.Image:
         BrokenImageError: not an image, truncated, or a decompression bomb; with the reason.
     """
     try:
-        with warnings.catch_warnings():
-            # Pillow only warns of an image of 90 to 180 million pixels; that is a bomb to us.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)  # damaged metadata beside good pixels
-            image = Image.open(io.BytesIO(content))
-            image.load()
-            return image
+        image = Image.open(io.BytesIO(content))
+        # Pillow itself refuses only from 179 million pixels on.
+        if image.width * image.height > _MAX_PIXELS:
+            raise Image.DecompressionBombError
+        if image.format == "EPS":  # loading it would run Ghostscript on it
+            raise BrokenImageError("is a PostScript program, not an image")
+        image.load()
+        return image
     except UnidentifiedImageError as error:
         what = "is empty" if not content else "is not an image"
         raise BrokenImageError(what) from error
@@ -143,26 +179,40 @@ def decode(content: bytes) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
     """The image upright and in RGB, and the mode it was converted from, if it was."""
-    upright = ImageOps.exif_transpose(image)
+    upright = _turned(image)
     mode = upright.mode
     if mode == "RGB":
         return upright, None
+    if mode.startswith(("I", "F")):
+        return _from_deep_gray(upright).convert("RGB"), mode
     has_alpha = mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info
     if has_alpha:
         layer = upright.convert("RGBA")
         background = Image.new("RGBA", layer.size, (*_BACKGROUND, 255))
         return Image.alpha_composite(background, layer).convert("RGB"), mode
-    if mode.startswith(("I", "F")):
-        return _from_deep_gray(upright).convert("RGB"), mode
     return upright.convert("RGB"), mode
 
 
+def _turned(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says; as it is stored where that cannot be read."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except (OSError, ValueError, SyntaxError, TypeError, struct.error):
+        return image  # damaged metadata beside good pixels
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
 def _from_deep_gray(image: Image.Image) -> Image.Image:
-    """16-bit integers scaled to 8 bits; 32-bit integers and floats clipped to 0..255."""
-    values = np.asarray(image).astype(np.float64)
+    """16-bit integers scaled to 8 bits; 32-bit integers and floats clipped to 0..255.
+
+    Integers of 32 bits that exceed 255 are taken for 16-bit ones, which Pillow may give that type.
+    """
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    is_transparent = values == image.info.get("transparency")
     if image.mode.startswith("I;16") or (image.mode == "I" and values.max(initial=0) > 255):
         values = values / 257
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    levels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return Image.fromarray(np.where(is_transparent, np.uint8(_BACKGROUND[0]), levels))
 
 
 def rectangle(image: Image.Image, presize: int, max_aspect: float) -> NDArray[np.uint8]:
@@ -189,7 +239,7 @@ def typical_short_side(images: Images, at_most: int = 200) -> int:
     sides = []
     for place in places:
         try:
-            sides.append(min(images.open(int(place)).size))
+            sides.append(images.short_side(int(place)))
         except BrokenImageError:
             continue
     return int(np.median(sides)) if sides else 0

@@ -6,8 +6,8 @@ A source only lists; opening, checking and caching the images is the same for al
 import csv
 import io
 import os
-import tarfile
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from runner.data.idx import read_idx
 from runner.data.images import SUFFIXES, ArrayImages, FileImages
 from runner.data.listing import Listing, stratified_split
 from runner.data.store import Progress
-from runner.errors import ConfigError, DataError
+from runner.errors import DataError
 from runner.schema import Data
 
 # Addresses and MD5 as in torchvision.datasets.Imagenette.
@@ -57,6 +57,7 @@ _CIFAR_CLASSES = (
 )  # fmt: skip
 _CIFAR_ROW = 1 + 3 * 32 * 32
 
+_ARCHIVES = (".tgz", ".tar", ".gz", ".tbz2", ".bz2", ".txz", ".xz", ".zip")
 _NOT_CLASSES = ("__MACOSX",)
 
 
@@ -70,22 +71,22 @@ def list_images(data: Data, cache: Path, split_seed: int, progress: Progress) ->
         progress: told how far a download is.
 
     Raises:
-        ConfigError: a key that this data set needs is missing.
         DataError: the data at ``data.root`` is not what the data set needs.
         StorageError: it cannot be downloaded or written.
         ArtefactError: an archive was refused.
     """
     source = _SOURCES[data.name]
-    return source(data, cache, split_seed, progress)
+    try:
+        return source(data, cache, split_seed, progress)
+    except OSError as error:
+        raise DataError(
+            f"cannot read the data: {error.strerror or error}",
+            where=str(error.filename or f"data.root={data.root}"),
+            fix="give yourself the permission to read it",
+        ) from error
 
 
 def _fashion(data: Data, cache: Path, split_seed: int, progress: Progress) -> Listing:
-    if data.root is not None:
-        raise ConfigError(
-            "data=fashion is embedded and takes no root",
-            where=f"data.root={data.root}",
-            fix=f"data=fashion_mnist data.root={data.root}, or data=folder data.root={data.root}",
-        )
     subset = load_fashion()
     return _from_arrays(
         "fashion",
@@ -178,6 +179,7 @@ def _imagenette(data: Data, cache: Path, split_seed: int, progress: Progress) ->
         labels,
         listing.is_val,
         listing.num_ignored,
+        listing.notes,
     )
 
 
@@ -188,7 +190,7 @@ def _noisy_labels(root: Path, listing: Listing, percent: int) -> NDArray[np.int6
     try:
         with path.open(newline="", encoding="utf-8") as file:
             noisy = {row["path"]: row[column] for row in csv.DictReader(file)}
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"no noisy labels: cannot read {column} of {path.name}",
             where=f"data.label_noise={percent} ({path})",
@@ -213,8 +215,14 @@ def _folder(data: Data, cache: Path, split_seed: int, progress: Progress) -> Lis
     root = _descend(root)
     if (root / "train").is_dir() and (root / "val").is_dir():
         return _from_split_folders(root, "folder")
-    classes, paths, labels, ignored = _scan_classes(root, root)
     where = f"data.root={data.root}"
+    if _holds_classes(root / "train"):  # and not a class that is called train
+        raise DataError(
+            "there is a folder train with classes in it but no folder val beside it",
+            where=where,
+            fix=f"rename the validation folder to val, or data.root={root / 'train'} to draw it",
+        )
+    classes, paths, labels, ignored = _scan_classes(root, root)
     if not paths:
         raise DataError(
             "no images found: expected CLASS/IMAGE files, or train/ and val/ with such folders",
@@ -222,10 +230,7 @@ def _folder(data: Data, cache: Path, split_seed: int, progress: Progress) -> Lis
             fix="data.root=PATH of a folder that holds one folder of images per class",
         )
     label_array = np.array(labels, np.int64)
-    single = [name for label, name in enumerate(classes) if labels.count(label) == 1]
-    notes = (
-        (f"{_few(single)}: one image only, which stays in the training split",) if single else ()
-    )
+    notes = _single_images(classes, label_array)
     is_val = stratified_split(label_array, data.val_fraction, split_seed)
     images = FileImages(root, tuple(paths))
     return Listing("folder", classes, images, label_array, is_val, ignored, notes)
@@ -251,12 +256,12 @@ def _table(data: Data, cache: Path, split_seed: int, progress: Progress) -> List
                 fix=f"{key}= one of {', '.join(reader.fieldnames or ['nothing: it is empty'])}",
             )
     paths, names, splits = [], [], []
-    for number, row in enumerate(reader, start=2):
+    for row in _rows(reader, path):
         cells = [row[column] for column in columns.values()]
         if any(not cell for cell in cells):
             raise DataError(
                 "an empty cell in the table",
-                where=f"{path}, line {number}",
+                where=f"{path}, line {reader.line_num}",
                 fix="fill it in or remove the line",
             )
         paths.append(cells[0])
@@ -265,13 +270,14 @@ def _table(data: Data, cache: Path, split_seed: int, progress: Progress) -> List
     if not paths:
         raise DataError("the table lists no images", where=str(path))
     if len(set(paths)) < len(paths):
-        repeated = next(name for name in paths if paths.count(name) > 1)
+        repeated = Counter(paths).most_common(1)[0][0]
         raise DataError(f"{repeated} is listed twice", where=str(path), fix="remove one line")
     classes = tuple(sorted(set(names)))
     label_of = {name: label for label, name in enumerate(classes)}
     labels = np.array([label_of[name] for name in names], np.int64)
     if data.split_column is None:
         is_val = stratified_split(labels, data.val_fraction, split_seed)
+        notes = _single_images(classes, labels)
     else:
         allowed = {"train": False, "val": True, "valid": True, "validation": True, "test": True}
         if wrong := sorted(set(splits) - set(allowed)):
@@ -280,8 +286,25 @@ def _table(data: Data, cache: Path, split_seed: int, progress: Progress) -> List
                 where=f"data.split_column={data.split_column} ({path})",
             )
         is_val = np.array([allowed[split] for split in splits])
-        _check_same_classes(classes, labels, is_val, f"{path}")
-    return Listing("table", classes, FileImages(path.parent, tuple(paths)), labels, is_val)
+        notes = _check_same_classes(classes, labels, is_val, f"{path}")
+    images = FileImages(path.parent, tuple(paths))
+    return Listing("table", classes, images, labels, is_val, notes=notes)
+
+
+def _rows(reader: "csv.DictReader[str]", path: Path) -> Iterator[dict[str, str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DataError(
+            f"cannot read the table: {error}", where=f"{path}, line {reader.line_num}"
+        ) from error
+
+
+def _single_images(classes: tuple[str, ...], labels: NDArray[np.int64]) -> tuple[str, ...]:
+    """A note on the classes that the drawn split leaves out of validation."""
+    counts = np.bincount(labels, minlength=len(classes))
+    single = [name for name, count in zip(classes, counts, strict=True) if count == 1]
+    return (f"{_few(single)}: one image only, which stays in the training split",) if single else ()
 
 
 _SOURCES: dict[str, Callable[[Data, Path, int, Progress], Listing]] = {
@@ -296,20 +319,20 @@ _SOURCES: dict[str, Callable[[Data, Path, int, Progress], Listing]] = {
 
 def _root(data: Data) -> Path:
     """``data.root`` as a path that exists."""
-    if data.root is None:
-        raise ConfigError(
-            f"data={data.name} needs to know where the images are",
-            where="data.root=null",
-            fix=f"data={data.name} data.root=PATH",
-        )
-    path = Path(data.root).expanduser()
-    if not path.exists():
-        raise DataError(
-            "no such file or folder",
-            where=f"data.root={data.root} ({path.absolute()})",
-            fix="data.root=PATH, in quotes of its own if it has special characters",
-        )
-    return path
+    assert data.root is not None, "checked in schema"
+    path = Path(data.root)
+    reason = "no such file or folder"
+    try:
+        path = path.expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError) as error:  # no permission, name too long, no such user
+        reason = f"cannot read it: {getattr(error, 'strerror', None) or error}"
+    raise DataError(
+        reason,
+        where=f"data.root={data.root} ({path.absolute()})",
+        fix="data.root=PATH, in quotes of its own if it has special characters",
+    )
 
 
 def _unpacked(
@@ -328,7 +351,7 @@ def _unpacked(
         archive = _root(data)
     if archive.is_dir():
         return archive
-    if not (tarfile.is_tarfile(archive) or archive.suffix.lower() == ".zip"):
+    if archive.suffix.lower() not in _ARCHIVES:  # `unpack` has a safe look at the content
         raise DataError(
             "neither a folder nor a .tgz, .tar or .zip archive",
             where=f"data.root={data.root}",
@@ -363,6 +386,8 @@ def _from_arrays(
     labels = np.concatenate([train[1], val[1]]).astype(np.int64)
     if len(images) != len(labels):
         raise DataError(f"{name} has {len(images)} images but {len(labels)} labels")
+    if labels.max(initial=0) >= len(classes):
+        raise DataError(f"{name} has the label {labels.max()} but only {len(classes)} classes")
     is_val = np.arange(len(images)) >= len(train[0])
     return Listing(name, classes, ArrayImages(name, images), labels, is_val)
 
@@ -409,10 +434,7 @@ def _scan_classes(folder: Path, root: Path) -> tuple[tuple[str, ...], list[str],
     A class is a folder directly below ``folder``; its images may lie deeper. Sorted by name, so
     the order does not depend on the file system.
     """
-    try:
-        entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"cannot read the folder: {error.strerror}", where=str(folder)) from error
+    entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
     names = [entry.name for entry in entries if entry.is_dir() and not _is_junk(entry.name)]
     paths: list[str] = []
     labels: list[int] = []
@@ -435,17 +457,31 @@ def _scan_classes(folder: Path, root: Path) -> tuple[tuple[str, ...], list[str],
 def _scan_files(folder: Path) -> tuple[list[str], int]:
     """Image paths below ``folder``, sorted, and the number of other files.
 
-    Links to folders are not followed, so that a loop cannot trap the walk.
+    Links to folders are not followed, so that a loop cannot trap the walk; each counts as a file.
     """
+
+    def stop(error: OSError) -> None:
+        raise error  # os.walk would leave out a folder that it cannot read
+
     found, ignored = [], 0
-    for parent, folders, files in os.walk(folder, followlinks=False):
+    for parent, folders, files in os.walk(folder, onerror=stop, followlinks=False):
         folders[:] = sorted(name for name in folders if not _is_junk(name))
+        ignored += sum(1 for name in folders if Path(parent, name).is_symlink())
         for name in sorted(files):
             if Path(name).suffix.lower() in SUFFIXES and not _is_junk(name):
                 found.append(os.path.join(parent, name))  # noqa: PTH118  a string for millions
             else:
                 ignored += 1
     return found, ignored
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether there are folders in ``folder``, and no images beside them."""
+    if not folder.is_dir():
+        return False
+    entries = [entry for entry in folder.iterdir() if not _is_junk(entry.name)]
+    has_images = any(entry.suffix.lower() in SUFFIXES for entry in entries if entry.is_file())
+    return not has_images and any(entry.is_dir() for entry in entries)
 
 
 def _is_junk(name: str) -> bool:

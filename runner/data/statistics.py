@@ -13,9 +13,10 @@ def training_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std per channel over every stored pixel of the training split, and only that.
 
-    Remembered below ``cache`` by the data's fingerprint and presize.
+    Remembered below ``cache`` by the data's fingerprint and the shape of the stored images.
     """
-    path = cache / "statistics" / f"{dataset.fingerprint[:32]}-{dataset.presize}px.json"
+    stored = f"{dataset.presize}px-{dataset.max_aspect:g}"
+    path = cache / "statistics" / f"{dataset.fingerprint[:32]}-{stored}.json"
     if path.exists():
         remembered = json.loads(path.read_text())
         return tuple(remembered["mean"]), tuple(remembered["std"])

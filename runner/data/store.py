@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -97,7 +98,8 @@ def content_digests(images: Images, folder: Path, progress: Progress) -> list[st
             return ""
 
     digests = list(_in_threads(digest, len(images), "reading images", progress))
-    write_whole(remembered, json.dumps(digests))
+    if "" not in digests:  # a file may become readable without any change of its stamp
+        write_whole(remembered, json.dumps(digests))
     return digests
 
 
@@ -219,6 +221,8 @@ def write_whole(path: Path, text: str) -> None:
         temporary.write_text(text)
         temporary.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
         raise _unwritable(path, error) from error
 
 

@@ -158,14 +158,8 @@ def resample(images: Tensor, maps: Tensor, extents: Tensor, size: int) -> Tensor
         (N, C, size, size), bilinear; when the region shrinks by more than 2×, it is averaged over
         areas first, so that nothing aliases.
     """
-    shrink = min(images.shape[-2:]) / size / 2
-    if shrink > 1:
-        before = torch.tensor(images.shape[-2:], device=images.device)
-        images = F.interpolate(
-            images, scale_factor=1 / shrink, mode="area", recompute_scale_factor=True
-        )
-        after = torch.tensor(images.shape[-2:], device=images.device)
-        extents = extents * after / before
+    if min(images.shape[-2:]) > 2 * size:
+        images, extents = _averaged(images, extents, size)
     axis = (torch.arange(size, device=images.device, dtype=maps.dtype) + 0.5) * 2 / size - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     points = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(1, -1, 3)
@@ -199,6 +193,26 @@ def light(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
     shape = (-1, 1, 1, 1)
     shift = torch.logit(brightness).view(shape)
     return torch.sigmoid((torch.logit(images, eps=1e-7) + shift) * contrast.view(shape))
+
+
+def _averaged(images: Tensor, extents: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Average over areas every region that shrinks by more than 2×, until it shrinks by 2×.
+
+    Region by region, so that neither the padding nor the other images of the batch have a part in
+    it. Returns a smaller canvas and the extents on it.
+    """
+    before = [(round(height), round(width)) for height, width in extents.tolist()]
+    after = {}
+    for region in before:
+        shrink = max(1.0, min(region) / size / 2)
+        after[region] = (round(region[0] / shrink), round(region[1] / shrink))
+    height, width = np.max(list(after.values()), axis=0).tolist()
+    canvas = images.new_zeros(*images.shape[:2], height, width)
+    for region, (height, width) in after.items():
+        rows = [row for row, each in enumerate(before) if each == region]
+        inside = images[rows, :, : region[0], : region[1]]
+        canvas[rows, :, :height, :width] = F.interpolate(inside, (height, width), mode="area")
+    return canvas, extents.new_tensor([after[region] for region in before])
 
 
 def _identity(count: int) -> Floats:

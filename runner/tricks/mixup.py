@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import betaincinv
 from torch import Tensor
 
 from runner.schema import Mixup
@@ -42,28 +43,25 @@ def draw(rng: np.random.Generator, mixup: Mixup, num_images: int, height: int, w
 
     A batch of one image is mixed with itself, which changes nothing.
     """
-    count = num_images if mixup.per == "image" else 1
     # Every draw is made whatever the settings, so that settings do not shift one another's draws.
     partner = rng.permutation(num_images)
-    is_mixed = rng.random(count) < mixup.probability
-    is_cut = rng.random(count) < mixup.cutmix
-    uniform = rng.uniform(0.5, 1.0, count)
-    centre = rng.random((count, 2))
-    area = 1 - (
-        rng.beta(mixup.cutmix_alpha, mixup.cutmix_alpha, count) if mixup.cutmix_alpha else 1
-    )
-    blend = _blend_weight(rng, mixup, count) if mixup.distribution == "beta" else uniform
+    chances = rng.random((num_images, 6))
+    is_mixed = chances[:, 0] < mixup.probability
+    is_cut = chances[:, 1] < mixup.cutmix
+    centre = chances[:, 2:4]
+    area = 1 - _beta(mixup.cutmix_alpha, chances[:, 4])
+    blend = _blend_weight(mixup, chances[:, 5])
 
     weight = np.where(is_mixed & ~is_cut, blend, 1.0)
     boxes = _boxes(np.where(is_mixed & is_cut, area, 0.0), centre, height, width)
     covered = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / (height * width)
     share = np.where(is_cut, 1 - covered, weight)
-    rows = (num_images,)
+    rows = np.zeros(num_images, np.int64) if mixup.per == "batch" else np.arange(num_images)
     return Mix(
         torch.from_numpy(partner),
-        torch.from_numpy(np.broadcast_to(weight, rows).astype(np.float32)),
-        torch.from_numpy(np.broadcast_to(boxes, (num_images, 4)).copy()),
-        torch.from_numpy(np.broadcast_to(share, rows).astype(np.float32)),
+        torch.from_numpy(weight[rows].astype(np.float32)),
+        torch.from_numpy(boxes[rows]),
+        torch.from_numpy(share[rows].astype(np.float32)),
     )
 
 
@@ -89,11 +87,19 @@ def mix_targets(targets: Tensor, mix: Mix) -> Tensor:
     return torch.lerp(targets[mix.partner], targets, mix.share.view(-1, 1))
 
 
-def _blend_weight(rng: np.random.Generator, mixup: Mixup, count: int) -> NDArray[np.float64]:
-    if mixup.alpha == 0:  # the limit of Beta(α, α) for α → 0, folded: all weight on one image
-        return np.ones(count)
-    drawn = rng.beta(mixup.alpha, mixup.alpha, count)
+def _blend_weight(mixup: Mixup, chance: NDArray[np.float64]) -> NDArray[np.float64]:
+    if mixup.distribution == "uniform":
+        return 0.5 + chance / 2
+    drawn = _beta(mixup.alpha, chance)
     return np.maximum(drawn, 1 - drawn) if mixup.fold else drawn
+
+
+def _beta(alpha: float, chance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Draws from Beta(α, α) by its inverse distribution function; for α = 0 all 1, no mixing."""
+    if alpha == 0:
+        return np.ones_like(chance)
+    drawn: NDArray[np.float64] = betaincinv(alpha, alpha, chance)
+    return drawn
 
 
 def _boxes(

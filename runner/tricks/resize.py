@@ -25,6 +25,11 @@ def size_at(progress: float, size: int, resize: Resize) -> int:
     return min(max(steps, 1) * resize.multiple, size)
 
 
+def first_size(size: int, resize: Resize) -> int:
+    """Size, px, of the first phase of ``resize=book``; the seed's 128 where ``size`` is its 224."""
+    return resize.first_size or max(8, round(size * 128 / 224))
+
+
 def relative_pixels(num_steps: int, size: int, resize: Resize) -> float:
     """Pixels trained on over ``num_steps``, relative to as many steps at the full ``size``."""
     sizes = np.array([size_at(step / num_steps, size, resize) for step in range(num_steps)])

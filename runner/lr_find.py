@@ -1,0 +1,157 @@
+"""Try learning rates on a growing scale and suggest some: ``python -m runner.lr_find``.
+
+Takes the words of ``python -m runner.train``. The range test is Smith's (2015, arXiv:1506.01186);
+its constants and the three suggestions are fastai's. Nothing is trained: the network is put back as
+it was, and only a table is printed.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from runner.errors import TrainingError
+from runner.schema import RunConfig
+
+if TYPE_CHECKING:
+    from runner.data.dataset import Dataset
+    from runner.engine import Learner
+
+_START, _END, _STEPS = 1e-7, 10.0, 100
+_STOP_AT = 4.0  # times the best smoothed loss
+_SMOOTHING = 0.98
+_SKIP_FIRST, _SKIP_LAST = _STEPS // 10, 5
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """Learning rates in growing order and the smoothed training loss at each."""
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+
+    def suggestions(self) -> dict[str, float]:
+        """Three learning rates by name; empty when too few steps were made to tell."""
+        # The first steps are noise and the last ones have diverged.
+        rates = np.array(self.rates[_SKIP_FIRST:-_SKIP_LAST])
+        losses = np.array(self.losses[_SKIP_FIRST:-_SKIP_LAST])
+        if len(rates) < 3:
+            return {}
+        slopes = np.diff(losses) / np.diff(np.log(rates))
+        return {
+            "valley": float(rates[_valley(losses)]),
+            "steep": float(rates[np.argmin(slopes)]),
+            "minimum": float(rates[np.argmin(losses)]) / 10,
+        }
+
+
+def range_test(learner: "Learner", dataset: "Dataset", config: RunConfig) -> RangeTest:
+    """Train for up to 100 steps at rates from 1e-7 to 10, then put the network back as it was.
+
+    Random states of the process and the optimizer of a running training are not touched.
+
+    Raises:
+        DataError: fewer images than one batch.
+        TrainingError: the loss is not finite at the very first step.
+    """
+    import torch
+
+    from runner.engine import train_step, training_batches
+    from runner.optim import build_optimizer, set_rates
+    from runner.randomness import generator
+    from runner.schedule import plan
+
+    stage = plan(config, len(dataset.train))[-1]
+    before = copy.deepcopy(learner.model.state_dict())
+    was_training = learner.model.training
+    optimizer = build_optimizer(learner.groups, config.optim, stage.lr_factors)
+    rates: list[float] = []
+    losses: list[float] = []
+    average = 0.0
+    learner.model.train()
+    batches = (
+        batch
+        for epoch in count()
+        for batch in training_batches(
+            dataset, stage.batch_size, stage.steps_per_epoch, config, epoch
+        )
+    )
+    with torch.random.fork_rng():
+        for step in range(_STEPS):
+            rate = _START * (_END / _START) ** (step / _STEPS)
+            set_rates(optimizer, rate, config.optim.momentum)
+            rng = generator(config.seed, "lr_find", step)
+            try:
+                loss = train_step(
+                    learner, optimizer, next(batches), config.size, config.augment, config.mixup,
+                    config.smoothing.epsilon, rng,
+                )  # fmt: skip
+            except TrainingError:
+                if not losses:
+                    raise
+                break
+            average = _SMOOTHING * average + (1 - _SMOOTHING) * float(loss)
+            rates.append(rate)
+            losses.append(average / (1 - _SMOOTHING ** (step + 1)))
+            if losses[-1] > _STOP_AT * min(losses):
+                break
+    learner.model.load_state_dict(before)
+    learner.model.zero_grad(set_to_none=True)
+    learner.model.train(was_training)
+    return RangeTest(tuple(rates), tuple(losses))
+
+
+def _valley(losses: "np.ndarray[Any, Any]") -> int:
+    """The middle of the middle third of the longest run of falling losses."""
+    length = np.ones(len(losses), dtype=int)
+    for end in range(1, len(losses)):
+        higher = np.flatnonzero(losses[:end] > losses[end])
+        if len(higher):
+            length[end] = length[higher].max() + 1
+    end = int(np.argmax(length))
+    start = end - int(length[end])
+    third = (end - start) / 3
+    return max(start, 0) + int(third) + int(third / 2)
+
+
+def _print(test: RangeTest, console: Console) -> None:
+    table = Table(title=f"{len(test.rates)} steps from {test.rates[0]:.0e} to {test.rates[-1]:.2g}")
+    table.add_column("learning rate", justify="right")
+    table.add_column("loss", justify="right")
+    table.add_column("")
+    low, high = min(test.losses), max(test.losses[: len(test.losses) // 2])
+    for index in range(_SKIP_FIRST, len(test.rates), max(1, len(test.rates) // 20)):
+        loss = test.losses[index]
+        part = min(max((loss - low) / max(high - low, 1e-9), 0.0), 1.0)
+        table.add_row(f"{test.rates[index]:.1e}", f"{loss:.3f}", "█" * math.ceil(40 * part))
+    console.print(table)
+    for name, rate in test.suggestions().items():
+        console.print(f"{name:>8}: optim.lr={rate:.1e}", highlight=False)
+
+
+def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
+    from pathlib import Path
+
+    from runner.data.dataset import load_dataset
+    from runner.display import Display
+    from runner.session import build_learner
+
+    with Display() as display:
+        dataset = load_dataset(
+            config.data, config.size, Path(config.outputs) / "cache", display.work
+        )
+        test = range_test(build_learner(config, dataset), dataset, config)
+        _print(test, display.console)
+    return {"suggestions": test.suggestions()}
+
+
+if __name__ == "__main__":
+    from runner.command import hydra_command
+
+    hydra_command(_run)

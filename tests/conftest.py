@@ -1,0 +1,68 @@
+"""What many tests share: a tiny data set, the composed configuration, the command line."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+import pytest
+from small import COLOURS, Command, write_images
+
+from runner import compose
+from runner.schema import RunConfig
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and val/ with three classes of 16 and 8 images."""
+    root = tmp_path_factory.mktemp("tiny")
+    for seed, (name, colour) in enumerate(COLOURS.items()):
+        write_images(root / "train" / name, 16, colour, seed)
+        write_images(root / "val" / name, 8, colour, 100 + seed)
+    return root
+
+
+@pytest.fixture(scope="session")
+def composed() -> Callable[..., RunConfig]:
+    """The checked configuration of a list of overrides, composed in this process."""
+    compose.register()
+
+    def compose_words(*words: str) -> RunConfig:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(compose.CONF_DIR)):
+            return compose.run_config(hydra.compose("config", overrides=list(words)))
+
+    return compose_words
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Run ``python -m MODULE WORDS`` in an empty folder; warnings there are not ours to fail on."""
+
+    def run(
+        *words: str, module: str = "runner.train", **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", module, *words],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run
+
+
+@pytest.fixture
+def tiny_words(tiny_folder: Path) -> tuple[str, ...]:
+    """Overrides for a run of seconds on :func:`tiny_folder`."""
+    return (
+        "data=folder",
+        f"data.root={tiny_folder}",
+        "data.batch_size=16",
+        "resize.size=16",
+        "budget.epochs=1",
+        "threads=1",
+    )

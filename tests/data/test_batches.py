@@ -1,0 +1,190 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runner.data.batches import (
+    evaluation_order,
+    read_ahead,
+    rectangles,
+    squares,
+    training_order,
+    view_squares,
+)
+from runner.tricks.tta import View
+
+SHAPES = [(6, 10), (10, 6), (6, 6), (6, 12)]  # short sides equal, as stored
+EVERY = np.arange(len(SHAPES))
+
+
+class Rectangles:
+    """A store of random images, all different."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.images = [rng.integers(1, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES]
+
+    def rectangle(self, index):
+        return self.images[index]
+
+
+STORE = Rectangles()
+
+
+def rows(pixels):
+    """The images of a batch as (height, width, 3) arrays, without their margins."""
+    found = pixels.canvas.permute(0, 2, 3, 1).numpy()
+    return [image[:h, :w] for image, (h, w) in zip(found, pixels.extents, strict=True)]
+
+
+@given(
+    count=st.integers(0, 200),
+    batch_size=st.integers(1, 40),
+    seed=st.integers(0, 5),
+    epoch=st.integers(0, 5),
+)
+@settings(max_examples=100, deadline=None)
+def test_training_order_is_the_start_of_a_permutation_in_full_batches(
+    count, batch_size, seed, epoch
+):
+    order = training_order(count, batch_size, seed, epoch)
+
+    assert len(order) == count // batch_size
+    assert all(len(batch) == batch_size for batch in order)
+    seen = np.concatenate(order) if order else np.zeros(0, int)
+    assert len(set(seen.tolist())) == len(seen)
+    assert set(seen.tolist()) <= set(range(count))
+
+
+def test_training_order_differs_by_epoch_and_seed_and_is_repeatable():
+    first = np.concatenate(training_order(50, 8, 0, 0))
+
+    np.testing.assert_array_equal(first, np.concatenate(training_order(50, 8, 0, 0)))
+    assert not np.array_equal(first, np.concatenate(training_order(50, 8, 0, 1)))
+    assert not np.array_equal(first, np.concatenate(training_order(50, 8, 1, 0)))
+    left_out = [set(range(50)) - set(np.concatenate(training_order(50, 8, 0, e))) for e in range(9)]
+    assert len(set(map(frozenset, left_out))) > 1  # not always the same images
+    # A different batch size goes through the images in the same order.
+    np.testing.assert_array_equal(first[:45], np.concatenate(training_order(50, 5, 0, 0))[:45])
+
+
+@given(count=st.integers(1, 200), batch_size=st.integers(1, 210))
+@settings(max_examples=100, deadline=None)
+def test_evaluation_order_is_every_position_once_with_the_rest(count, batch_size):
+    order = evaluation_order(count, batch_size)
+
+    np.testing.assert_array_equal(np.concatenate(order), np.arange(count))
+    assert len(order) == -(-count // batch_size)
+    assert all(len(batch) == batch_size for batch in order[:-1])
+    assert 1 <= len(order[-1]) <= batch_size
+
+
+def test_squares_lie_at_their_places():
+    places = np.array([[0.0, 1.0], [1.0, 0.0], [0.3, 0.7], [0.5, 0.2]])
+
+    found = squares(STORE, EVERY, places)
+
+    assert found.canvas.shape == (4, 3, 6, 6)
+    assert (found.extents == 6).all()
+    wide, high, square, long = STORE.images
+    expected = [wide[:, :6], high[:6], square, long[:, 3:9]]
+    for image, wanted in zip(rows(found), expected, strict=True):
+        np.testing.assert_array_equal(image, wanted)
+    moved = rows(squares(STORE, EVERY, 1 - places))
+    assert not np.array_equal(moved[0], expected[0])
+    assert not np.array_equal(moved[1], expected[1])
+    np.testing.assert_array_equal(moved[2], square)  # a square has no room to move
+
+
+def test_rectangles_are_whole_on_the_smallest_common_canvas():
+    found = rectangles(STORE, EVERY)
+
+    assert found.canvas.shape == (4, 3, 10, 12)
+    assert found.extents.tolist() == [list(shape) for shape in SHAPES]
+    for image, wanted in zip(rows(found), STORE.images, strict=True):
+        np.testing.assert_array_equal(image, wanted)
+    # Outside of the images there is nothing.
+    assert int((found.canvas != 0).sum()) == 3 * sum(h * w for h, w in SHAPES)
+    reordered = rectangles(STORE, np.array([2, 0]))
+    assert reordered.canvas.shape == (2, 3, 6, 10)
+    np.testing.assert_array_equal(rows(reordered)[1], STORE.images[0])
+
+
+def test_views_show_their_squares():
+    views = [View(), View(x=0.0, y=0.0), View(x=1.0, y=1.0, side=0.5, flip=True, scale=2.0)]
+
+    plain, first, corner = view_squares(STORE, EVERY, views)
+
+    for found, side in ((plain, 6), (first, 6), (corner, 3)):
+        assert found.canvas.shape == (4, 3, side, side)
+    for index, image in enumerate(STORE.images):
+        height, width = image.shape[:2]
+        top, left = (height - 6) // 2, (width - 6) // 2
+        np.testing.assert_array_equal(rows(plain)[index], image[top : top + 6, left : left + 6])
+        np.testing.assert_array_equal(rows(first)[index], image[:6, :6])
+        # Neither mirrored nor scaled here: that is done on the device.
+        np.testing.assert_array_equal(rows(corner)[index], image[-3:, -3:])
+
+
+def test_pixels_are_bytes_in_channels_last_memory():
+    for pixels in (
+        rectangles(STORE, EVERY),
+        squares(STORE, EVERY, np.full((4, 2), 0.5)),
+        *view_squares(STORE, EVERY, [View()]),
+    ):
+        assert pixels.canvas.dtype == torch.uint8
+        assert pixels.canvas.is_contiguous(memory_format=torch.channels_last)
+        assert pixels.extents.dtype == np.int64
+
+
+def read_pixels(number):
+    return rectangles(STORE, np.array([number % 4, 2]))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_workers_give_the_same_batches_in_the_same_order(num_workers):
+    found = list(read_ahead(read_pixels, 7, num_workers))
+
+    assert len(found) == 7
+    for number, pixels in enumerate(found):
+        expected = read_pixels(number)
+        assert torch.equal(pixels.canvas, expected.canvas)
+        assert pixels.canvas.stride() == expected.canvas.stride()
+        assert type(pixels.extents) is np.ndarray
+        np.testing.assert_array_equal(pixels.extents, expected.extents)
+    assert not torch.equal(found[0].canvas[0, :, :6, :6], found[1].canvas[0, :, :6, :6])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_is_read_comes_unchanged(num_workers):
+    (item,) = read_ahead(lambda _: ([np.arange(3)], "text", 1.5), 1, num_workers)
+
+    assert type(item[0][0]) is np.ndarray
+    assert item[1:] == ("text", 1.5)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_reading_ahead_draws_nothing_from_the_generator_of_the_layers(num_workers):
+    """Else the number of workers would change where dropout falls."""
+    before = torch.get_rng_state()
+
+    list(read_ahead(read_pixels, 2, num_workers))
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_are_other_processes_and_no_workers_are_this_one():
+    assert set(read_ahead(lambda _: os.getpid(), 3, 0)) == {os.getpid()}
+    assert os.getpid() not in set(read_ahead(lambda _: os.getpid(), 3, 2))
+
+
+def test_nothing_is_read_before_it_is_wanted():
+    read = []
+    batches = read_ahead(read.append, 3, 0)
+
+    assert read == []
+    next(batches)
+    assert read == [0]

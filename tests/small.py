@@ -1,0 +1,125 @@
+"""Small data sets, in memory and on disk, and a network that trains in milliseconds."""
+
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from runner.data.dataset import Dataset, Split
+from runner.engine import Learner
+from runner.schema import Budget, Data, Optim, RunConfig
+
+CLASSES = ("blue", "green", "red")
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+"""Runs a command of ours with the given words."""
+
+COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 70), "red": (200, 50, 40)}
+
+
+def write_images(folder: Path, count: int, colour: tuple[int, int, int], seed: int) -> None:
+    """Noisy images of one colour, 32 × 24 px: easy to tell apart, none equal to another."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for number in range(count):
+        noise = rng.normal(0, 60, (24, 32, 3))
+        pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+
+
+class MemoryStore:
+    """Images in a list, and how often each was read."""
+
+    def __init__(self, images: list[np.ndarray]) -> None:
+        self.images = images
+        self.reads: Counter[int] = Counter()
+
+    def rectangle(self, index: int) -> np.ndarray:
+        self.reads[index] += 1
+        return self.images[index]
+
+
+def noise_images(count: int, *, seed: int = 0) -> list[np.ndarray]:
+    """Squares, wide and tall images of short side 16; image i is brighter in channel i % 3."""
+    random = np.random.default_rng(seed)
+    images = []
+    for index in range(count):
+        height, width = ((16, 16), (16, 24), (24, 16))[random.integers(3)]
+        pixels = random.integers(0, 160, (height, width, 3))
+        pixels[..., index % 3] += 80
+        images.append(pixels.astype(np.uint8))
+    return images
+
+
+def small_dataset(
+    num_train: int = 33, num_val: int = 15, *, images: list[np.ndarray] | None = None
+) -> Dataset:
+    """Three classes; the training images come first in the store."""
+    labels = np.arange(num_train + num_val) % len(CLASSES)
+    train, val = np.arange(num_train), np.arange(num_train, num_train + num_val)
+    splits = ["train"] * num_train + ["val"] * num_val
+    return Dataset(
+        name="small",
+        classes=CLASSES,
+        store=MemoryStore(noise_images(num_train + num_val) if images is None else images),
+        train=Split(train, labels[train]),
+        val=Split(val, labels[val]),
+        presize=16,
+        fingerprint="f" * 64,
+        manifest=tuple(
+            (split, f"{index}.png", CLASSES[labels[index]], f"{index:064x}")
+            for index, split in enumerate(splits)
+        ),
+        skipped=(("broken.png", "cut short"),),
+        converted={},
+        leaked=(),
+        num_ignored=0,
+        notes=(),
+    )
+
+
+def small_network(num_outputs: int = len(CLASSES), *, seed: int = 0) -> nn.Sequential:
+    """Without padding: a constant image gives the same features at every size."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(6, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU()),
+            nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_outputs)),
+        )
+
+
+def small_learner(model: nn.Sequential, *, layer_groups: int = 1, **changes: Any) -> Learner:
+    """On the CPU in fp32, without normalization unless ``changes`` say otherwise."""
+    groups = [list(part.parameters()) for part in model]
+    if layer_groups == 1:
+        groups = [list(model.parameters())]
+    learner = Learner(
+        model=model,
+        groups=groups,
+        num_outputs=model[-1][-1].out_features,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        device=torch.device("cpu"),
+        precision="fp32",
+    )
+    return replace(learner, **changes)
+
+
+def small_config(**groups: Any) -> RunConfig:
+    """Two epochs of four steps; ``groups`` replace whole groups or single top-level keys."""
+    config = RunConfig(
+        data=Data(batch_size=8, default_size=16),
+        optim=Optim(lr=1e-2),
+        budget=Budget(epochs=2),
+        device="cpu",
+        precision="fp32",
+        threads=1,
+    )
+    return replace(config, **groups)

@@ -1,0 +1,336 @@
+"""The command line as its user meets it: every case is a process of its own."""
+
+import csv
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import COLOURS, Command, write_images
+
+TinyWords = tuple[str, ...]
+
+
+def results(root: Path) -> list[dict[str, object]]:
+    return [json.loads(path.read_text()) for path in sorted(root.glob("outputs/*/result.json"))]
+
+
+def test_help_is_short_and_quick(command: Command) -> None:
+    started = time.perf_counter()
+    done = command("--help")
+    seconds = time.perf_counter() - started
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) < 45
+    for word in ("+trick=mixup", "label_smoothing", "-m", "Exit codes", "--config-dir"):
+        assert word in done.stdout
+    # Under a second on an idle machine; the bound here is what importing torch would exceed.
+    assert seconds < 3
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["+epoch=5"]])
+def test_torch_is_imported_only_to_train(command: Command, words: list[str]) -> None:
+    code = (
+        "import sys; sys.argv = ['runner.train', *sys.argv[1:]]\n"
+        "from runner.train import main\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "False"
+
+
+def test_cfg_prints_the_configuration(command: Command, tmp_path: Path) -> None:
+    done = command("--cfg", "job", "+trick=mixup", "mixup.alpha=0.2")
+    assert done.returncode == 0
+    assert "alpha: 0.2" in done.stdout
+    assert "probability: 1.0" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+MISTAKES = {
+    "+mixup.alpah=1": "did you mean mixup.alpha",
+    "+triks=mixup": "did you mean trick",
+    "+epoch=5": "did you mean budget.epochs",
+    "epoch=5": "did you mean budget.epochs",
+    "mixup.alpah=1": "did you mean mixup.alpha",
+    "+trick=mixpu": "did you mean mixup",
+    "mixup=cutmx": "did you mean cutmix",
+    "smoothing.epsilon=2": "≥ 0 and ≤ 1",
+    "budget.epochs=0": "≥ 1",
+    "-m +trick=baseline,mixpu seed=0": "did you mean mixup",
+    "-m seed=0,1 smoothing.epsilon=0,2": "smoothing.epsilon=2",
+    "+mixup=beta": "mixup=NAME",
+    "+trick=mixup +trick=tta": "'+trick=[first,second]'",
+    "mixup=null": "mixup=none",
+    "+trick=../../evil": "not a path",
+    "--experimental-rerun=x.pickle": "pickle",
+    "data.root=/data/żółw": """'data.root="/data/żółw"'""",
+    "mixup": "KEY=VALUE",
+    "data=folder": "data.root=PATH",
+    "device=tpu": "device=cpu",
+    "model=torchvision model.name=resnet18x": "resnet18",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_is_explained_and_leaves_nothing(
+    command: Command, tmp_path: Path, words: str
+) -> None:
+    done = command(*words.split(" "))
+    assert done.returncode == 2, done.stderr
+    assert MISTAKES[words] in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and "cache" not in str(path)]
+    assert written == []
+
+
+def test_a_typo_in_an_option_of_the_user_is_found(command: Command, tmp_path: Path) -> None:
+    options = tmp_path / "mine" / "mixup"
+    options.mkdir(parents=True)
+    (options / "gentle.yaml").write_text("probability: 1.0\nalhpa: 0.1\n")
+    done = command("--config-dir", str(tmp_path / "mine"), "mixup=gentle")
+    assert done.returncode == 2
+    assert "did you mean mixup.alpha" in done.stderr
+    (options / "gentle.yaml").write_text("probability: [1.0\n")
+    done = command("--config-dir", str(tmp_path / "mine"), "mixup=gentle")
+    assert done.returncode == 2
+    assert "gentle.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_option_of_the_user_works(
+    command: Command, tmp_path: Path, tiny_words: TinyWords
+) -> None:
+    options = tmp_path / "mine" / "mixup"
+    options.mkdir(parents=True)
+    (options / "gentle.yaml").write_text("probability: 1.0\nalpha: 0.1\n")
+    done = command("--config-dir", str(tmp_path / "mine"), "mixup=gentle", *tiny_words)
+    assert done.returncode == 0, done.stderr
+    (result,) = results(tmp_path)
+    assert result["config"]["mixup"]["alpha"] == 0.1
+
+
+def test_one_run_leaves_the_whole_folder(
+    command: Command, tmp_path: Path, tiny_words: TinyWords
+) -> None:
+    done = command("+trick=all", "seed=3", *tiny_words)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    (result,) = results(tmp_path)
+    assert result["status"] == "finished"
+    assert set(result["tricks"]) == {
+        "normalize", "progressive_resizing", "mixup", "label_smoothing", "tta",
+    }  # fmt: skip
+    assert result["seed"] == 3
+    assert result["data"]["num_train"] == 48
+    assert result["data"]["num_val"] == 24
+    assert result["data"]["skipped"] == []
+    assert len(result["data"]["fingerprint"]) == 64
+    for view in ("plain", "tta"):
+        metrics = result["metrics"][view]
+        low, high = metrics["accuracy_ci"]
+        assert 0 <= low <= metrics["accuracy"] <= high <= 1
+        assert {"nll", "brier", "ece", "per_class"} <= set(metrics)
+    assert {"epochs", "images", "pixels", "seconds", "images_per_second"} <= set(result["budget"])
+    (folder,) = (path.parent for path in tmp_path.glob("outputs/*/result.json"))
+    assert "normalize+progressive_resizing" in folder.name
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1]
+    with np.load(folder / "predictions.npz") as arrays:
+        assert arrays["plain"].shape == arrays["tta"].shape == (24, 3)
+        accuracy = (arrays["tta"].argmax(1) == arrays["labels"]).mean()
+    assert accuracy == pytest.approx(result["metrics"]["tta"]["accuracy"])
+    with gzip.open(folder / "split.csv.gz", "rt") as file:
+        split = list(csv.DictReader(file))
+    assert [row["split"] for row in split].count("val") == 24
+    assert (folder / "bundle" / "model.safetensors").exists()
+    assert "+trick=all" in (folder / "overrides.txt").read_text().splitlines()
+    assert not list(tmp_path.rglob("*.tmp*"))
+    assert str(folder.name) in done.stdout
+    assert "TTA" in done.stdout
+
+
+def test_the_same_command_answers_from_its_result(
+    command: Command, tmp_path: Path, tiny_words: TinyWords
+) -> None:
+    assert command(*tiny_words).returncode == 0
+    (path,) = tmp_path.glob("outputs/*/result.json")
+    before = path.stat().st_mtime_ns
+    again = command(*tiny_words)
+    assert again.returncode == 0
+    assert "finished before" in again.stdout
+    assert path.stat().st_mtime_ns == before
+    assert command(*tiny_words, "force=true").returncode == 0
+    assert path.stat().st_mtime_ns > before
+
+
+def test_equal_runs_give_equal_predictions_and_another_seed_does_not(
+    command: Command, tmp_path: Path, tiny_words: TinyWords
+) -> None:
+    words = ("+trick=mixup", *tiny_words)
+    for name, more in {
+        "a": (),
+        "b": ("data.cache_gb=0", "data.num_workers=2"),
+        "c": ("seed=1",),
+    }.items():
+        assert command(*words, f"outputs={name}", *more).returncode == 0
+    plain = {}
+    for name in "abc":
+        (path,) = tmp_path.glob(f"{name}/*/predictions.npz")
+        with np.load(path) as arrays:
+            plain[name] = arrays["plain"]
+    assert np.array_equal(plain["a"], plain["b"])
+    assert not np.array_equal(plain["a"], plain["c"])
+
+
+def test_a_sweep_runs_the_grid_and_counts_it(
+    command: Command, tmp_path: Path, tiny_words: TinyWords
+) -> None:
+    words = ("-m", "+trick=baseline,mixup,[mixup,label_smoothing]", "seed=0,1", *tiny_words)
+    done = command(*words)
+    assert done.returncode == 0, done.stderr
+    found = sorted((tuple(result["tricks"]), result["seed"]) for result in results(tmp_path))
+    assert found == [
+        ((), 0), ((), 1),
+        (("mixup",), 0), (("mixup",), 1),
+        (("mixup", "label_smoothing"), 0), (("mixup", "label_smoothing"), 1),
+    ]  # fmt: skip
+    assert "6 jobs" in done.stdout
+    entries = {path.name for path in (tmp_path / "outputs").iterdir()}
+    assert len(entries) == 7, "six runs and the cache, no files of Hydra's"
+
+
+def test_a_failing_job_stops_no_other_and_is_listed(
+    command: Command, tmp_path: Path, tiny_words: TinyWords
+) -> None:
+    words = [word for word in tiny_words if not word.startswith("data.batch_size")]
+    done = command("-m", "data.batch_size=16,1000,8", *words)
+    assert done.returncode == 6
+    assert len(results(tmp_path)) == 2
+    assert "1 of 3 jobs failed" in done.stderr
+    assert "failed: data.batch_size=1000" in done.stdout
+    assert "do not fill one batch" in done.stdout
+
+
+def test_divergence_stops_before_the_update(
+    command: Command, tmp_path: Path, tiny_words: TinyWords
+) -> None:
+    done = command("optim=sgd", "optim.lr=1e30", "optim.schedule=constant", *tiny_words)
+    assert done.returncode == 5, done.stdout + done.stderr
+    for word in ("not finite", "epoch 1, step", "lr", "optim.lr="):
+        assert word in done.stderr
+    assert results(tmp_path) == []
+    (status,) = tmp_path.glob("outputs/*/status.json")
+    assert json.loads(status.read_text())["status"] == "failed"
+
+
+def test_broken_images_are_named_or_skipped_and_counted(
+    command: Command, tmp_path: Path, tiny_words: TinyWords
+) -> None:
+    root = tmp_path / "data"
+    for seed, (name, colour) in enumerate(COLOURS.items()):
+        write_images(root / "train" / name, 16, colour, seed)
+        write_images(root / "val" / name, 8, colour, 100 + seed)
+    good = (root / "train" / "red" / "000.png").read_bytes()
+    (root / "train" / "red" / "000.png").write_bytes(good[: len(good) // 2])
+    (root / "val" / "blue" / "001.png").write_bytes(b"<html>not found</html>")
+    words = [word for word in tiny_words if not word.startswith("data.root")]
+    done = command(*words, f"data.root={root}")
+    assert done.returncode == 3
+    assert "train/red/000.png" in done.stderr
+    assert "val/blue/001.png" in done.stderr
+    assert "data.on_corrupt=skip" in done.stderr
+    done = command(*words, f"data.root={root}", "data.on_corrupt=skip")
+    assert done.returncode == 0, done.stderr
+    (result,) = results(tmp_path)
+    assert (result["data"]["num_train"], result["data"]["num_val"]) == (47, 23)
+    assert {entry["image"] for entry in result["data"]["skipped"]} == {
+        "train/red/000.png",
+        "val/blue/001.png",
+    }
+
+
+@pytest.mark.parametrize("name", ["with space", "żółw", "a=b", "per%cent", "[x]", "emoji😀", "#1"])
+def test_paths_of_any_spelling_work_when_quoted(
+    command: Command, tmp_path: Path, tiny_folder: Path, tiny_words: TinyWords, name: str
+) -> None:
+    (tmp_path / name).symlink_to(tiny_folder)
+    words = [word for word in tiny_words if not word.startswith("data.root")]
+    done = command(*words, f'data.root="{tmp_path / name}"', "+trick=baseline", LC_ALL="C.UTF-8")
+    assert done.returncode == 0, done.stderr
+
+
+def test_secrets_are_in_no_file(command: Command, tmp_path: Path, tiny_words: TinyWords) -> None:
+    done = command("+hydra.job.env_set.API_TOKEN=hunter2hunter2", *tiny_words)
+    assert done.returncode == 0, done.stderr
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert b"hunter2" not in path.read_bytes(), path
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path, tiny_words: TinyWords) -> None:
+    words = " ".join(f"'{word}'" for word in tiny_words)
+    script = f"'{sys.executable}' -m runner.train {words} | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
+    assert "Traceback" not in done.stderr
+    assert len(results(tmp_path)) == 1, "training does not depend on who reads its output"
+
+
+def test_an_interrupt_never_looks_finished(tmp_path: Path, tiny_words: TinyWords) -> None:
+    words = [word for word in tiny_words if not word.startswith("budget")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runner.train", *words, "budget.epochs=5000"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("outputs/*/metrics.jsonl")):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert b"Traceback" not in stderr
+    assert results(tmp_path) == []
+    (status,) = tmp_path.glob("outputs/*/status.json")
+    assert json.loads(status.read_text())["status"] == "interrupted"
+
+
+def test_lr_find_suggests_and_writes_no_run(
+    command: Command, tmp_path: Path, tiny_words: TinyWords
+) -> None:
+    done = command(*tiny_words, module="runner.lr_find")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"valley: optim\.lr=\d", done.stdout)
+    assert not list(tmp_path.glob("outputs/*/status.json"))
+
+
+def test_outputs_moves_everything(command: Command, tmp_path: Path, tiny_words: TinyWords) -> None:
+    assert command(*tiny_words, "outputs=there/deep").returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"there"}
+
+
+def test_outputs_that_cannot_be_written(
+    command: Command, tmp_path: Path, tiny_words: TinyWords
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    started = time.perf_counter()
+    done = command(*tiny_words, "outputs=file")
+    assert done.returncode == 4
+    assert str(tmp_path / "file") in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.perf_counter() - started < 10

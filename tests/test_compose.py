@@ -1,0 +1,296 @@
+"""The border: what is accepted, what each spelling means, and what is refused with which words."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from runner import compose, schema
+from runner.errors import ConfigError
+from runner.schema import Mixup, Normalize, RunConfig, Smoothing, Tta
+from runner.tricks.resize import first_size
+
+Composed = Callable[..., RunConfig]
+
+OVERLAYS = {
+    "baseline": [],
+    "normalize": ["normalize"],
+    "progressive_resizing": ["resize"],
+    "tta": ["tta"],
+    "mixup": ["mixup"],
+    "label_smoothing": ["smoothing"],
+    "all": ["normalize", "resize", "tta", "mixup", "smoothing"],
+}
+OPTIONS = sorted(
+    (path.parent.name, path.stem)
+    for path in compose.CONF_DIR.glob("*/*.yaml")
+    if path.parent.name not in schema.OVERLAYS
+)
+
+
+def changed_groups(config: RunConfig, baseline: RunConfig) -> list[str]:
+    names = [item.name for item in dataclasses.fields(RunConfig)]
+    return [name for name in names if getattr(config, name) != getattr(baseline, name)]
+
+
+def test_the_baseline_has_no_trick(composed: Composed) -> None:
+    config = composed()
+    assert config.tricks == []
+    assert config.normalize == Normalize()
+    assert config.resize.schedule == "fixed"
+    assert config.mixup.probability == 0
+    assert config.smoothing == Smoothing()
+    assert config.tta == Tta()
+
+
+def test_every_overlay_is_in_the_table() -> None:
+    assert {path.stem for path in (compose.CONF_DIR / "trick").iterdir()} == set(OVERLAYS)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_changes_its_own_groups_only(composed: Composed, overlay: str) -> None:
+    changed = changed_groups(composed(f"+trick={overlay}"), composed())
+    assert sorted(changed) == sorted(OVERLAYS[overlay])
+
+
+@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name not in ("baseline", "all")])
+def test_the_trick_is_named_by_its_values(composed: Composed, overlay: str) -> None:
+    assert composed(f"+trick={overlay}").tricks == [overlay]
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(OVERLAYS, 2)))
+def test_pairs_of_overlays_add_up_in_any_order(composed: Composed, first: str, second: str) -> None:
+    both = composed(f"+trick=[{first},{second}]")
+    expected = sorted({*OVERLAYS[first], *OVERLAYS[second]})
+    assert sorted(changed_groups(both, composed())) == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["+trick=mixup"],
+        ["trick=mixup"],
+        ["+trick=[mixup]"],
+        ["mixup=beta"],
+    ],
+)
+def test_spellings_of_one_experiment_are_one_run(composed: Composed, words: list[str]) -> None:
+    config = composed(*words)
+    assert config.mixup == Mixup(probability=1.0)
+    assert identity(config) == identity(composed("+trick=mixup"))
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["mixup=cutmix", "+trick=mixup"])))
+def test_a_choice_on_the_command_line_beats_an_overlay(
+    composed: Composed, order: tuple[str, ...]
+) -> None:
+    assert composed(*order).mixup.cutmix == 1.0
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["mixup.alpha=0.2", "+trick=all"])))
+def test_a_value_on_the_command_line_beats_an_overlay(
+    composed: Composed, order: tuple[str, ...]
+) -> None:
+    assert composed(*order).mixup.alpha == 0.2
+
+
+@pytest.mark.parametrize("recipe", ["book", "small"])
+def test_recipes_compose_with_tricks(composed: Composed, recipe: str) -> None:
+    config = composed(f"+recipe={recipe}", "+trick=[mixup,label_smoothing]")
+    assert {"mixup", "label_smoothing"} <= set(config.tricks)
+    assert config.data.name == "imagenette"
+
+
+def test_the_book_recipe_is_the_chapter(composed: Composed) -> None:
+    config = composed("+recipe=book")
+    assert (config.model.name, config.data.variant, config.data.presize) == (
+        "xresnet50",
+        "full",
+        460,
+    )
+    assert (first_size(config.size, config.resize), config.size) == (128, 224)
+    assert (config.resize.first_batch_size, config.data.batch_size) == (128, 64)
+    assert (config.resize.first_lr, config.optim.lr) == (3e-3, 1e-3)
+    assert config.normalize.mean == (0.485, 0.456, 0.406)
+    assert (config.tta.passes, config.tta.beta) == (4, 0.25)
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_every_option_composes_and_sets_only_what_is_read(
+    composed: Composed, group: str, name: str
+) -> None:
+    words = [f"{group}={name}"]
+    if group == "data" and name in ("folder", "table"):
+        words.append("data.root=somewhere")
+    config = composed(*words)
+    assert schema.without_effect(config) == []
+    assert set(changed_groups(config, composed())) <= {group}
+
+
+@pytest.mark.parametrize("path", sorted(compose.CONF_DIR.glob("*/*.yaml")), ids=str)
+def test_option_files_start_with_what_they_are(path: Path) -> None:
+    comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(len(line) > 8 and "@package" not in line for line in comments)
+
+
+@pytest.mark.parametrize("path", sorted(compose.CONF_DIR.rglob("*.yaml")), ids=str)
+def test_conf_holds_data_and_nothing_that_runs(path: Path) -> None:
+    assert not re.search(r"_target_|_partial_|_args_", path.read_text())
+    yaml.safe_load(path.read_text())
+
+
+def test_every_group_has_a_neutral_option_by_default(composed: Composed) -> None:
+    defaults = yaml.safe_load((compose.CONF_DIR / "config.yaml").read_text())["defaults"]
+    chosen = {}
+    for entry in defaults:
+        if isinstance(entry, dict):
+            chosen.update(entry)
+    assert chosen["normalize"] == chosen["mixup"] == chosen["smoothing"] == chosen["tta"] == "none"
+    assert chosen["resize"] == "fixed"
+    assert {group for group in chosen if not group.startswith("override")} == set(compose.GROUPS)
+
+
+WRONG = {
+    "+mixup.alpah=1": ["mixup.alpah", "did you mean mixup.alpha"],
+    "+triks=mixup": ["triks", "did you mean trick"],
+    "+epoch=5": ["epoch", "did you mean budget.epochs"],
+    "+lr=1": ["lr", "did you mean optim.lr"],
+    "smoothing.epsilon=2": ["smoothing.epsilon=2", "≥ 0 and ≤ 1"],
+    "smoothing.epsilon=-0.1": ["smoothing.epsilon=-0.1", "≥ 0"],
+    "smoothing.epsilon=nan": ["smoothing.epsilon", "finite"],
+    "mixup.alpha=-1": ["mixup.alpha=-1", "≥ 0"],
+    "mixup.until=1.5": ["mixup.until=1.5", "≤ 1"],
+    "budget.epochs=0": ["budget.epochs=0", "≥ 1"],
+    "budget.epochs=2.5": ["budget.epochs=2.5", "whole number"],
+    "budget.epochs=many": ["budget.epochs=many", "whole number"],
+    "resize.size=0": ["resize.size=0", "≥ 8"],
+    "resize.size=-64": ["resize.size=-64", "≥ 8"],
+    "resize.initial_scale=0": ["resize.initial_scale=0", "> 0"],
+    "optim.lr=-1": ["optim.lr=-1", "> 0"],
+    "data.batch_size=0": ["data.batch_size=0", "≥ 1"],
+    "data.num_workers=-1": ["data.num_workers=-1", "≥ 0"],
+    "data.label_noise=7": ["data.label_noise=7", "0, 1, 5, 25, 50"],
+    "seed=-1": ["seed=-1", "≥ 0"],
+    "precision=fp16": ["precision=fp16", "auto, fp32, bf16"],
+    "normalize.std=[0,1,1]": ["normalize.std", "> 0"],
+    "normalize.mean=[0.5]": ["normalize.mean", "RGB"],
+    "normalize.mean=0.5": ["normalize.mean=0.5", "list"],
+    "tta.reduce=median": ["tta.reduce=median", "mean, max, logit_mean, geometric"],
+    "mixup.fold=3": ["mixup.fold=3", "true or false"],
+    "data.root=x": ["data.root=x", "embedded"],
+    "data=folder": ["data.root=null"],
+    "mixup=beta mixup.alpha=high": ["mixup.alpha=high", "a number"],
+    "resize=progressive resize.delay=0.9": ["resize.delay=0.9", "resize.finish"],
+    "resize=progressive resize.size=63": ["resize.size=63", "resize.multiple=4"],
+    "resize=book resize.first_size=128": ["resize.first_size=128", "28"],
+    "resize=book resize.size=224 optim=flat_cosine": ["optim.schedule=flat_cosine"],
+    "resize=progressive optim=fine_tune": ["resize.schedule=progressive"],
+    "tta=book tta.flip=true": ["tta.passes=4"],
+    "tta=book tta.reduce=max": ["tta.beta=0.25", "tta.reduce=max"],
+    "tta.corners=true tta.crops=2": ["tta.corners=true"],
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_wrong_values_are_refused_with_key_value_and_range(composed: Composed, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        composed(*words.split(" "))
+    assert caught.value.exit_code == 2
+    for expected in WRONG[words]:
+        assert expected in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once(composed: Composed) -> None:
+    with pytest.raises(ConfigError) as caught:
+        composed("+triks=x", "smoothing.epsilon=2", "+mixup.alpah=1")
+    for key in ("triks", "smoothing.epsilon=2", "mixup.alpah"):
+        assert key in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["seed=7", "precision=bf16", "mixup=beta mixup.alpha=0", "resize.size=null", "optim.lr=1"],
+)
+def test_right_values_pass(composed: Composed, words: str) -> None:
+    composed(*words.split(" "))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_option_without_effect_is_told(composed: Composed, seed: int) -> None:
+    assert schema.without_effect(composed(f"seed={seed}", "mixup.alpha=0.2")) == ["mixup.alpha=0.2"]
+    assert schema.without_effect(composed("mixup=beta", "mixup.alpha=0.2")) == []
+
+
+def identity(config: RunConfig, fingerprint: str = "f") -> str:
+    return compose.identity(config, fingerprint, 1)
+
+
+COSMETIC = ["outputs=elsewhere", "device=cpu", "threads=3", "force=true", "data.num_workers=2",
+            "data.cache_gb=0", "mixup.alpha=0.2", "eval.batch_size=7"]  # fmt: skip
+MEANINGFUL = ["seed=1", "precision=bf16", "optim.lr=0.1", "mixup=beta", "resize.size=32",
+              "augment.flip=0.1", "model=xresnet34", "budget.epochs=6", "tta=flip"]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", COSMETIC)
+def test_what_cannot_change_a_result_is_not_in_the_identity(composed: Composed, word: str) -> None:
+    assert identity(composed(word)) == identity(composed())
+
+
+@pytest.mark.parametrize("word", MEANINGFUL)
+def test_what_can_change_a_result_is_in_the_identity(composed: Composed, word: str) -> None:
+    assert identity(composed(word)) != identity(composed())
+
+
+def test_data_and_record_version_are_in_the_identity(composed: Composed) -> None:
+    config = composed()
+    assert identity(config, "other") != identity(config)
+    assert compose.identity(config, "f", 2) != identity(config)
+
+
+def test_folder_names_are_legible_and_stay_inside(composed: Composed) -> None:
+    config = composed("+trick=[mixup,tta]", "seed=3")
+    assert compose.folder_name(config, "0123456789abcdef") == (
+        "fashion-xresnet18-mixup+tta-seed3-01234567"
+    )
+    hostile = dataclasses.replace(config, model=schema.Model("timm", "../../x"))
+    assert "/" not in compose.folder_name(hostile, "0" * 16)
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--experimental-rerun=x.pickle", "pickle"),
+        ("+trick=../../evil", "not a path"),
+        ("trick=[../../evil]", "not a path"),
+        ("mixup=/etc/passwd", "not a path"),
+        ("trick=null", "trick=[]"),
+        ("mixup=null", "mixup=none"),
+    ],
+)
+def test_arguments_that_hydra_would_take_are_refused(argument: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose.check_arguments([argument])
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("argument", ["data.root=/data/x", "data.root=../x", "+trick=mixup", "-m"])
+def test_ordinary_arguments_pass(argument: str) -> None:
+    compose.check_arguments([argument])
+
+
+def test_schema_round_trip(composed: Composed) -> None:
+    config = composed("+trick=all", "seed=5")
+    assert schema.from_dict(schema.to_dict(config)) == config
+
+
+def test_every_field_says_what_it_means() -> None:
+    for key in schema.known_keys():
+        kind: type = RunConfig
+        *groups, name = key.split(".")
+        for group in groups:
+            kind = type(getattr(RunConfig(), group))
+        assert kind.__dataclass_fields__[name].metadata["help"], key

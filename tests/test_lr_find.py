@@ -1,0 +1,76 @@
+"""The learning rate finder: its suggestions, and that it leaves everything as it was."""
+
+import numpy as np
+import pytest
+import torch
+from small import small_config, small_dataset, small_learner, small_network
+
+from runner.errors import DataError
+from runner.lr_find import RangeTest, range_test
+from runner.schema import Data
+
+
+def falling_then_rising() -> RangeTest:
+    """Loss flat to 1e-4, falling to its minimum at 1e-1, then rising; one point a third octave."""
+    rates = 10.0 ** np.linspace(-7, 1, 101)[:-1]
+    position = np.log10(rates)
+    losses = 2.3 - 0.5 * np.clip(position + 4, 0, 3) + 2.0 * np.clip(position + 1, 0, None)
+    return RangeTest(tuple(rates), tuple(losses))
+
+
+def test_suggestions_on_a_known_curve() -> None:
+    found = falling_then_rising().suggestions()
+    assert found["minimum"] == pytest.approx(1e-2, rel=0.2)
+    assert 1e-4 <= found["steep"] <= 1e-1
+    assert 10**-3.5 <= found["valley"] <= 10**-1.5, "the middle of the slope"
+
+
+def test_too_short_a_test_suggests_nothing() -> None:
+    assert RangeTest((1e-7, 2e-7), (2.3, 2.2)).suggestions() == {}
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")
+def test_suggestions_equal_fastais() -> None:
+    schedule = pytest.importorskip("fastai.callback.schedule")
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        curve = falling_then_rising()
+        noisy = np.array(curve.losses) + rng.normal(0, 0.02, len(curve.losses))
+        ours = RangeTest(curve.rates, tuple(noisy)).suggestions()
+        rates = torch.tensor(curve.rates[10:-5], dtype=torch.float64)
+        losses = torch.tensor(noisy[10:-5])
+        for name in ("valley", "steep", "minimum"):
+            suggested, _ = getattr(schedule, name)(rates, losses, 100)
+            assert ours[name] == pytest.approx(float(suggested))
+
+
+def test_the_network_and_the_random_state_are_as_before() -> None:
+    config, dataset = small_config(), small_dataset()
+    learner = small_learner(small_network())
+    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    torch.manual_seed(3)
+    state = torch.random.get_rng_state()
+    test = range_test(learner, dataset, config)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name, tensor in learner.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(parameter.grad is None for parameter in learner.model.parameters())
+    assert test.rates[0] == 1e-7
+    assert np.all(np.diff(test.rates) > 0)
+    assert len(test.rates) == len(test.losses) > 50
+
+
+def test_it_stops_when_the_loss_has_grown_fourfold() -> None:
+    test = range_test(small_learner(small_network()), small_dataset(), small_config())
+    grown = [loss > 4 * min(test.losses[: i + 1]) for i, loss in enumerate(test.losses)]
+    assert not any(grown[:-1])
+
+
+def test_too_few_images() -> None:
+    with pytest.raises(DataError):
+        range_test(
+            small_learner(small_network()),
+            small_dataset(),
+            small_config(data=Data(batch_size=1000)),
+        )

@@ -1,0 +1,212 @@
+"""The optimizer against explicit formulas and fastai, and what freezing leaves alone."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from small import small_learner, small_network
+from torch import nn
+
+from runner.optim import build_optimizer, freeze_body, set_rates
+from runner.schema import Optim
+
+# (learning rate, momentum) of a few steps, as a cycle changes them.
+RATES = [(1e-3, 0.95), (1e-2, 0.9), (3e-2, 0.85), (1e-2, 0.9), (1e-3, 0.95)]
+
+
+def parameters():
+    """A weight, which is decayed, and a bias, which is not."""
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 3, dtype=torch.float64, generator=random)
+    bias = torch.randn(4, dtype=torch.float64, generator=random)
+    return [nn.Parameter(weight), nn.Parameter(bias)]
+
+
+def gradients(step):
+    random = torch.Generator().manual_seed(100 + step)
+    return [
+        torch.randn(4, 3, dtype=torch.float64, generator=random),
+        torch.randn(4, dtype=torch.float64, generator=random),
+    ]
+
+
+def trained(optim):
+    """Weight and bias after the steps of ``RATES``, by our optimizer."""
+    ours = parameters()
+    optimizer = build_optimizer([ours], optim, [1.0])
+    for step, (lr, momentum) in enumerate(RATES):
+        set_rates(optimizer, lr, momentum)
+        for parameter, gradient in zip(ours, gradients(step), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    return [parameter.detach().numpy() for parameter in ours]
+
+
+def adamw(value, decay, which, optim, *, decoupled=True, rates=RATES):
+    """Loshchilov & Hutter 2019, in numpy, with β1 and lr of each step."""
+    first, second = np.zeros_like(value), np.zeros_like(value)
+    for step, (lr, beta1) in enumerate(rates):
+        gradient = gradients(step)[which].numpy()
+        if decoupled:
+            value = value - lr * decay * value
+        else:
+            gradient = gradient + decay * value
+        first = beta1 * first + (1 - beta1) * gradient
+        second = optim.beta2 * second + (1 - optim.beta2) * gradient**2
+        unbiased_first = first / (1 - beta1 ** (step + 1))
+        unbiased_second = second / (1 - optim.beta2 ** (step + 1))
+        value = value - lr * unbiased_first / (np.sqrt(unbiased_second) + optim.eps)
+    return value
+
+
+def sgd(value, decay, which, *, nesterov):
+    velocity = np.zeros_like(value)
+    for step, (lr, momentum) in enumerate(RATES):
+        gradient = gradients(step)[which].numpy() + decay * value
+        velocity = momentum * velocity + gradient
+        value = value - lr * (gradient + momentum * velocity if nesterov else velocity)
+    return value
+
+
+# ── Parameter groups ───────────────────────────────────────────────────────────────────────────
+
+
+def test_norms_and_biases_are_not_decayed():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.Flatten(),
+        nn.LayerNorm(16), nn.Linear(16, 2),
+    )  # fmt: skip
+    optimizer = build_optimizer([list(model.parameters())], Optim(weight_decay=0.3), [1.0])
+    decay = {
+        id(parameter): group["weight_decay"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    found = {name: decay[id(parameter)] for name, parameter in model.named_parameters()}
+    assert {name for name, value in found.items() if value == 0.3} == {"0.weight", "5.weight"}
+    assert {value for name, value in found.items() if name not in ("0.weight", "5.weight")} == {0}
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_each_parameter_is_in_one_group_at_the_rate_of_its_layers(name):
+    model = small_network()
+    learner = small_learner(model, layer_groups=3)
+    optimizer = build_optimizer(learner.groups, Optim(name=name), (0.01, 0.1, 1.0))
+    members = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(members) == sorted(id(p) for p in model.parameters())
+
+    set_rates(optimizer, 0.5, 0.8)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for layers, rate in zip(learner.groups, (0.005, 0.05, 0.5), strict=True):
+        assert [rates[id(p)] for p in layers] == pytest.approx([rate] * len(layers))
+
+
+def test_factors_must_fit_the_groups():
+    with pytest.raises(ValueError, match="zip"):
+        build_optimizer([parameters()], Optim(), (0.1, 1.0))
+
+
+# ── Updates ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_adamw_equals_the_formula():
+    optim = Optim(weight_decay=0.1, beta2=0.97, eps=1e-3)
+    for which, (ours, start) in enumerate(zip(trained(optim), parameters(), strict=True)):
+        value, decay = start.detach().numpy(), (0.1, 0.0)[which]
+        np.testing.assert_allclose(ours, adamw(value, decay, which, optim), rtol=1e-12)
+
+
+def test_the_formula_notices_other_adams():
+    optim = Optim(weight_decay=0.1, beta2=0.97, eps=1e-3)
+    ours, value = trained(optim)[0], parameters()[0].detach().numpy()
+    constant_momentum = [(lr, 0.9) for lr, _ in RATES]
+    for other in (
+        adamw(value, 0.1, 0, optim, decoupled=False),
+        adamw(value, 0.0, 0, optim),
+        adamw(value, 0.1, 0, Optim(beta2=0.99, eps=1e-3)),
+        adamw(value, 0.1, 0, Optim(beta2=0.97, eps=1e-8)),
+        adamw(value, 0.1, 0, optim, rates=constant_momentum),
+    ):
+        assert np.abs(ours - other).max() > 1e-5
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_equals_the_formula(nesterov):
+    optim = Optim(name="sgd", weight_decay=0.1, nesterov=nesterov)
+    for which, (ours, start) in enumerate(zip(trained(optim), parameters(), strict=True)):
+        value, decay = start.detach().numpy(), (0.1, 0.0)[which]
+        np.testing.assert_allclose(ours, sgd(value, decay, which, nesterov=nesterov), rtol=1e-12)
+        other = sgd(value, decay, which, nesterov=not nesterov)
+        assert np.abs(ours - other).max() > 1e-5
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")
+def test_adamw_equals_fastai():
+    fastai = pytest.importorskip("fastai.optimizer")
+    theirs = parameters()
+    optimizer = fastai.Adam(theirs, lr=0.0, mom=0.9, sqr_mom=0.99, eps=1e-5, wd=0.1)
+    optimizer.state[theirs[1]]["do_wd"] = False  # as fastai's Learner does with every bias
+    for step, (lr, momentum) in enumerate(RATES):
+        optimizer.set_hypers(lr=lr, mom=momentum)
+        for parameter, gradient in zip(theirs, gradients(step), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    ours = trained(Optim(weight_decay=0.1))
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, other.detach().numpy(), rtol=1e-6)
+    assert np.abs(trained(Optim(weight_decay=0.0))[0] - theirs[0].detach().numpy()).max() > 1e-4
+
+
+# ── Freezing ───────────────────────────────────────────────────────────────────────────────────
+
+
+def train_a_little(model, groups, factors=(0.1, 0.1, 1.0)):
+    optimizer = build_optimizer(groups, Optim(weight_decay=0.1), factors)
+    random = torch.Generator().manual_seed(3)
+    model.train()
+    for _ in range(3):
+        set_rates(optimizer, 0.05, 0.9)
+        images = torch.rand(6, 3, 12, 12, generator=random)
+        loss = nn.functional.cross_entropy(model(images), torch.arange(6) % 3)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    return optimizer
+
+
+def moved(before, after):
+    return {name for name, value in after.items() if not torch.equal(value, before[name])}
+
+
+def test_a_frozen_body_stands_still_but_for_its_batch_norms():
+    model = small_network()
+    groups = small_learner(model, layer_groups=3).groups
+    before = copy.deepcopy(model.state_dict())
+
+    freeze_body(model, groups, frozen=True)
+    train_a_little(model, groups)
+    everything = set(model.state_dict())
+    convolutions = {"0.0.weight", "0.0.bias", "1.0.weight", "1.0.bias"}
+    assert moved(before, model.state_dict()) == everything - convolutions
+
+    freeze_body(model, groups, frozen=False)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    train_a_little(model, groups)
+    assert moved(before, model.state_dict()) == everything
+
+
+def test_one_layer_group_has_nothing_to_freeze():
+    model = small_network()
+    groups = small_learner(model).groups
+    freeze_body(model, groups, frozen=True)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_every_optimizer_starts_with_fresh_state():
+    model = small_network()
+    groups = small_learner(model, layer_groups=3).groups
+    used = train_a_little(model, groups)
+    assert len(used.state) == len(list(model.parameters()))
+    assert not build_optimizer(groups, Optim(), (0.1, 0.1, 1.0)).state

@@ -1,0 +1,89 @@
+"""Every option of every group, and every pair of overlays, trains for real on tiny data."""
+
+import itertools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runner import compose, schema, train
+from runner.schema import RunConfig
+
+OPTIONS = sorted(
+    (path.parent.name, path.stem)
+    for path in compose.CONF_DIR.glob("*/*.yaml")
+    # Data sets have tests of their own; the others are overlays, paired below.
+    if path.parent.name not in ("data", "budget", *schema.OVERLAYS)
+)
+TRICKS = sorted(path.stem for path in (compose.CONF_DIR / "trick").iterdir())
+
+Composed = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="module")
+def trained(
+    composed: Composed, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., dict[str, object]]:
+    outputs = tmp_path_factory.mktemp("outputs")
+    os.environ.setdefault("COLUMNS", "100")
+
+    def train_words(*words: str) -> dict[str, object]:
+        config = composed(
+            "data=folder", f"data.root={tiny_folder}", "data.batch_size=24", "resize.size=16",
+            "resize.first_batch_size=24", "resize.first_epochs=1", "budget.epochs=1", "threads=1",
+            f"outputs={outputs}", *words,
+        )  # fmt: skip
+        summary = train.run(config, list(words))
+        return json.loads((Path(summary["folder"]) / "result.json").read_text())
+
+    return train_words
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_every_option_trains(
+    trained: Callable[..., dict[str, object]], group: str, name: str
+) -> None:
+    result = trained(f"{group}={name}")
+    metrics = result["metrics"]
+    for view in ("plain", "tta"):
+        assert 0 <= metrics[view]["accuracy"] <= 1
+        assert metrics[view]["nll"] >= 0
+    assert result["budget"]["steps"] >= 2
+
+
+@pytest.mark.parametrize("pair", list(itertools.combinations(TRICKS, 2)), ids="+".join)
+def test_every_pair_of_overlays_trains(
+    trained: Callable[..., dict[str, object]], pair: tuple[str, str]
+) -> None:
+    result = trained(f"+trick=[{','.join(pair)}]")
+    expected = {name for name in pair if name not in ("all", "baseline")}
+    if "all" in pair:
+        expected = set(TRICKS) - {"all", "baseline"}
+    assert set(result["tricks"]) == expected
+
+
+def test_tta_changes_no_plain_metric_and_no_weight(
+    trained: Callable[..., dict[str, object]],
+) -> None:
+    plain, tta = trained("tta=none"), trained("tta=flip")
+    assert plain["metrics"]["plain"] == tta["metrics"]["plain"]
+    assert plain["metrics"]["plain"]["nll"] != tta["metrics"]["tta"]["nll"]
+
+
+def test_the_book_has_three_stages_and_says_what_it_cost(
+    trained: Callable[..., dict[str, object]],
+) -> None:
+    fixed, book = trained("resize=fixed"), trained("resize=book")
+    assert book["budget"]["epochs"] == 3 * fixed["budget"]["epochs"]
+    assert book["budget"]["images"] == 3 * fixed["budget"]["images"]
+
+
+@pytest.mark.parametrize("num_outputs", [3, 1000])
+def test_more_outputs_than_classes(
+    trained: Callable[..., dict[str, object]], num_outputs: int
+) -> None:
+    result = trained(f"model.num_outputs={num_outputs}", "smoothing=standard")
+    assert result["model"]["num_outputs"] == num_outputs
+    assert set(result["metrics"]["plain"]["per_class"]) == {"blue", "green", "red"}

@@ -1,0 +1,423 @@
+"""One run from configuration to result: what is on disk after success, failure and refusal."""
+
+import csv
+import gzip
+import hashlib
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from safetensors.torch import load_file
+from small import CLASSES, small_config, small_dataset, small_learner, small_network
+
+from runner import records, session
+from runner.display import Display
+from runner.engine import evaluate
+from runner.errors import BusyError, ConfigError, StorageError, TrainingError
+from runner.locks import locked
+from runner.records import RunFolder
+from runner.schema import (
+    Augment,
+    Budget,
+    Data,
+    Mixup,
+    Model,
+    Normalize,
+    Optim,
+    Resize,
+    Smoothing,
+    Tta,
+    to_dict,
+)
+from runner.session import build_learner, train_and_evaluate
+
+TRICKS = {
+    "normalize": Normalize(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+    "mixup": Mixup(probability=1.0),
+    "smoothing": Smoothing(0.1),
+    "tta": Tta(flip=True),
+}
+
+
+def small_model(source, name, num_outputs, *, seed, dropout):
+    return small_network(num_outputs, seed=seed)
+
+
+@pytest.fixture(autouse=True)
+def _small_models(monkeypatch):
+    monkeypatch.setattr(session, "build_model", small_model)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run(folder, config, *, dataset=None, overrides=()):
+    with Display() as display:
+        return train_and_evaluate(
+            config, dataset or small_dataset(), folder, list(overrides), "id-1", display
+        )
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("outputs")
+    return small_config(**TRICKS, outputs=str(outputs), seed=5)
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """The folder of a run with every trick on but progressive resizing, and its result."""
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "build_model", small_model)
+        result = run(folder, config, overrides=["seed=5", "+api_token=hush"])
+    return folder, result
+
+
+def status(folder):
+    return json.loads((folder.path / "status.json").read_text())
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def predictions(folder):
+    with np.load(folder.path / "predictions.npz") as found:
+        return dict(found)
+
+
+def cross_entropy(probabilities, labels):
+    return float(F.nll_loss(torch.from_numpy(probabilities).double().log(), torch.tensor(labels)))
+
+
+# ── What a finished run holds ──────────────────────────────────────────────────────────────────
+
+
+def test_the_folder_holds_every_file_of_the_format(finished):
+    folder, _ = finished
+    listed = re.findall(r"^    ([a-z.]+)/?  ", records.__doc__, re.MULTILINE)
+    assert {"config.yaml", "predictions.npz", "bundle", "result.json"} < set(listed)
+    assert {path.name for path in folder.path.iterdir()} == {*listed, "run.lock"}
+    assert {path.name for path in (folder.path / "bundle").iterdir()} == {
+        "model.json", "model.safetensors",
+    }  # fmt: skip
+    assert status(folder)["status"] == "finished"
+
+
+def test_the_result_says_what_was_done(finished, config):
+    folder, result = finished
+    assert result == folder.result()
+    assert result["status"] == "finished"
+    assert result["seed"] == 5
+    assert result["tricks"] == ["normalize", "mixup", "label_smoothing", "tta"]
+    assert result["config"] == to_dict(config)
+    assert result["identity"] == "id-1"
+    data = result["data"]
+    assert (data["name"], data["fingerprint"]) == ("small", "f" * 64)
+    assert (data["num_train"], data["num_val"]) == (33, 15)
+    assert data["skipped"] == [{"image": "broken.png", "reason": "cut short"}]
+    assert result["model"]["num_outputs"] == 3
+    assert result["model"]["mean"] == [0.5, 0.5, 0.5]
+    assert result["model"]["num_parameters"] == sum(p.numel() for p in small_network().parameters())
+    environment = result["environment"]
+    assert environment["torch"] == torch.__version__
+    assert (environment["precision"], environment["threads"]) == ("fp32", 1)
+
+
+def test_the_budget_is_what_was_used(finished):
+    budget = finished[1]["budget"]
+    assert (budget["steps"], budget["images"], budget["pixels"]) == (8, 64, 64 * 16**2)
+    assert budget["epochs"] == pytest.approx(64 / 33)
+    assert (budget["forward_passes_plain"], budget["forward_passes_tta"]) == (15, 30)
+    assert 0 < budget["train_seconds"] < budget["seconds"]
+    assert budget["images_per_second"] == pytest.approx(64 / budget["train_seconds"])
+
+
+def test_the_metrics_are_of_the_predictions(finished):
+    folder, result = finished
+    found = predictions(folder)
+    assert found["labels"].tolist() == small_dataset().val.labels.tolist()
+    for view in ("plain", "tta"):
+        metrics, probabilities = result["metrics"][view], found[view]
+        hits = probabilities.argmax(axis=1) == found["labels"]
+        assert metrics["accuracy"] == pytest.approx(hits.mean())
+        low, high = metrics["accuracy_ci"]
+        assert low <= metrics["accuracy"] <= high
+        assert metrics["nll"] == pytest.approx(cross_entropy(probabilities, found["labels"]))
+        targets = np.eye(3)[found["labels"]]
+        assert metrics["brier"] == pytest.approx(((probabilities - targets) ** 2).sum(1).mean())
+        assert 0 <= metrics["ece"] <= 1
+        assert set(metrics["per_class"]) == set(CLASSES)
+    assert result["metrics"]["plain"]["nll"] != result["metrics"]["tta"]["nll"]
+    assert result["metrics"]["tta"]["forward_passes"] == 2
+
+
+def test_the_validation_loss_is_plain_whatever_the_training_loss(finished):
+    folder, result = finished
+    found, last = predictions(folder), rows(folder)[-1]
+    plain = cross_entropy(found["plain"], found["labels"])
+    assert last["val_loss"] == pytest.approx(plain, rel=1e-6)
+    assert last["val_loss"] == result["metrics"]["plain"]["nll"]
+    smoothed = 0.9 * plain - 0.1 * float(np.log(found["plain"]).mean())  # negative control
+    assert abs(last["val_loss"] - smoothed) > 1e-4
+
+
+def test_a_row_per_epoch(finished):
+    folder, _ = finished
+    first, second = rows(folder)
+    assert [(row["epoch"], row["step"], row["images"]) for row in (first, second)] == [
+        (1, 4, 32), (2, 8, 64),
+    ]  # fmt: skip
+    assert first["pixels"] == 32 * 16**2
+    assert {row["size"] for row in (first, second)} == {16}
+    assert first["train_loss"] != second["train_loss"]
+    assert first["lr"] > second["lr"] > 0
+
+
+def test_the_configuration_and_the_split_are_kept(finished, config):
+    folder, _ = finished
+    assert yaml.safe_load((folder.path / "config.yaml").read_text()) == to_dict(config)
+    with gzip.open(folder.path / "split.csv.gz", "rt") as file:
+        header, *images = csv.reader(file)
+    assert header == ["split", "image", "label", "sha256"]
+    assert images == [list(row) for row in small_dataset().manifest]
+    # The rows of the predictions are the validation rows of the split.
+    labels = [CLASSES.index(label) for split, _, label, _ in images if split == "val"]
+    assert predictions(folder)["labels"].tolist() == labels
+
+
+def test_no_file_holds_a_secret_of_the_command_line(finished):
+    folder, result = finished
+    assert result["command"][-2:] == ["seed=5", "+api_token=<redacted>"]
+    for path in folder.path.rglob("*"):
+        assert path.is_dir() or b"hush" not in path.read_bytes(), path
+
+
+def test_the_bundle_reloads_to_the_same_predictions(finished, config):
+    folder, _ = finished
+    bundle = folder.path / "bundle"
+    description = json.loads((bundle / "model.json").read_text())
+    content = (bundle / "model.safetensors").read_bytes()
+    assert description["files"] == {"model.safetensors": hashlib.sha256(content).hexdigest()}
+    assert description["classes"] == list(CLASSES)
+    preprocess = description["preprocess"]
+    assert (preprocess["size"], preprocess["presize"]) == (16, 16)
+
+    model = small_network(description["model"]["num_outputs"], seed=1)
+    learner = small_learner(model, mean=tuple(preprocess["mean"]), std=tuple(preprocess["std"]))
+    fresh = evaluate(learner, small_dataset(), config, with_tta=True)
+    model.load_state_dict(load_file(bundle / "model.safetensors"))
+    again = evaluate(learner, small_dataset(), config, with_tta=True)
+    found = predictions(folder)
+    np.testing.assert_allclose(again.plain, found["plain"], atol=1e-6)
+    np.testing.assert_allclose(again.tta, found["tta"], atol=1e-6)
+    assert np.abs(fresh.plain - found["plain"]).max() > 1e-3
+
+
+def test_the_same_command_gives_the_same_bytes(finished, config, tmp_path):
+    folder, result = finished
+    again = RunFolder(tmp_path / "again")
+    other = run(again, config, overrides=["seed=5"])
+    for name in ("split.csv.gz", "config.yaml", "bundle/model.safetensors", "bundle/model.json"):
+        assert (again.path / name).read_bytes() == (folder.path / name).read_bytes(), name
+    assert other["metrics"] == result["metrics"]
+    seeded = run(RunFolder(tmp_path / "seeded"), replace(config, seed=6))
+    assert seeded["metrics"]["plain"]["nll"] != result["metrics"]["plain"]["nll"]
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"resize": Resize(schedule="progressive", size=16, match="compute")},
+        {"resize": Resize(schedule="book", size=16, first_size=8, first_batch_size=16)},
+        {"optim": Optim(schedule="fine_tune", layer_groups=3)},
+        {"optim": Optim(name="sgd", lr=0.1, schedule="flat_cosine")},
+        {"model": Model(num_outputs=8), "smoothing": Smoothing(0.1)},
+        {"augment": Augment(min_scale=0.5, flip=0.5), "tta": Tta(passes=2, beta=0.25)},
+        {"mixup": Mixup(probability=0.5, cutmix=0.5, until=0.5)},
+        {"normalize": Normalize(source="dataset")},
+        {"precision": "bf16"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_run_finishes(groups, tmp_path):
+    config = small_config(outputs=str(tmp_path), **{"budget": Budget(epochs=1), **groups})
+    folder = RunFolder(tmp_path / "run")
+    result = run(folder, config)
+    assert result["status"] == "finished"
+    found = rows(folder)
+    assert [row["epoch"] for row in found] == list(range(1, len(found) + 1))
+    assert result["budget"]["images"] == found[-1]["images"]
+    assert predictions(folder)["plain"].shape == (15, config.model.num_outputs or 3)
+
+
+# ── The network and its device ─────────────────────────────────────────────────────────────────
+
+
+def test_tricks_do_not_change_the_initial_weights(tmp_path):
+    def initial(**groups):
+        config = small_config(outputs=str(tmp_path), **groups)
+        model = build_learner(config, small_dataset()).model
+        return torch.cat([value.flatten().double() for value in model.state_dict().values()])
+
+    baseline = initial()
+    for group, trick in {**TRICKS, "resize": Resize(schedule="progressive", size=16)}.items():
+        assert torch.equal(initial(**{group: trick}), baseline)
+    assert not torch.equal(initial(seed=1), baseline)
+
+
+def test_dataset_statistics_are_of_the_training_split(tmp_path):
+    dataset = small_dataset()
+    config = small_config(normalize=Normalize(source="dataset"), outputs=str(tmp_path))
+    learner = build_learner(config, dataset)
+    pixels = np.concatenate(
+        [dataset.store.images[index].reshape(-1, 3) for index in dataset.train.indices]
+    )
+    assert learner.mean == pytest.approx((pixels / 255).mean(axis=0))
+    assert learner.std == pytest.approx((pixels / 255).std(axis=0))
+    everything = np.concatenate([image.reshape(-1, 3) for image in dataset.store.images])
+    assert learner.mean != pytest.approx((everything / 255).mean(axis=0), rel=1e-6)
+
+
+def test_fewer_outputs_than_classes_are_refused(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(ConfigError, match="2 outputs cannot tell 3 classes") as caught:
+        run(folder, small_config(model=Model(num_outputs=2)))
+    assert caught.value.exit_code == 2
+    assert caught.value.where == "model.num_outputs=2"
+    assert not folder.path.exists()  # refused before anything is written
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7"])
+def test_a_gpu_that_is_not_there(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="0 CUDA devices") as caught:
+        build_learner(small_config(device=name), small_dataset())
+    assert caught.value.exit_code == 2
+    assert (caught.value.where, caught.value.fix) == (f"device={name}", "device=cpu")
+
+
+@pytest.mark.parametrize("name", ["foo", "", "meta", "cuda:x"])
+def test_a_device_that_does_not_exist(name):
+    with pytest.raises(ConfigError, match="no such device") as caught:
+        build_learner(small_config(device=name), small_dataset())
+    assert caught.value.exit_code == 2
+    assert caught.value.where == f"device={name}"
+    assert "device=cpu" in caught.value.fix
+
+
+def test_auto_takes_what_the_machine_has(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cases = ((True, 64, "bf16"), (True, 28, "fp32"), (False, 64, "fp32"))
+    for has_bf16, size, precision in cases:
+        config = small_config(device="auto", precision="auto", resize=Resize(size=size))
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has_bf16: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        learner = build_learner(config, small_dataset())
+        assert (learner.device.type, learner.precision) == ("cpu", precision)
+    for precision in ("fp32", "bf16"):
+        config = small_config(precision=precision)
+        assert build_learner(config, small_dataset()).precision == precision
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")]
+)
+def test_bf16_where_a_gpu_has_it(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert session._fastest_precision(torch.device("cuda"), 28) == precision
+
+
+# ── Failure ────────────────────────────────────────────────────────────────────────────────────
+
+
+def assert_failed(folder, reason):
+    assert status(folder)["status"] == "failed"
+    assert reason in status(folder)["reason"]
+    assert folder.result() is None
+    assert not (folder.path / "result.json").exists()
+
+
+@pytest.mark.parametrize("batch_size", [8, 33])  # in an epoch, and in its evaluation
+def test_a_run_that_diverges_is_marked_failed(tmp_path, batch_size):
+    folder = RunFolder(tmp_path / "run")
+    wild = small_config(
+        optim=Optim(lr=1e30, schedule="constant"), data=Data(batch_size=batch_size, default_size=16)
+    )
+    with pytest.raises(TrainingError, match="not finite") as caught:
+        run(folder, wild)
+    assert caught.value.exit_code == 5
+    assert "1e+30" in caught.value.where
+    assert_failed(folder, "not finite")
+
+    result = run(folder, small_config())  # another attempt finds a clean folder
+    assert result["status"] == "finished"
+    assert len(rows(folder)) == 2
+
+
+def test_running_out_of_memory_names_a_smaller_batch(tmp_path, monkeypatch):
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(session, "fit", exhausted)
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(TrainingError, match="out of memory") as caught:
+        run(folder, small_config())
+    assert "data.batch_size=8" in caught.value.where
+    assert "data.batch_size=4" in caught.value.fix
+    assert_failed(folder, "out of memory")
+
+
+def test_a_result_that_cannot_be_written_is_a_failure(tmp_path, monkeypatch):
+    folder, write = RunFolder(tmp_path / "run"), RunFolder.write_text
+
+    def full(self, name, text):
+        if name == "result.json":
+            raise StorageError("cannot write: No space left on device", where=name)
+        write(self, name, text)
+
+    monkeypatch.setattr(RunFolder, "write_text", full)
+    with pytest.raises(StorageError, match="No space left"):
+        run(folder, small_config(budget=Budget(epochs=1)))
+    assert_failed(folder, "No space left")
+
+
+def test_outputs_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError) as caught:
+        run(RunFolder(tmp_path / "file" / "run"), small_config())
+    assert caught.value.exit_code == 4
+
+
+def test_who_comes_second_is_told_and_changes_nothing(finished, config, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.start(to_dict(config), ["seed=5"])
+    folder.append_row({"epoch": 1})
+    before = {path: path.read_bytes() for path in folder.path.iterdir() if path.is_file()}
+    with locked(folder.path / "run.lock"):
+        with pytest.raises(BusyError) as caught:
+            run(folder, small_config())
+        assert caught.value.exit_code == 75
+        assert caught.value.where == str(folder.path / "run.lock")
+    assert {path: path.read_bytes() for path in before} == before
+    assert run(folder, small_config())["status"] == "finished"  # once it is free
+
+
+def test_the_lock_is_free_after_success_and_failure(finished, tmp_path):
+    with locked(finished[0].path / "run.lock", wait=False):
+        pass
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(TrainingError):
+        run(folder, small_config(optim=Optim(lr=1e30, schedule="constant")))
+    with locked(folder.path / "run.lock", wait=False):
+        pass

@@ -1,0 +1,52 @@
+"""The wheel, installed elsewhere and run from another folder, is complete."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    subprocess.run([*command, str(ROOT)], check=True, capture_output=True)
+    (path,) = folder.glob("trick_runner-*.whl")
+    return path
+
+
+def test_every_file_that_is_needed_is_in_it(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for option in (ROOT / "conf").rglob("*.yaml"):
+        assert f"runner/conf/{option.relative_to(ROOT / 'conf')}" in names
+    for source in (ROOT / "runner").rglob("*.py"):
+        assert str(source.relative_to(ROOT)) in names
+    assert "hydra_plugins/trick_runner.py" in names
+    for data in ("fashion.npz", "fashion.sha256", "FASHION-MNIST-LICENSE"):
+        assert f"runner/data/embedded/{data}" in names
+    assert not [name for name in names if name.startswith(("tests/", "outputs/"))]
+
+
+def test_it_runs_from_another_folder(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--no-index"]
+    subprocess.run([*install, "--target", str(site), str(wheel)], check=True, capture_output=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+
+    def run(*words: str) -> str:
+        return subprocess.run(
+            [sys.executable, *words],
+            cwd=elsewhere, env=environment, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+
+    where = run("-c", "import runner.compose as c; print(c.__file__); print(c.CONF_DIR)")
+    for line in where.splitlines():
+        assert line.startswith(str(site)), "the checkout must not be what is tested"
+    assert "probability: 1.0" in run("-m", "runner.train", "--cfg", "job", "+trick=mixup")
