@@ -74,6 +74,14 @@ class Display:
             self._tasks["training"], description=stage, completed=done, total=total, note=note
         )
 
+    def evaluation(self, done: int, total: int) -> None:
+        """An evaluation is ``done`` of ``total`` batches along."""
+        if "evaluation" not in self._tasks:
+            self._tasks["evaluation"] = self._progress.add_task("evaluation", total=total, note="")
+        self._progress.update(self._tasks["evaluation"], completed=done)
+        if done == total:
+            self._progress.remove_task(self._tasks.pop("evaluation"))
+
     def epoch(self, row: Mapping[str, Any], num_epochs: int) -> None:
         """One finished epoch."""
         self.line(

@@ -125,7 +125,9 @@ def _train(
         meter.step(step)
         if step.ends_epoch:
             is_last = step.done == step.total
-            predictions = evaluate(learner, dataset, config, with_tta=is_last)
+            predictions = evaluate(
+                learner, dataset, config, with_tta=is_last, progress=display.evaluation
+            )
             row = meter.end_epoch(step, predictions, dataset.classes)
             folder.append_row(row)
             display.epoch(row, meter.num_epochs)
@@ -259,7 +261,8 @@ def _data_facts(dataset: Dataset) -> dict[str, Any]:
         "num_val": len(dataset.val),
         "classes": list(dataset.classes),
         "presize": dataset.presize,
-        "skipped": [{"image": name, "reason": reason} for name, reason in dataset.skipped],
+        "skipped": len(dataset.skipped),
+        "skipped_images": [{"image": name, "reason": why} for name, why in dataset.skipped],
         "converted": dataset.converted,
         "leaked": len(dataset.leaked),
         "ignored": dataset.num_ignored,

@@ -131,7 +131,7 @@ def test_one_run_leaves_the_whole_folder(
     assert result["seed"] == 3
     assert result["data"]["num_train"] == 48
     assert result["data"]["num_val"] == 24
-    assert result["data"]["skipped"] == []
+    assert result["data"]["skipped"] == 0
     assert len(result["data"]["fingerprint"]) == 64
     for view in ("plain", "tta"):
         metrics = result["metrics"][view]
@@ -251,7 +251,8 @@ def test_broken_images_are_named_or_skipped_and_counted(
     assert done.returncode == 0, done.stderr
     (result,) = results(tmp_path)
     assert (result["data"]["num_train"], result["data"]["num_val"]) == (47, 23)
-    assert {entry["image"] for entry in result["data"]["skipped"]} == {
+    assert result["data"]["skipped"] == 2
+    assert {entry["image"] for entry in result["data"]["skipped_images"]} == {
         "train/red/000.png",
         "val/blue/001.png",
     }

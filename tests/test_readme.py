@@ -1,0 +1,64 @@
+"""The README's commands are accepted as they are printed, and CI finds its two."""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from runner import compose
+from runner.schema import RunConfig
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    line[line.index("python -m runner.") :].partition("#")[0].strip()
+    for block in BLOCKS
+    for line in block.splitlines()
+    if "python -m runner." in line
+]
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) > 10
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_accepted(command: str, composed: Callable[..., RunConfig]) -> None:
+    _, _, module, *words = shlex.split(command)
+    assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
+    compose.check_arguments(words)
+    overrides = [word for word in words if "=" in word]
+    assert set(words) - set(overrides) <= {"-m", "--cfg", "job", "--help"}
+    (jobs,) = BasicSweeper.split_arguments(
+        OverridesParser.create().parse_overrides(overrides), None
+    )
+    assert len(jobs) == 1 or "-m" in words
+    for job in jobs:
+        composed(*job)
+
+
+def test_ci_runs_the_two_commands_of_the_readme() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    reader = script[script.index("readme_command()") : script.index("for name in")]
+    for name, expected in {"run": "python -m runner.train", "test": "python -m pytest"}.items():
+        found = subprocess.run(
+            ["bash", "-c", f"{reader}\nreadme_command {name}"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert found.count("\n") == 1
+        assert found.startswith("python3 -m venv .venv && ")
+        assert found.strip().endswith((expected, f"{expected} +trick=mixup"))
+
+
+def test_the_tricks_and_options_that_it_names_exist() -> None:
+    for overlay in re.findall(r"^\| `(\w+)` \|", README, flags=re.MULTILINE):
+        assert (ROOT / "conf" / "trick" / f"{overlay}.yaml").is_file()
+    for group, name in re.findall(r"`(\w+)=(\w+)`", README):
+        if group in compose.GROUPS:
+            assert (ROOT / "conf" / group / f"{name}.yaml").is_file(), f"{group}={name}"
