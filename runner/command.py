@@ -4,21 +4,24 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from runner import compose
-from runner.errors import RunnerError
+from runner.display import printable
+from runner.errors import ConfigError, RunnerError
 from runner.schema import RunConfig
 
 Work = Callable[[RunConfig, list[str]], dict[str, Any]]
 """Does one job: takes its configuration and the words it was asked for with, returns a summary."""
 
 
-def hydra_command(work: Work) -> None:
+def hydra_command(work: Work, *, can_sweep: bool = True) -> None:
     """Run ``work`` for the command line, once or as a sweep, and exit on an error.
 
     Exit codes are those of ``runner.errors``; 130 after an interrupt.
@@ -40,6 +43,7 @@ def hydra_command(work: Work) -> None:
     try:
         compose.check_arguments(sys.argv[1:])
         compose.register()
+        _check_mode(can_sweep)
         hydra.main(version_base="1.3", config_path=str(compose.CONF_DIR), config_name="config")(
             job
         )()
@@ -61,5 +65,24 @@ def hydra_command(work: Work) -> None:
         if known is None:
             print("this is a bug of trick-runner", file=sys.stderr)
             sys.exit(1)
-        print(f"error: {known}", file=sys.stderr)
+        print(printable(f"error: {known}"), file=sys.stderr)
         sys.exit(known.exit_code)
+
+
+def _check_mode(can_sweep: bool) -> None:
+    """Refuse modes that do not combine; check what ``--cfg`` would only print."""
+    arguments = get_args_parser().parse_args()
+    if arguments.multirun and not can_sweep:
+        raise ConfigError("this command takes one configuration", where="-m", fix="leave out -m")
+    if arguments.multirun and arguments.cfg:
+        raise ConfigError(
+            "--cfg prints one configuration, -m makes several",
+            where="-m --cfg",
+            fix="--cfg job with the words of one job",
+        )
+    if arguments.cfg:
+        words = list(arguments.overrides)
+        if arguments.config_dir:
+            words.append(f"hydra.searchpath=['file://{Path(arguments.config_dir).absolute()}']")
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(compose.CONF_DIR)):
+            compose.run_config(hydra.compose("config", overrides=words))

@@ -1,6 +1,6 @@
 """The border: what Hydra composed becomes a checked ``RunConfig``, or an error worth reading.
 
-Only this module, ``sweep`` and ``train`` know Hydra. Hydra accepts `+mixup.alpah=1` and
+Only this module, ``command`` and the sweeper know Hydra. Hydra accepts `+mixup.alpah=1` and
 `+triks=mixup` and would run the baseline in silence; here every key is held against the schema
 before anything is written.
 """
@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner import schema
 from runner.errors import ConfigError
+from runner.hardware import device_kind, fastest_precision
 from runner.schema import RunConfig
 
 _PACKAGED = Path(__file__).parent / "conf"
@@ -34,7 +35,6 @@ CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "
 # computed. The content of data.root counts, through the data fingerprint; its path does not.
 _COSMETIC = (
     "outputs",
-    "device",
     "threads",
     "force",
     "data.root",
@@ -44,6 +44,16 @@ _COSMETIC = (
     "data.on_leak",
     "eval.batch_size",
 )
+
+# What someone means who gives a group a number.
+_MAIN_KEYS = {
+    "mixup": "mixup=beta mixup.alpha",
+    "smoothing": "smoothing.epsilon",
+    "resize": "resize.size",
+    "budget": "budget.epochs",
+    "optim": "optim.lr",
+    "tta": "tta=book tta.passes",
+}
 
 GROUPS = tuple(sorted(entry.name for entry in CONF_DIR.iterdir() if entry.is_dir()))
 
@@ -71,13 +81,25 @@ def run_config(composed: DictConfig) -> RunConfig:
     return schema.from_dict({str(key): value for key, value in values.items()})
 
 
-def identity(config: RunConfig, data_fingerprint: str, record_version: int) -> str:
-    """Sixteen hex digits that name the run: equal for equal values, however they were spelled."""
-    values = schema.to_dict(schema.effective(config))
+def identity(config: RunConfig, num_classes: int, fingerprint: str, record_version: int) -> str:
+    """Sixteen hex digits that name a run: equal for equal values, however they were spelled.
+
+    Args:
+        config: as asked for; what ``auto`` and null mean here is part of the identity.
+        num_classes: of the data.
+        fingerprint: of the data.
+        record_version: of the record format.
+    """
+    kind = device_kind(config.device)
+    precision = config.precision
+    if precision == "auto":
+        precision = fastest_precision(kind, config.size)
+    meant = schema.resolved(config, num_classes=num_classes, device=kind, precision=precision)
+    values = schema.to_dict(schema.effective(meant))
     for dotted in _COSMETIC:
         group, _, key = dotted.rpartition(".")
         (values[group] if group else values).pop(key)
-    content = json.dumps([values, data_fingerprint, record_version], sort_keys=True)
+    content = json.dumps([values, fingerprint, record_version], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -104,18 +126,21 @@ def check_arguments(arguments: Sequence[str]) -> None:
             )
         key, separator, value = argument.lstrip("+~").partition("=")
         is_choice = separator and key.split("@")[0].split("/")[0] in GROUPS
-        if is_choice and value in ("null", ""):
+        if is_choice and re.fullmatch(r"|null|true|false|[-+]?[0-9.][0-9.eE+-]*", value):
             neutral = "[]" if key in schema.OVERLAYS else "none"
+            meant = _MAIN_KEYS.get(key) if re.match(r"[-+0-9.]", value) else None
             raise ConfigError(
-                f"{key} is a group: choose one of its options",
+                f"{key} is a group: choose one of its options by name",
                 where=argument,
-                fix=f"{key}={neutral}, or see --help",
+                fix=f"{meant}={value}" if meant else f"{key}={neutral}, or see --help",
             )
         if is_choice and re.search(r"(^|[\[,'\"/])\s*(\.\.|/)", value):
             raise ConfigError(
                 "an option is a name, not a path",
                 where=argument,
-                fix=f"--config-dir DIR, where DIR/{key}/NAME.yaml is {key}=NAME",
+                fix=f"data=folder data.root={value}"
+                if key == "data"
+                else f"--config-dir DIR, where DIR/{key}/NAME.yaml is {key}=NAME",
             )
 
 
@@ -142,11 +167,12 @@ def _missing_option(error: MissingConfigException) -> ConfigError:
         return ConfigError(_first_line(error))
     options = [str(option) for option in error.options or []]
     guess = schema.nearest(name, options)
+    others = f", or model=torchvision model.name={name}" if group == "model" else ""
     hint = f" (did you mean {guess}?)" if guess else ""
     return ConfigError(
         f"{group} has no option {name}{hint}",
         where=f"{group}={name}",
-        fix=f"one of {', '.join(sorted(options))}",
+        fix=f"one of {', '.join(sorted(options))}{others}",
     )
 
 
@@ -176,6 +202,13 @@ def _bad_composition(error: ConfigCompositionException) -> ConfigError:
     if match := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
         key = match.group(1)
         return ConfigError(f"{key} exists already", where=f"+{key}", fix=f"{key}=VALUE")
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        key, _, values = match.group(1).partition("=")
+        return ConfigError(
+            "several values, but not a sweep",
+            where=match.group(1),
+            fix=f"-m to run one after the other, or '{key}=[{values}]' for a list",
+        )
     if match := re.search(r"Multiple values for (\w+)", text):
         group = match.group(1)
         several = f"'+{group}=[first,second]'" if group in schema.OVERLAYS else f"{group}=NAME"

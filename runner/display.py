@@ -14,6 +14,14 @@ from rich.table import Table
 _REFRESH_SECONDS = 0.5  # how often the loss is read: on a GPU that waits for the step
 
 
+def printable(text: str) -> str:
+    """``text`` with control characters spelled out: a file's name must not steer the terminal."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else repr(character)[1:-1]
+        for character in text
+    )
+
+
 class _Console(Console):
     """A console whose closed pipe, as after ``| head``, does not end the training behind it."""
 
@@ -49,7 +57,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """One line, printed as it is."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def work(self, what: str, done: int, total: int) -> None:
         """Progress of a long preparation, such as decoding images."""
@@ -141,4 +149,5 @@ def print_sweep(outcomes: Sequence[Mapping[str, Any]]) -> None:
     for outcome in outcomes:
         name = " ".join(outcome["job"])
         if outcome["error"]:
-            console.print(f"failed: {name}\n  {outcome['error']}", markup=False, soft_wrap=True)
+            text = printable(f"failed: {name}\n  {outcome['error']}")
+            console.print(text, markup=False, soft_wrap=True)

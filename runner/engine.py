@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from runner.data.batches import (
+    Held,
     Indices,
     Pixels,
     evaluation_order,
@@ -21,7 +22,8 @@ from runner.data.batches import (
     training_order,
     view_squares,
 )
-from runner.data.dataset import Dataset, Split
+from runner.data.dataset import Dataset
+from runner.data.store import Store
 from runner.errors import TrainingError
 from runner.optim import build_optimizer, freeze_body, set_rates
 from runner.randomness import generator, torch_seed
@@ -225,19 +227,19 @@ def training_batches(
 
     def read(number: int) -> Batch:
         rows = order[number]
-        pixels = source_pixels(dataset, split, rows, draws.rows(rows), augment)
+        pixels = source_pixels(dataset.store, split.indices[rows], draws.rows(rows), augment)
         return Batch(pixels, torch.from_numpy(split.labels[rows]), draws.rows(rows))
 
-    return read_ahead(read, count, config.data.num_workers)
+    return read_ahead(read, count, dataset.num_workers(config.data.num_workers))
 
 
 def source_pixels(
-    dataset: Dataset, split: Split, rows: Indices, draws: augmentation.Draws, augment: Augment
+    store: Store, indices: Indices, draws: augmentation.Draws, augment: Augment
 ) -> Pixels:
     """The pixels that a batch is augmented from: random squares, or whole rectangles."""
     if augment.crop_from == "rectangle":
-        return rectangles(dataset.store, split.indices[rows])
-    return squares(dataset.store, split.indices[rows], draws.place)
+        return rectangles(store, indices)
+    return squares(store, indices, draws.place)
 
 
 @dataclass(frozen=True)
@@ -292,14 +294,15 @@ def evaluate(
 
     def read(number: int) -> tuple[list[Pixels], list[Pixels]]:
         rows = order[number]
-        fixed = view_squares(dataset.store, split.indices[rows], shown)
-        random = [source_pixels(dataset, split, rows, draw.rows(rows), augment) for draw in draws]
-        return fixed, random
+        indices = split.indices[rows]
+        held = Held(dataset.store, indices)
+        random = [source_pixels(held, indices, draw.rows(rows), augment) for draw in draws]
+        return view_squares(held, indices, shown), random
 
     learner.model.eval()
     plain, combined = [], []
     with torch.inference_mode():
-        batches = read_ahead(read, len(order), config.data.num_workers)
+        batches = read_ahead(read, len(order), dataset.num_workers(config.data.num_workers))
         for rows, (fixed, random) in zip(order, batches, strict=True):
             by_view = {
                 view: _predict(learner, _show(pixels, view, config.eval_size, learner.device))

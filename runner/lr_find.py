@@ -143,9 +143,8 @@ def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
     from runner.session import build_learner
 
     with Display() as display:
-        dataset = load_dataset(
-            config.data, config.size, Path(config.outputs) / "cache", display.work
-        )
+        cache = Path(config.outputs).expanduser() / "cache"
+        dataset = load_dataset(config.data, config.largest_size, cache, display.work)
         test = range_test(build_learner(config, dataset), dataset, config)
         _print(test, display.console)
     return {"suggestions": test.suggestions()}
@@ -154,4 +153,4 @@ def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
 if __name__ == "__main__":
     from runner.command import hydra_command
 
-    hydra_command(_run)
+    hydra_command(_run, can_sweep=False)

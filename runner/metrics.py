@@ -1,6 +1,6 @@
 """How good are predicted probabilities? Accuracy, likelihood and calibration, in numpy alone.
 
-Training's evaluation and the report both call this, and the report must not import torch.
+Without torch, so that whatever only reads results stays quick to start.
 
 Shapes: N images, K model outputs (K may exceed the number of classes of the data). Everywhere
 `probabilities` is (N, K), finite, not negative, each row summing to 1 within 1e-3, and `labels`

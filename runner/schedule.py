@@ -1,7 +1,7 @@
 """The plan of a training run: stages, each with its steps, batch size, image size and rates.
 
 Durations are turned into steps once, here; below, every value is a pure function of the progress
-0..1 through its stage, so that a resumed run needs to know only its step.
+0..1 through its stage, and of nothing that happened before.
 """
 
 import math

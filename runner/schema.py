@@ -7,6 +7,7 @@ nothing. Options that turn a trick on live in ``conf/``.
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
 from types import NoneType, UnionType
@@ -14,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from runner.errors import ConfigError
 
+XRESNETS = tuple(f"xresnet{depth}" for depth in (18, 34, 50, 101, 152))
 OVERLAYS = ("trick", "recipe")
 """Groups of ``conf/`` whose options change other groups and that hold no keys of their own."""
 
@@ -54,7 +56,7 @@ class Data:
     default_size: int = option(28, "image size used where resize.size is null", at_least=1)
     presize: int | None = option(
         None,
-        "shorter side of the stored images, px; null: twice the final size, never enlarged",
+        "short side of the stored images, px; null: twice the final size, at most the images' own",
         at_least=1,
     )
     max_aspect: float = option(
@@ -62,7 +64,11 @@ class Data:
     )
     batch_size: int = option(64, "images per training step", at_least=1)
     cache_gb: float = option(16.0, "larger sets stream from their files instead", at_least=0)
-    num_workers: int = option(0, "processes that read a streamed set; 0: in this one", at_least=0)
+    num_workers: int | None = option(
+        None,
+        "processes that read ahead; 0: this one reads; null: 0, or all cores for a streamed set",
+        at_least=0,
+    )
     on_corrupt: Literal["error", "skip"] = option("error", "what a broken image does")
     on_leak: Literal["warn", "error"] = option(
         "warn", "what an image that is in training and validation does"
@@ -202,7 +208,7 @@ class Optim:
     momentum_low: float = option(0.85, "at the peak of one_cycle", at_least=0, below=1)
     freeze_epochs: int = option(1, "fine_tune: epochs with all but the head frozen", at_least=0)
     lr_spread: float = option(
-        100.0, "fine_tune: first layer group trains at lr / lr_spread", at_least=1
+        100.0, "with 3 layer groups: the first trains at lr / lr_spread", at_least=1
     )
     layer_groups: Literal[1, 3] = option(
         1, "groups for freezing and spread learning rates: 1, or early body | late body | head"
@@ -277,6 +283,11 @@ class RunConfig:
         return self.eval.size or self.size
 
     @property
+    def largest_size(self) -> int:
+        """Largest size that is trained or evaluated at, px."""
+        return max(self.size, self.eval_size)
+
+    @property
     def tricks(self) -> list[str]:
         """The tricks that are on, by the values of the config and not by how it was spelled."""
         names = {
@@ -285,7 +296,7 @@ class RunConfig:
             "mixup": mixes_images(self.mixup),
             "cutmix": pastes_boxes(self.mixup),
             "label_smoothing": self.smoothing.epsilon > 0,
-            "tta": self.tta.passes > 0 or num_views(self.tta) > 1,
+            "tta": has_views(self.tta),
         }
         return [name for name, is_on in names.items() if is_on]
 
@@ -302,10 +313,14 @@ def pastes_boxes(mixup: Mixup) -> bool:
     return is_on and mixup.cutmix > 0 and mixup.cutmix_alpha > 0
 
 
-def num_views(tta: Tta) -> int:
-    """Deterministic views per image; 1 is the plain evaluation."""
-    squares = tta.crops + (4 if tta.corners else 0)
-    return squares * (2 if tta.flip else 1) * len(tta.scales)
+def has_views(tta: Tta) -> bool:
+    """Whether anything but the plain view of an image is looked at."""
+    return tta.passes > 0 or shows_more(tta)
+
+
+def shows_more(tta: Tta) -> bool:
+    """Whether the deterministic views are others than the plain one alone."""
+    return tta.crops > 1 or tta.corners or tta.flip or tta.scales != (1.0,)
 
 
 def default_dict() -> dict[str, Any]:
@@ -397,7 +412,8 @@ def _build(kind: Any, values: Any, prefix: str, problems: list[tuple[str, str]])
             _check_limits(item, checked[name])
         except ValueError as error:
             problem = f"{key}={_shown(values[name])}: {error} ({item.metadata['help']})"
-            problems.append((problem, f"{key}={_shown(item.default)}"))
+            meant = getattr(error, "meant", item.default)
+            problems.append((problem, f"{key}={_shown(meant)}"))
             checked[name] = item.default
     return kind(**checked)
 
@@ -416,8 +432,11 @@ def _convert(hint: Any, value: Any) -> Any:
             if str(value) == str(choice) and not isinstance(value, bool):
                 return choice
         guess = nearest(str(value), [str(choice) for choice in choices])
-        hint_text = f" (did you mean {guess}?)" if guess else ""
-        raise ValueError(f"not one of {', '.join(map(str, choices))}{hint_text}")
+        error = ValueError(f"not one of {', '.join(map(str, choices))}")
+        if guess:
+            error = ValueError(f"{error} (did you mean {guess}?)")
+            error.meant = guess  # type: ignore[attr-defined]  # goes into the fix
+        raise error
     if origin is tuple:
         if not isinstance(value, list | tuple) or not value:
             raise ValueError("expected a list such as [0.5, 0.5, 0.5]")
@@ -461,6 +480,19 @@ def _contradictions(config: RunConfig) -> list[tuple[str, str]]:
                 f"data=fashion_mnist data.root={root}, or data=folder data.root={root}",
             )
         )
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
+        found.append(
+            (f"device={config.device}: no such device (auto, cpu, cuda, cuda:1 …)", "device=auto")
+        )
+    if config.model.source == "xresnet" and config.model.name not in XRESNETS:
+        guess = nearest(config.model.name, XRESNETS)
+        found.append(
+            (
+                f"model.name={config.model.name}: xresnet has {', '.join(XRESNETS)}",
+                f"model={guess or XRESNETS[0]}, or model=torchvision "
+                f"model.name={config.model.name}",
+            )
+        )
     if chosen in ("folder", "table") and root is None:
         found.append(
             (
@@ -499,7 +531,7 @@ def _contradictions(config: RunConfig) -> list[tuple[str, str]]:
                 f"resize.first_size={config.size // 2}",
             )
         )
-    if tta.passes and num_views(tta) > 1:
+    if tta.passes and shows_more(tta):
         found.append(
             (
                 f"tta.passes={tta.passes} does not combine with flip, crops, corners or scales",
@@ -557,12 +589,25 @@ def effective(config: RunConfig) -> RunConfig:
     return config
 
 
+def resolved(
+    config: RunConfig, *, num_classes: int, device: str, precision: Literal["fp32", "bf16"]
+) -> RunConfig:
+    """``config`` with every null and ``auto`` that decides a result replaced by what it means."""
+    return replace(
+        config,
+        resize=replace(config.resize, size=config.size),
+        eval=replace(config.eval, size=config.eval_size),
+        model=replace(config.model, num_outputs=config.model.num_outputs or num_classes),
+        device=device,
+        precision=precision,
+    )
+
+
 def _unread(config: RunConfig) -> list[tuple[str, str]]:
     """(group, key) of the keys that the rest of the configuration switches off."""
     mixup, optim, resize, tta = config.mixup, config.optim, config.resize, config.tta
-    is_mixed = mixup.probability > 0
-    is_blended = is_mixed and mixup.cutmix < 1
-    has_views = tta.passes > 0 or num_views(tta) > 1
+    is_blended = mixes_images(mixup)
+    is_mixed = is_blended or pastes_boxes(mixup)
     warps = (
         config.augment.max_rotate > 0
         or config.augment.max_zoom > 1
@@ -571,9 +616,10 @@ def _unread(config: RunConfig) -> list[tuple[str, str]]:
     crops = config.augment.min_scale < 1 or config.augment.crop_from == "rectangle"
     cycles = optim.schedule in ("one_cycle", "fine_tune") or resize.schedule == "book"
     is_read = {
-        "data.variant": config.data.name == "imagenette",
+        "data.variant": config.data.name == "imagenette" and config.data.root is None,
         "data.label_noise": config.data.name == "imagenette",
         "data.val_fraction": config.data.name in ("folder", "table"),
+        "data.default_size": config.resize.size is None,
         "data.path_column": config.data.name == "table",
         "data.label_column": config.data.name == "table",
         "data.split_column": config.data.name == "table",
@@ -591,13 +637,14 @@ def _unread(config: RunConfig) -> list[tuple[str, str]]:
             [f"resize.first_{key}" for key in ("size", "epochs", "batch_size", "lr")],
             resize.schedule == "book",
         ),
+        "mixup.probability": is_mixed,
         "mixup.cutmix": is_mixed,
         "mixup.until": is_mixed,
         "mixup.per": is_mixed,
         "mixup.distribution": is_blended,
         "mixup.alpha": is_blended and mixup.distribution == "beta",
         "mixup.fold": is_blended and mixup.distribution == "beta",
-        "mixup.cutmix_alpha": is_mixed and mixup.cutmix > 0,
+        "mixup.cutmix_alpha": pastes_boxes(mixup),
         "optim.nesterov": optim.name == "sgd",
         "optim.beta2": optim.name == "adamw",
         "optim.eps": optim.name == "adamw",
@@ -609,8 +656,8 @@ def _unread(config: RunConfig) -> list[tuple[str, str]]:
         "optim.freeze_epochs": optim.schedule == "fine_tune" or resize.schedule == "book",
         "optim.lr_spread": optim.layer_groups > 1,
         "tta.corner_scale": tta.corners,
-        "tta.beta": has_views,
-        "tta.reduce": has_views,
+        "tta.beta": has_views(tta),
+        "tta.reduce": has_views(tta),
     }
     return [
         (group, name)

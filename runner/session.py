@@ -1,23 +1,23 @@
 """One run from its checked configuration to its result on disk: assemble, fit, evaluate, record."""
 
-import os
 import platform
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torchvision
 
 from runner import __version__
-from runner.bundle import write_bundle
+from runner.bundle import bundle_files
 from runner.data.dataset import Dataset
 from runner.data.statistics import training_statistics
 from runner.display import Display
 from runner.engine import Learner, Predictions, Step, evaluate, fit
-from runner.errors import ConfigError, RunnerError, TrainingError
+from runner.errors import ConfigError, TrainingError
+from runner.hardware import cpu_name, device_kind, fastest_precision, num_cores
 from runner.locks import locked
 from runner.metrics import classification_metrics
 from runner.models import build_model, guard_strided_convolutions, layer_groups
@@ -25,10 +25,6 @@ from runner.randomness import torch_seed
 from runner.records import RunFolder
 from runner.schedule import Stage, plan
 from runner.schema import RunConfig, to_dict
-
-# On two AMX cores, xresnet18 and batch 64, bf16 trains 0.93 times as fast as fp32 at 28 px and 1.7
-# times as fast at 64 px: small images wait for memory, not for multiplications.
-_SMALLEST_BF16_SIZE = 32
 
 
 def train_and_evaluate(
@@ -48,6 +44,9 @@ def train_and_evaluate(
     stages = plan(config, len(dataset.train))
     learner = build_learner(config, dataset)
     with locked(folder.path / "run.lock", wait=False):
+        # Another process may have finished it while this one was starting.
+        if not config.force and (finished := folder.result()) is not None:
+            return finished
         folder.start(to_dict(config), overrides)
         try:
             result = _train(config, dataset, folder, stages, learner, display)
@@ -57,9 +56,11 @@ def train_and_evaluate(
         except KeyboardInterrupt:
             folder.write_status("interrupted")
             raise
-        except (RunnerError, RuntimeError) as error:
+        except Exception as error:
             problem = _out_of_memory(config) if _is_out_of_memory(error) else error
             folder.write_status("failed", str(problem))
+            if problem is error:
+                raise
             raise problem from error
     return folder.result() or {}
 
@@ -67,9 +68,10 @@ def train_and_evaluate(
 def build_learner(config: RunConfig, dataset: Dataset) -> Learner:
     """The network with its initial weights, on its device, with its statistics."""
     device = _device(config.device)
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    torch.set_num_threads(config.threads or num_cores())
     if config.normalize.source == "dataset":
-        mean, std = training_statistics(dataset, Path(config.outputs) / "cache")
+        cache = Path(config.outputs).expanduser() / "cache"
+        mean, std = training_statistics(dataset, cache)
     else:
         mean, std = config.normalize.mean, config.normalize.std
     num_outputs = config.model.num_outputs or len(dataset.classes)
@@ -91,7 +93,7 @@ def build_learner(config: RunConfig, dataset: Dataset) -> Learner:
     guard_strided_convolutions(model)
     precision = config.precision
     if precision == "auto":
-        precision = _fastest_precision(device, config.size)
+        precision = fastest_precision(device.type, config.size)
     return Learner(model, groups, num_outputs, mean, std, device, precision)
 
 
@@ -118,6 +120,7 @@ def _train(
     display: Display,
 ) -> dict[str, Any]:
     folder.write_bytes("split.csv.gz", dataset.manifest_csv())
+    environment = _environment(learner)  # now, before anyone can change the code behind it
     meter = _Meter(stages, display)
     started = time.perf_counter()
     predictions = None
@@ -134,8 +137,7 @@ def _train(
     assert predictions is not None
     metrics = _metrics(predictions, dataset.classes)
     folder.write_predictions(predictions.labels, predictions.plain, predictions.tta)
-    write_bundle(
-        folder.path / "bundle",
+    bundle = bundle_files(
         learner.model,
         architecture={
             "source": config.model.source,
@@ -154,13 +156,15 @@ def _train(
             "color": "RGB, EXIF orientation applied, transparency over white",
         },
     )
+    for name, content in bundle.items():
+        folder.write_bytes(f"bundle/{name}", content)
     return {
         "tricks": config.tricks,
         "seed": config.seed,
         "data": _data_facts(dataset),
         "metrics": metrics,
         "budget": {
-            "epochs": meter.images / (len(dataset.train) or 1),
+            "epochs": sum(stage.num_steps / stage.steps_per_epoch for stage in stages),
             "steps": meter.steps,
             "images": meter.images,
             "pixels": meter.pixels,
@@ -179,7 +183,7 @@ def _train(
             "std": list(learner.std),
         },
         "config": to_dict(config),
-        "environment": _environment(learner),
+        "environment": environment,
     }
 
 
@@ -271,14 +275,7 @@ def _data_facts(dataset: Dataset) -> dict[str, Any]:
 
 def _device(name: str) -> torch.device:
     """The device of ``name``; ``auto`` is the GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError("no such device", where=f"device={name}", fix="device=cpu or device=cuda")
+    device = torch.device(device_kind(name) if name == "auto" else name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"this machine has {torch.cuda.device_count()} CUDA devices",
@@ -286,14 +283,6 @@ def _device(name: str) -> torch.device:
             fix="device=cpu",
         )
     return device
-
-
-def _fastest_precision(device: torch.device, size: int) -> Literal["fp32", "bf16"]:
-    """``bf16`` where the hardware multiplies it natively and the images are worth it."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if has_bf16 and size >= _SMALLEST_BF16_SIZE else "fp32"
 
 
 def _environment(learner: Learner) -> dict[str, Any]:
@@ -306,20 +295,11 @@ def _environment(learner: Learner) -> dict[str, Any]:
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
         "system": platform.platform(),
-        "device": torch.cuda.get_device_name(learner.device) if is_gpu else _cpu_name(),
+        "device": torch.cuda.get_device_name(learner.device) if is_gpu else cpu_name(),
         "precision": learner.precision,
         "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
+        "cores": num_cores(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _revision() -> str | None:

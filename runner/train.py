@@ -24,10 +24,10 @@ def run(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
             display.line(f"note: {key} has no effect in this configuration")
         from runner.data.dataset import load_dataset
 
-        outputs = Path(config.outputs)
-        dataset = load_dataset(config.data, config.size, outputs / "cache", display.work)
+        outputs = Path(config.outputs).expanduser()
+        dataset = load_dataset(config.data, config.largest_size, outputs / "cache", display.work)
         _tell(dataset, display)
-        run_identity = compose.identity(config, dataset.fingerprint, VERSION)
+        run_identity = compose.identity(config, len(dataset.classes), dataset.fingerprint, VERSION)
         folder = RunFolder(outputs / compose.folder_name(config, run_identity))
         result = None if config.force else folder.result()
         status = "done before" if result else "finished"
@@ -52,6 +52,11 @@ def _tell(dataset: "Dataset", display: Display) -> None:
         f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.val):,} validation "
         f"images in {len(dataset.classes)} classes"
     )
+    if dataset.is_streamed:
+        display.line(
+            "note: decoding images anew each epoch: too many for data.cache_gb; "
+            "a larger data.cache_gb is faster where the disk has room"
+        )
     for note in dataset.notes:
         display.line(f"note: {note}")
     if dataset.skipped:

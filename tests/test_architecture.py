@@ -10,7 +10,7 @@ SOURCES = sorted([*(ROOT / "runner").rglob("*.py"), *(ROOT / "hydra_plugins").rg
 
 # Imports go down only: a module knows modules of lower floors, and those of its own package.
 FLOORS = [
-    {"errors", "schema", "randomness", "records", "locks", "metrics", "display"},
+    {"errors", "schema", "randomness", "records", "locks", "metrics", "display", "hardware"},
     {"tricks"},
     {"schedule", "data", "models", "optim", "bundle"},
     {"compose", "engine"},
@@ -22,8 +22,7 @@ GROUND = {
     ("schema", "errors"), ("records", "errors"), ("locks", "errors"),
 }  # fmt: skip
 HYDRA = {"compose.py", "command.py", "trick_runner.py"}
-NO_TORCH = {"errors", "schema", "randomness", "records", "locks", "metrics", "display", "compose",
-            "command", "train", "lr_find"}  # fmt: skip
+NO_TORCH = FLOORS[0] | {"compose", "command", "train", "lr_find"}
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> list[str]:

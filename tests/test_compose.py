@@ -182,6 +182,9 @@ WRONG = {
     "tta.reduce=median": ["tta.reduce=median", "mean, max, logit_mean, geometric"],
     "mixup.fold=3": ["mixup.fold=3", "true or false"],
     "data.root=x": ["data.root=x", "embedded"],
+    "device=tpu": ["device=tpu", "device=auto"],
+    "model.name=resnet50": ["model.name=resnet50", "model=torchvision model.name=resnet50"],
+    "model.source=torchvisoin": ["model.source=torchvisoin", "fix: model.source=torchvision"],
     "data=folder": ["data.root=null"],
     "mixup=beta mixup.alpha=high": ["mixup.alpha=high", "a number"],
     "resize=progressive resize.delay=0.9": ["resize.delay=0.9", "resize.finish"],
@@ -226,29 +229,60 @@ def test_an_option_without_effect_is_told(composed: Composed, seed: int) -> None
 
 
 def identity(config: RunConfig, fingerprint: str = "f") -> str:
-    return compose.identity(config, fingerprint, 1)
+    return compose.identity(config, 10, fingerprint, 1)
 
 
-COSMETIC = ["outputs=elsewhere", "device=cpu", "threads=3", "force=true", "data.num_workers=2",
-            "data.cache_gb=0", "mixup.alpha=0.2", "eval.batch_size=7"]  # fmt: skip
-MEANINGFUL = ["seed=1", "precision=bf16", "optim.lr=0.1", "mixup=beta", "resize.size=32",
-              "augment.flip=0.1", "model=xresnet34", "budget.epochs=6", "tta=flip"]  # fmt: skip
+SAME = [
+    "outputs=elsewhere", "device=cpu", "precision=fp32", "threads=3", "force=true",
+    "data.num_workers=2", "data.cache_gb=0", "eval.batch_size=7",
+    # spelled out
+    "resize.size=28", "eval.size=28", "model.num_outputs=10", "optim.lr=0.003",
+    # without effect
+    "mixup.alpha=0.2", "mixup=beta mixup.alpha=0", "mixup=beta mixup.until=0",
+    "mixup=cutmix mixup.cutmix_alpha=0", "resize.delay=0.1", "tta.beta=0.5",
+    "data.default_size=64 resize.size=28",
+]  # fmt: skip
+DIFFERENT = [
+    "seed=1", "precision=bf16", "device=cuda precision=fp32", "optim.lr=0.1", "mixup=beta",
+    "resize.size=32", "eval.size=32", "model.num_outputs=1000", "augment.flip=0.1",
+    "model=xresnet34", "budget.epochs=6", "tta=flip", "tta.scales=[1.5]",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("word", COSMETIC)
-def test_what_cannot_change_a_result_is_not_in_the_identity(composed: Composed, word: str) -> None:
-    assert identity(composed(word)) == identity(composed())
+@pytest.fixture(autouse=True)
+def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compose, "device_kind", lambda device: device.replace("auto", "cpu"))
 
 
-@pytest.mark.parametrize("word", MEANINGFUL)
-def test_what_can_change_a_result_is_in_the_identity(composed: Composed, word: str) -> None:
-    assert identity(composed(word)) != identity(composed())
+@pytest.mark.parametrize("words", SAME)
+def test_what_cannot_change_a_result_is_not_in_the_identity(composed: Composed, words: str) -> None:
+    assert identity(composed(*words.split(" "))) == identity(composed())
+
+
+@pytest.mark.parametrize("words", DIFFERENT)
+def test_what_can_change_a_result_is_in_the_identity(composed: Composed, words: str) -> None:
+    assert identity(composed(*words.split(" "))) != identity(composed())
+
+
+def test_identities_differ_among_the_views_of_tta(composed: Composed) -> None:
+    spellings = ["tta.scales=[1.5]", "tta.scales=[1.5] tta.beta=0.25", "tta=flip", "tta=book",
+                 "tta=flip tta.reduce=max", "tta=ten_crop"]  # fmt: skip
+    configs = [composed(*words.split(" ")) for words in spellings]
+    assert len({identity(config) for config in configs}) == len(spellings)
+    assert all(config.tricks == ["tta"] for config in configs)
+
+
+def test_a_mixup_that_mixes_nothing_is_no_trick(composed: Composed) -> None:
+    for words in (["mixup=beta", "mixup.alpha=0"], ["mixup=beta", "mixup.until=0"]):
+        assert composed(*words).tricks == []
+    assert composed("mixup=cutmix").tricks == ["cutmix"]
+    assert composed("mixup=switch").tricks == ["mixup", "cutmix"]
 
 
 def test_data_and_record_version_are_in_the_identity(composed: Composed) -> None:
     config = composed()
     assert identity(config, "other") != identity(config)
-    assert compose.identity(config, "f", 2) != identity(config)
+    assert compose.identity(config, 10, "f", 2) != identity(config)
 
 
 def test_folder_names_are_legible_and_stay_inside(composed: Composed) -> None:
@@ -269,6 +303,11 @@ def test_folder_names_are_legible_and_stay_inside(composed: Composed) -> None:
         ("mixup=/etc/passwd", "not a path"),
         ("trick=null", "trick=[]"),
         ("mixup=null", "mixup=none"),
+        ("mixup=0.4", "mixup=beta mixup.alpha=0.4"),
+        ("smoothing=0.1", "smoothing.epsilon=0.1"),
+        ("tta=true", "tta=none"),
+        ("model=1", "by name"),
+        ("data=/my/images", "data=folder data.root=/my/images"),
     ],
 )
 def test_arguments_that_hydra_would_take_are_refused(argument: str, expected: str) -> None:

@@ -62,6 +62,11 @@ def test_every_pair_of_overlays_trains(
     if "all" in pair:
         expected = set(TRICKS) - {"all", "baseline"}
     assert set(result["tricks"]) == expected
+    # What a trick changes is seen in the numbers, not only in the list of names.
+    plain, baseline = result["metrics"]["plain"], trained()["metrics"]["plain"]
+    trains_differently = bool(expected - {"tta"})
+    assert (plain["nll"] != baseline["nll"]) == trains_differently
+    assert (result["metrics"]["tta"]["nll"] != plain["nll"]) == ("tta" in expected)
 
 
 def test_tta_changes_no_plain_metric_and_no_weight(

@@ -32,7 +32,7 @@ def test_every_file_that_is_needed_is_in_it(wheel: Path) -> None:
     assert not [name for name in names if name.startswith(("tests/", "outputs/"))]
 
 
-def test_it_runs_from_another_folder(wheel: Path, tmp_path: Path) -> None:
+def test_it_runs_from_another_folder(wheel: Path, tmp_path: Path, tiny_folder: Path) -> None:
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--no-index"]
     subprocess.run([*install, "--target", str(site), str(wheel)], check=True, capture_output=True)
@@ -50,3 +50,8 @@ def test_it_runs_from_another_folder(wheel: Path, tmp_path: Path) -> None:
     for line in where.splitlines():
         assert line.startswith(str(site)), "the checkout must not be what is tested"
     assert "probability: 1.0" in run("-m", "runner.train", "--cfg", "job", "+trick=mixup")
+    # A sweep, so that Hydra finds our plugin; of one tiny training.
+    words = [f"data.root={tiny_folder}", "data=folder", "data.batch_size=16", "resize.size=16"]
+    told = run("-m", "runner.train", "-m", *words, "budget.epochs=1", "+trick=mixup,tta")
+    assert "2 jobs" in told
+    assert len(list(elsewhere.glob("outputs/*/result.json"))) == 2

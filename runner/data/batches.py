@@ -36,6 +36,17 @@ class Pixels:
     extents: Indices
 
 
+class Held:
+    """The images of a batch, each read once though several views are cut from it."""
+
+    def __init__(self, store: Store, indices: Indices) -> None:
+        self._images = {int(index): store.rectangle(int(index)) for index in indices}
+
+    def rectangle(self, index: int) -> NDArray[np.uint8]:
+        """See :class:`runner.data.store.Store`."""
+        return self._images[index]
+
+
 def training_order(count: int, batch_size: int, seed: int, epoch: int) -> list[Indices]:
     """Batches of positions in 0..count-1, each once, less the rest that fills no batch.
 

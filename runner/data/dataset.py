@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.data.images import typical_short_side
+from runner.data.images import typical_size
 from runner.data.listing import Listing
 from runner.data.sources import list_images
-from runner.data.store import Progress, Store, content_digests, open_store
+from runner.data.store import Progress, Store, StreamedStore, content_digests, open_store
 from runner.errors import DataError
+from runner.hardware import num_cores
 from runner.schema import Data
 
 _SPLIT_SEED = 0  # one split for all seeds of an experiment, so that their differences are paired
@@ -74,12 +75,23 @@ class Dataset:
     notes: tuple[str, ...]
     max_aspect: float = Data.max_aspect
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether images are decoded each time they are needed."""
+        return isinstance(self.store, StreamedStore)
+
+    def num_workers(self, asked: int | None) -> int:
+        """Processes that read ahead: as asked for, else one per core if images are decoded."""
+        if asked is not None:
+            return asked
+        return num_cores() if self.is_streamed else 0
+
     def manifest_csv(self) -> bytes:
         """The manifest as gzipped CSV, equal bytes for equal manifests."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["split", "image", "label", "sha256"])
-        writer.writerows(self.manifest)
+        writer.writerows([_inert(cell) for cell in row] for row in self.manifest)
         return gzip.compress(text.getvalue().encode(errors="backslashreplace"), mtime=0)
 
 
@@ -88,7 +100,8 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
 
     Args:
         data: the ``data`` group of the configuration.
-        size: final training size, px; the stored images have twice that where they can.
+        size: largest that is trained or evaluated at, px; images are stored at twice that where
+            they are so large themselves.
         cache: folder of downloads and decoded images.
         progress: told how far the work is.
 
@@ -96,7 +109,8 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
         DataError: naming every broken image, leak or missing class.
     """
     listing = list_images(data, cache, _SPLIT_SEED, progress)
-    presize = data.presize or min(2 * size, typical_short_side(listing.images) or 2 * size)
+    short_side, aspect = typical_size(listing.images, data.max_aspect)
+    presize = data.presize or min(2 * size, short_side or 2 * size)
     digests = content_digests(listing.images, cache, progress)
     store, survey = open_store(
         listing.images,
@@ -104,7 +118,7 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
         cache,
         presize=presize,
         max_aspect=data.max_aspect,
-        limit_bytes=data.cache_gb * 1e9,
+        cached=3 * len(digests) * aspect * presize**2 <= data.cache_gb * 1e9,
         progress=progress,
     )
     skipped = tuple(
@@ -203,3 +217,8 @@ def _leaks(
         for index in val.indices.tolist()
         for twin in by_digest.get(digests[index], ())
     )
+
+
+def _inert(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

@@ -67,8 +67,8 @@ class Images(Protocol):
         """The image; BrokenImageError when unreadable."""
         ...
 
-    def short_side(self, index: int) -> int:
-        """Height or width, px, by the image's header alone; BrokenImageError when unreadable."""
+    def size(self, index: int) -> tuple[int, int]:
+        """Shorter and longer side, px, by the header alone; BrokenImageError when unreadable."""
         ...
 
 
@@ -88,11 +88,12 @@ class FileImages:
 
     def stamp(self) -> str:
         """Hash of every path with its size and modification time."""
-        digest = hashlib.sha256()
+        # The root too: two data sets may agree in all names, sizes and times.
+        digest = hashlib.sha256(os.fsencode(self.root.resolve()) + b"\0")
         for path in self.paths:
             try:
                 status = (self.root / path).stat()
-                found = f"{status.st_size}\0{status.st_mtime_ns}"
+                found = f"{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
             except OSError as error:
                 found = str(error.errno)
             digest.update(os.fsencode(path) + f"\0{found}\n".encode())
@@ -109,11 +110,11 @@ class FileImages:
         """The decoded image."""
         return decode(self.content(index))
 
-    def short_side(self, index: int) -> int:
-        """Height or width by the header of the file."""
+    def size(self, index: int) -> tuple[int, int]:
+        """Shorter and longer side by the header of the file."""
         try:
             with Image.open(self.root / self.paths[index]) as image:
-                return min(image.size)
+                return min(image.size), max(image.size)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise BrokenImageError(str(error)) from error
 
@@ -146,10 +147,10 @@ class ArrayImages:
         """The image."""
         return Image.fromarray(self.array[index])
 
-    def short_side(self, index: int) -> int:
-        """Height or width."""
-        height, width = self.array.shape[1:3]
-        return min(int(height), int(width))
+    def size(self, index: int) -> tuple[int, int]:
+        """Shorter and longer side."""
+        sides = [int(side) for side in self.array.shape[1:3]]
+        return min(sides), max(sides)
 
 
 def decode(content: bytes) -> Image.Image:
@@ -172,7 +173,7 @@ def decode(content: bytes) -> Image.Image:
         raise BrokenImageError(what) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BrokenImageError("is too large to decode safely (over 89 million pixels)") from error
-    except (OSError, ValueError, SyntaxError, IndexError, EOFError, MemoryError) as error:
+    except (OSError, ValueError, SyntaxError, IndexError, EOFError) as error:
         # Pillow's decoders raise all of these on damaged files.
         raise BrokenImageError(str(error) or type(error).__name__) from error
 
@@ -233,13 +234,25 @@ def rectangle(image: Image.Image, presize: int, max_aspect: float) -> NDArray[np
     return np.asarray(image, dtype=np.uint8)
 
 
-def typical_short_side(images: Images, at_most: int = 200) -> int:
-    """Median short side, px, of up to ``at_most`` evenly spaced readable images; 0 for none."""
+def typical_size(images: Images, max_aspect: float, at_most: int = 200) -> tuple[int, float]:
+    """Median short side, px, and mean long side / short side of some evenly spaced images.
+
+    Args:
+        images: of which up to ``at_most`` have their headers read.
+        max_aspect: beyond which the long side counts as cut off.
+        at_most: images looked at.
+
+    Returns:
+        (0, 1.0) where none is readable.
+    """
     places = np.unique(np.linspace(0, len(images) - 1, min(at_most, len(images))).astype(int))
-    sides = []
+    sizes = []
     for place in places:
         try:
-            sides.append(images.short_side(int(place)))
+            sizes.append(images.size(int(place)))
         except BrokenImageError:
             continue
-    return int(np.median(sides)) if sides else 0
+    if not sizes:
+        return 0, 1.0
+    short, long = np.array(sizes).T
+    return int(np.median(short)), float(np.minimum(long / short, max_aspect).mean())

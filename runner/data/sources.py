@@ -58,6 +58,7 @@ _CIFAR_CLASSES = (
 _CIFAR_ROW = 1 + 3 * 32 * 32
 
 _ARCHIVES = (".tgz", ".tar", ".gz", ".tbz2", ".bz2", ".txz", ".xz", ".zip")
+_SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 _NOT_CLASSES = ("__MACOSX",)
 
 
@@ -228,6 +229,12 @@ def _folder(data: Data, cache: Path, split_seed: int, progress: Progress) -> Lis
             "no images found: expected CLASS/IMAGE files, or train/ and val/ with such folders",
             where=where,
             fix="data.root=PATH of a folder that holds one folder of images per class",
+        )
+    if {name.casefold() for name in classes} <= _SPLIT_NAMES:
+        raise DataError(
+            f"the folders {', '.join(classes)} look like splits, not classes",
+            where=where,
+            fix="call them train and val",
         )
     label_array = np.array(labels, np.int64)
     notes = _single_images(classes, label_array)

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner.data.images import BrokenImageError, Images, rectangle, to_rgb
-from runner.errors import StorageError
+from runner.errors import DataError, StorageError
+from runner.hardware import num_cores
 from runner.locks import locked
 
 _FORMAT = 1  # raise when stored pixels would differ
@@ -80,7 +81,12 @@ class StreamedStore:
 
     def rectangle(self, index: int) -> NDArray[np.uint8]:
         """See :class:`Store`."""
-        image, _ = to_rgb(self.images.open(index))
+        try:
+            image, _ = to_rgb(self.images.open(index))
+        except BrokenImageError as error:
+            raise DataError(
+                f"an image has become unreadable: {error}", where=self.images.name(index)
+            ) from error
         return rectangle(image, self.presize, self.max_aspect)
 
 
@@ -110,7 +116,7 @@ def open_store(
     *,
     presize: int,
     max_aspect: float,
-    limit_bytes: float,
+    cached: bool,
     progress: Progress,
 ) -> tuple[Store, Survey]:
     """Open the decoded images, building the file first where it is missing.
@@ -121,7 +127,7 @@ def open_store(
         folder: root of the cache.
         presize: short side of the rectangles, px.
         max_aspect: longest long side, as a multiple of the short one.
-        limit_bytes: a set that could become larger is streamed from its files.
+        cached: keep the decoded pixels; or only check the images now, and decode them when needed.
         progress: told how far the building is.
 
     Raises:
@@ -129,15 +135,13 @@ def open_store(
     """
     spelled = json.dumps([_FORMAT, presize, max_aspect, digests])
     key = hashlib.sha256(spelled.encode()).hexdigest()[:32]
-    largest = len(images) * presize * presize * max_aspect * _BYTES_PER_PIXEL
-    is_cached = largest <= limit_bytes
-    target = folder / ("decoded" if is_cached else "surveyed") / f"{presize}px-{key}"
+    target = folder / ("decoded" if cached else "surveyed") / f"{presize}px-{key}"
     with locked(target.with_name(target.name + ".lock")):
         if not target.exists():
-            _build(images, target, presize, max_aspect, keep_pixels=is_cached, progress=progress)
+            _build(images, target, presize, max_aspect, keep_pixels=cached, progress=progress)
     found = json.loads((target / "survey.json").read_text())
     survey = Survey({int(index): why for index, why in found["broken"].items()}, found["converted"])
-    if is_cached:
+    if cached:
         return CachedStore(target), survey
     return StreamedStore(images, presize, max_aspect), survey
 
@@ -200,7 +204,7 @@ def _build(
 
 def _in_threads(work: Callable[[int], T], count: int, what: str, progress: Progress) -> Iterator[T]:
     """``work`` of 0..count-1 in order, a bounded number ahead of the reader at a time."""
-    workers = os.cpu_count() or 1
+    workers = num_cores()
     pending = iter(range(count))
     with ThreadPoolExecutor(workers) as pool:
         queue = [pool.submit(work, index) for index in islice(pending, 8 * workers)]

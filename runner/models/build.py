@@ -139,7 +139,7 @@ def _build_timm(name: str, num_outputs: int, dropout: float) -> nn.Module:
         raise ConfigError(
             "models of timm need the package timm, which is not installed",
             where="model.source=timm",
-            fix="pip install 'trick-runner[timm]'",
+            fix="pip install timm",
         ) from error
     # The check also keeps names such as `hf-hub:...` out, which timm would download.
     _require_known(name, timm.list_models(), key="model.name", owner="timm", thing="model")

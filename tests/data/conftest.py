@@ -56,7 +56,7 @@ def opened(tmp_path):
 
     def open_images(images, cache=None, progress=lambda *_: None, **options):
         cache = cache or tmp_path / "cache"
-        options = {"presize": 8, "max_aspect": 2.0, "limit_bytes": 1e9} | options
+        options = {"presize": 8, "max_aspect": 2.0, "cached": True} | options
         digests = content_digests(images, cache, progress)
         return open_store(images, digests, cache, progress=progress, **options)
 

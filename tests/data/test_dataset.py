@@ -317,3 +317,37 @@ def test_the_presize(size, presize, expected, root, load):
 
     assert dataset.presize == expected
     assert dataset.store.rectangle(0).shape[0] == expected
+
+
+# Stored or streamed -----------------------------------------------------------------------------
+
+
+def test_a_set_larger_than_the_cache_is_streamed(make_images, load, tmp_path):
+    root = make_images(tmp_path / "pets", {"cat": 4, "dog": 4})
+    shape = load(root).store.rectangle(0).shape
+    needed = 8 * shape[0] * shape[1] * 3
+
+    stored = load(root, cache_gb=1.01 * needed / 1e9)
+    streamed = load(root, cache_gb=0.99 * needed / 1e9)
+
+    assert (stored.is_streamed, streamed.is_streamed) == (False, True)
+    assert (stored.num_workers(None), stored.num_workers(3)) == (0, 3)
+    assert streamed.num_workers(None) >= 1
+    assert streamed.num_workers(0) == 0
+    assert np.array_equal(stored.store.rectangle(5), streamed.store.rectangle(5))
+
+
+def test_folders_named_like_splits_are_not_taken_for_classes(make_images, load, tmp_path):
+    root = make_images(tmp_path / "pets", {"Train": 3, "Val": 3})
+
+    with pytest.raises(DataError, match="look like splits"):
+        load(root)
+
+
+def test_no_cell_of_the_manifest_is_a_formula(make_images, load, tmp_path):
+    root = make_images(tmp_path / "pets", {"=1+1": 3, "dog": 3})
+
+    rows = list(csv.reader(io.StringIO(gzip.decompress(load(root).manifest_csv()).decode())))
+
+    assert {row[2] for row in rows[1:]} == {"'=1+1", "dog"}
+    assert not [cell for row in rows for cell in row if cell.startswith("=")]

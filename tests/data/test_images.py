@@ -25,7 +25,7 @@ from runner.data.images import (
     decode,
     rectangle,
     to_rgb,
-    typical_short_side,
+    typical_size,
 )
 
 WHITE, RED, GRAY = (255, 255, 255), (255, 0, 0), (90, 90, 90)
@@ -393,11 +393,11 @@ def test_a_file_name_that_is_not_unicode_is_a_name_like_any_other(tmp_path):
 
 
 def test_the_typical_short_side_is_the_median_of_the_readable(file_images):
-    sides = [10, 20, 90]
-    images = file_images(
-        {f"{side}.png": encoded(random_pixels(side, side, 95)) for side in sides} | {"x.png": b""}
-    )
+    sizes = [(10, 10), (20, 30), (40, 90)]  # aspects 1, 1.5 and 2.25, of which 2 is kept
+    pixels = {f"{side}.png": encoded(random_pixels(0, *side)) for side in sizes}
+    images = file_images(pixels | {"x.png": b""})
 
-    assert typical_short_side(images) == 20
-    assert typical_short_side(file_images({"y.png": b"", "z.png": b"?"})) == 0
-    assert typical_short_side(file_images({})) == 0
+    assert typical_size(images, 2.0) == (20, 1.5)
+    assert typical_size(images, 1.0) == (20, 1.0)
+    assert typical_size(file_images({"y.png": b"", "z.png": b"?"}), 2.0) == (0, 1.0)
+    assert typical_size(file_images({}), 2.0) == (0, 1.0)

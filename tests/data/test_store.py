@@ -47,7 +47,7 @@ class Slow:
 def build(cache, log, **options):
     images = Slow(log, **options)
     return open_store(images, [str(index) for index in range(images.count)], cache, presize=16,
-        max_aspect=2.0, limit_bytes=1e9, progress=lambda *_: None)
+        max_aspect=2.0, cached=True, progress=lambda *_: None)
 """
 
 
@@ -101,7 +101,7 @@ def tree(folder):
 
 def test_cached_and_streamed_rectangles_are_equal(images, opened):
     cached, cached_survey = opened(images)
-    streamed, streamed_survey = opened(images, limit_bytes=0)
+    streamed, streamed_survey = opened(images, cached=False)
 
     assert isinstance(cached, CachedStore)
     assert isinstance(streamed, StreamedStore)
@@ -117,11 +117,9 @@ def test_cached_and_streamed_rectangles_are_equal(images, opened):
         assert not np.array_equal(other.rectangle(3), cached.rectangle(3))
 
 
-def test_a_set_that_could_exceed_the_limit_is_streamed(images, opened):
-    largest = len(images) * 8 * 8 * 2 * 3
-
-    assert isinstance(opened(images, limit_bytes=largest)[0], CachedStore)
-    assert isinstance(opened(images, limit_bytes=largest - 1)[0], StreamedStore)
+def test_a_set_is_stored_or_streamed_as_asked(images, opened):
+    assert isinstance(opened(images, cached=True)[0], CachedStore)
+    assert isinstance(opened(images, cached=False)[0], StreamedStore)
 
 
 def test_the_stored_pixels_cannot_be_changed_by_accident(images, opened):
@@ -131,16 +129,16 @@ def test_the_stored_pixels_cannot_be_changed_by_accident(images, opened):
         store.rectangle(0)[0, 0, 0] = 1
 
 
-@pytest.mark.parametrize("limit", [1e9, 0])
-def test_images_are_opened_once_and_never_again(images, opened, limit):
+@pytest.mark.parametrize("cached", [True, False])
+def test_images_are_opened_once_and_never_again(images, opened, cached):
     counted = Counted(images)
 
-    opened(counted, limit_bytes=limit)
+    opened(counted, cached=cached)
     assert sorted(counted.opened) == list(range(len(images)))
 
-    opened(counted, limit_bytes=limit)
+    opened(counted, cached=cached)
     assert len(counted.opened) == len(images)
-    opened(counted, limit_bytes=limit, presize=9)  # something else to build
+    opened(counted, cached=cached, presize=9)  # something else to build
     assert len(counted.opened) == 2 * len(images)
 
 
@@ -203,8 +201,8 @@ def test_a_file_that_becomes_readable_is_read(images, opened, monkeypatch):
     assert store.rectangle(1).shape == (11, 8, 3)
 
 
-@pytest.mark.parametrize("limit", [1e9, 0])
-def test_broken_and_converted_images_are_surveyed(file_images, opened, limit):
+@pytest.mark.parametrize("cached", [True, False])
+def test_broken_and_converted_images_are_surveyed(file_images, opened, cached):
     gray = random_pixels(7)[..., 0]
     images = file_images(
         {
@@ -217,7 +215,7 @@ def test_broken_and_converted_images_are_surveyed(file_images, opened, limit):
     )
 
     for _ in range(2):  # built, then read back
-        store, survey = opened(images, limit_bytes=limit)
+        store, survey = opened(images, cached=cached)
 
         assert survey.broken == {0: "is empty", 2: "is not an image"}
         assert survey.converted == {"L": 2}
@@ -335,7 +333,7 @@ def test_a_folder_without_permission_is_a_storage_error(unprivileged):
             unprivileged / "cache",
             presize=8,
             max_aspect=2.0,
-            limit_bytes=1e9,
+            cached=True,
             progress=lambda *_: None,
         )
 

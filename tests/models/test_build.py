@@ -98,7 +98,7 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     build_model("xresnet", "xresnet18", 10, seed=0)
     with pytest.raises(ConfigError) as caught:
         build_model("timm", "resnet18", 10, seed=0)
-    assert caught.value.fix == "pip install 'trick-runner[timm]'"
+    assert caught.value.fix == "pip install timm"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""What this machine offers: cores, the device that ``auto`` means, the precision that is fastest.
+
+Without torch where that is possible, so that a finished run can answer at once.
+"""
+
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+Precision = Literal["fp32", "bf16"]
+
+# Measured on two AMX cores with xresnet18 and batch 64: bf16 trains 0.93 times as fast as fp32 at
+# 28 px and 1.7 times as fast at 64 px. Small images wait for memory, not for multiplications; the
+# threshold lies between.
+_SMALLEST_BF16_SIZE = 32
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@cache
+def device_kind(device: str) -> str:
+    """``cpu`` or ``cuda`` for a device as the configuration spells it; ``auto``: the GPU if any."""
+    if device != "auto":
+        return device.partition(":")[0]
+    if sys.platform == "linux" and not _has_gpu_file():
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def fastest_precision(kind: str, size: int) -> Precision:
+    """``bf16`` where the hardware multiplies it natively and images of ``size`` px are worth it."""
+    if kind == "cuda":
+        import torch
+
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"
+    return "bf16" if size >= _SMALLEST_BF16_SIZE and _cpu_has_bf16() else "fp32"
+
+
+def cpu_name() -> str:
+    """The processor's own name, or its architecture."""
+    return _cpu_info().get("model name", os.uname().machine)
+
+
+def _has_gpu_file() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+
+
+def _cpu_has_bf16() -> bool:
+    return bool({"avx512_bf16", "amx_bf16"} & set(_cpu_info().get("flags", "").split()))
+
+
+@cache
+def _cpu_info() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo; empty on systems without."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    lines = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}

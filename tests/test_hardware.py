@@ -1,0 +1,65 @@
+"""What ``auto`` means, with and without torch's help."""
+
+import sys
+
+import pytest
+import torch
+
+from runner import hardware
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")
+def test_bf16_on_the_cpu_as_torch_sees_it() -> None:
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert (hardware.fastest_precision("cpu", 64) == "bf16") == native
+
+
+@pytest.mark.parametrize(
+    ("flags", "size", "expected"),
+    [
+        ("fpu avx512_bf16", 64, "bf16"),
+        ("fpu amx_bf16 amx_tile", 32, "bf16"),
+        ("fpu avx512_bf16", 28, "fp32"),
+        ("fpu avx2", 64, "fp32"),
+        ("", 64, "fp32"),
+    ],
+)
+def test_precision_by_processor_and_size(
+    monkeypatch: pytest.MonkeyPatch, flags: str, size: int, expected: str
+) -> None:
+    monkeypatch.setattr(hardware, "_cpu_info", lambda: {"flags": flags} if flags else {})
+    assert hardware.fastest_precision("cpu", size) == expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")]
+)
+def test_precision_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert hardware.fastest_precision("cuda", 28) == expected
+
+
+@pytest.mark.parametrize(
+    ("has_file", "has_cuda", "kind"),
+    [(False, True, "cpu"), (True, True, "cuda"), (True, False, "cpu")],
+)
+def test_auto_is_the_gpu_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, has_file: bool, has_cuda: bool, kind: str
+) -> None:
+    hardware.device_kind.cache_clear()
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(hardware, "_has_gpu_file", lambda: has_file)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    assert hardware.device_kind("auto") == kind
+    hardware.device_kind.cache_clear()
+
+
+def test_named_devices() -> None:
+    assert hardware.device_kind("cpu") == "cpu"
+    assert hardware.device_kind("cuda:1") == "cuda"
+
+
+def test_cores_are_those_of_this_process() -> None:
+    assert hardware.num_cores() >= 1
