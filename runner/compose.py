@@ -22,7 +22,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner import schema
+from runner import checks, schema
 from runner.errors import ConfigError
 from runner.hardware import device_kind, fastest_precision
 from runner.schema import RunConfig
@@ -78,7 +78,7 @@ def run_config(composed: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error), where=getattr(error, "full_key", "") or "") from error
     assert isinstance(values, dict)
-    return schema.from_dict({str(key): value for key, value in values.items()})
+    return checks.from_dict({str(key): value for key, value in values.items()})
 
 
 def identity(config: RunConfig, num_classes: int, fingerprint: str, record_version: int) -> str:
@@ -95,7 +95,7 @@ def identity(config: RunConfig, num_classes: int, fingerprint: str, record_versi
     if precision == "auto":
         precision = fastest_precision(kind, config.size)
     meant = schema.resolved(config, num_classes=num_classes, device=kind, precision=precision)
-    values = schema.to_dict(schema.effective(meant))
+    values = schema.to_dict(checks.effective(meant))
     for dotted in _COSMETIC:
         group, _, key = dotted.rpartition(".")
         (values[group] if group else values).pop(key)
@@ -166,7 +166,7 @@ def _missing_option(error: MissingConfigException) -> ConfigError:
     if not group:
         return ConfigError(_first_line(error))
     options = [str(option) for option in error.options or []]
-    guess = schema.nearest(name, options)
+    guess = checks.nearest(name, options)
     others = f", or model=torchvision model.name={name}" if group == "model" else ""
     hint = f" (did you mean {guess}?)" if guess else ""
     return ConfigError(
@@ -197,7 +197,7 @@ def _bad_composition(error: ConfigCompositionException) -> ConfigError:
         group, option = key.partition("@")[0], ""
         if group in GROUPS:
             option = f" ({group} is a group: choose an option with {group}=NAME)"
-        message, fix = schema.unknown_key(key)
+        message, fix = checks.unknown_key(key)
         return ConfigError(message + option, where=key, fix=fix)
     if match := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
         key = match.group(1)

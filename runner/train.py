@@ -7,7 +7,7 @@ configuration errors and finished runs answer at once.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner import compose, schema
+from runner import checks, compose
 from runner.command import hydra_command
 from runner.display import Display
 from runner.records import VERSION, RunFolder
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def run(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
     """Train as ``config`` says unless that was done before; returns a summary of the result."""
     with Display() as display:
-        for key in schema.without_effect(config):
+        for key in checks.without_effect(config):
             display.line(f"note: {key} has no effect in this configuration")
         from runner.data.dataset import load_dataset
 

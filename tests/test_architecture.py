@@ -10,7 +10,17 @@ SOURCES = sorted([*(ROOT / "runner").rglob("*.py"), *(ROOT / "hydra_plugins").rg
 
 # Imports go down only: a module knows modules of lower floors, and those of its own package.
 FLOORS = [
-    {"errors", "schema", "randomness", "records", "locks", "metrics", "display", "hardware"},
+    {
+        "errors",
+        "schema",
+        "checks",
+        "randomness",
+        "records",
+        "locks",
+        "metrics",
+        "display",
+        "hardware",
+    },
     {"tricks"},
     {"schedule", "data", "models", "optim", "bundle"},
     {"compose", "engine"},
@@ -19,7 +29,7 @@ FLOORS = [
 ]
 # The ground floor's few dependencies among itself.
 GROUND = {
-    ("schema", "errors"), ("records", "errors"), ("locks", "errors"),
+    ("checks", "errors"), ("checks", "schema"), ("records", "errors"), ("locks", "errors"),
 }  # fmt: skip
 HYDRA = {"compose.py", "command.py", "trick_runner.py"}
 NO_TORCH = FLOORS[0] | {"compose", "command", "train", "lr_find"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runner import compose, schema
+from runner import checks, compose, schema
 from runner.errors import ConfigError
 from runner.schema import Mixup, Normalize, RunConfig, Smoothing, Tta
 from runner.tricks.resize import first_size
@@ -127,7 +127,7 @@ def test_every_option_composes_and_sets_only_what_is_read(
     if group == "data" and name in ("folder", "table"):
         words.append("data.root=somewhere")
     config = composed(*words)
-    assert schema.without_effect(config) == []
+    assert checks.without_effect(config) == []
     assert set(changed_groups(config, composed())) <= {group}
 
 
@@ -224,8 +224,8 @@ def test_right_values_pass(composed: Composed, words: str) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_an_option_without_effect_is_told(composed: Composed, seed: int) -> None:
-    assert schema.without_effect(composed(f"seed={seed}", "mixup.alpha=0.2")) == ["mixup.alpha=0.2"]
-    assert schema.without_effect(composed("mixup=beta", "mixup.alpha=0.2")) == []
+    assert checks.without_effect(composed(f"seed={seed}", "mixup.alpha=0.2")) == ["mixup.alpha=0.2"]
+    assert checks.without_effect(composed("mixup=beta", "mixup.alpha=0.2")) == []
 
 
 def identity(config: RunConfig, fingerprint: str = "f") -> str:
@@ -323,11 +323,11 @@ def test_ordinary_arguments_pass(argument: str) -> None:
 
 def test_schema_round_trip(composed: Composed) -> None:
     config = composed("+trick=all", "seed=5")
-    assert schema.from_dict(schema.to_dict(config)) == config
+    assert checks.from_dict(schema.to_dict(config)) == config
 
 
 def test_every_field_says_what_it_means() -> None:
-    for key in schema.known_keys():
+    for key in checks.known_keys():
         kind: type = RunConfig
         *groups, name = key.split(".")
         for group in groups:

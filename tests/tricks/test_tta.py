@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from runner.schema import Tta, from_dict
+from runner.checks import from_dict
+from runner.schema import Tta
 from runner.tricks.tta import PLAIN, View, combine, cut, views
 
 OPTIONS = Path(__file__).parents[2] / "conf" / "tta"
