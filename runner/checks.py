@@ -254,12 +254,16 @@ def _contradictions(config: RunConfig) -> list[tuple[str, str]]:
 
 
 def without_effect(config: RunConfig) -> list[str]:
-    """Keys set away from their default that this configuration never reads, as KEY=VALUE."""
+    """Keys set away from their default that this configuration never reads, as KEY=VALUE.
+
+    Not ``data.default_size``, which every data set brings and ``resize.size`` is meant to replace.
+    """
     default = RunConfig()
     return [
         f"{group}.{name}={_shown(value)}"
         for group, name in _unread(config)
-        if (value := getattr(getattr(config, group), name))
+        if name != "default_size"
+        and (value := getattr(getattr(config, group), name))
         != getattr(getattr(default, group), name)
     ]
 

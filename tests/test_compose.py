@@ -226,6 +226,7 @@ def test_right_values_pass(composed: Composed, words: str) -> None:
 def test_an_option_without_effect_is_told(composed: Composed, seed: int) -> None:
     assert checks.without_effect(composed(f"seed={seed}", "mixup.alpha=0.2")) == ["mixup.alpha=0.2"]
     assert checks.without_effect(composed("mixup=beta", "mixup.alpha=0.2")) == []
+    assert checks.without_effect(composed("+recipe=small", "data.root=somewhere")) == []
 
 
 def identity(config: RunConfig, fingerprint: str = "f") -> str:
