@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner import checks, schema
 from runner.errors import ConfigError
-from runner.hardware import device_kind, fastest_precision
+from runner.hardware import device_kind, used_precision
 from runner.schema import RunConfig
 
 _PACKAGED = Path(__file__).parent / "conf"
@@ -91,9 +91,7 @@ def identity(config: RunConfig, num_classes: int, fingerprint: str, record_versi
         record_version: of the record format.
     """
     kind = device_kind(config.device)
-    precision = config.precision
-    if precision == "auto":
-        precision = fastest_precision(kind, config.size)
+    precision = used_precision(config.precision, kind, config.size)
     meant = schema.resolved(config, num_classes=num_classes, device=kind, precision=precision)
     values = schema.to_dict(checks.effective(meant))
     for dotted in _COSMETIC:

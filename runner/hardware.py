@@ -36,6 +36,11 @@ def device_kind(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def used_precision(asked: Literal["auto", "fp32", "bf16"], kind: str, size: int) -> Precision:
+    """The precision that a run ``asked`` for trains in; its identity rests on the same answer."""
+    return fastest_precision(kind, size) if asked == "auto" else asked
+
+
 def fastest_precision(kind: str, size: int) -> Precision:
     """``bf16`` where the hardware multiplies it natively and images of ``size`` px are worth it."""
     if kind == "cuda":

@@ -17,7 +17,7 @@ from runner.data.statistics import training_statistics
 from runner.display import Display
 from runner.engine import Learner, Predictions, Step, evaluate, fit
 from runner.errors import ConfigError, TrainingError
-from runner.hardware import cpu_name, device_kind, fastest_precision, num_cores
+from runner.hardware import cpu_name, device_kind, num_cores, used_precision
 from runner.locks import locked
 from runner.metrics import classification_metrics
 from runner.models import build_model, guard_strided_convolutions, layer_groups
@@ -91,9 +91,7 @@ def build_learner(config: RunConfig, dataset: Dataset) -> Learner:
     model = model.to(device).to(memory_format=torch.channels_last)
     groups = layer_groups(model) if config.optim.layer_groups == 3 else [list(model.parameters())]
     guard_strided_convolutions(model)
-    precision = config.precision
-    if precision == "auto":
-        precision = fastest_precision(device.type, config.size)
+    precision = used_precision(config.precision, device.type, config.size)
     return Learner(model, groups, num_outputs, mean, std, device, precision)
 
 

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 from small import CLASSES, small_config, small_dataset, small_learner, small_network
 
-from runner import records, session
+from runner import hardware, records, session
 from runner.display import Display
 from runner.engine import evaluate
 from runner.errors import BusyError, ConfigError, StorageError, TrainingError
@@ -310,7 +310,7 @@ def test_a_gpu_that_is_not_there(monkeypatch, name):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_precision_by_machine_or_by_word(monkeypatch, precision):
-    monkeypatch.setattr(session, "fastest_precision", lambda kind, size: precision)
+    monkeypatch.setattr(hardware, "fastest_precision", lambda kind, size: precision)
     for asked in ("auto", precision):
         learner = build_learner(small_config(precision=asked), small_dataset())
         assert (learner.device.type, learner.precision) == ("cpu", precision)

@@ -8,6 +8,8 @@ from torch import nn
 
 from runner.errors import ConfigError
 from runner.models import build_model, layer_groups
+from runner.models.xresnet import DEPTHS
+from runner.schema import XRESNETS
 
 # One of each source and of each kind of head and body that the rules of layer_groups meet.
 MODELS = [
@@ -195,3 +197,7 @@ def test_layer_groups_of_small_and_shared() -> None:
 
     frozen = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).requires_grad_(False)
     assert [len(group) for group in layer_groups(frozen)] == [2, 0, 2]
+
+
+def test_the_configuration_knows_the_depths_that_there_are():
+    assert tuple(f"xresnet{depth}" for depth in DEPTHS) == XRESNETS
