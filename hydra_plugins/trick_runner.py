@@ -1,27 +1,124 @@
-"""A sweep: Hydra's grid, checked whole before it starts and counted whole when it ends.
+"""A sweep: Hydra's grid, checked whole before it starts, run until it is whole, told whole.
 
-Hydra's own sweeper writes ``multirun.yaml`` before it looks at the jobs, and reports only the first
-failure. This one composes and checks every job first, so that a mistake in the last of a hundred
-jobs is told at once and nothing is written; a job that fails stops no other, and all failures are
-listed at the end.
+Hydra's own sweeper writes ``multirun.yaml`` before it looks at the jobs, loses the results of all
+jobs when one process dies, and reports only the first failure. This one composes and checks every
+job first, so that a mistake in the last of a hundred jobs is told at once and nothing is written; a
+job that fails or crashes stops no other; jobs whose run another process is at are waited for; and
+the same command again runs what is missing.
 
 Hydra takes plugins from the namespace package ``hydra_plugins`` alone, so it lives here.
 """
 
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
 from runner import compose
-from runner.display import print_sweep
-from runner.errors import ConfigError, RunnerError, SweepError
+from runner.display import print_job, print_sweep
+from runner.distributed import from_environment
+from runner.errors import BusyError, ConfigError, RunnerError, SweepError
+from runner.hardware import num_cores, num_gpus
+from runner.locks import is_held
+from runner.records import RunFolder
+from runner.signals import Interrupted, raise_on_signals
+from runner.sweep import ALIVE, SweepFolder, Watch
+
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """The task of every job of a sweep: does it, and writes down how it stands and how it ended.
+
+    Attributes:
+        task: of the command; returns a summary, or its error.
+        folder: of the sweep.
+        jobs: all jobs of the sweep, each its words.
+        sweeper: process and machine of the sweep itself.
+        threads: for each process of a job, where the configuration does not say.
+        num_slots: jobs that run at the same time, where the launcher starts all at once.
+    """
+
+    task: TaskFunction
+    folder: SweepFolder
+    jobs: list[list[str]]
+    sweeper: tuple[int, str]
+    threads: int
+    num_slots: int
+
+    def __call__(self, composed: DictConfig) -> None:
+        """One job, as Hydra's launchers call it."""
+        words = list(HydraConfig.get().overrides.task)
+        number = self.jobs.index(words)
+        speaks = from_environment().is_first
+        status, more = "pending", dict[str, Any]()
+        with ExitStack() as stack:
+            is_guest = (os.getpid(), socket.gethostname()) != self.sweeper
+            try:
+                if is_guest:
+                    self._move_in(stack, number if speaks else None)
+                if self.folder.stopped_by is None:
+                    if speaks:
+                        self.folder.write(number, "running")
+                    status = "interrupted"
+                    status, more = self._do(composed, number)
+            except KeyboardInterrupt as interrupt:
+                if not is_guest:  # a cluster may end one job and mean no other
+                    self.folder.stop(getattr(interrupt, "signum", signal.SIGINT))
+            finally:  # also when submitit leaves by SystemExit, to queue the job again
+                if speaks:
+                    self.folder.write(number, status, **more)
+
+    def _do(self, composed: DictConfig, number: int) -> tuple[str, dict[str, Any]]:
+        if self.threads and not composed.threads:
+            composed.threads = self.threads
+        try:
+            summary = dict(self.task(composed))
+            error = summary.pop("error", None)
+        except Exception as caught:
+            error = caught
+        if error is None:
+            return str(summary.pop("status")), summary
+        if isinstance(error, BusyError):
+            return "busy", {"folder": str(Path(error.where).parent)}
+        with self.folder.log(number).open("a", encoding="utf-8") as log:
+            log.writelines(traceback.format_exception(error))
+        reason = error.what if isinstance(error, RunnerError) else f"a bug of ours: {error!r}"
+        return "failed", {"error": reason}
+
+    def _move_in(self, stack: ExitStack, number: int | None) -> None:
+        """Settle in a process of the launcher's: signals, output, a slot."""
+        raise_on_signals()
+        # Ctrl-C in the terminal reaches all processes; the sweep passes it on as SIGTERM.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        path = Path(os.devnull) if number is None else self.folder.log(number)
+        log = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
+        stack.enter_context(redirect_stdout(log))
+        stack.enter_context(redirect_stderr(log))
+        faulthandler.enable(log)
+        stack.callback(faulthandler.disable)
+        if number is not None and self.num_slots:
+            self.folder.write(number, "waiting")
+            stack.enter_context(self.folder.slot(self.num_slots))
 
 
 class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
@@ -36,31 +133,38 @@ class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
         """Called by Hydra before :meth:`sweep`."""
         self.config = config
         self.hydra_context = hydra_context
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+        self.task_function = task_function
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Check, launch, and tell how each job ended.
+        """Check, launch until nothing is missing, and tell how each job ended.
 
         Raises:
             ConfigError: when any job's configuration is wrong; nothing has been written then.
             SweepError: when jobs failed; the others have finished.
+            Interrupted: by a signal; jobs that had not ended go on when the sweep is run again.
         """
         assert self.config is not None
         loader = self.hydra_context.config_loader
         parser = OverridesParser.create(config_loader=loader)
-        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
+        (grid,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
+        jobs = [list(job) for job in dict.fromkeys(map(tuple, grid))]
         self._check(jobs)
-        results = list(self.launcher.launch([list(job) for job in jobs], initial_job_idx=0))
-        outcomes = [_outcome(list(job), result) for job, result in zip(jobs, results, strict=True)]
-        print_sweep(outcomes)
-        if failed := [outcome for outcome in outcomes if outcome["error"]]:
+        folder = SweepFolder.create(Path(self.config.outputs), jobs)
+        launch = _Launch(self.config, self.hydra_context, self.task_function, jobs, folder)
+        try:
+            launch.until_whole()
+        except KeyboardInterrupt as interrupt:
+            folder.stop(getattr(interrupt, "signum", signal.SIGINT))
+        outcomes = [{"job": job, **folder.read(number)} for number, job in enumerate(jobs)]
+        print_sweep(outcomes, folder.log)
+        if (signum := folder.stopped_by) is not None:
+            raise Interrupted(signum)
+        if failed := [outcome for outcome in outcomes if outcome["status"] in _BAD]:
             raise SweepError(
                 f"{len(failed)} of {len(outcomes)} jobs failed",
+                where=str(folder.path),
                 fix="mend the cause and run the same command again: finished jobs are not repeated",
             )
-        return results
 
     def _check(self, jobs: Sequence[Sequence[str]]) -> None:
         problems: dict[str, RunnerError] = {}
@@ -80,11 +184,92 @@ class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
             raise ConfigError("\n".join(problems), where=first.where, fix=first.fix)
 
 
-def _outcome(job: list[str], result: JobReturn) -> dict[str, Any]:
-    """How one job ended: its words, and a summary of its result or its error."""
-    returned = result.return_value if result.status == JobStatus.COMPLETED else {}
-    error = returned.get("error", result._return_value)
-    if not isinstance(error, Exception):
-        return {"job": job, "summary": returned, "error": ""}
-    text = error.what if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
-    return {"job": job, "summary": None, "error": text}
+_BAD = ("failed", "crashed", "interrupted", "pending")
+
+
+class _Launch:
+    """The jobs of one sweep on their way through a launcher, in as many rounds as it takes."""
+
+    def __init__(
+        self,
+        config: DictConfig,
+        hydra_context: HydraContext,
+        task_function: TaskFunction,
+        jobs: list[list[str]],
+        folder: SweepFolder,
+    ) -> None:
+        self._config = config
+        self._context = hydra_context
+        self._jobs = jobs
+        self._folder = folder
+        self._kind = str(config.hydra.launcher._target_).rpartition(".")[2]
+        at_once, threads = self._share_cores()
+        sweeper = (os.getpid(), socket.gethostname())
+        self._task = SweepJob(task_function, folder, jobs, sweeper, threads, at_once)
+
+    def _share_cores(self) -> tuple[int, int]:
+        """Jobs at once, where the launcher does not see to it; and threads for each process."""
+        launcher, cores = self._config.hydra.launcher, num_cores()
+        if self._kind == "JoblibLauncher":
+            at_once = launcher.n_jobs if launcher.n_jobs > 0 else num_gpus() or cores
+            with read_write(self._config):
+                launcher.n_jobs = min(at_once, len(self._jobs))
+            return 0, max(1, cores // launcher.n_jobs)
+        if self._kind == "LocalLauncher":
+            per_task = launcher.cpus_per_task or 1
+            if launcher.gpus_per_node:
+                return 1, per_task
+            return max(1, cores // (per_task * launcher.tasks_per_node)), per_task
+        return 0, 0
+
+    def until_whole(self) -> None:
+        """Launch what has not ended, in as many rounds as it takes, until somebody stops it.
+
+        A launcher may give up when one of its processes dies, and take other jobs down with it. So
+        what died is tried again alone: a job that dies as the only one has crashed.
+        """
+        todo, suspects = list(range(len(self._jobs))), list[int]()
+        while (todo or suspects) and self._folder.stopped_by is None:
+            batch = todo or [suspects.pop(0)]
+            self._round(batch)
+            status = {number: str(self._folder.read(number)["status"]) for number in batch}
+            if len(batch) > 1:
+                suspects += [number for number in batch if status[number] == "crashed"]
+            todo = [number for number in batch if status[number] in ("busy", "pending")]
+            if todo == batch and "busy" not in status.values():
+                return  # the launcher did nothing: once more would change nothing
+            if todo and all(status[number] == "busy" for number in todo):
+                self._wait_for_others(todo)
+
+    def _round(self, numbers: list[int]) -> None:
+        launcher = self._launcher()
+        jobs = [self._jobs[number] for number in numbers]
+        if self._kind == "BasicLauncher":
+            launcher.launch(jobs, initial_job_idx=0)
+            return
+
+        def tell(number: int) -> None:
+            print_job(self._jobs[number], self._folder.read(number), self._jobs)
+
+        can_stop = self._kind in ("JoblibLauncher", "LocalLauncher")
+        with Watch(self._folder, numbers, tell, can_stop=can_stop):
+            try:
+                launcher.launch(jobs, initial_job_idx=0)
+            except Exception as error:
+                # How the jobs ended stands in their files; a launcher stumbles over the first.
+                print(f"note: {self._kind} gave up: {type(error).__name__}", file=sys.stderr)
+            while any(self._folder.read(number)["status"] in ALIVE for number in numbers):
+                time.sleep(_POLL_SECONDS)
+
+    def _launcher(self) -> Launcher:
+        launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self._context, task_function=self._task, config=self._config
+        )
+        return launcher
+
+    def _wait_for_others(self, busy: Sequence[int]) -> None:
+        """Until one of the runs that other processes are at is free."""
+        folders = [RunFolder(Path(self._folder.read(number)["folder"])) for number in busy]
+        print(f"waiting for {len(folders)} jobs that other processes are at")
+        while all(is_held(folder.lock) for folder in folders) and not self._folder.stopped_by:
+            time.sleep(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""How every command that takes a configuration starts and ends: Hydra in, exit code out."""
+"""How every command starts and ends: words in, through Hydra where it trains; exit code out."""
 
 import os
 import sys
@@ -10,22 +10,21 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from runner import compose
 from runner.display import printable
-from runner.errors import ConfigError, RunnerError
+from runner.errors import ConfigError, ProcessError, RunnerError
 from runner.schema import RunConfig
+from runner.signals import raise_on_signals
 
 Work = Callable[[RunConfig, list[str]], dict[str, Any]]
 """Does one job: takes its configuration and the words it was asked for with, returns a summary."""
 
 
 def hydra_command(work: Work, *, can_sweep: bool = True) -> None:
-    """Run ``work`` for the command line, once or as a sweep, and exit on an error.
-
-    Exit codes are those of ``runner.errors``; 130 after an interrupt.
-    """
+    """Run ``work`` for the command line, once or as a sweep; see :func:`command`."""
     # Hydra's own handler would print a traceback and exit with 1; this hands the error to ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     outcomes: list[dict[str, Any]] = []
@@ -37,29 +36,45 @@ def hydra_command(work: Work, *, can_sweep: bool = True) -> None:
         except RunnerError as error:
             # Returned, not raised: Hydra would add its own lines to the message.
             outcome = {"error": error}
-        outcomes.append(outcome)
+        if HydraConfig.get().mode == RunMode.RUN:  # a sweep keeps its own account
+            outcomes.append(outcome)
         return outcome
 
-    try:
+    def body() -> None:
         compose.check_arguments(sys.argv[1:])
         compose.register()
         _check_mode(can_sweep)
         hydra.main(version_base="1.3", config_path=str(compose.CONF_DIR), config_name="config")(
             job
         )()
-        # A sweep has told its failures itself by now; a single run has one outcome.
         for outcome in outcomes:
             if "error" in outcome:
                 raise outcome["error"]
+
+    command(body)
+
+
+def command(body: Callable[[], None]) -> None:
+    """Run the body of a command, tell its errors in one form, and exit with their code.
+
+    Exit codes are those of ``runner.errors``; 1 for a bug of ours; 130 and 143 after SIGINT and
+    SIGTERM.
+    """
+    raise_on_signals()
+    try:
+        body()
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        if _speaks():
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(getattr(interrupt, "exit_code", 130))
     except BrokenPipeError:
         # `| head` closed our output. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         known = error if isinstance(error, RunnerError) else compose.translated(error)
+        if not (_speaks() or isinstance(known, ProcessError)):
+            sys.exit(known.exit_code if known else 1)
         if known is None or os.environ.get("RUNNER_DEBUG"):
             traceback.print_exc()
         if known is None:
@@ -69,11 +84,26 @@ def hydra_command(work: Work, *, can_sweep: bool = True) -> None:
         sys.exit(known.exit_code)
 
 
+def _speaks() -> bool:
+    """Whether this process tells of errors: of several that share a run, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _check_mode(can_sweep: bool) -> None:
     """Refuse modes that do not combine; check what ``--cfg`` would only print."""
     arguments = get_args_parser().parse_args()
     if arguments.multirun and not can_sweep:
         raise ConfigError("this command takes one configuration", where="-m", fix="leave out -m")
+    is_shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if is_shared and not can_sweep:
+        raise ConfigError("this command takes one process", where="torchrun", fix="leave it out")
+    if is_shared and arguments.multirun:
+        raise ConfigError(
+            "a sweep cannot run under torchrun: its processes lose one another after a job",
+            where="torchrun … -m runner.train -m",
+            fix="python -m runner.train -m hydra/launcher=submitit_local "
+            "hydra.launcher.tasks_per_node=2 …",
+        )
     if arguments.multirun and arguments.cfg:
         raise ConfigError(
             "--cfg prints one configuration, -m makes several",

@@ -10,9 +10,11 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -25,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner import checks, schema
 from runner.errors import ConfigError
 from runner.hardware import device_kind, used_precision
+from runner.records import VERSION
 from runner.schema import RunConfig
 
 _PACKAGED = Path(__file__).parent / "conf"
@@ -35,6 +38,7 @@ CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "
 # computed. The content of data.root counts, through the data fingerprint; its path does not.
 _COSMETIC = (
     "outputs",
+    "run_dir",
     "threads",
     "force",
     "data.root",
@@ -43,6 +47,7 @@ _COSMETIC = (
     "data.on_corrupt",
     "data.on_leak",
     "eval.batch_size",
+    "checkpoint.minutes",
 )
 
 # What someone means who gives a group a number.
@@ -55,7 +60,11 @@ _MAIN_KEYS = {
     "tta": "tta=book tta.passes",
 }
 
-GROUPS = tuple(sorted(entry.name for entry in CONF_DIR.iterdir() if entry.is_dir()))
+GROUPS = tuple(sorted({entry.name for entry in CONF_DIR.iterdir() if entry.is_dir()} - {"hydra"}))
+
+
+LAUNCHERS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+"""Launchers with an option file of ours, and the extra that installs each."""
 
 
 def register() -> None:
@@ -64,6 +73,13 @@ def register() -> None:
     store.store(name="base", node=schema.default_dict())
     sweeper = {"_target_": "hydra_plugins.trick_runner.CheckedSweeper"}
     store.store(group="hydra/sweeper", name="checked", node=sweeper)
+    # Our option files change some of a launcher's values: they take its name and extend the
+    # plugin's own entry by another one.
+    Plugins.instance()
+    known = store.repo["hydra"]["launcher"]
+    for name in LAUNCHERS:
+        if entry := known.pop(f"{name}.yaml", None):
+            store.store(group="hydra/launcher", name=f"{name}_plugin", node=entry.node)
 
 
 def run_config(composed: DictConfig) -> RunConfig:
@@ -81,24 +97,32 @@ def run_config(composed: DictConfig) -> RunConfig:
     return checks.from_dict({str(key): value for key, value in values.items()})
 
 
-def identity(config: RunConfig, num_classes: int, fingerprint: str, record_version: int) -> str:
-    """Sixteen hex digits that name a run: equal for equal values, however they were spelled.
+def identity(config: RunConfig, num_classes: int, presize: int, fingerprint: str) -> dict[str, Any]:
+    """What a run is, for ``RunFolder.check``: equal for equal values, however they were spelled.
 
     Args:
         config: as asked for; what ``auto`` and null mean here is part of the identity.
         num_classes: of the data.
+        presize: of the data.
         fingerprint: of the data.
-        record_version: of the record format.
+
+    Returns:
+        ``values``, all that decides the result; ``fingerprint``; and ``identity``, sixteen hex
+        digits over both and the version of the record format.
     """
     kind = device_kind(config.device)
     precision = used_precision(config.precision, kind, config.size)
-    meant = schema.resolved(config, num_classes=num_classes, device=kind, precision=precision)
+    meant = schema.resolved(
+        config, num_classes=num_classes, presize=presize, device=kind, precision=precision
+    )
     values = schema.to_dict(checks.effective(meant))
     for dotted in _COSMETIC:
         group, _, key = dotted.rpartition(".")
         (values[group] if group else values).pop(key)
-    content = json.dumps([values, fingerprint, record_version], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    values = {key: value for key, value in values.items() if value != {}}
+    content = json.dumps([values, fingerprint, VERSION], sort_keys=True)
+    name = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return {"identity": name, "fingerprint": fingerprint, "values": values}
 
 
 def folder_name(config: RunConfig, run_identity: str) -> str:
@@ -164,6 +188,15 @@ def _missing_option(error: MissingConfigException) -> ConfigError:
     if not group:
         return ConfigError(_first_line(error))
     options = [str(option) for option in error.options or []]
+    if group == "hydra/launcher":
+        options = [option for option in options if not option.endswith("_plugin")]
+        name = name.removesuffix("_plugin")
+        if name in LAUNCHERS:
+            return ConfigError(
+                f"the launcher {name} is not installed",
+                where=f"hydra/launcher={name}",
+                fix=f"pip install 'trick-runner[{LAUNCHERS[name]}]'",
+            )
     guess = checks.nearest(name, options)
     others = f", or model=torchvision model.name={name}" if group == "model" else ""
     hint = f" (did you mean {guess}?)" if guess else ""

@@ -3,7 +3,9 @@
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -31,10 +33,14 @@ class _Console(Console):
 
 
 class Display:
-    """Progress of one run; use as a context manager."""
+    """Progress of one run; use as a context manager.
 
-    def __init__(self) -> None:
-        self.console = _Console(highlight=False)
+    Args:
+        quiet: show nothing, as another process speaks for this one.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = _Console(highlight=False, quiet=quiet)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -128,26 +134,45 @@ class Display:
         self.line(f"results: {folder}")
 
 
-def print_sweep(outcomes: Sequence[Mapping[str, Any]]) -> None:
-    """The table of a sweep, a row per job, and the reasons of those that failed."""
+def print_job(
+    job: Sequence[str], outcome: Mapping[str, Any], jobs: Sequence[Sequence[str]]
+) -> None:
+    """One line: how a job of a sweep of ``jobs`` ended."""
+    accuracy = outcome.get("accuracy")
+    shown = outcome.get("error", "") if accuracy is None else f"accuracy {accuracy:.2%}"
     console = _Console(highlight=False)
-    shared = set.intersection(*(set(outcome["job"]) for outcome in outcomes))
-    table = Table(title=f"{len(outcomes)} jobs")
+    line = printable(f"{outcome['status']}: {_own_words(job, jobs)}  {shown}")
+    console.print(line, markup=False, soft_wrap=True)
+
+
+def print_sweep(outcomes: Sequence[Mapping[str, Any]], log: Callable[[int], Path]) -> None:
+    """The table of a sweep, a row per job, and the reasons of those that failed.
+
+    Args:
+        outcomes: of the jobs by number: ``job``, its words; ``status``; what it came to.
+        log: the file in which a job says more.
+    """
+    console = _Console(highlight=False)
+    jobs = [outcome["job"] for outcome in outcomes]
+    counts = Counter(outcome["status"] for outcome in outcomes)
+    title = ", ".join(f"{count} {status}" for status, count in counts.items())
+    table = Table(title=f"{len(outcomes)} jobs: {title}")
     table.add_column("job", overflow="fold")
     for column in ("status", "accuracy", "TTA"):
         table.add_column(column, justify="right")
     for outcome in outcomes:
-        summary = outcome["summary"]
-        own = [word for word in outcome["job"] if word not in shared] or outcome["job"]
-        cells = ["failed", "", ""]
-        if summary is not None:
-            tta = summary["tta"]
-            cells = [summary["status"], f"{summary['accuracy']:.2%}"]
-            cells.append("" if tta is None else f"{tta:.2%}")
-        table.add_row(escape(" ".join(own)), *cells)
+        numbers = (outcome.get(key) for key in ("accuracy", "tta"))
+        cells = ["" if number is None else f"{number:.2%}" for number in numbers]
+        table.add_row(escape(_own_words(outcome["job"], jobs)), outcome["status"], *cells)
     console.print(table)
-    for outcome in outcomes:
-        name = " ".join(outcome["job"])
-        if outcome["error"]:
-            text = printable(f"failed: {name}\n  {outcome['error']}")
-            console.print(text, markup=False, soft_wrap=True)
+    for number, outcome in enumerate(outcomes):
+        if "error" in outcome:
+            text = f"{outcome['status']}: {_own_words(outcome['job'], jobs)}\n  {outcome['error']}"
+            text += f"\n  log: {log(number)}" if log(number).exists() else ""
+            console.print(printable(text), markup=False, soft_wrap=True)
+
+
+def _own_words(job: Sequence[str], jobs: Sequence[Sequence[str]]) -> str:
+    """The words of a job that not all the others share; all of them for a single job."""
+    shared = set.intersection(*(set(words) for words in jobs))
+    return " ".join([word for word in job if word not in shared] or job)

@@ -1,7 +1,7 @@
 """Training and evaluation, from pixels to numbers; a step reads in the order it runs."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from runner.data.batches import (
     Held,
@@ -24,11 +25,18 @@ from runner.data.batches import (
 )
 from runner.data.dataset import Dataset
 from runner.data.store import Store
+from runner.distributed import ALONE, Processes
 from runner.errors import TrainingError
-from runner.optim import build_optimizer, freeze_body, set_rates
+from runner.optim import (
+    build_optimizer,
+    freeze_body,
+    optimizer_tensors,
+    restore_optimizer,
+    set_rates,
+)
 from runner.randomness import generator, torch_seed
-from runner.schedule import Stage
-from runner.schema import Augment, Mixup, RunConfig, Tta
+from runner.schedule import Moment, Stage, moment
+from runner.schema import Augment, RunConfig, Tta
 from runner.tricks import augment as augmentation
 from runner.tricks import mixup as mixing
 from runner.tricks.normalize import normalize
@@ -49,6 +57,7 @@ class Learner:
         std: per channel, of the normalization.
         device: where it computes.
         precision: ``fp32`` or ``bf16``.
+        processes: that share the work.
     """
 
     model: nn.Module
@@ -58,6 +67,7 @@ class Learner:
     std: tuple[float, ...]
     device: torch.device
     precision: str
+    processes: Processes = ALONE
 
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision, where it is on."""
@@ -75,11 +85,21 @@ class Learner:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training step works on; all of it is determined by (seed, epoch, step)."""
+    """What one training step works on; all of it is determined by (seed, epoch, step).
+
+    Attributes:
+        pixels: of M images: this process's N, then those that are there as their partners only.
+        labels: (M,) int64.
+        draws: of the M images.
+        mix: of the first N; None where nothing is mixed, and then M = N.
+        num_images: in the step, over all processes.
+    """
 
     pixels: Pixels
     labels: Tensor
     draws: augmentation.Draws
+    mix: mixing.Mix | None
+    num_images: int
 
 
 @dataclass(frozen=True)
@@ -117,11 +137,9 @@ def train_step(
     batch: Batch,
     size: int,
     augment: Augment,
-    mixup: Mixup,
     epsilon: float,
-    rng: np.random.Generator,
 ) -> Tensor:
-    """One update; returns the training loss, a scalar on the device.
+    """One update; returns the training loss of the whole step, a scalar on the device.
 
     Raises:
         TrainingError: the loss or a gradient is not finite; the weights are as before.
@@ -129,19 +147,22 @@ def train_step(
     images = augmented(batch.pixels, batch.draws, size, augment, learner.device)
     labels = batch.labels.to(learner.device, non_blocking=True)
     targets = one_hot(labels, learner.num_outputs)
-    if mixup.probability > 0:
-        mix = mixing.draw(rng, mixup, len(labels), size, size).to(learner.device)
+    if batch.mix is not None:
+        mix = batch.mix.to(learner.device)
         images = mixing.mix_images(images, mix)
         targets = mixing.mix_targets(targets, mix)
     targets = smooth(targets, epsilon)
-    loss = F.cross_entropy(learner.logits(images), targets)
+    # Processes average their gradients, so each loss counts by its part of the images.
+    part = len(images) / batch.num_images
+    loss = F.cross_entropy(learner.logits(images), targets) * (part * learner.processes.count)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
+    whole = learner.processes.sum(loss.detach() / learner.processes.count)
     gradients = [p.grad for group in learner.groups for p in group if p.grad is not None]
-    if not torch.isfinite(loss.detach() + torch.nn.utils.get_total_norm(gradients)):
-        raise TrainingError(f"the loss or a gradient is not finite (loss {float(loss.detach()):g})")
+    if not torch.isfinite(whole + torch.nn.utils.get_total_norm(gradients)):
+        raise TrainingError(f"the loss or a gradient is not finite (loss {float(whole):g})")
     optimizer.step()
-    return loss.detach()
+    return whole
 
 
 def augmented(
@@ -154,8 +175,7 @@ def augmented(
     """Raw pixels as augmented images (N, 3, size, size) float in 0..1 on ``device``."""
     images = to_device(pixels, device)
     if augmentation.changes_geometry(augment):
-        one_crop = augment.crop_per == "batch"
-        maps = augmentation.homographies(draws, pixels.extents, one_crop=one_crop)
+        maps = augmentation.homographies(draws, pixels.extents)
         images = augmentation.resample(
             images, _tensor(maps, device), _tensor(pixels.extents, device), size
         )
@@ -167,70 +187,144 @@ def augmented(
     return images
 
 
-def fit(
-    learner: Learner,
-    dataset: Dataset,
-    stages: Sequence[Stage],
-    config: RunConfig,
-) -> Iterator[Step]:
-    """Train; after every step its :class:`Step` comes out, and the caller may evaluate or stop.
+class Training:
+    """A training in progress: iterating makes its steps; it can be saved and restored in between.
 
-    Raises:
-        TrainingError: training diverged; the message says where.
+    Attributes:
+        done: steps done.
+        total: steps of the whole plan.
     """
-    total = sum(stage.num_steps for stage in stages)
-    done, epoch = 0, 0
-    for number, stage in enumerate(stages):
-        freeze_body(learner.model, learner.groups, frozen=stage.frozen)
-        optimizer = build_optimizer(learner.groups, config.optim, stage.lr_factors)
-        in_stage = 0
-        for _ in range(stage.num_epochs):
-            left = min(stage.steps_per_epoch, stage.num_steps - in_stage)
-            batches = training_batches(dataset, stage.batch_size, left, config, epoch)
-            for step_of_epoch in range(left):
+
+    def __init__(
+        self, learner: Learner, dataset: Dataset, stages: Sequence[Stage], config: RunConfig
+    ) -> None:
+        self.done = 0
+        self.total = sum(stage.num_steps for stage in stages)
+        self._learner = learner
+        self._dataset = dataset
+        self._stages = stages
+        self._config = config
+        self._in_stage: tuple[Learner, torch.optim.Optimizer] | None = None
+        self._saved: dict[str, Tensor] = {}  # of the optimizer, until its stage begins again
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All that the steps to come depend on, besides ``done``."""
+        optimizer = optimizer_tensors(self._in_stage[1]) if self._in_stage else self._saved
+        return {"model": self._learner.model.state_dict(), "optimizer": optimizer}
+
+    def restore(self, done: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Stand where a training stood whose ``tensors`` these are; call before iterating.
+
+        Raises:
+            RuntimeError: they are of another network.
+        """
+        self._learner.model.load_state_dict(tensors["model"])
+        self.done, self._saved = done, dict(tensors["optimizer"])
+
+    def __iter__(self) -> Iterator[Step]:
+        """After every step its :class:`Step` comes out, and the caller may evaluate, save or stop.
+
+        Raises:
+            TrainingError: training diverged; the message says where.
+        """
+        while self.done < self.total:
+            first = moment(self._stages, self.done)
+            if self._in_stage is None or first.starts_stage:
+                self._in_stage = self._begin_stage(first)
+            learner, optimizer = self._in_stage
+            moments = list(self._rest_of_epoch())
+            batches = training_batches(
+                self._dataset,
+                self._stages[first.stage].batch_size,
+                moments,
+                self._config,
+                learner.processes,
+            )
+            for now in moments:
                 started = time.perf_counter()
                 learner.model.train()  # the caller may have evaluated since the last step
-                # Layers such as dropout draw from torch's global generator.
-                torch.manual_seed(torch_seed(config.seed, "layers", epoch, step_of_epoch))
-                batch = next(batches)
-                progress = in_stage / stage.num_steps
-                lr, size = stage.lr(progress), stage.size(progress)
-                set_rates(optimizer, lr, stage.momentum(progress))
-                mixup = config.mixup if done / total < config.mixup.until else Mixup()
-                rng = generator(config.seed, "mixup", epoch, step_of_epoch)
-                try:
-                    loss = train_step(
-                        learner, optimizer, batch, size, config.augment, mixup,
-                        config.smoothing.epsilon, rng,
-                    )  # fmt: skip
-                except TrainingError as error:
-                    raise TrainingError(
-                        error.what,
-                        where=f"epoch {epoch + 1}, step {step_of_epoch + 1}, lr {lr:.3g}",
-                        fix=f"a lower rate: optim.lr={config.optim.lr / 10:g}",
-                    ) from error
-                in_stage, done = in_stage + 1, done + 1
+                loss = self._step(learner, optimizer, now, next(batches))
+                self.done += 1
                 yield Step(
-                    number, epoch, done, total, size, stage.batch_size, loss, lr,
-                    step_of_epoch == left - 1, time.perf_counter() - started,
+                    now.stage, now.epoch, self.done, self.total, now.size,
+                    self._stages[now.stage].batch_size, loss, now.lr, now.ends_epoch,
+                    time.perf_counter() - started,
                 )  # fmt: skip
-            epoch += 1
+
+    def _begin_stage(self, now: Moment) -> tuple[Learner, torch.optim.Optimizer]:
+        learner, stage = self._learner, self._stages[now.stage]
+        freeze_body(learner.model, learner.groups, frozen=stage.frozen)
+        optimizer = build_optimizer(learner.groups, self._config.optim, stage.lr_factors)
+        if not now.starts_stage:
+            restore_optimizer(optimizer, self._saved)
+        self._saved = {}
+        if learner.processes.count > 1:
+            # Buffers need no broadcast: BatchNorms see the same statistics in every process.
+            parallel = DistributedDataParallel(learner.model, broadcast_buffers=False)
+            learner = replace(learner, model=parallel)
+        return learner, optimizer
+
+    def _rest_of_epoch(self) -> Iterator[Moment]:
+        for before in range(self.done, self.total):
+            now = moment(self._stages, before)
+            yield now
+            if now.ends_epoch:
+                return
+
+    def _step(
+        self, learner: Learner, optimizer: torch.optim.Optimizer, now: Moment, batch: Batch
+    ) -> Tensor:
+        config = self._config
+        # Layers such as dropout draw from torch's global generator.
+        torch.manual_seed(layer_seed(config.seed, now, learner.processes.rank))
+        set_rates(optimizer, now.lr, now.momentum)
+        try:
+            return train_step(
+                learner, optimizer, batch, now.size, config.augment, config.smoothing.epsilon
+            )
+        except TrainingError as error:
+            raise TrainingError(
+                error.what,
+                where=f"epoch {now.epoch + 1}, step {now.step + 1}, lr {now.lr:.3g}",
+                fix=f"a lower rate: optim.lr={config.optim.lr / 10:g}",
+            ) from error
+
+
+def layer_seed(seed: int, now: Moment, rank: int) -> int:
+    """The seed of the layers' own draws; processes must not drop the same units."""
+    others = (rank,) if rank else ()
+    return torch_seed(seed, "layers", now.epoch, now.step, *others)
 
 
 def training_batches(
-    dataset: Dataset, batch_size: int, count: int, config: RunConfig, epoch: int
+    dataset: Dataset,
+    batch_size: int,
+    moments: Sequence[Moment],
+    config: RunConfig,
+    processes: Processes = ALONE,
 ) -> Iterator[Batch]:
-    """The first ``count`` batches of an epoch."""
-    split, augment = dataset.train, config.augment
+    """The batches of some steps of one epoch; of each, the part that is this process's."""
+    split, augment, epoch = dataset.train, config.augment, moments[0].epoch
     order = training_order(len(split), batch_size, config.seed, epoch)
     draws = augmentation.draw(augment, len(split), config.seed, "augment", epoch)
+    mine = processes.share(batch_size)
 
     def read(number: int) -> Batch:
-        rows = order[number]
-        pixels = source_pixels(dataset.store, split.indices[rows], draws.rows(rows), augment)
-        return Batch(pixels, torch.from_numpy(split.labels[rows]), draws.rows(rows))
+        now = moments[number]
+        rows = order[now.step]
+        drawn = draws.rows(rows)
+        if augment.crop_per == "batch":
+            drawn = drawn.with_one_crop()
+        mix, needed = None, mine
+        if config.mixup.probability > 0 and now.progress < config.mixup.until:
+            rng = generator(config.seed, "mixup", epoch, now.step)
+            mix = mixing.draw(rng, config.mixup, batch_size, now.size, now.size)
+            mix, needed = mix.part(mine)
+        rows, drawn = rows[needed], drawn.rows(needed)
+        pixels = source_pixels(dataset.store, split.indices[rows], drawn, augment)
+        return Batch(pixels, torch.from_numpy(split.labels[rows]), drawn, mix, batch_size)
 
-    return read_ahead(read, count, dataset.num_workers(config.data.num_workers))
+    return read_ahead(read, len(moments), dataset.num_workers(config.data.num_workers))
 
 
 def source_pixels(
@@ -270,18 +364,30 @@ def evaluate(
     *,
     with_tta: bool,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Predictions:
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Predictions | None:
     """Predict the validation split, plain and with TTA, in one pass over the data.
 
-    Deterministic: only ``tta.passes`` draw anything, keyed by (seed, pass, place in the split).
+    Deterministic: only ``tta.passes`` draw anything, keyed by (seed, pass, place in the split), so
+    an image's prediction does not depend on which others share its batch. Several processes take
+    turns at the batches, and each gets all predictions.
+
+    Args:
+        learner: what predicts.
+        dataset: its validation split is predicted.
+        config: says which views, at which size.
+        with_tta: all of them, or the plain one alone.
+        progress: told the number of batches done, and of all.
+        should_stop: asked after every batch.
+
+    Returns:
+        None when it should stop.
 
     Raises:
         TrainingError: a prediction is not finite; the last update took the weights too far.
     """
     started = time.perf_counter()
-    tta, split = config.tta, dataset.val
-    # What is drawn for an image must not depend on which others share its batch.
-    augment = replace(config.augment, crop_per="image")
+    tta, split, augment = config.tta, dataset.val, config.augment
     random_passes = tta.passes if with_tta else 0
     wanted = views(tta) if with_tta and not random_passes else []
     # The plain view is always computed, and reused where it is one of the wanted ones.
@@ -290,7 +396,8 @@ def evaluate(
         augmentation.draw(augment, len(split), config.seed, "tta", number)
         for number in range(random_passes)
     ]
-    order = evaluation_order(len(split), config.eval.batch_size)
+    batches_of_all = evaluation_order(len(split), config.eval.batch_size)
+    order = [batches_of_all[number] for number in learner.processes.share(len(batches_of_all))]
 
     def read(number: int) -> tuple[list[Pixels], list[Pixels]]:
         rows = order[number]
@@ -300,10 +407,13 @@ def evaluate(
         return view_squares(held, indices, shown), random
 
     learner.model.eval()
-    plain, combined = [], []
+    plain, combined = (
+        torch.zeros(len(split), learner.num_outputs, device=learner.device) for _ in range(2)
+    )
+    is_stopped = False
     with torch.inference_mode():
         batches = read_ahead(read, len(order), dataset.num_workers(config.data.num_workers))
-        for rows, (fixed, random) in zip(order, batches, strict=True):
+        for done, (rows, (fixed, random)) in enumerate(zip(order, batches, strict=True)):
             by_view = {
                 view: _predict(learner, _show(pixels, view, config.eval_size, learner.device))
                 for view, pixels in zip(shown, fixed, strict=True)
@@ -324,12 +434,19 @@ def evaluate(
                 ]
             else:
                 others = [by_view[view] for view in wanted] or [by_view[PLAIN]]
-            plain.append(by_view[PLAIN])
-            combined.append(
+            plain[rows] = by_view[PLAIN]
+            combined[rows] = (
                 combine(by_view[PLAIN], torch.stack(others), tta) if with_tta else by_view[PLAIN]
             )
-            progress(len(plain), len(order))
-    all_plain, all_combined = torch.cat(plain).cpu().numpy(), torch.cat(combined).cpu().numpy()
+            progress(done + 1, len(order))
+            if is_stopped := should_stop():
+                break
+    if learner.processes.any(is_stopped):
+        return None
+    # Every row is some process's and zero with the others: the sums are exact.
+    all_plain, all_combined = (
+        learner.processes.sum(part).cpu().numpy() for part in (plain, combined)
+    )
     if not (np.isfinite(all_plain).all() and np.isfinite(all_combined).all()):
         raise TrainingError(
             "a prediction is not finite",

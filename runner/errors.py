@@ -60,6 +60,10 @@ class TrainingError(RunnerError):
     exit_code = 5
 
 
+class ProcessError(TrainingError):
+    """As TrainingError, for a cause of this process alone where several share a run."""
+
+
 class SweepError(RunnerError):
     """A sweep ended with failed jobs; the others finished."""
 

@@ -24,6 +24,11 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
+def num_gpus() -> int:
+    """NVIDIA GPUs that this machine shows; 0 where it has none or is not a Linux."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
 @cache
 def device_kind(device: str) -> str:
     """``cpu`` or ``cuda`` for a device as the configuration spells it; ``auto``: the GPU if any."""
@@ -56,7 +61,7 @@ def cpu_name() -> str:
 
 
 def _has_gpu_file() -> bool:
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+    return num_gpus() > 0 or Path("/dev/dxg").exists()
 
 
 def _cpu_has_bf16() -> bool:

@@ -1,12 +1,18 @@
-"""A lock between processes: who comes second waits."""
+"""A lock between processes: who comes second waits, or is told who came first."""
 
 import fcntl
+import json
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from runner.errors import BusyError, StorageError
+
+_ATTEMPTS = 5  # someone who only asks (is_held) has the lock for a moment, too
 
 
 @contextmanager
@@ -14,7 +20,8 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on a file, waiting for it as long as another process has it.
 
     The kernel frees the lock when its holder ends, however it ends. The file stays in place:
-    if it were removed, one process could wait on the old file while another locks a new one.
+    if it were removed, one process could wait on the old file while another locks a new one. It
+    says who holds or last held it.
 
     Args:
         path: the lock file; it and its folder are created when missing.
@@ -27,14 +34,18 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     descriptor = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        _acquire(descriptor, wait)
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, _signature().encode())
     except BaseException as error:
         if descriptor is not None:
             os.close(descriptor)
         if isinstance(error, BlockingIOError):
             raise BusyError(
-                "another process is at this", where=str(path.absolute()), fix="wait for it to end"
+                f"another process is at this{_holder(path)}",
+                where=str(path.absolute()),
+                fix="wait for it to end",
             ) from error
         if not isinstance(error, OSError):
             raise
@@ -47,3 +58,47 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _acquire(descriptor: int, wait: bool) -> None:
+    if wait:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return
+    for attempt in range(_ATTEMPTS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+        time.sleep(0.02)
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process, this one included, holds the lock at the moment."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _signature() -> str:
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}) + "\n"
+
+
+def _holder(path: Path) -> str:
+    try:
+        who = json.loads(path.read_text())
+        return f": process {who['pid']} on {who['host']}, since {who['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

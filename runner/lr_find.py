@@ -8,8 +8,8 @@ it was, and only a table is printed.
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,8 +64,7 @@ def range_test(learner: "Learner", dataset: "Dataset", config: RunConfig) -> Ran
 
     from runner.engine import train_step, training_batches
     from runner.optim import build_optimizer, set_rates
-    from runner.randomness import generator
-    from runner.schedule import plan
+    from runner.schedule import moment, plan
 
     stage = plan(config, len(dataset.train))[-1]
     before = copy.deepcopy(learner.model.state_dict())
@@ -75,22 +74,21 @@ def range_test(learner: "Learner", dataset: "Dataset", config: RunConfig) -> Ran
     losses: list[float] = []
     average = 0.0
     learner.model.train()
+    test = replace(stage, num_steps=_STEPS, size=lambda progress: config.size)
+    epochs = groupby((moment([test], step) for step in range(_STEPS)), key=lambda now: now.epoch)
     batches = (
         batch
-        for epoch in count()
-        for batch in training_batches(
-            dataset, stage.batch_size, stage.steps_per_epoch, config, epoch
-        )
+        for _, moments in epochs
+        for batch in training_batches(dataset, stage.batch_size, list(moments), config)
     )
     with torch.random.fork_rng():
         for step in range(_STEPS):
             rate = _START * (_END / _START) ** (step / _STEPS)
             set_rates(optimizer, rate, config.optim.momentum)
-            rng = generator(config.seed, "lr_find", step)
             try:
                 loss = train_step(
-                    learner, optimizer, next(batches), config.size, config.augment, config.mixup,
-                    config.smoothing.epsilon, rng,
+                    learner, optimizer, next(batches), config.size, config.augment,
+                    config.smoothing.epsilon,
                 )  # fmt: skip
             except TrainingError:
                 if not losses:

@@ -1,13 +1,12 @@
 """The optimizer: torch's own, with the field's rules for what is decayed and what is frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.schema import Optim
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def build_optimizer(
@@ -51,6 +50,36 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> N
             group["momentum"] = momentum
 
 
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as ``number of the parameter.name``, for :func:`restore_optimizer`."""
+    return {
+        f"{number}.{name}": value
+        for number, parameter in enumerate(_parameters(optimizer))
+        for name, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give a fresh optimizer of the same parameters the state that another had.
+
+    Raises:
+        KeyError: the state is of other parameters.
+    """
+    parameters = _parameters(optimizer)
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        parameter = parameters[int(number)]
+        # Fused kernels walk through memory without a look at strides: as in the parameter.
+        like = torch.empty_like(parameter) if value.shape == parameter.shape else None
+        restored = value.clone() if like is None else like.copy_(value)
+        optimizer.state[parameter][name] = restored.to(parameter.device)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def freeze_body(
     model: nn.Module, groups: Sequence[Sequence[nn.Parameter]], *, frozen: bool
 ) -> None:
@@ -60,6 +89,6 @@ def freeze_body(
             parameter.requires_grad_(not frozen)
             parameter.grad = None
     for module in model.modules():
-        if isinstance(module, _BATCH_NORMS):
+        if isinstance(module, _BatchNorm):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(True)

@@ -1,10 +1,13 @@
 """The format of a run folder: written while a run goes on, read by everything that comes after.
 
+    run.json         what the run is: its identity and the values behind it; never changes
     config.yaml      the resolved configuration
     overrides.txt    the command's own words, one a line
-    status.json      running, finished, failed or interrupted, and why
-    metrics.jsonl    a row per epoch
+    status.json      running, finished, failed or interrupted, why, and who is at it
+    metrics.jsonl    a row per epoch; equal for equal runs, however often they were interrupted
+    timings.jsonl    a row per epoch: what depends on the machine and the hour
     split.csv.gz     every image with its split, label and SHA-256
+    checkpoints/     what an unfinished run goes on from (runner/checkpoint.py)
     predictions.npz  labels (n,), plain (n, K), tta (n, K): probabilities per validation image
     bundle/          the trained network with all that its use needs
     result.json      written last: its presence is the only proof that the run finished
@@ -12,11 +15,15 @@
 No torch here, so that reading is quick.
 """
 
+import hashlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +31,18 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from runner.errors import ArtefactError, StorageError
+from runner.errors import ArtefactError, ConfigError
+from runner.locks import is_held
+from runner.storage import replace_whole, unwritable
 
-VERSION = 1
+VERSION = 2
 """Of the format and of what the numbers mean; part of a run's identity."""
 
+LOGS = ("metrics.jsonl", "timings.jsonl")
+_FILES = (
+    "config.yaml", "overrides.txt", "status.json", *LOGS, "split.csv.gz", "predictions.npz",
+    "checkpoints", "bundle",
+)  # fmt: skip
 _SECRETS = ("token", "secret", "password", "passwd", "api_key", "apikey", "credential")
 
 
@@ -37,6 +51,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.lock = path / "run.lock"
+        self.checkpoints = path / "checkpoints"
 
     def result(self) -> dict[str, Any] | None:
         """The result of a finished run, or None.
@@ -54,45 +70,179 @@ class RunFolder:
                 f"cannot read the result: {error}", where=str(path), fix="force=true to run anew"
             ) from error
         if not isinstance(found, dict) or found.get("record_version") != VERSION:
+            version = found.get("record_version") if isinstance(found, dict) else None
             raise ArtefactError(
-                f"not a result of record version {VERSION}",
+                f"a result of record version {version}, this program reads {VERSION}",
                 where=str(path),
-                fix="force=true to run anew",
+                fix="run_dir=ANOTHER_FOLDER, or force=true to run anew",
             )
         return found
 
-    def start(self, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
-        """Begin anew: whatever an earlier attempt left here is removed.
+    def status(self) -> dict[str, Any]:
+        """How the run stands, as ``status.json`` with ``status`` set by the evidence.
+
+        ``finished`` only with a result; ``running`` only while somebody holds the lock; ``killed``
+        for a run whose process ended without a word; ``new`` where nothing was begun.
+        """
+        try:
+            found = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = {}
+        if not isinstance(found, dict):
+            found = {}
+        status = str(found.get("status", "new"))
+        if (self.path / "result.json").exists():
+            status = "finished"
+        elif is_held(self.lock):
+            status = "running"
+        elif status in ("running", "finished"):
+            status = "killed"
+        return {"reason": "", **found, "status": status}
+
+    def check(self, what: Mapping[str, Any]) -> None:
+        """Refuse a folder that belongs to something else.
+
+        Args:
+            what: the content of ``run.json``: ``identity``, ``fingerprint`` and ``values``.
+
+        Raises:
+            ConfigError: it is another run's, naming what differs; or it is no run folder.
+            ArtefactError: its record version is another, or it cannot be read.
+        """
+        path = self.path / "run.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            old = {"data": found["fingerprint"], **_leaves(found["values"])}
+            version = found["record_version"]
+        except FileNotFoundError:
+            self._check_is_empty()
+            return
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtefactError(
+                f"cannot read what run this is: {error!r}",
+                where=str(path.absolute()),
+                fix="run_dir=ANOTHER_FOLDER",
+            ) from error
+        if version != VERSION:
+            raise ArtefactError(
+                f"a run of record version {version}, this program writes {VERSION}",
+                where=str(self.path.absolute()),
+                fix="run_dir=ANOTHER_FOLDER, or the version of trick-runner that began it",
+            )
+        if found["identity"] == what["identity"]:
+            return
+        new = {"data": what["fingerprint"], **_leaves(what["values"])}
+        changes = [
+            f"  {key}: {_shown(old.get(key))} → {_shown(new.get(key))}"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key)
+        ]
+        raise ConfigError(
+            "the folder belongs to another run, which differs in\n" + "\n".join(changes),
+            where=f"run_dir={self.path}",
+            fix="run_dir=ANOTHER_FOLDER, or leave run_dir out: every run finds its own folder",
+        )
+
+    def _check_is_empty(self) -> None:
+        foreign = [
+            entry.name
+            for entry in (self.path.iterdir() if self.path.is_dir() else ())
+            if entry.name not in ("run.lock", "run.json.tmp")
+        ]
+        if foreign:
+            raise ConfigError(
+                f"not a run folder, but not empty: {', '.join(sorted(foreign)[:5])}",
+                where=f"run_dir={self.path}",
+                fix="run_dir=ANOTHER_FOLDER",
+            )
+
+    def begin(
+        self, what: Mapping[str, Any], config: Mapping[str, Any], overrides: Sequence[str]
+    ) -> None:
+        """Say what the run is and that it is running; ``check`` it first.
 
         Raises:
             StorageError: the folder cannot be written.
         """
+        if not (self.path / "run.json").exists():
+            content = {"record_version": VERSION, **redacted(what)}
+            self.write_text("run.json", json.dumps(content, indent=2) + "\n")
+        self.write_text("config.yaml", yaml.safe_dump(redacted(config), sort_keys=False))
+        self.write_text("overrides.txt", "".join(f"{word}\n" for word in redacted_words(overrides)))
+        self.write_status("running")
+
+    def clear_rows(self) -> None:
+        """Start the logs anew: there is nothing to go on from."""
+        for name in LOGS:
+            (self.path / name).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove all that an earlier attempt left, but what the run is."""
         try:
             # The proof of completion goes first, so that no moment shows it beside new files.
             (self.path / "result.json").unlink(missing_ok=True)
-            for entry in self.path.iterdir() if self.path.is_dir() else ():
-                if entry.name == "run.lock":
-                    continue
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            (self.path / "bundle").mkdir(parents=True)
+            for name in _FILES:
+                entry = self.path / name
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
-        self.write_text("config.yaml", yaml.safe_dump(redacted(config), sort_keys=False))
-        self.write_text("overrides.txt", "".join(f"{_redacted_word(word)}\n" for word in overrides))
-        self.write_status("running")
+            raise unwritable(self.path, error) from error
+
+    def drop_checkpoints(self) -> None:
+        """Remove what only an unfinished run needs."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def write_status(self, status: str, reason: str = "") -> None:
         """Say how the run stands: ``running``, ``finished``, ``failed`` or ``interrupted``."""
-        content = {"status": status, "reason": reason, "pid": os.getpid()}
+        content = {
+            "status": status,
+            "reason": reason,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
         self.write_text("status.json", json.dumps(content, indent=2) + "\n")
 
-    def append_row(self, row: Mapping[str, Any]) -> None:
-        """Add one epoch to ``metrics.jsonl``."""
+    def append_row(self, row: Mapping[str, Any], log: str = "metrics.jsonl") -> None:
+        """Add one epoch to a log; it is on the disk when this returns."""
         try:
-            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with (self.path / log).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path / log, error) from error
+
+    def log_marks(self) -> dict[str, list[int | str]]:
+        """Length in bytes and SHA-256 of each log, for :meth:`rewind`."""
+        contents = {name: self._log(name) for name in LOGS}
+        return {
+            name: [len(content), hashlib.sha256(content).hexdigest()]
+            for name, content in contents.items()
+        }
+
+    def rewind(self, marks: Mapping[str, Sequence[int | str]]) -> None:
+        """Cut the logs back to ``marks``: rows of steps that were lost go.
+
+        Raises:
+            ArtefactError: a log does not start with what was marked.
+        """
+        for name in LOGS:
+            length, digest = int(marks[name][0]), marks[name][1]
+            kept = self._log(name)[:length]
+            if len(kept) != length or hashlib.sha256(kept).hexdigest() != digest:
+                raise ArtefactError(
+                    "rows that were written before the checkpoint have been changed",
+                    where=str((self.path / name).absolute()),
+                    fix="force=true to run anew",
+                )
+            if kept or (self.path / name).exists():
+                self.write_bytes(name, kept)
+
+    def _log(self, name: str) -> bytes:
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            return b""
 
     def write_predictions(
         self,
@@ -105,15 +255,17 @@ class RunFolder:
         np.savez_compressed(content, labels=labels, plain=plain, tta=tta)
         self.write_bytes("predictions.npz", content.getvalue())
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Write ``result.json``, last and whole."""
+    def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Write ``result.json``, last and whole; returns its content."""
         content = {"record_version": VERSION, "status": "finished", **result}
         content["config"] = redacted(content["config"])
         if "command" in content:
-            content["command"] = [_redacted_word(word) for word in content["command"]]
+            content["command"] = redacted_words(content["command"])
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
         self.write_status("finished")
         self.write_text("result.json", text)
+        self.drop_checkpoints()
+        return content
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
@@ -121,16 +273,15 @@ class RunFolder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all."""
-        target = self.path / name
-        temporary = target.with_name(f"{target.name}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except OSError as error:
-            raise _unwritable(target, error) from error
+        replace_whole(self.path / name, content)
+
+
+def run_folders(outputs: Path) -> Iterator[RunFolder]:
+    """The runs below ``outputs``, by name; folders of anything else are passed over."""
+    with suppress(OSError):
+        for path in sorted(outputs.iterdir()):
+            if (path / "run.json").is_file():
+                yield RunFolder(path)
 
 
 def redacted(values: Any) -> Any:
@@ -143,18 +294,31 @@ def redacted(values: Any) -> Any:
     return [redacted(item) for item in values] if isinstance(values, list) else values
 
 
+def redacted_words(overrides: Sequence[str]) -> list[str]:
+    """The words of a command with the values of secrets blanked out."""
+    return [_redacted_word(word) for word in overrides]
+
+
 def _redacted_word(override: str) -> str:
     key, separator, _ = override.partition("=")
     return f"{key}=<redacted>" if separator and _is_secret(key) else override
 
 
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        leaves.update(
+            _leaves(value, f"{dotted}.") if isinstance(value, Mapping) else {dotted: value}
+        )
+    return leaves
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:16]}…"
+
+
 def _is_secret(key: str) -> bool:
     return any(word in key.lower() for word in _SECRETS)
-
-
-def _unwritable(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"cannot write: {error.strerror or error}",
-        where=str(path.absolute()),
-        fix="outputs=FOLDER that you may write to, on a disk with space",
-    )

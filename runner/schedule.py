@@ -5,7 +5,7 @@ Durations are turned into steps once, here; below, every value is a pure functio
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -51,6 +51,56 @@ class Stage:
     def num_epochs(self) -> int:
         """Epochs begun; the last may be a part of one."""
         return math.ceil(self.num_steps / self.steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is planned for one step of a training run.
+
+    Attributes:
+        stage: number of the stage, from 0.
+        epoch: number of the epoch over all stages, from 0.
+        step: number of the step in its epoch, from 0.
+        starts_stage: whether it is the first step of its stage.
+        ends_epoch: whether it is the last step of its epoch.
+        before: steps before it, over all stages.
+        progress: through all stages, in 0..1.
+        size: image size, px.
+        lr: learning rate of the head.
+        momentum: momentum, or β1.
+    """
+
+    stage: int
+    epoch: int
+    step: int
+    starts_stage: bool
+    ends_epoch: bool
+    before: int
+    progress: float
+    size: int
+    lr: float
+    momentum: float
+
+
+def moment(stages: Sequence[Stage], before: int) -> Moment:
+    """The step that comes after ``before`` steps; nothing but the plan decides what it is.
+
+    Raises:
+        IndexError: the plan has no such step.
+    """
+    total = sum(stage.num_steps for stage in stages)
+    in_stage, epochs = before, 0
+    for number, stage in enumerate(stages):
+        if in_stage < stage.num_steps:
+            epoch, step = divmod(in_stage, stage.steps_per_epoch)
+            last = min(stage.steps_per_epoch, stage.num_steps - epoch * stage.steps_per_epoch) - 1
+            progress = in_stage / stage.num_steps
+            return Moment(
+                number, epochs + epoch, step, in_stage == 0, step == last, before, before / total,
+                stage.size(progress), stage.lr(progress), stage.momentum(progress),
+            )  # fmt: skip
+        in_stage, epochs = in_stage - stage.num_steps, epochs + stage.num_epochs
+    raise IndexError(f"step {before} of {total}")
 
 
 def cosine(start: float, end: float, position: float) -> float:

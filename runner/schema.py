@@ -244,6 +244,13 @@ class Eval:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """When the state of a run is saved, besides at the end of each epoch."""
+
+    minutes: float = option(5.0, "between two savings", at_least=0)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run, complete: equal values and equal data give an equal result."""
 
@@ -258,11 +265,15 @@ class RunConfig:
     tta: Tta = field(default_factory=Tta)
     budget: Budget = field(default_factory=Budget)
     eval: Eval = field(default_factory=Eval)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     seed: int = option(0, "of every random draw", at_least=0, below=2**63)
     device: str = option("auto", "auto, cpu, cuda, cuda:1 …")
     precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto: bf16 where hardware has it")
     threads: int = option(0, "CPU threads; 0: all cores", at_least=0)
     outputs: str = option("outputs", "root of everything written")
+    run_dir: str | None = option(
+        None, "folder of this run; null: below outputs, named by what the run is"
+    )
     force: bool = option(False, "run anew although a result exists")
 
     @property
@@ -329,11 +340,17 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def resolved(
-    config: RunConfig, *, num_classes: int, device: str, precision: Literal["fp32", "bf16"]
+    config: RunConfig,
+    *,
+    num_classes: int,
+    presize: int,
+    device: str,
+    precision: Literal["fp32", "bf16"],
 ) -> RunConfig:
     """``config`` with every null and ``auto`` that decides a result replaced by what it means."""
     return replace(
         config,
+        data=replace(config.data, presize=presize),
         resize=replace(config.resize, size=config.size),
         eval=replace(config.eval, size=config.eval_size),
         model=replace(config.model, num_outputs=config.model.num_outputs or num_classes),

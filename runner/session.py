@@ -1,26 +1,33 @@
 """One run from its checked configuration to its result on disk: assemble, fit, evaluate, record."""
 
-import platform
-import subprocess
+import signal
 import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torchvision
 
-from runner import __version__
+from runner import checkpoint, signals
 from runner.bundle import bundle_files
 from runner.data.dataset import Dataset
 from runner.data.statistics import training_statistics
 from runner.display import Display
-from runner.engine import Learner, Predictions, Step, evaluate, fit
-from runner.errors import ConfigError, TrainingError
-from runner.hardware import cpu_name, device_kind, num_cores, used_precision
+from runner.distributed import ALONE, Processes
+from runner.engine import Learner, Predictions, Training, evaluate
+from runner.environment import differences, environment
+from runner.errors import ArtefactError, ConfigError, ProcessError, RunnerError, TrainingError
+from runner.hardware import device_kind, num_cores, used_precision
 from runner.locks import locked
+from runner.meter import Meter
 from runner.metrics import classification_metrics
-from runner.models import build_model, guard_strided_convolutions, layer_groups
+from runner.models import (
+    build_model,
+    guard_strided_convolutions,
+    layer_groups,
+    share_batch_norm,
+)
 from runner.randomness import torch_seed
 from runner.records import RunFolder
 from runner.schedule import Stage, plan
@@ -31,47 +38,91 @@ def train_and_evaluate(
     config: RunConfig,
     dataset: Dataset,
     folder: RunFolder,
+    what: Mapping[str, Any],
     overrides: list[str],
-    run_identity: str,
     display: Display,
-) -> dict[str, Any]:
-    """Train, evaluate and write the run folder; returns the content of ``result.json``.
+    processes: Processes = ALONE,
+) -> tuple[str, dict[str, Any]]:
+    """Train, evaluate and write the run folder, from where an earlier attempt left off.
+
+    Args:
+        config: of the run.
+        dataset: it names.
+        folder: the run's; ``what`` must have been checked against it.
+        what: the run is: ``identity``, ``fingerprint`` and ``values``.
+        overrides: the command's words.
+        display: told how it goes.
+        processes: that share the run.
+
+    Returns:
+        How it came to its result: ``finished``, ``resumed`` and finished, or ``skipped`` as another
+        process has just finished it; and the content of ``result.json``.
 
     Raises:
         BusyError: another process is at this run.
         TrainingError: training diverged or memory ran out; ``status.json`` says so too.
+        ArtefactError: there are checkpoints, but none can be used.
+        Interrupted: by a signal; what was done is saved.
     """
     stages = plan(config, len(dataset.train))
-    learner = build_learner(config, dataset)
-    with locked(folder.path / "run.lock", wait=False):
+    if (smallest := min(stage.batch_size for stage in stages)) < processes.count:
+        raise ConfigError(
+            f"batches of {smallest} images cannot be divided among {processes.count} processes",
+            where=f"data.batch_size={config.data.batch_size}",
+            fix=f"data.batch_size={processes.count}, or fewer processes",
+        )
+    learner = build_learner(config, dataset, processes)
+    with ExitStack() as stack:
+        problem = None
+        try:
+            if processes.is_first:
+                stack.enter_context(locked(folder.lock, wait=False))
+        except RunnerError as error:
+            problem = error
+        processes.agree(problem)
         # Another process may have finished it while this one was starting.
         if not config.force and (finished := folder.result()) is not None:
-            return finished
-        folder.start(to_dict(config), overrides)
+            return "skipped", finished
+        run = _Run(config, dataset, folder, str(what["identity"]), stages, learner, display)
         try:
-            result = _train(config, dataset, folder, stages, learner, display)
-            result["identity"] = run_identity
-            result["command"] = ["python", "-m", "runner.train", *overrides]
-            folder.finish(result)
-        except KeyboardInterrupt:
-            folder.write_status("interrupted")
+            with processes.first_alone():
+                if processes.is_first:
+                    if config.force:
+                        folder.clear()
+                    folder.begin(what, to_dict(config), overrides)
+                    folder.write_bytes("split.csv.gz", dataset.manifest_csv())
+            is_resumed = run.resume()
+            with signals.deferred() as is_asked:
+                result = run.train(is_asked)
+                if result is not None and processes.is_first:
+                    command = ["python", "-m", "runner.train", *overrides]
+                    result = folder.finish(
+                        {"identity": what["identity"], "command": command, **result}
+                    )
+            if result is None:  # the signal came to another of the processes
+                raise signals.Interrupted(signal.SIGTERM)
+        except (KeyboardInterrupt, SystemExit) as error:
+            if processes.is_first:
+                folder.write_status("interrupted", f"{error or 'ended'} {run.progress}")
             raise
         except Exception as error:
-            problem = _out_of_memory(config) if _is_out_of_memory(error) else error
-            folder.write_status("failed", str(problem))
-            if problem is error:
+            problem = _known(error, config)
+            if processes.is_first:
+                folder.write_status("failed", str(problem or f"{type(error).__name__}: {error}"))
+            if problem is None:
                 raise
             raise problem from error
-    return folder.result() or {}
+    return "resumed" if is_resumed else "finished", result
 
 
-def build_learner(config: RunConfig, dataset: Dataset) -> Learner:
+def build_learner(config: RunConfig, dataset: Dataset, processes: Processes = ALONE) -> Learner:
     """The network with its initial weights, on its device, with its statistics."""
-    device = _device(config.device)
-    torch.set_num_threads(config.threads or num_cores())
+    device = _device(config.device, processes)
+    torch.set_num_threads(config.threads or max(1, num_cores() // processes.local_count))
     if config.normalize.source == "dataset":
         cache = Path(config.outputs).expanduser() / "cache"
-        mean, std = training_statistics(dataset, cache)
+        with processes.first_alone():
+            mean, std = training_statistics(dataset, cache)
     else:
         mean, std = config.normalize.mean, config.normalize.std
     num_outputs = config.model.num_outputs or len(dataset.classes)
@@ -89,161 +140,235 @@ def build_learner(config: RunConfig, dataset: Dataset) -> Learner:
         dropout=config.model.dropout,
     )
     model = model.to(device).to(memory_format=torch.channels_last)
+    if processes.count > 1:
+        model = share_batch_norm(model, device)
     groups = layer_groups(model) if config.optim.layer_groups == 3 else [list(model.parameters())]
     guard_strided_convolutions(model)
     precision = used_precision(config.precision, device.type, config.size)
-    return Learner(model, groups, num_outputs, mean, std, device, precision)
+    return Learner(model, groups, num_outputs, mean, std, device, precision, processes)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _known(error: Exception, config: RunConfig) -> RunnerError | None:
+    """The error for the user where the cause is one we know; None for a bug."""
+    if isinstance(error, RunnerError):
+        return error
     # On the CPU torch raises a plain RuntimeError, which only its text tells from others.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if is_memory or "can't allocate memory" in str(error):
+        train, val = config.data.batch_size, config.eval.batch_size
+        return ProcessError(
+            "out of memory",
+            where=f"data.batch_size={train} eval.batch_size={val}",
+            fix=f"data.batch_size={max(1, train // 2)} eval.batch_size={max(1, val // 2)}",
+        )
+    if "DataLoader worker" in str(error):
+        return ProcessError(
+            "a process that reads images died; most likely memory or /dev/shm ran out",
+            where=f"data.num_workers={_shown_workers(config)}",
+            fix="data.num_workers=0, and the same command goes on from the last checkpoint",
+        )
+    if isinstance(error, torch.distributed.DistError) or "by peer" in str(error):
+        return TrainingError(
+            "another of the processes that share the run has ended; its own message says why",
+            fix="the same command goes on from the last checkpoint",
+        )
+    return None
 
 
-def _out_of_memory(config: RunConfig) -> TrainingError:
-    return TrainingError(
-        "out of memory",
-        where=f"data.batch_size={config.data.batch_size} eval.batch_size={config.eval.batch_size}",
-        fix=f"data.batch_size={max(1, config.data.batch_size // 2)} "
-        f"eval.batch_size={max(1, config.eval.batch_size // 2)}",
-    )
+def _shown_workers(config: RunConfig) -> str:
+    return "null" if config.data.num_workers is None else str(config.data.num_workers)
 
 
-def _train(
-    config: RunConfig,
-    dataset: Dataset,
-    folder: RunFolder,
-    stages: tuple[Stage, ...],
-    learner: Learner,
-    display: Display,
-) -> dict[str, Any]:
-    folder.write_bytes("split.csv.gz", dataset.manifest_csv())
-    environment = _environment(learner)  # now, before anyone can change the code behind it
-    meter = _Meter(stages, display)
-    started = time.perf_counter()
-    predictions = None
-    for step in fit(learner, dataset, stages, config):
-        meter.step(step)
-        if step.ends_epoch:
-            is_last = step.done == step.total
-            predictions = evaluate(
-                learner, dataset, config, with_tta=is_last, progress=display.evaluation
-            )
-            row = meter.end_epoch(step, predictions, dataset.classes)
-            folder.append_row(row)
-            display.epoch(row, meter.num_epochs)
-    assert predictions is not None
-    metrics = _metrics(predictions, dataset.classes)
-    folder.write_predictions(predictions.labels, predictions.plain, predictions.tta)
-    bundle = bundle_files(
-        learner.model,
-        architecture={
-            "source": config.model.source,
-            "name": config.model.name,
-            "num_outputs": learner.num_outputs,
-        },
-        classes=dataset.classes,
-        preprocess={
-            "presize": dataset.presize,
-            "max_aspect": config.data.max_aspect,
-            "crop": "centre square",
-            "size": config.eval_size,
-            "interpolation": "bilinear, antialiased",
-            "mean": list(learner.mean),
-            "std": list(learner.std),
-            "color": "RGB, EXIF orientation applied, transparency over white",
-        },
-    )
-    for name, content in bundle.items():
-        folder.write_bytes(f"bundle/{name}", content)
-    return {
-        "tricks": config.tricks,
-        "seed": config.seed,
-        "data": _data_facts(dataset),
-        "metrics": metrics,
-        "budget": {
-            "epochs": sum(stage.num_steps / stage.steps_per_epoch for stage in stages),
-            "steps": meter.steps,
-            "images": meter.images,
-            "pixels": meter.pixels,
-            "forward_passes_plain": predictions.passes_plain * len(dataset.val),
-            "forward_passes_tta": predictions.passes_tta * len(dataset.val),
-            "seconds": time.perf_counter() - started,
-            "train_seconds": meter.seconds,
-            "images_per_second": meter.images / meter.seconds,
-        },
-        "model": {
-            "source": config.model.source,
-            "name": config.model.name,
-            "num_outputs": learner.num_outputs,
-            "num_parameters": sum(p.numel() for p in learner.model.parameters()),
-            "mean": list(learner.mean),
-            "std": list(learner.std),
-        },
-        "config": to_dict(config),
-        "environment": environment,
-    }
+_LARGEST_SAVING = 0.05  # of the time, that checkpoints at the ends of epochs may take
 
 
-class _Meter:
-    """Adds up what training used, per epoch and in all."""
+class _Run:
+    """One attempt at a run: training with its rows and checkpoints, up to the result."""
 
-    def __init__(self, stages: tuple[Stage, ...], display: Display) -> None:
-        self.num_epochs = sum(stage.num_epochs for stage in stages)
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        folder: RunFolder,
+        identity: str,
+        stages: tuple[Stage, ...],
+        learner: Learner,
+        display: Display,
+    ) -> None:
+        self._config = config
+        self._dataset = dataset
+        self._folder = folder
+        self._identity = identity
         self._stages = stages
+        self._learner = learner
         self._display = display
-        self.steps, self.images, self.pixels, self.seconds = 0, 0, 0, 0.0
-        self._accuracy = float("nan")
-        self._reset()
+        self._training = Training(learner, dataset, stages, config)
+        self._meter = Meter(stages, display)
+        # Now, before the code behind it can change.
+        self._environment = environment(learner.device, learner.precision, learner.processes)
+        self._saved = (0, False)  # steps done at the last checkpoint, and whether unevaluated
+        self._saved_at, self._save_seconds = time.monotonic(), 0.0
 
-    def _reset(self) -> None:
-        self._losses: list[torch.Tensor] = []
-        self._images, self._seconds = 0, 0.0
+    @property
+    def progress(self) -> str:
+        """How far the run is."""
+        return f"after step {self._training.done} of {self._training.total}"
 
-    def step(self, step: Step) -> None:
-        """Count a step, and show it when the display is due."""
-        self._losses.append(step.loss)
-        self._images += step.num_images
-        self._seconds += step.seconds
-        self.steps += 1
-        self.images += step.num_images
-        self.pixels += step.num_images * step.size**2
-        self.seconds += step.seconds
-        if self._display.is_due():
-            rate = self._images / max(self._seconds, 1e-9)
-            note = f"size {step.size}  loss {float(step.loss):.3f}  {rate:,.0f} images/s"
-            if np.isfinite(self._accuracy):
-                note += f"  accuracy {self._accuracy:.2%}"
-            name = self._stages[step.stage].name
-            self._display.step(
-                f"{name}, epoch {step.epoch + 1}/{self.num_epochs}", step.done, step.total, note
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint that is whole, if there is one; whether there is."""
+        found = checkpoint.newest(self._folder.checkpoints, self._identity)
+        is_first = self._learner.processes.is_first
+        if found is None:
+            if is_first:
+                self._folder.clear_rows()
+            return False
+        for reason in found.refused:
+            self._display.line(f"warning: checkpoint refused, an older one is used: {reason}")
+        try:
+            self._training.restore(found.done, found.tensors)
+            self._meter.restore(found.state["meter"])
+        except (RuntimeError, KeyError, TypeError, IndexError) as error:
+            raise ArtefactError(
+                f"the checkpoint is of another network: {str(error).splitlines()[0]}",
+                where=str(self._folder.checkpoints.absolute()),
+                fix="force=true to run anew",
+            ) from error
+        if is_first:
+            self._folder.rewind(found.state["logs"])
+        for difference in differences(found.state["environment"], self._environment):
+            self._display.line(f"note: {difference}: the result is the same but for rounding")
+        self._saved = (found.done, self._meter.is_epoch_over)
+        self._display.line(f"going on {self.progress}")
+        return True
+
+    def train(self, is_asked: Callable[[], bool]) -> dict[str, Any] | None:
+        """The steps that are left, their evaluations, and the files of the result.
+
+        Args:
+            is_asked: whether this process was asked to end.
+
+        Returns:
+            The result; None when one of the processes was asked to end, after its checkpoint.
+        """
+        predictions = self._to_the_end(is_asked)
+        if predictions is not None:
+            return self._result(predictions)
+        self._save()
+        return None
+
+    def _to_the_end(self, is_asked: Callable[[], bool]) -> Predictions | None:
+        """The predictions after the last step; None when asked to end."""
+        training, steps = self._training, iter(self._training)
+        while True:
+            if self._meter.is_epoch_over:
+                predictions = evaluate(
+                    self._learner,
+                    self._dataset,
+                    self._config,
+                    with_tta=training.done == training.total,
+                    progress=self._display.evaluation,
+                    should_stop=is_asked,
+                )
+                if predictions is None:
+                    return None
+                self._end_epoch(predictions)
+                if training.done == training.total:
+                    return predictions
+            if self._is_save_due():
+                self._save()
+            if self._learner.processes.any(is_asked()):
+                return None
+            self._meter.step(next(steps))
+
+    def _end_epoch(self, predictions: Predictions) -> None:
+        row, timing = self._meter.end_epoch(predictions, self._dataset.classes)
+        if self._learner.processes.is_first:
+            self._folder.append_row(row)
+            self._folder.append_row(timing, "timings.jsonl")
+        self._display.epoch({**row, **timing}, self._meter.num_epochs)
+
+    def _is_save_due(self) -> bool:
+        """Every ``checkpoint.minutes``; at an epoch's end already when it costs little by then."""
+        elapsed = time.monotonic() - self._saved_at
+        is_cheap = self._save_seconds <= _LARGEST_SAVING * elapsed
+        is_at_epoch_end = self._training.done > 0 and not self._meter.is_within_epoch
+        return elapsed >= 60 * self._config.checkpoint.minutes or (is_at_epoch_end and is_cheap)
+
+    def _save(self) -> None:
+        """Commit a checkpoint, unless there is one of this very step."""
+        started = time.monotonic()
+        done, place = self._training.done, (self._training.done, self._meter.is_epoch_over)
+        if self._learner.processes.is_first and place != self._saved:
+            checkpoint.write(
+                self._folder.checkpoints,
+                self._identity,
+                done,
+                self._training.tensors(),
+                {
+                    "meter": self._meter.state(),
+                    "logs": self._folder.log_marks(),
+                    "environment": self._environment,
+                },
             )
+        self._saved, self._saved_at = place, time.monotonic()
+        self._save_seconds = self._saved_at - started
 
-    def end_epoch(
-        self, step: Step, predictions: Predictions, classes: tuple[str, ...]
-    ) -> dict[str, Any]:
-        """The row of the epoch that ends with ``step``; the validation loss is plain."""
-        metrics = classification_metrics(predictions.plain, predictions.labels, classes)
-        self._accuracy = metrics["accuracy"]
-        row = {
-            "epoch": step.epoch + 1,
-            "step": step.done,
-            "stage": self._stages[step.stage].name,
-            "train_loss": float(torch.stack(self._losses).mean()),
-            "val_loss": metrics["nll"],
-            "val_accuracy": metrics["accuracy"],
-            "val_brier": metrics["brier"],
-            "val_ece": metrics["ece"],
-            "size": step.size,
-            "lr": step.lr,
-            "images": self.images,
-            "pixels": self.pixels,
-            "images_per_second": self._images / self._seconds,
-            "seconds": self._seconds,
-            "eval_seconds": predictions.seconds,
+    def _result(self, predictions: Predictions) -> dict[str, Any]:
+        config, dataset, learner, meter = self._config, self._dataset, self._learner, self._meter
+        if learner.processes.is_first:
+            self._write_files(predictions)
+        return {
+            "tricks": config.tricks,
+            "seed": config.seed,
+            "data": _data_facts(dataset),
+            "metrics": _metrics(predictions, dataset.classes),
+            "budget": {
+                "epochs": sum(stage.num_steps / stage.steps_per_epoch for stage in self._stages),
+                "steps": meter.steps,
+                "images": meter.images,
+                "pixels": meter.pixels,
+                "forward_passes_plain": predictions.passes_plain * len(dataset.val),
+                "forward_passes_tta": predictions.passes_tta * len(dataset.val),
+                "seconds": meter.seconds + meter.eval_seconds,
+                "train_seconds": meter.seconds,
+                "images_per_second": meter.images / meter.seconds,
+            },
+            "model": {
+                "source": config.model.source,
+                "name": config.model.name,
+                "num_outputs": learner.num_outputs,
+                "num_parameters": sum(p.numel() for p in learner.model.parameters()),
+                "mean": list(learner.mean),
+                "std": list(learner.std),
+            },
+            "config": to_dict(config),
+            "environment": self._environment,
         }
-        self._reset()
-        return row
+
+    def _write_files(self, predictions: Predictions) -> None:
+        config, dataset, folder = self._config, self._dataset, self._folder
+        folder.write_predictions(predictions.labels, predictions.plain, predictions.tta)
+        bundle = bundle_files(
+            self._learner.model,
+            architecture={
+                "source": config.model.source,
+                "name": config.model.name,
+                "num_outputs": self._learner.num_outputs,
+            },
+            classes=dataset.classes,
+            preprocess={
+                "presize": dataset.presize,
+                "max_aspect": config.data.max_aspect,
+                "crop": "centre square",
+                "size": config.eval_size,
+                "interpolation": "bilinear, antialiased",
+                "mean": list(self._learner.mean),
+                "std": list(self._learner.std),
+                "color": "RGB, EXIF orientation applied, transparency over white",
+            },
+        )
+        for name, content in bundle.items():
+            folder.write_bytes(f"bundle/{name}", content)
 
 
 def _metrics(predictions: Predictions, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -271,9 +396,11 @@ def _data_facts(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _device(name: str) -> torch.device:
-    """The device of ``name``; ``auto`` is the GPU where there is one."""
+def _device(name: str, processes: Processes) -> torch.device:
+    """The device of ``name``; ``auto`` is the GPU where there is one, of several the process's."""
     device = torch.device(device_kind(name) if name == "auto" else name)
+    if device.type == "cuda" and processes.count > 1:
+        device = torch.device("cuda", processes.local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"this machine has {torch.cuda.device_count()} CUDA devices",
@@ -281,40 +408,3 @@ def _device(name: str) -> torch.device:
             fix="device=cpu",
         )
     return device
-
-
-def _environment(learner: Learner) -> dict[str, Any]:
-    is_gpu = learner.device.type == "cuda"
-    return {
-        "runner": __version__,
-        "revision": _revision(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-        "system": platform.platform(),
-        "device": torch.cuda.get_device_name(learner.device) if is_gpu else cpu_name(),
-        "precision": learner.precision,
-        "threads": torch.get_num_threads(),
-        "cores": num_cores(),
-    }
-
-
-def _revision() -> str | None:
-    """The git commit of this code where it runs from a checkout, with + for local changes."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(  # noqa: S603
-            ["git", "-C", str(root), *arguments],  # noqa: S607
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

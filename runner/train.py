@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from runner import checks, compose
 from runner.command import hydra_command
 from runner.display import Display
-from runner.records import VERSION, RunFolder
+from runner.distributed import Processes, from_environment, joined
+from runner.hardware import device_kind
+from runner.records import RunFolder
 from runner.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -18,26 +20,12 @@ if TYPE_CHECKING:
 
 
 def run(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
-    """Train as ``config`` says unless that was done before; returns a summary of the result."""
-    with Display() as display:
-        for key in checks.without_effect(config):
-            display.line(f"note: {key} has no effect in this configuration")
-        from runner.data.dataset import load_dataset
-
-        outputs = Path(config.outputs).expanduser()
-        dataset = load_dataset(config.data, config.largest_size, outputs / "cache", display.work)
-        _tell(dataset, display)
-        run_identity = compose.identity(config, len(dataset.classes), dataset.fingerprint, VERSION)
-        folder = RunFolder(outputs / compose.folder_name(config, run_identity))
-        result = None if config.force else folder.result()
-        status = "done before" if result else "finished"
-        if result is None:
-            from runner.session import train_and_evaluate
-
-            result = train_and_evaluate(config, dataset, folder, overrides, run_identity, display)
-        else:
-            display.line("finished before; force=true runs it anew")
-    display.result(result, str(folder.path))
+    """Train as ``config`` says, or go on with it, or tell what came out; returns a summary."""
+    processes = from_environment()
+    with Display(quiet=not processes.is_first) as display:
+        with joined(processes, device_kind(config.device)):
+            folder, status, result = _run(config, overrides, processes, display)
+        display.result(result, str(folder.path))
     metrics = result["metrics"]
     return {
         "status": status,
@@ -45,6 +33,32 @@ def run(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
         "accuracy": metrics["plain"]["accuracy"],
         "tta": metrics["tta"]["accuracy"] if "tta" in result["tricks"] else None,
     }
+
+
+def _run(
+    config: RunConfig, overrides: list[str], processes: Processes, display: Display
+) -> tuple[RunFolder, str, dict[str, Any]]:
+    """The folder of the run, how it came to its result, and the result."""
+    for key in checks.without_effect(config):
+        display.line(f"note: {key} has no effect in this configuration")
+    from runner.data.dataset import load_dataset
+
+    outputs = Path(config.outputs).expanduser()
+    with processes.first_alone():
+        dataset = load_dataset(config.data, config.largest_size, outputs / "cache", display.work)
+    _tell(dataset, display)
+    what = compose.identity(config, len(dataset.classes), dataset.presize, dataset.fingerprint)
+    name = compose.folder_name(config, what["identity"])
+    folder = RunFolder(Path(config.run_dir).expanduser() if config.run_dir else outputs / name)
+    folder.check(what)
+    result = None if config.force else folder.result()
+    if result is not None:
+        folder.drop_checkpoints()  # of a process killed after its last word
+        display.line("finished before; force=true runs it anew")
+        return folder, "skipped", result
+    from runner.session import train_and_evaluate
+
+    return folder, *train_and_evaluate(config, dataset, folder, what, overrides, display, processes)
 
 
 def _tell(dataset: "Dataset", display: Display) -> None:

@@ -20,19 +20,24 @@ FLOORS = [
         "metrics",
         "display",
         "hardware",
+        "signals",
+        "storage",
+        "distributed",
     },
     {"tricks"},
-    {"schedule", "data", "models", "optim", "bundle"},
+    {"schedule", "data", "models", "optim", "bundle", "checkpoint", "environment"},
     {"compose", "engine"},
-    {"session", "command"},
-    {"train", "lr_find"},
+    {"meter"},
+    {"session", "command", "sweep"},
+    {"train", "lr_find", "show"},
 ]
 # The ground floor's few dependencies among itself.
 GROUND = {
     ("checks", "errors"), ("checks", "schema"), ("records", "errors"), ("locks", "errors"),
+    ("records", "locks"), ("records", "storage"), ("storage", "errors"), ("distributed", "errors"),
 }  # fmt: skip
 HYDRA = {"compose.py", "command.py", "trick_runner.py"}
-NO_TORCH = FLOORS[0] | {"compose", "command", "train", "lr_find"}
+NO_TORCH = FLOORS[0] | {"compose", "command", "sweep", "train", "lr_find", "show"}
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> list[str]:

@@ -210,7 +210,8 @@ def test_a_sweep_runs_the_grid_and_counts_it(
     ]  # fmt: skip
     assert "6 jobs" in done.stdout
     entries = {path.name for path in (tmp_path / "outputs").iterdir()}
-    assert len(entries) == 7, "six runs and the cache, no files of Hydra's"
+    assert len(entries) == 8, "six runs, the cache and the sweeps, no files of Hydra's"
+    assert {"cache", "sweeps"} < entries
 
 
 def test_a_failing_job_stops_no_other_and_is_listed(

@@ -230,14 +230,15 @@ def test_an_option_without_effect_is_told(composed: Composed, seed: int) -> None
 
 
 def identity(config: RunConfig, fingerprint: str = "f") -> str:
-    return compose.identity(config, 10, fingerprint, 1)
+    return str(compose.identity(config, 10, 28, fingerprint)["identity"])
 
 
 SAME = [
     "outputs=elsewhere", "device=cpu", "precision=fp32", "threads=3", "force=true",
-    "data.num_workers=2", "data.cache_gb=0", "eval.batch_size=7",
+    "data.num_workers=2", "data.cache_gb=0", "eval.batch_size=7", "run_dir=there",
+    "checkpoint.minutes=0",
     # spelled out
-    "resize.size=28", "eval.size=28", "model.num_outputs=10", "optim.lr=0.003",
+    "resize.size=28", "eval.size=28", "model.num_outputs=10", "optim.lr=0.003", "data.presize=28",
     # without effect
     "mixup.alpha=0.2", "mixup=beta mixup.alpha=0", "mixup=beta mixup.until=0",
     "mixup=cutmix mixup.cutmix_alpha=0", "resize.delay=0.1", "tta.beta=0.5",
@@ -280,10 +281,28 @@ def test_a_mixup_that_mixes_nothing_is_no_trick(composed: Composed) -> None:
     assert composed("mixup=switch").tricks == ["mixup", "cutmix"]
 
 
-def test_data_and_record_version_are_in_the_identity(composed: Composed) -> None:
+def test_data_and_record_version_are_in_the_identity(
+    composed: Composed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = composed()
-    assert identity(config, "other") != identity(config)
-    assert compose.identity(config, 10, "f", 2) != identity(config)
+    before = identity(config)
+    assert identity(config, "other") != before
+    assert compose.identity(config, 10, 56, "f")["identity"] != before
+    assert compose.identity(config, 11, 28, "f")["identity"] != before
+    monkeypatch.setattr(compose, "VERSION", compose.VERSION + 1)
+    assert identity(config) != before
+
+
+def test_what_a_run_is_says_all_that_decides_its_result(composed: Composed) -> None:
+    what = compose.identity(composed("+trick=mixup", "outputs=there"), 10, 28, "f")
+    assert set(what) == {"identity", "fingerprint", "values"}
+    assert re.fullmatch("[0-9a-f]{16}", what["identity"])
+    assert what["fingerprint"] == "f"
+    values = what["values"]
+    assert values["mixup"]["alpha"] == 0.4
+    assert (values["resize"]["size"], values["model"]["num_outputs"]) == (28, 10)
+    assert (values["device"], values["data"]["presize"]) == ("cpu", 28)
+    assert not {"outputs", "run_dir", "threads", "force", "checkpoint"} & set(values)
 
 
 def test_folder_names_are_legible_and_stay_inside(composed: Composed) -> None:

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from small import noise_images, small_config, small_dataset, small_learner, small_network
 from torch import nn
 
-from runner import engine
+from runner import checkpoint, compose, engine
 from runner.data.batches import Pixels
 from runner.data.dataset import Split
-from runner.engine import Batch, evaluate, fit, train_step
+from runner.engine import Batch, Training, evaluate, train_step
 from runner.errors import TrainingError
 from runner.optim import build_optimizer, set_rates
-from runner.schedule import plan
+from runner.schedule import moment, plan
 from runner.schema import (
     Augment,
     Budget,
@@ -44,7 +44,8 @@ def a_batch(*, size=12, count=6, seed=0):
     pixels = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
     canvas = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     draws = augmentation.draw(Augment(), count, 0, "augment", 0)
-    return Batch(Pixels(canvas, np.full((count, 2), size)), torch.arange(count) % 3, draws)
+    pixels = Pixels(canvas, np.full((count, 2), size))
+    return Batch(pixels, torch.arange(count) % 3, draws, None, count)
 
 
 def an_optimizer(learner, *, lr=0.01):
@@ -54,16 +55,11 @@ def an_optimizer(learner, *, lr=0.01):
 
 
 def one_step(learner, batch, *, size=12, augment=None, mixup=None, epsilon=0.0, optimizer=None):
-    return train_step(
-        learner,
-        optimizer or an_optimizer(learner),
-        batch,
-        size,
-        augment or Augment(),
-        mixup or Mixup(),
-        epsilon,
-        np.random.default_rng(5),
-    )
+    if mixup is not None and mixup.probability:
+        mix = mixing.draw(np.random.default_rng(5), mixup, len(batch.labels), size, size)
+        batch = replace(batch, mix=mix)
+    optimizer = optimizer or an_optimizer(learner)
+    return train_step(learner, optimizer, batch, size, augment or Augment(), epsilon)
 
 
 def weights(model):
@@ -76,7 +72,7 @@ def trained(config, *, dataset=None, layer_groups=1, each=lambda step: None, see
     dataset = dataset or small_dataset()
     model = small_network(seed=seed)
     learner = small_learner(model, layer_groups=layer_groups)
-    for step in fit(learner, dataset, plan(config, len(dataset.train)), config):
+    for step in Training(learner, dataset, plan(config, len(dataset.train)), config):
         each(step)
     return model
 
@@ -282,7 +278,7 @@ def test_the_message_says_where_training_diverged(how):
     model, learner = diverging_learner()
     model.how, model.at_call = how, 7  # four steps an epoch
     done = []
-    steps = fit(learner, dataset, plan(config, len(dataset.train)), config)
+    steps = Training(learner, dataset, plan(config, len(dataset.train)), config)
     with pytest.raises(TrainingError) as caught:
         done.extend(step.done for step in steps)
     assert done == [1, 2, 3, 4, 5, 6]
@@ -339,7 +335,7 @@ def test_the_frozen_stage_trains_the_head_and_the_next_one_all():
     dataset, model = small_dataset(), small_network()
     learner = small_learner(model, layer_groups=3)
     start = copy.deepcopy(model.state_dict())
-    for step in fit(learner, dataset, plan(config, len(dataset.train)), config):
+    for step in Training(learner, dataset, plan(config, len(dataset.train)), config):
         if step.ends_epoch:
             seen[step.stage] = copy.deepcopy(model.state_dict())
     for name in ("0.0.weight", "1.0.weight"):
@@ -391,7 +387,7 @@ def test_workers_do_not_move_the_generator_of_dropout():
         model = small_network()
         model[2].insert(2, nn.Dropout(0.5))
         torch.manual_seed(3)
-        for _ in fit(small_learner(model), dataset, plan(config, len(dataset.train)), config):
+        for _ in Training(small_learner(model), dataset, plan(config, len(dataset.train)), config):
             pass
         runs.append(weights(model))
     assert torch.equal(*runs)
@@ -442,8 +438,10 @@ def test_tricks_leave_order_and_crops_alone(monkeypatch, augment):
 
 def test_every_epoch_has_its_own_order_and_draws():
     config, dataset = small_config(augment=STANDARD), small_dataset()
+    moments = [moment(plan(config, len(dataset.train)), step) for step in range(8)]
     first, again, second = (
-        list(engine.training_batches(dataset, 8, 4, config, epoch)) for epoch in (0, 0, 1)
+        list(engine.training_batches(dataset, 8, moments[4 * epoch : 4 * epoch + 4], config))
+        for epoch in (0, 0, 1)
     )
     for batch, same, other in zip(first, again, second, strict=True):
         assert torch.equal(batch.pixels.canvas, same.pixels.canvas)
@@ -471,7 +469,7 @@ def test_mixing_stops_where_it_is_told(until):
         dataset, model, seen = small_dataset(), small_network(), []
         model.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
         config = small_config(mixup=mixup)
-        for _ in fit(small_learner(model), dataset, plan(config, len(dataset.train)), config):
+        for _ in Training(small_learner(model), dataset, plan(config, len(dataset.train)), config):
             pass
         return seen
 
@@ -480,6 +478,254 @@ def test_mixing_stops_where_it_is_told(until):
     same = [torch.equal(one, other) for one, other in zip(unmixed, mixed, strict=True)]
     last = round(8 * until)
     assert same == [False] * last + [True] * (8 - last)
+
+
+# ── Stopped, and gone on ───────────────────────────────────────────────────────────────────────
+
+# Every option of the groups that decide how the network is trained …
+OPTIONS = [
+    f"{'+' if path.parent.name == 'trick' else ''}{path.parent.name}={path.stem}"
+    for group in ("trick", "normalize", "augment", "resize", "mixup", "smoothing", "optim")
+    for path in sorted((compose.CONF_DIR / group).glob("*.yaml"))
+]
+# … and what no option sets, or only together.
+WORDS = [
+    *OPTIONS,
+    "resize=progressive resize.match=compute",
+    "resize=progressive data.num_workers=2",
+    "resize=book augment=inception +trick=[mixup,label_smoothing,normalize]",
+    "optim=fine_tune optim.freeze_epochs=2 optim.layer_groups=3",
+    "optim=fine_tune optim.name=sgd optim.freeze_epochs=0 augment=standard",
+    "optim=sgd optim.nesterov=true mixup=cutmix",
+    "optim=adamw optim.layer_groups=3",
+    "mixup=switch mixup.until=0.5 mixup.probability=0.7",
+    "mixup=beta mixup.per=batch augment=standard augment.crop_per=batch",
+    "smoothing.epsilon=0.3 mixup=uniform",
+    "model.dropout=0.5",
+    "model.dropout=0.5 augment=inception mixup=beta data.num_workers=2",
+    "precision=bf16",
+    "precision=bf16 optim=sgd +trick=all model.dropout=0.5",
+    "seed=7 budget.epochs=3 data.batch_size=11",
+]
+BASE = (
+    "data.batch_size=8", "resize.size=16", "resize.first_size=8", "resize.first_batch_size=16",
+    "resize.first_epochs=1", "budget.epochs=2", "optim.lr=0.01", "threads=1", "device=cpu",
+    "precision=fp32",
+)  # fmt: skip
+
+
+def test_every_trick_is_among_what_is_stopped():
+    tricks = {path.stem for path in (compose.CONF_DIR / "trick").iterdir()}
+    assert tricks == {"all", "baseline", "label_smoothing", "mixup", "normalize",
+                      "progressive_resizing", "tta"}  # fmt: skip
+    assert {f"+trick={name}" for name in tricks} <= set(WORDS)
+    assert {"optim=sgd", "augment=inception", "resize=book", "mixup=switch"} <= set(WORDS)
+
+
+def a_training(config, *, seed=0):
+    """A training that has not begun, in weights of ``seed``."""
+    dataset, model = small_dataset(), small_network(seed=seed)
+    if config.model.dropout:
+        model[2].insert(2, nn.Dropout(config.model.dropout))
+    model.to(memory_format=torch.channels_last)
+    mean, std = config.normalize.mean, config.normalize.std
+    learner = small_learner(
+        model,
+        layer_groups=config.optim.layer_groups,
+        mean=MEAN if config.normalize.source == "dataset" else mean,
+        std=STD if config.normalize.source == "dataset" else std,
+        precision=config.precision,
+    )
+    return Training(learner, dataset, plan(config, len(dataset.train)), config)
+
+
+def steps_left(training, *, then=lambda: None):
+    """The rest of a training: of each step, all that is not a time."""
+    seen = []
+    for step in training:
+        seen.append((step.stage, step.epoch, step.done, step.size, step.lr, float(step.loss)))
+        then()
+    return seen
+
+
+def saved(training, folder):
+    """What a file of the training's tensors holds."""
+    checkpoint.write(folder, "id", training.done, training.tensors(), {})
+    found = checkpoint.newest(folder, "id")
+    assert found.done == training.done
+    return found
+
+
+def went_on(config, found):
+    """A new training that has gone on from ``found`` to its end, and the steps it made."""
+    training = a_training(config, seed=1)
+    training.restore(found.done, found.tensors)
+    return training, steps_left(training)
+
+
+def differing(one, other):
+    """The names of tensors that are not equal to the bit."""
+    pair = [
+        {f"{group} {name}": value for group, members in each.items()
+         for name, value in members.items()}
+        for each in (one, other)
+    ]  # fmt: skip
+    assert pair[0].keys() == pair[1].keys()
+    return {name for name, value in pair[0].items() if not torch.equal(value, pair[1][name])}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_a_training_stopped_after_any_step_goes_on_to_the_bit(composed, tmp_path, words):
+    config = composed(*BASE, *words.split(" "))
+    undisturbed = a_training(config)
+    expected = steps_left(undisturbed)
+    assert len(expected) == undisturbed.total > 5
+
+    saving = a_training(config)
+    found = [saved(saving, tmp_path)]
+    assert steps_left(saving, then=lambda: found.append(saved(saving, tmp_path))) == expected
+    assert differing(saving.tensors(), undisturbed.tensors()) == set()  # saving disturbs nothing
+
+    for each in found:
+        training, steps = went_on(config, each)
+        assert steps == expected[each.done :], each.done
+        assert differing(training.tensors(), undisturbed.tensors()) == set(), each.done
+    assert len(found) == undisturbed.total + 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_training_that_is_stopped_after_every_step(composed, tmp_path, workers):
+    """Each step in a process of its own, as it were, and the rest of its epoch read in vain."""
+    words = ("mixup=switch", "augment=inception", "resize=progressive", "model.dropout=0.5")
+    undisturbed = a_training(composed(*BASE, *words))
+    expected = steps_left(undisturbed)
+    config = composed(*BASE, *words, f"data.num_workers={workers}")
+    training, losses = a_training(config), []
+    while training.done < training.total:
+        steps = iter(training)
+        losses.append(float(next(steps).loss))
+        steps.close()
+        found = saved(training, tmp_path)
+        training = a_training(config, seed=len(losses))
+        training.restore(found.done, found.tensors)
+    assert losses == [step[-1] for step in expected]
+    assert differing(training.tensors(), undisturbed.tensors()) == set()
+
+
+def test_workers_may_be_others_afterwards(composed, tmp_path):
+    words = (*BASE, "mixup=beta", "augment=standard")
+    undisturbed = a_training(composed(*words))
+    expected = steps_left(undisturbed)
+    for before, after in ((0, 2), (2, 0)):
+        training = a_training(composed(*words, f"data.num_workers={before}"))
+        steps = iter(training)
+        for _ in range(3):
+            next(steps)
+        steps.close()
+        config = composed(*words, f"data.num_workers={after}")
+        training, steps = went_on(config, saved(training, tmp_path / str(before)))
+        assert steps == expected[3:]
+        assert differing(training.tensors(), undisturbed.tensors()) == set()
+
+
+@pytest.mark.parametrize("words", ["optim=adamw", "optim=sgd", "optim=fine_tune", "precision=bf16"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda found: replace(found, tensors={**found.tensors, "optimizer": {}}),
+        lambda found: replace(found, done=found.done + 1),
+        lambda found: replace(found, done=found.done - 1),
+        lambda found: replace(
+            found,
+            tensors={
+                **found.tensors,
+                "model": {
+                    name: value.add(1e-6) if name == "0.1.running_mean" else value
+                    for name, value in found.tensors["model"].items()
+                },
+            },
+        ),
+    ],
+    ids=["no optimizer", "a step too far", "a step again", "a statistic a little off"],
+)
+def test_the_comparison_notices_what_is_not_restored(composed, tmp_path, words, wrong):
+    config = composed(*BASE, words)
+    undisturbed = a_training(config)
+    expected = steps_left(undisturbed)
+    training = a_training(config)
+    steps = iter(training)
+    for _ in range(6):  # in the second epoch, and in the middle of a stage
+        next(steps)
+    found = saved(training, tmp_path)
+    assert went_on(config, found)[1] == expected[6:]
+    other, steps = went_on(config, wrong(found))
+    assert differing(other.tensors(), undisturbed.tensors())
+    if found.tensors["model"] is wrong(found).tensors["model"]:
+        assert steps != expected[6:]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"), [("model.dropout=0.5", "layer_seed"), ("mixup=beta", "generator")]
+)
+def test_the_comparison_notices_draws_that_depend_on_those_before(
+    composed, tmp_path, monkeypatch, words, name
+):
+    config = composed(*BASE, words)
+
+    def forget_positions():
+        """As a process does in which draws follow one another."""
+        seeds = iter(range(100))
+        running = np.random.default_rng(0)
+        monkeypatch.setattr(engine, "layer_seed", lambda *_: next(seeds))
+        if name == "generator":
+            monkeypatch.setattr(engine, "generator", lambda *_: running)
+
+    forget_positions()
+    training = a_training(config)
+    found, steps = [], []
+    for step in training:
+        steps.append(float(step.loss))
+        found.append(saved(training, tmp_path))
+    forget_positions()
+    assert [step[-1] for step in went_on(config, found[2])[1]] != steps[3:]
+
+
+def test_what_was_restored_is_saved_again_before_any_step(composed, tmp_path):
+    config = composed(*BASE)
+    training = a_training(config)
+    for number, _ in enumerate(training, 1):
+        if number == 3:
+            break
+    found = saved(training, tmp_path / "a")
+    again = a_training(config, seed=1)
+    again.restore(found.done, found.tensors)
+    assert again.done == 3
+    assert differing(saved(again, tmp_path / "b").tensors, found.tensors) == set()
+
+
+def test_the_tensors_of_another_network_are_refused(composed, tmp_path):
+    config = composed(*BASE)
+    found = saved(a_training(config), tmp_path)
+    dataset = small_dataset()
+    stages = plan(config, len(dataset.train))
+    other = Training(small_learner(small_network(5)), dataset, stages, config)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        other.restore(found.done, found.tensors)
+
+
+def test_batches_of_the_rest_of_an_epoch_are_those_of_the_whole(composed):
+    config = composed(*BASE, "mixup=switch", "augment=inception", "resize=progressive")
+    dataset = small_dataset()
+    moments = [moment(plan(config, 33), before) for before in range(4, 8)]
+    whole = list(engine.training_batches(dataset, 8, moments, config))
+    for first in range(1, 4):
+        rest = list(engine.training_batches(dataset, 8, moments[first:], config))
+        for batch, same in zip(rest, whole[first:], strict=True):
+            assert torch.equal(batch.pixels.canvas, same.pixels.canvas)
+            assert torch.equal(batch.labels, same.labels)
+            assert torch.equal(batch.mix.weight, same.mix.weight)
+            assert np.array_equal(batch.draws.crop_place, same.draws.crop_place)
+    assert not torch.equal(whole[0].mix.weight, whole[1].mix.weight)
 
 
 # ── Evaluation ─────────────────────────────────────────────────────────────────────────────────
@@ -653,7 +899,7 @@ def test_the_evaluation_size_is_its_own(network):
 def test_more_outputs_than_classes():
     config, dataset = small_config(tta=Tta(flip=True), smoothing=Smoothing(0.1)), small_dataset()
     learner = small_learner(small_network(5))
-    for step in fit(learner, dataset, plan(config, len(dataset.train)), config):
+    for step in Training(learner, dataset, plan(config, len(dataset.train)), config):
         assert torch.isfinite(step.loss)
     found = evaluate(learner, dataset, config, with_tta=True)
     assert found.plain.shape == found.tta.shape == (15, 5)
@@ -668,6 +914,22 @@ def test_evaluation_reports_its_progress(network):
         with_tta=False, progress=lambda done, total: told.append((done, total)),
     )  # fmt: skip
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_an_evaluation_that_should_stop_has_no_predictions(network):
+    told = []
+
+    def evaluated(should_stop):
+        told.clear()
+        return evaluate(
+            small_learner(network), small_dataset(), small_config(eval=Eval(batch_size=4)),
+            with_tta=True, progress=lambda done, total: told.append(done), should_stop=should_stop,
+        )  # fmt: skip
+
+    assert evaluated(lambda: len(told) == 2) is None
+    assert told == [1, 2]  # and no batch more
+    whole = evaluated(lambda: False)
+    assert np.array_equal(whole.plain, predicted(network, eval=Eval(batch_size=4)).plain)
 
 
 def test_evaluation_leaves_the_network_as_it_is(network):
@@ -685,7 +947,7 @@ def test_evaluating_after_any_step_does_not_disturb_training():
     for every in (1, 3):
         model = small_network()
         learner = small_learner(model)
-        for step in fit(learner, dataset, plan(config, len(dataset.train)), config):
+        for step in Training(learner, dataset, plan(config, len(dataset.train)), config):
             assert model.training
             if step.done % every == 0:
                 evaluate(learner, dataset, config, with_tta=True)

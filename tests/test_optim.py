@@ -8,7 +8,13 @@ import torch
 from small import small_learner, small_network
 from torch import nn
 
-from runner.optim import build_optimizer, freeze_body, set_rates
+from runner.optim import (
+    build_optimizer,
+    freeze_body,
+    optimizer_tensors,
+    restore_optimizer,
+    set_rates,
+)
 from runner.schema import Optim
 
 # (learning rate, momentum) of a few steps, as a cycle changes them.
@@ -210,3 +216,133 @@ def test_every_optimizer_starts_with_fresh_state():
     used = train_a_little(model, groups)
     assert len(used.state) == len(list(model.parameters()))
     assert not build_optimizer(groups, Optim(), (0.1, 0.1, 1.0)).state
+
+
+# ── State that is kept ─────────────────────────────────────────────────────────────────────────
+
+
+def model_and_optimizer(name, *, seed=0, layer_groups=1):
+    """Convolutions in channels-last memory, as a run has them."""
+    model = small_network(seed=seed).to(memory_format=torch.channels_last).train()
+    assert not model[1][0].weight.is_contiguous()
+    groups = small_learner(model, layer_groups=layer_groups).groups
+    return model, build_optimizer(groups, Optim(name=name, weight_decay=0.1), [1.0] * len(groups))
+
+
+def make_steps(model, optimizer, numbers):
+    for number in numbers:
+        random = torch.Generator().manual_seed(number)
+        images = torch.rand(6, 3, 12, 12, generator=random).to(memory_format=torch.channels_last)
+        set_rates(optimizer, *RATES[number % len(RATES)])
+        optimizer.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(model(images), torch.arange(6) % 3).backward()
+        optimizer.step()
+
+
+def as_in_a_file(tensors):
+    """Without strides, and nothing shared."""
+    return {name: value.detach().clone(memory_format=torch.contiguous_format)
+            for name, value in tensors.items()}  # fmt: skip
+
+
+def everything(model, optimizer):
+    return {**model.state_dict(), **optimizer_tensors(optimizer)}
+
+
+def differs(found, expected):
+    assert found.keys() == expected.keys()
+    return {name for name, value in found.items() if not torch.equal(value, expected[name])}
+
+
+def gone_on(name, stop, restore, *, layer_groups=1):
+    """All tensors after eight steps, once interrupted after ``stop``, and once without a break."""
+    model, optimizer = model_and_optimizer(name, layer_groups=layer_groups)
+    make_steps(model, optimizer, range(stop))
+    weights, state = as_in_a_file(model.state_dict()), as_in_a_file(optimizer_tensors(optimizer))
+    make_steps(model, optimizer, range(stop, 8))
+
+    fresh, fresh_optimizer = model_and_optimizer(name, seed=1, layer_groups=layer_groups)
+    fresh.load_state_dict(weights)
+    restore(fresh_optimizer, state)
+    make_steps(fresh, fresh_optimizer, range(stop, 8))
+    return everything(fresh, fresh_optimizer), everything(model, optimizer)
+
+
+def restore_without_layout(optimizer, tensors):
+    """What ``restore_optimizer`` would be if it took tensors as a file gives them."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for key, value in tensors.items():
+        number, name = key.split(".")
+        optimizer.state[parameters[int(number)]][name] = value.clone()
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("layer_groups", [1, 3])
+@pytest.mark.parametrize("stop", [0, 1, 3, 7, 8])
+def test_a_restored_optimizer_goes_on_to_the_bit(name, layer_groups, stop):
+    found, expected = gone_on(name, stop, restore_optimizer, layer_groups=layer_groups)
+    assert differs(found, expected) == set()
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("restore", "changed"),
+    [(lambda optimizer, tensors: None, "2.2.weight"), (restore_without_layout, "1.0.weight")],
+    ids=["no state", "state in another layout"],
+)
+def test_the_comparison_notices_other_restores(name, restore, changed):
+    found, expected = gone_on(name, 3, restore)
+    assert changed in differs(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("adamw", {"step", "exp_avg", "exp_avg_sq"}), ("sgd", {"momentum_buffer"})]
+)
+def test_the_state_is_named_by_number_and_kind(name, kinds):
+    model, optimizer = model_and_optimizer(name)
+    assert optimizer_tensors(optimizer) == {}
+    make_steps(model, optimizer, range(1))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(parameters) == 10
+    state = optimizer_tensors(optimizer)
+    assert set(state) == {f"{number}.{kind}" for number in range(10) for kind in kinds}
+    for number, parameter in enumerate(parameters):
+        for kind in kinds - {"step"}:
+            assert state[f"{number}.{kind}"].shape == parameter.shape
+
+
+def test_a_restored_state_is_laid_out_as_its_parameter_and_shares_nothing():
+    model, optimizer = model_and_optimizer("adamw")
+    make_steps(model, optimizer, range(2))
+    state = as_in_a_file(optimizer_tensors(optimizer))
+    kept = copy.deepcopy(state)
+    fresh, fresh_optimizer = model_and_optimizer("adamw")
+    restore_optimizer(fresh_optimizer, state)
+    for parameter in fresh.parameters():
+        for kind in ("exp_avg", "exp_avg_sq"):
+            assert fresh_optimizer.state[parameter][kind].stride() == parameter.stride()
+        assert fresh_optimizer.state[parameter]["step"].shape == ()
+    make_steps(fresh, fresh_optimizer, range(2, 4))
+    assert differs(state, kept) == set()
+
+
+def test_parameters_that_stood_still_have_no_state():
+    model, _ = model_and_optimizer("adamw", layer_groups=3)
+    groups = small_learner(model, layer_groups=3).groups
+    freeze_body(model, groups, frozen=True)
+    optimizer = build_optimizer(groups, Optim(), (0.1, 0.1, 1.0))
+    make_steps(model, optimizer, range(2))
+    state = optimizer_tensors(optimizer)
+    assert len({key.split(".")[0] for key in state}) == 6  # of ten: four BatchNorms' and the head's
+    again = build_optimizer(groups, Optim(), (0.1, 0.1, 1.0))
+    restore_optimizer(again, state)
+    assert differs(optimizer_tensors(again), state) == set()
+
+
+def test_the_state_of_other_parameters_is_refused():
+    model, optimizer = model_and_optimizer("adamw")
+    make_steps(model, optimizer, range(1))
+    state = optimizer_tensors(optimizer)
+    other = build_optimizer([[nn.Parameter(torch.zeros(3))]], Optim(), [1.0])
+    with pytest.raises(LookupError):
+        restore_optimizer(other, state)

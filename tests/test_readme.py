@@ -17,10 +17,10 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [
-    line[line.index("python -m runner.") :].partition("#")[0].strip()
+    line[line.index("-m runner.") :].partition("#")[0].strip()
     for block in BLOCKS
     for line in block.splitlines()
-    if "python -m runner." in line
+    if "-m runner." in line
 ]
 
 
@@ -30,7 +30,7 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_is_accepted(command: str, composed: Callable[..., RunConfig]) -> None:
-    _, _, module, *words = shlex.split(command)
+    _, module, *words = shlex.split(command)
     assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
     compose.check_arguments(words)
     overrides = [word for word in words if "=" in word]
@@ -62,3 +62,5 @@ def test_the_tricks_and_options_that_it_names_exist() -> None:
     for group, name in re.findall(r"`(\w+)=(\w+)`", README):
         if group in compose.GROUPS:
             assert (ROOT / "conf" / group / f"{name}.yaml").is_file(), f"{group}={name}"
+    launchers = re.findall(r"hydra/launcher=(\w+)", README)
+    assert set(launchers) == {path.stem for path in (ROOT / "conf/hydra/launcher").iterdir()}

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from runner.errors import DataError
-from runner.schedule import constant, flat_cosine, one_cycle, one_cycle_momentum, plan
+from runner.schedule import (
+    Moment,
+    constant,
+    flat_cosine,
+    moment,
+    one_cycle,
+    one_cycle_momentum,
+    plan,
+)
 from runner.schema import Budget, Data, Optim, Resize, RunConfig
 
 
@@ -220,6 +228,76 @@ def test_the_last_epoch_may_be_a_part_of_one():
     assert stage.steps_per_epoch == 15
     assert stage.num_steps % 15 != 0
     assert stage.num_epochs == stage.num_steps // 15 + 1
+
+
+# ── Any step of the plan ───────────────────────────────────────────────────────────────────────
+
+PLANS = {
+    "one stage": (config(budget=Budget(epochs=3)), 330),
+    "one step": (config(budget=Budget(epochs=1)), 64),
+    "an epoch of one step": (config(budget=Budget(epochs=3)), 100),
+    "progressive, part of an epoch": (progressive("compute"), 1000),
+    "fine_tune": (config(optim=Optim(lr=1e-3, schedule="fine_tune", freeze_epochs=2)), 330),
+    "book": (book(budget=Budget(epochs=2)), 1000),
+}
+
+
+def moments_in_order(stages):
+    """Stages, their epochs, their steps, one inside the other."""
+    total, before, epoch = sum(stage.num_steps for stage in stages), 0, 0
+    for number, stage in enumerate(stages):
+        done = 0
+        while done < stage.num_steps:
+            in_epoch = min(stage.steps_per_epoch, stage.num_steps - done)
+            for step in range(in_epoch):
+                progress = done / stage.num_steps
+                yield Moment(
+                    stage=number,
+                    epoch=epoch,
+                    step=step,
+                    starts_stage=done == 0,
+                    ends_epoch=step + 1 == in_epoch,
+                    before=before,
+                    progress=before / total,
+                    size=stage.size(progress),
+                    lr=stage.lr(progress),
+                    momentum=stage.momentum(progress),
+                )
+                done, before = done + 1, before + 1
+            epoch += 1
+
+
+@pytest.mark.parametrize(("settings", "num_train"), PLANS.values(), ids=PLANS)
+def test_a_moment_is_found_without_those_before_it(settings, num_train):
+    stages = plan(settings, num_train)
+    total = sum(stage.num_steps for stage in stages)
+    expected = list(moments_in_order(stages))
+    assert len(expected) == total
+    assert [moment(stages, before) for before in range(total)] == expected
+    backwards = [moment(stages, before) for before in reversed(range(total))]
+    assert backwards == expected[::-1]
+    assert sum(found.ends_epoch for found in expected) == sum(s.num_epochs for s in stages)
+    assert sum(found.starts_stage for found in expected) == len(stages)
+
+
+def test_the_plans_have_the_borders_at_which_steps_are_miscounted():
+    (partial,) = plan(*PLANS["progressive, part of an epoch"])
+    assert partial.num_steps % partial.steps_per_epoch
+    stages = plan(*PLANS["book"])
+    assert len({(stage.steps_per_epoch, stage.num_epochs) for stage in stages}) == 3
+    # Negative control: with all stages counted as one, moments are others.
+    whole = replace(stages[2], num_steps=sum(stage.num_steps for stage in stages))
+    assert list(moments_in_order([whole])) != list(moments_in_order(stages))
+
+
+@pytest.mark.parametrize(("settings", "num_train"), PLANS.values(), ids=PLANS)
+def test_there_is_no_moment_after_the_last(settings, num_train):
+    stages = plan(settings, num_train)
+    total = sum(stage.num_steps for stage in stages)
+    assert moment(stages, total - 1).ends_epoch
+    for before in (total, total + 1, 10 * total):
+        with pytest.raises(IndexError, match=f"step {before} of {total}"):
+            moment(stages, before)
 
 
 # ── Too little data ────────────────────────────────────────────────────────────────────────────

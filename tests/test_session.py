@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import re
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -15,15 +16,17 @@ import yaml
 from safetensors.torch import load_file
 from small import CLASSES, small_config, small_dataset, small_learner, small_network
 
-from runner import hardware, records, session
+from runner import engine, hardware, records, session
 from runner.display import Display
+from runner.distributed import Processes
 from runner.engine import evaluate
-from runner.errors import BusyError, ConfigError, StorageError, TrainingError
+from runner.errors import ArtefactError, BusyError, ConfigError, StorageError, TrainingError
 from runner.locks import locked
 from runner.records import RunFolder
 from runner.schema import (
     Augment,
     Budget,
+    Checkpoint,
     Data,
     Mixup,
     Model,
@@ -35,6 +38,7 @@ from runner.schema import (
     to_dict,
 )
 from runner.session import build_learner, train_and_evaluate
+from runner.signals import Interrupted, raise_on_signals
 
 TRICKS = {
     "normalize": Normalize(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
@@ -60,11 +64,23 @@ def _threads():
     torch.set_num_threads(before)
 
 
-def run(folder, config, *, dataset=None, overrides=()):
+def what(config):
+    values = {"optim": {"lr": config.optim.lr}, "seed": config.seed}
+    return {"identity": "id-1", "fingerprint": "f" * 64, "values": values}
+
+
+def attempt(folder, config, *, dataset=None, overrides=()):
+    """How a run came to its result, and the result."""
     with Display() as display:
         return train_and_evaluate(
-            config, dataset or small_dataset(), folder, list(overrides), "id-1", display
+            config, dataset or small_dataset(), folder, what(config), list(overrides), display
         )
+
+
+def run(folder, config, **more):
+    how, result = attempt(folder, config, **more)
+    assert how == "finished"  # in one go
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +103,8 @@ def status(folder):
     return json.loads((folder.path / "status.json").read_text())
 
 
-def rows(folder):
-    return [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+def rows(folder, log="metrics.jsonl"):
+    return [json.loads(line) for line in (folder.path / log).read_text().splitlines()]
 
 
 def predictions(folder):
@@ -106,7 +122,8 @@ def cross_entropy(probabilities, labels):
 def test_the_folder_holds_every_file_of_the_format(finished):
     folder, _ = finished
     listed = re.findall(r"^    ([a-z.]+)/?  ", records.__doc__, re.MULTILINE)
-    assert {"config.yaml", "predictions.npz", "bundle", "result.json"} < set(listed)
+    assert {"run.json", "config.yaml", "predictions.npz", "bundle", "result.json"} < set(listed)
+    listed.remove("checkpoints")  # only while the run is unfinished
     assert {path.name for path in folder.path.iterdir()} == {*listed, "run.lock"}
     assert {path.name for path in (folder.path / "bundle").iterdir()} == {
         "model.json", "model.safetensors",
@@ -262,6 +279,207 @@ def test_every_kind_of_run_finishes(groups, tmp_path):
     assert predictions(folder)["plain"].shape == (15, config.model.num_outputs or 3)
 
 
+# ── Stopped, and gone on ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def _signals():
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    raise_on_signals()
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+def at_step(monkeypatch, number, act):
+    """Let something happen during the ``number``-th step that this test makes; counts them."""
+    made, original = [], engine.train_step
+
+    def watched(*arguments):
+        made.append(None)
+        if len(made) == number:
+            act()
+        return original(*arguments)
+
+    monkeypatch.setattr(engine, "train_step", watched)
+    return made
+
+
+def crash():
+    raise RuntimeError("a crash")
+
+
+def outcome(folder):
+    """All of a finished run that must not depend on what happened to it on the way."""
+    names = ("metrics.jsonl", "predictions.npz", "split.csv.gz", "run.json",
+             "bundle/model.safetensors", "bundle/model.json")  # fmt: skip
+    result = folder.result()
+    for key in ("seconds", "train_seconds", "images_per_second"):
+        del result["budget"][key]
+    del result["command"]
+    return {**{name: (folder.path / name).read_bytes() for name in names}, "result": result}
+
+
+@pytest.mark.usefixtures("_signals")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [1, 3, 4, 5, 8])  # 4 and 8 are the last of their epochs
+def test_a_signal_saves_and_the_next_attempt_goes_on(
+    finished, config, tmp_path, monkeypatch, step, signum
+):
+    folder = RunFolder(tmp_path / "run")
+    made = at_step(monkeypatch, step, lambda: signal.raise_signal(signum))
+    with pytest.raises(Interrupted) as caught:
+        run(folder, config)
+    assert caught.value.signum == signum
+    assert len(made) == step
+    assert folder.status()["status"] == "interrupted"
+    assert status(folder)["reason"] == f"{signal.Signals(signum).name} after step {step} of 8"
+    assert folder.result() is None
+    assert [path.name for path in folder.checkpoints.iterdir()][-1].startswith("step-")
+
+    how, result = attempt(folder, config)
+    assert (how, result["status"], len(made)) == ("resumed", "finished", 8)
+    assert outcome(folder) == outcome(finished[0])
+    assert [row["epoch"] for row in rows(folder, "timings.jsonl")] == [1, 2]
+    assert not folder.checkpoints.exists()
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_run_that_is_interrupted_again_and_again(finished, config, tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "run")
+    for step in range(1, 9):
+        with monkeypatch.context() as patch:
+            made = at_step(patch, 1, lambda: signal.raise_signal(signal.SIGTERM))
+            with pytest.raises(Interrupted):
+                run(folder, config)
+            assert len(made) == 1
+            assert f"after step {step} of 8" in status(folder)["reason"]
+    made = at_step(monkeypatch, 1, crash)
+    assert attempt(folder, config)[0] == "resumed"
+    assert made == []  # only the evaluation was missing
+    assert outcome(folder) == outcome(finished[0])
+
+
+@pytest.mark.parametrize(("minutes", "lost"), [(0.0, 0), (1000.0, 2)])
+def test_a_crash_costs_the_steps_since_the_last_saving(
+    finished, config, tmp_path, monkeypatch, minutes, lost
+):
+    config = replace(config, checkpoint=Checkpoint(minutes=minutes))
+    folder = RunFolder(tmp_path / "run")
+    made = at_step(monkeypatch, 7, crash)
+    with pytest.raises(RuntimeError, match="a crash"):
+        run(folder, config)
+    assert_failed(folder, "RuntimeError: a crash")
+    assert attempt(folder, config)[0] == "resumed"
+    assert len(made) == 7 + 2 + lost  # the seventh was not made
+    theirs = outcome(finished[0])
+    theirs["result"]["config"]["checkpoint"]["minutes"] = minutes
+    assert outcome(folder) == theirs
+
+
+def test_rows_of_steps_that_were_lost_are_written_once(finished, config, tmp_path, monkeypatch):
+    """The row of the first epoch is there, its checkpoint is not."""
+    folder = RunFolder(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(session.checkpoint, "write", lambda *_: crash())
+        with pytest.raises(RuntimeError, match="a crash"):
+            run(folder, config)
+    assert len(rows(folder)) == len(rows(folder, "timings.jsonl")) == 1
+    assert run(folder, config)["status"] == "finished"
+    assert outcome(folder) == outcome(finished[0])
+    assert len(rows(folder, "timings.jsonl")) == 2
+
+
+def stopped(tmp_path, config, monkeypatch):
+    """The folder of a run that crashed in its last step, with all checkpoints before."""
+    folder = RunFolder(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        at_step(patch, 8, crash)
+        with pytest.raises(RuntimeError, match="a crash"):
+            run(folder, replace(config, checkpoint=Checkpoint(minutes=0)))
+    assert len(list(folder.checkpoints.iterdir())) == 2
+    return folder
+
+
+def test_a_damaged_checkpoint_is_told_and_the_older_one_used(
+    finished, config, tmp_path, monkeypatch, capsys
+):
+    folder = stopped(tmp_path, config, monkeypatch)
+    (folder.checkpoints / "step-000000007" / "optimizer.safetensors").write_bytes(b"")
+    made = at_step(monkeypatch, 99, crash)
+    assert attempt(folder, config)[0] == "resumed"
+    assert len(made) == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert "warning: checkpoint refused, an older one is used: step-000000007: optim" in said
+    assert "going on after step 6 of 8" in said
+    assert outcome(folder) == outcome(finished[0])
+
+
+def test_with_no_checkpoint_left_nothing_begins_unasked(finished, config, tmp_path, monkeypatch):
+    folder = stopped(tmp_path, config, monkeypatch)
+    for path in folder.checkpoints.glob("*/state.json"):
+        path.write_bytes(b"")
+    with pytest.raises(ArtefactError, match="no checkpoint can be used") as caught:
+        run(folder, config)
+    assert caught.value.exit_code == 7
+    assert len(rows(folder)) == 1  # what was there is there
+    assert_failed(folder, "no checkpoint can be used")
+    assert run(folder, replace(config, force=True))["status"] == "finished"
+    assert outcome(folder)["predictions.npz"] == outcome(finished[0])["predictions.npz"]
+
+
+def test_force_goes_on_from_nothing(config, tmp_path, monkeypatch):
+    folder = stopped(tmp_path, config, monkeypatch)
+    made = at_step(monkeypatch, 99, crash)
+    run(folder, replace(config, force=True))
+    assert len(made) == 8
+    assert [row["epoch"] for row in rows(folder)] == [1, 2]
+
+
+def test_the_checkpoint_of_another_network_is_refused(config, tmp_path, monkeypatch):
+    folder = stopped(tmp_path, config, monkeypatch)
+    with pytest.raises(ArtefactError, match="the checkpoint is of another network"):
+        run(folder, replace(config, model=Model(num_outputs=5)))
+    assert_failed(folder, "of another network")
+
+
+def test_rows_that_were_changed_meanwhile_are_refused(config, tmp_path, monkeypatch):
+    folder = stopped(tmp_path, config, monkeypatch)
+    log = folder.path / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"epoch": 1', '"epoch": 7'))
+    with pytest.raises(ArtefactError, match="have been changed") as caught:
+        run(folder, config)
+    assert caught.value.where == str(log)
+
+
+def test_another_machine_is_told(config, tmp_path, monkeypatch, capsys):
+    folder = stopped(tmp_path, config, monkeypatch)
+    assert attempt(folder, replace(config, threads=2))[0] == "resumed"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note: threads 1 → 2: the result is the same but for rounding" in said
+
+
+def test_a_finished_run_is_not_run_again(finished, config, monkeypatch):
+    folder, result = finished
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    made = at_step(monkeypatch, 1, crash)
+    assert attempt(folder, config) == ("skipped", result)
+    assert made == []
+    del before[folder.lock]  # says who looked last
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_times_are_not_among_the_metrics(finished):
+    folder, _ = finished
+    names = set().union(*rows(folder))
+    assert {"epoch", "train_loss", "val_accuracy"} < names
+    assert [name for name in names if "seconds" in name or "time" in name] == []
+    for row in rows(folder, "timings.jsonl"):
+        assert set(row) == {"epoch", "seconds", "eval_seconds", "total_seconds",
+                            "images_per_second"}  # fmt: skip
+        assert row["total_seconds"] >= row["seconds"] + row["eval_seconds"] > 0
+
+
 # ── The network and its device ─────────────────────────────────────────────────────────────────
 
 
@@ -297,6 +515,17 @@ def test_fewer_outputs_than_classes_are_refused(tmp_path):
     assert caught.value.exit_code == 2
     assert caught.value.where == "model.num_outputs=2"
     assert not folder.path.exists()  # refused before anything is written
+
+
+def test_batches_that_cannot_be_divided_are_refused(tmp_path):
+    folder, config = RunFolder(tmp_path / "run"), small_config(data=Data(batch_size=3))
+    with pytest.raises(ConfigError) as caught, Display() as display:
+        train_and_evaluate(
+            config, small_dataset(), folder, what(config), [], display, Processes(1, 4)
+        )
+    assert caught.value.what == "batches of 3 images cannot be divided among 4 processes"
+    assert caught.value.where == "data.batch_size=3"
+    assert not folder.path.exists()
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7"])
@@ -347,7 +576,7 @@ def test_running_out_of_memory_names_a_smaller_batch(tmp_path, monkeypatch):
     def exhausted(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(session, "fit", exhausted)
+    monkeypatch.setattr(engine, "train_step", exhausted)
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(TrainingError, match="out of memory") as caught:
         run(folder, small_config())
@@ -379,7 +608,7 @@ def test_outputs_that_cannot_be_written(tmp_path):
 
 def test_who_comes_second_is_told_and_changes_nothing(finished, config, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.start(to_dict(config), ["seed=5"])
+    folder.begin(what(config), to_dict(config), ["seed=5"])
     folder.append_row({"epoch": 1})
     before = {path: path.read_bytes() for path in folder.path.iterdir() if path.is_file()}
     with locked(folder.path / "run.lock"):

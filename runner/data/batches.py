@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from runner.data.store import Store
 from runner.randomness import generator
+from runner.signals import ignore_signals
 from runner.tricks.tta import View, cut
 
 Indices = NDArray[np.int64]
@@ -100,6 +101,7 @@ def read_ahead(read: Callable[[int], T], count: int, num_workers: int) -> Iterat
         num_workers=num_workers,
         multiprocessing_context=context,  # so that workers share what this process has read
         collate_fn=_as_read,
+        worker_init_fn=_begin_worker,
         # The loader draws a seed for its workers; not from the generator that dropout draws from.
         generator=torch.Generator(),
     )
@@ -116,6 +118,10 @@ class _Reads(Dataset[T]):
 
     def __getitem__(self, index: int) -> T:
         return self._read(index)
+
+
+def _begin_worker(number: int) -> None:
+    ignore_signals()
 
 
 def _as_read(item: T) -> T:

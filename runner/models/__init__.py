@@ -1,7 +1,14 @@
 """Image classifiers by name, and their parameters in groups from input to output."""
 
 from runner.models.build import build_model, layer_groups
+from runner.models.global_norm import share_batch_norm
 from runner.models.strided import guard_strided_convolutions
 from runner.models.xresnet import xresnet
 
-__all__ = ["build_model", "guard_strided_convolutions", "layer_groups", "xresnet"]
+__all__ = [
+    "build_model",
+    "guard_strided_convolutions",
+    "layer_groups",
+    "share_batch_norm",
+    "xresnet",
+]

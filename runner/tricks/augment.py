@@ -7,7 +7,7 @@ Coordinates are (x, y) with -1 and 1 at the outer edges of the region that is sa
 maps a point of the output to the point of the input that it shows.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -56,6 +56,16 @@ class Draws:
     def rows(self, indices: NDArray[np.int64]) -> "Draws":
         """The parameters of the images at ``indices``, (N,)."""
         return Draws(*(getattr(self, item.name)[indices] for item in fields(self)))
+
+    def with_one_crop(self) -> "Draws":
+        """All images share the crop of the first, as in a batch of fastai's."""
+        first = np.zeros(len(self.flip), np.int64)
+        return replace(
+            self,
+            crop_scale=self.crop_scale[first],
+            crop_ratio=self.crop_ratio[first],
+            crop_place=self.crop_place[first],
+        )
 
 
 def draw(augment: Augment, count: int, seed: int, purpose: str, *position: int) -> Draws:
@@ -118,25 +128,15 @@ def changes_geometry(augment: Augment) -> bool:
     )
 
 
-def homographies(draws: Draws, extents: NDArray[np.int64], *, one_crop: bool = False) -> Floats:
+def homographies(draws: Draws, extents: NDArray[np.int64]) -> Floats:
     """The maps (N, 3, 3) from output to input points: warp · flip · rotate · zoom · crop.
 
     Args:
         draws: of N images.
         extents: (N, 2), height and width of the region that each image is sampled from.
-        one_crop: the whole batch shares the crop of its first image, as in fastai.
     """
     height, width = extents[:, 0].astype(np.float64), extents[:, 1].astype(np.float64)
-    if one_crop:
-        first = np.zeros(len(extents), np.int64)
-        scale, ratio, place = (
-            draws.crop_scale[first],
-            draws.crop_ratio[first],
-            draws.crop_place[first],
-        )
-    else:
-        scale, ratio, place = draws.crop_scale, draws.crop_ratio, draws.crop_place
-    crop = _crop(scale, ratio, place, height, width)
+    crop = _crop(draws.crop_scale, draws.crop_ratio, draws.crop_place, height, width)
     zoom = _zoom(draws.zoom, draws.zoom_centre)
     rotate = _rotate(np.deg2rad(draws.angle), height, width)
     flip = _identity(len(extents))

@@ -18,10 +18,10 @@ from runner.schema import Mixup
 
 @dataclass(frozen=True)
 class Mix:
-    """What is mixed with what, for one batch of N images.
+    """What is mixed with what, for N images.
 
     Attributes:
-        partner: (N,) int64, a permutation of the batch.
+        partner: (N,) int64, the row of each image's partner; in a whole batch, a permutation.
         weight: (N,) float32 in 0..1, of the image's own pixels.
         boxes: (N, 4) int64, top, bottom, left, right of the partner's pasted box; may be empty.
         share: (N,) float32 in 0..1, of the image's own label.
@@ -36,6 +36,17 @@ class Mix:
         """The same on ``device``."""
         parts = (self.partner, self.weight, self.boxes, self.share)
         return Mix(*(part.to(device, non_blocking=True) for part in parts))
+
+    def part(self, mine: NDArray[np.int64]) -> tuple["Mix", NDArray[np.int64]]:
+        """The mix of the images ``mine``, and the rows it needs: theirs, then those of partners."""
+        partners = self.partner.numpy()[mine]
+        needed = np.concatenate([mine, np.setdiff1d(partners, mine)])
+        place = np.empty(len(self.partner), np.int64)
+        place[needed] = np.arange(len(needed))
+        kept = torch.from_numpy(mine)
+        return Mix(
+            torch.from_numpy(place[partners]), self.weight[kept], self.boxes[kept], self.share[kept]
+        ), needed
 
 
 def draw(rng: np.random.Generator, mixup: Mixup, num_images: int, height: int, width: int) -> Mix:
@@ -69,11 +80,14 @@ def mix_images(images: Tensor, mix: Mix) -> Tensor:
     """Blend or paste each image's partner into it.
 
     Args:
-        images: (N, C, H, W) float.
-        mix: of the same N, drawn for the same H and W.
+        images: (M, C, H, W) float; M ≥ N where some are there as partners only.
+        mix: of the first N of them, drawn for the same H and W.
+
+    Returns:
+        (N, C, H, W).
     """
-    partners = images[mix.partner]
-    mixed = torch.lerp(partners, images, mix.weight.view(-1, 1, 1, 1).to(images.dtype))
+    partners, own = images[mix.partner], images[: len(mix.partner)]
+    mixed = torch.lerp(partners, own, mix.weight.view(-1, 1, 1, 1).to(images.dtype))
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device).view(1, -1, 1)
     columns = torch.arange(width, device=images.device).view(1, 1, -1)
@@ -83,8 +97,9 @@ def mix_images(images: Tensor, mix: Mix) -> Tensor:
 
 
 def mix_targets(targets: Tensor, mix: Mix) -> Tensor:
-    """Blend each row of ``targets``, (N, K) float, with its partner's, by the share of the mix."""
-    return torch.lerp(targets[mix.partner], targets, mix.share.view(-1, 1))
+    """Blend the first N rows of ``targets``, (M, K) float, with those of their partners."""
+    own = targets[: len(mix.partner)]
+    return torch.lerp(targets[mix.partner], own, mix.share.view(-1, 1))
 
 
 def _blend_weight(mixup: Mixup, chance: NDArray[np.float64]) -> NDArray[np.float64]:

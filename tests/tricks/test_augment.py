@@ -510,11 +510,11 @@ def test_one_crop_for_the_batch_is_that_of_its_first_image() -> None:
     unflipped = dataclasses.replace(draws, flip=np.zeros(8, bool))
     per_image, shared = (
         homographies(unflipped, extents),
-        homographies(unflipped, extents, one_crop=True),
+        homographies(unflipped.with_one_crop(), extents),
     )
     assert np.array_equal(shared, np.tile(per_image[0], (8, 1, 1)))
     assert len(np.unique(per_image[:, 0, 0])) == 8
-    flips = homographies(draws, extents, one_crop=True)[:, 0, 0] < 0
+    flips = homographies(draws.with_one_crop(), extents)[:, 0, 0] < 0
     assert np.array_equal(flips, draws.flip)  # everything else stays per image
     assert 0 < flips.sum() < 8
 

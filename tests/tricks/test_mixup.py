@@ -158,6 +158,46 @@ def test_weight_is_beta(alpha: float) -> None:
     assert weight.min() < 0.5 < weight.max()
 
 
+@settings(deadline=None, max_examples=60)
+@given(any_settings, st.lists(st.integers(0, 3), min_size=1, max_size=12), seeds)
+def test_parts_of_a_batch_are_mixed_as_the_whole(mixup: Mixup, parts: list[int], seed: int) -> None:
+    """Image i goes to part ``parts[i]``; each is mixed without the rows it does not need."""
+    num_images = len(parts)
+    mix = drawn(mixup, num_images, seed=seed)
+    images = random_images(seed, num_images, 8, 8).float()
+    targets = random_targets(seed, num_images, 4).float()
+    mixed, mixed_targets = mix_images(images, mix), mix_targets(targets, mix)
+    for number in set(parts):
+        mine = np.flatnonzero(np.array(parts) == number)
+        part, needed = mix.part(mine)
+        assert needed[: len(mine)].tolist() == mine.tolist()
+        assert sorted(needed) == sorted({*mine, *mix.partner.numpy()[mine]})
+        assert torch.equal(mix_images(images[needed], part), mixed[mine])
+        assert torch.equal(mix_targets(targets[needed], part), mixed_targets[mine])
+
+
+def test_a_part_in_any_order_and_the_whole_as_a_part() -> None:
+    mix, images = drawn(SWITCH, 9), random_images(0, 9, 8, 8).float()
+    for mine in (np.arange(9), np.array([5, 0, 7]), np.array([3])):
+        part, needed = mix.part(mine)
+        assert torch.equal(mix_images(images[needed], part), mix_images(images, mix)[mine])
+    whole, needed = mix.part(np.arange(9))
+    assert needed.tolist() == list(range(9))
+    assert torch.equal(whole.partner, mix.partner)
+
+
+@pytest.mark.parametrize("mixup", [BETA, CUTMIX], ids=["blend", "paste"])
+def test_parts_that_draw_partners_of_their_own_differ(mixup: Mixup) -> None:
+    """Negative control: each part mixed within itself, as if it were the batch."""
+    mix, images = drawn(mixup, 12), random_images(0, 12, 8, 8).float()
+    mixed, mine = mix_images(images, mix), np.arange(0, 12, 2)
+    part, needed = mix.part(mine)
+    assert len(needed) > len(mine)  # some partners are elsewhere
+    within = dataclasses.replace(part, partner=part.partner % len(mine))
+    assert not torch.equal(mix_images(images[mine], within), mixed[mine])
+    assert not torch.equal(mix_images(images[needed], part), mixed[: len(mine)])
+
+
 def test_mean_of_the_default() -> None:
     assert BETA.alpha == 0.4
     assert float(drawn(BETA, 20_000).weight.mean()) == pytest.approx(0.845, abs=0.005)

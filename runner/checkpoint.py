@@ -1,0 +1,181 @@
+"""What an unfinished run goes on from: tensors in safetensors, the rest in JSON, committed whole.
+
+A checkpoint is a folder. It is written under a temporary name, every file synced, its manifest with
+sizes and SHA-256 last; then it gets its name, and only then the older ones go, but for one
+generation. So a process killed at any instant leaves the previous checkpoint or the new one, and a
+flipped bit or a cut file is found before it is used.
+
+Since every random draw is keyed by its position, no random state has to be kept: weights, state of
+the optimizer and the number of steps done are all.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from runner.errors import ArtefactError, TrainingError
+from runner.records import VERSION
+from runner.storage import sync_folder, unwritable, write_synced
+
+_PREFIX = "step-"
+_TEMPORARY = ".tmp-"
+_GENERATIONS = 2
+# What reading a file raises that somebody cut, edited or wrote by another program.
+_UNUSABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read back.
+
+    Attributes:
+        done: steps done.
+        tensors: by group, such as ``model`` and ``optimizer``, and name.
+        state: everything else.
+        refused: newer checkpoints that could not be used, with the reason.
+    """
+
+    done: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+    refused: tuple[str, ...]
+
+
+def write(
+    folder: Path,
+    identity: str,
+    done: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+) -> None:
+    """Commit a checkpoint below ``folder``, and remove all but the two newest.
+
+    Args:
+        folder: of this run's checkpoints; made when missing.
+        identity: of the run.
+        done: steps done.
+        tensors: by group and name.
+        state: values for JSON.
+
+    Raises:
+        TrainingError: a tensor is not finite; the older checkpoints stay as they are.
+        StorageError: the disk is full or not writable; the older checkpoints stay as they are.
+    """
+    for group, members in tensors.items():
+        for name, tensor in members.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise TrainingError(
+                    f"{name} of the {group} is not finite after step {done}",
+                    where=str(folder),
+                    fix="a lower optim.lr",
+                )
+    files = {
+        f"{group}.safetensors": save({name: _plain(tensor) for name, tensor in members.items()})
+        for group, members in tensors.items()
+    }
+    content = {"record_version": VERSION, "identity": identity, "done": done, **state}
+    files["state.json"] = (json.dumps(content, allow_nan=False) + "\n").encode()
+    manifest = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in files.items()
+    }
+    files["manifest.json"] = (json.dumps({"files": manifest}, indent=2) + "\n").encode()
+
+    target = folder / f"{_PREFIX}{done:09d}"
+    building = folder / f"{target.name}{_TEMPORARY}{os.getpid()}"
+    try:
+        _sweep(folder)
+        for name, bytes_ in files.items():
+            write_synced(building / name, bytes_)
+        sync_folder(building)
+        if target.exists():  # refused when it was read, or written in vain before
+            _discard(target)
+        building.rename(target)
+        sync_folder(folder)
+        for old in _committed(folder)[_GENERATIONS:]:
+            _discard(old)
+    except OSError as error:
+        raise unwritable(target, error) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def newest(folder: Path, identity: str) -> Checkpoint | None:
+    """The newest checkpoint below ``folder`` that is whole; None where none was ever committed.
+
+    Raises:
+        ArtefactError: there are checkpoints, but none can be used; with the reason of each.
+    """
+    refused: list[str] = []
+    for path in _committed(folder):
+        try:
+            tensors, state = _read(path, identity)
+            return Checkpoint(state["done"], tensors, state, tuple(refused))
+        except _UNUSABLE as error:
+            refused.append(f"{path.name}: {error}")
+    if refused:
+        raise ArtefactError(
+            "no checkpoint can be used:\n" + "\n".join(f"  {reason}" for reason in refused),
+            where=str(folder.absolute()),
+            fix="force=true to run anew",
+        )
+    return None
+
+
+def _read(path: Path, identity: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    listed = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"]
+    contents = {}
+    for name, entry in listed.items():
+        if Path(name).name != name:
+            raise ValueError(f"the manifest names a file elsewhere: {name}")
+        content = (path / name).read_bytes()
+        if len(content) != entry["bytes"]:
+            raise ValueError(f"{name} has {len(content):,} bytes instead of {entry['bytes']:,}")
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise ValueError(f"{name} is not what was written (its SHA-256 differs)")
+        contents[name] = content
+    state = json.loads(contents.pop("state.json"))
+    if state["record_version"] != VERSION:
+        raise ValueError(
+            f"of record version {state['record_version']}, this program reads {VERSION}"
+        )
+    if state["identity"] != identity:
+        raise ValueError(f"of run {state['identity']}, not of {identity}")
+    tensors = {name.removesuffix(".safetensors"): load(data) for name, data in contents.items()}
+    return tensors, state
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    # A clone, since safetensors refuses tensors that share memory or are not contiguous.
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _committed(folder: Path) -> list[Path]:
+    """Newest first."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if path.name.removeprefix(_PREFIX).isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)), reverse=True)
+
+
+def _discard(path: Path) -> None:
+    """Remove a committed checkpoint; at no instant is a part of it left under its name."""
+    away = path.with_name(f"{path.name}{_TEMPORARY}{os.getpid()}-old")
+    path.rename(away)
+    shutil.rmtree(away)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed writers left."""
+    for leftover in folder.glob(f"*{_TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,149 @@
+"""The processes that share one run: torchrun's, or the tasks of one submitit job.
+
+All of them compute; the first one alone writes and speaks. Torch is imported only where there are
+several, so that a finished run of one process answers at once.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from runner.errors import ConfigError, RunnerError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+_TIMEOUT = timedelta(hours=6)  # others wait while the first decodes a data set
+_VARIABLES = {
+    "rank": "RANK",
+    "count": "WORLD_SIZE",
+    "local_rank": "LOCAL_RANK",
+    "local_count": "LOCAL_WORLD_SIZE",
+}
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The place of this process among those that share the run.
+
+    Attributes:
+        rank: number of this process, from 0.
+        count: of processes.
+        local_rank: number of this process on its machine.
+        local_count: processes on this machine.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return self.rank == 0
+
+    def share(self, num_items: int) -> "NDArray[np.int64]":
+        """Which of ``num_items`` are this process's: every ``count``-th, from its rank on."""
+        import numpy as np
+
+        return np.arange(self.rank, num_items, self.count)
+
+    def sum(self, tensor: "Tensor") -> "Tensor":
+        """``tensor`` added up over the processes, in place."""
+        if self.count > 1:
+            import torch.distributed
+
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set on any of the processes; all get the same answer."""
+        if self.count == 1:
+            return flag
+        import torch
+
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        return bool(self.sum(torch.tensor([int(flag)], device=device)))
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first process does the block, then the others do: what it prepares is there then."""
+        if self.count > 1 and not self.is_first:
+            self.any(False)
+        try:
+            yield
+        finally:
+            if self.count > 1 and self.is_first:
+                self.any(False)
+
+    def agree(self, error: RunnerError | None) -> None:
+        """End on all processes if the first met an error; there with the error itself.
+
+        Raises:
+            RunnerError: on the first process.
+            SystemExit: on the others, with the same exit code.
+        """
+        is_bad = self.any(error is not None)
+        if error is not None:
+            raise error
+        if is_bad:
+            raise SystemExit(RunnerError.exit_code)
+
+
+ALONE = Processes()
+
+
+def from_environment() -> Processes:
+    """As torchrun or submitit started this process; alone if neither did.
+
+    Raises:
+        ConfigError: the variables contradict one another.
+    """
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        import submitit
+
+        if submitit.JobEnvironment().num_tasks > 1:
+            # Every task of Slurm sees all GPUs of its node: local_rank picks one.
+            submitit.helpers.TorchDistributedEnvironment().export(
+                overwrite=True, set_cuda_visible_devices=False
+            )
+    if "WORLD_SIZE" not in os.environ:
+        return ALONE
+    try:
+        found = {
+            name: int(os.environ[variable])
+            for name, variable in _VARIABLES.items()
+            if variable in os.environ
+        }
+    except ValueError as error:
+        raise ConfigError(
+            f"not a number in the environment of torchrun: {error}",
+            where=", ".join(_VARIABLES.values()),
+            fix="torchrun --nproc-per-node=2 -m runner.train …",
+        ) from error
+    return Processes(**found)
+
+
+@contextmanager
+def joined(processes: Processes, device_kind: str) -> Iterator[None]:
+    """Connect the processes for the block: by nccl on GPUs, by gloo on CPUs."""
+    if processes.count == 1:
+        yield
+        return
+    import torch
+
+    if device_kind == "cuda":
+        torch.cuda.set_device(processes.local_rank)
+    torch.distributed.init_process_group(
+        "nccl" if device_kind == "cuda" else "gloo", timeout=_TIMEOUT
+    )
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()

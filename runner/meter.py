@@ -1,0 +1,107 @@
+"""What a run has used and reached so far: its rows, epoch by epoch, over every attempt at it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from runner.display import Display
+from runner.engine import Predictions, Step
+from runner.metrics import classification_metrics
+from runner.schedule import Stage, moment
+
+
+class Meter:
+    """Adds up what training used, per epoch and in all, over every attempt at the run."""
+
+    _KEPT = ("steps", "images", "pixels", "seconds", "eval_seconds", "_images", "_seconds")
+
+    def __init__(self, stages: tuple[Stage, ...], display: Display) -> None:
+        self.num_epochs = sum(stage.num_epochs for stage in stages)
+        self._stages = stages
+        self._display = display
+        self.steps, self.images, self.pixels = 0, 0, 0
+        self.seconds, self.eval_seconds = 0.0, 0.0
+        self._accuracy = float("nan")
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._losses: list[torch.Tensor] = []
+        self._images, self._seconds = 0, 0.0
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as values for JSON."""
+        losses = torch.stack(self._losses).tolist() if self._losses else []
+        return {"losses": losses, **{name: getattr(self, name) for name in self._KEPT}}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Stand where a meter stood whose ``state`` this is."""
+        self._losses = list(torch.tensor(state["losses"], dtype=torch.float32))
+        for name in self._KEPT:
+            setattr(self, name, state[name])
+
+    @property
+    def is_within_epoch(self) -> bool:
+        """Whether steps were made that are in no row yet."""
+        return bool(self._losses)
+
+    @property
+    def is_epoch_over(self) -> bool:
+        """Whether all steps of an epoch were made that has not been evaluated."""
+        return bool(self._losses) and moment(self._stages, self.steps - 1).ends_epoch
+
+    def step(self, step: Step) -> None:
+        """Count a step, and show it when the display is due."""
+        self._losses.append(step.loss)
+        self._images += step.num_images
+        self._seconds += step.seconds
+        self.steps += 1
+        self.images += step.num_images
+        self.pixels += step.num_images * step.size**2
+        self.seconds += step.seconds
+        if self._display.is_due():
+            rate = self._images / max(self._seconds, 1e-9)
+            note = f"size {step.size}  loss {float(step.loss):.3f}  {rate:,.0f} images/s"
+            if np.isfinite(self._accuracy):
+                note += f"  accuracy {self._accuracy:.2%}"
+            name = self._stages[step.stage].name
+            self._display.step(
+                f"{name}, epoch {step.epoch + 1}/{self.num_epochs}", step.done, step.total, note
+            )
+
+    def end_epoch(
+        self, predictions: Predictions, classes: tuple[str, ...]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The rows of the epoch that was just evaluated: what it came to, and the time it took.
+
+        The validation loss is plain, whatever the training loss.
+        """
+        metrics = classification_metrics(predictions.plain, predictions.labels, classes)
+        self._accuracy = metrics["accuracy"]
+        self.eval_seconds += predictions.seconds
+        last = moment(self._stages, self.steps - 1)
+        row = {
+            "epoch": last.epoch + 1,
+            "step": self.steps,
+            "stage": self._stages[last.stage].name,
+            # On the CPU: losses of before an interruption come back from a file to there.
+            "train_loss": float(torch.stack([loss.cpu() for loss in self._losses]).mean()),
+            "val_loss": metrics["nll"],
+            "val_accuracy": metrics["accuracy"],
+            "val_brier": metrics["brier"],
+            "val_ece": metrics["ece"],
+            "size": last.size,
+            "lr": last.lr,
+            "images": self.images,
+            "pixels": self.pixels,
+        }
+        timing = {
+            "epoch": last.epoch + 1,
+            "seconds": self._seconds,
+            "eval_seconds": predictions.seconds,
+            "total_seconds": self.seconds + self.eval_seconds,
+            "images_per_second": self._images / self._seconds,
+        }
+        self._begin_epoch()
+        return row, timing

@@ -1,0 +1,78 @@
+"""BatchNorm over the whole batch when several processes share it.
+
+With statistics per process, two processes would train another network than one does.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from runner.errors import ConfigError
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """As torch's SyncBatchNorm, which exists for GPUs alone; for processes on CPUs.
+
+    Mean and variance are taken in float32 in two passes over all processes' images, whose numbers
+    may differ.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's own name
+        """(N, C, H, W) → the same shape, normalized per channel."""
+        if not self.training:
+            return super().forward(input)
+        values = input.float()
+        axes, shape = (0, 2, 3), (1, -1, 1, 1)
+        count = values.new_tensor(values.numel() / values.shape[1])
+        torch.distributed.all_reduce(count)
+        mean: Tensor = _sum(values.sum(axes)) / count
+        centred = values - mean.view(shape)
+        variance: Tensor = _sum((centred * centred).sum(axes)) / count
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            assert self.momentum is not None
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        scale = torch.rsqrt(variance + self.eps) * self.weight
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    """Over the processes; gradients flow back to all of them."""
+    total: Tensor = all_reduce(tensor)  # type: ignore[no-untyped-call]
+    return total
+
+
+def share_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """``model`` with statistics over all processes; parameters and buffers stay the same objects.
+
+    Raises:
+        ConfigError: the model has a kind of BatchNorm that cannot be shared on this device.
+    """
+    if device.type == "cuda":
+        return _synchronized(model)
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, _BatchNorm):
+            continue
+        if type(module) is not nn.BatchNorm2d or not module.affine or module.momentum is None:
+            raise ConfigError(
+                f"{type(module).__name__} ({name}) cannot share its statistics between processes "
+                "on the CPU",
+                where="model.name",
+                fix="one process, or model=xresnet18",
+            )
+        module.__class__ = GlobalBatchNorm2d
+    return model
+
+
+def _synchronized(model: nn.Module) -> nn.Module:
+    try:
+        from timm.layers import convert_sync_batchnorm as convert  # also knows timm's own kinds
+    except ImportError:
+        convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    converted: nn.Module = convert(model)
+    return converted

@@ -1,0 +1,74 @@
+"""Signals that ask this process to end: an exception where that is safe, held back where it is not.
+
+SIGTERM comes from schedulers and ``kill``, SIGINT from Ctrl-C, SIGUSR2 from submitit shortly before
+a job's time is up.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked this process to end.
+
+    Attributes:
+        signum: number of the signal.
+        exit_code: 130 for SIGINT and 143 for SIGTERM, as shells have it.
+    """
+
+    def __init__(self, signum: int = signal.SIGINT) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+        self.exit_code = 128 + signum
+
+
+def _raise(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted(signum)
+
+
+def raise_on_signals() -> None:
+    """Let SIGINT and SIGTERM raise :class:`Interrupted` in this process from now on."""
+    if threading.current_thread() is threading.main_thread():
+        for signum in _ENDING:
+            signal.signal(signum, _raise)
+
+
+@contextmanager
+def deferred() -> Iterator[Callable[[], bool]]:
+    """Hold signals back during the block, and deliver at its end what came.
+
+    The block gets a function that tells whether a signal waits; it then brings its work to a good
+    end and leaves. A second signal is not held back: it ends the process at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    received: list[int] = []
+    handled = [signum for signum in _ENDING if signal.getsignal(signum) != signal.SIG_IGN]
+
+    def hold(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        for each in handled:
+            signal.signal(each, signal.SIG_DFL)
+
+    if callable(signal.getsignal(signal.SIGUSR2)):  # submitit's, which queues the job again
+        handled.append(signal.SIGUSR2)
+    before = {signum: signal.signal(signum, hold) for signum in handled}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        if received:  # also where the block failed: who asked wants this process to end
+            signal.raise_signal(received[0])
+
+
+def ignore_signals() -> None:
+    """In a helper process: its parent decides when it ends, also when the whole group is told."""
+    for signum in _ENDING:
+        signal.signal(signum, signal.SIG_IGN)

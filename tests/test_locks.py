@@ -1,0 +1,160 @@
+"""The lock between processes: who holds it, who is told so, and when it is free again."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from runner.errors import BusyError, StorageError
+from runner.locks import is_held, locked
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from runner.locks import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    if sys.argv[2:]:  # a child that outlives its parent
+        import subprocess
+        print(subprocess.Popen(["sleep", "60"], close_fds=False).pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run" / "run.lock"
+
+
+@pytest.fixture
+def other(path):
+    """Another process that holds the lock; killed at the end, if not before."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE)
+    with process:
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+def take(path):
+    with locked(path, wait=False):
+        pass
+
+
+def test_the_file_says_who_holds_the_lock(path):
+    with locked(path):
+        said = json.loads(path.read_text())
+    assert (said["pid"], said["host"]) == (os.getpid(), socket.gethostname())
+    age = datetime.now(UTC) - datetime.fromisoformat(said["since"])
+    assert timedelta() <= age < timedelta(minutes=1)
+    assert path.exists()  # the file stays, with the last holder
+
+
+def test_who_comes_second_is_told_of_the_first(path, other):
+    with pytest.raises(BusyError) as caught:
+        take(path)
+    assert caught.value.exit_code == 75
+    told = re.fullmatch(
+        r"another process is at this: process (\d+) on (\S+), since (\S+)", caught.value.what
+    )
+    assert told.group(1, 2) == (str(other.pid), socket.gethostname())
+    assert datetime.fromisoformat(told.group(3)).tzinfo == UTC
+    assert caught.value.where == str(path)
+    assert json.loads(path.read_text())["pid"] == other.pid  # asking overwrites nothing
+
+
+def test_a_lock_within_this_process_excludes_too(path):
+    with locked(path), pytest.raises(BusyError, match=f"process {os.getpid()} on"):
+        take(path)
+    take(path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"pid": 1}', "\x00\x01"])
+def test_a_holder_that_is_not_legible_is_left_out(path, content):
+    with locked(path):
+        path.write_text(content)
+        with pytest.raises(BusyError) as caught:
+            take(path)
+    assert caught.value.what == "another process is at this"
+
+
+def test_whether_it_is_held(path, other):
+    assert is_held(path)
+    other.kill()
+    other.wait()
+    assert not is_held(path)
+    with locked(path):
+        assert is_held(path)
+    assert not is_held(path)
+
+
+def test_a_lock_that_was_never_made_is_not_held(path, tmp_path):
+    assert not is_held(path)
+    assert not path.exists()  # asking makes nothing
+    assert not path.parent.exists()
+    assert not is_held(tmp_path)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_holder_frees_it(path, other, signum):
+    with pytest.raises(BusyError):
+        take(path)
+    other.send_signal(signum)
+    assert other.wait(30) == -signum
+    assert json.loads(path.read_text())["pid"] == other.pid
+    take(path)
+    assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_children_of_the_holder_do_not_keep_it(path):
+    with subprocess.Popen([sys.executable, "-c", HOLD, path, "child"], stdout=subprocess.PIPE) as p:
+        assert p.stdout.readline() == b"held\n"
+        child = int(p.stdout.readline())
+        try:
+            p.kill()
+            p.wait(30)
+            os.kill(child, 0)  # it lives
+            take(path)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_who_only_asks_makes_nobody_busy(path):
+    """Asking takes the lock for a moment; who wants it tries more than once."""
+    take(path)
+    asking = (
+        "import sys, time\nfrom pathlib import Path\nfrom runner.locks import is_held\n"
+        "print('asks', flush=True)\nend = time.monotonic() + 2\n"
+        "while time.monotonic() < end: is_held(Path(sys.argv[1]))"
+    )
+    with subprocess.Popen([sys.executable, "-c", asking, path], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"asks\n"
+        taken = 0
+        while process.poll() is None:
+            take(path)
+            taken += 1
+    assert taken > 10
+
+
+def test_a_lock_file_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for wait in (False, True):
+        with (
+            pytest.raises(StorageError, match="Cannot lock") as caught,
+            locked(tmp_path / "file" / "run.lock", wait=wait),
+        ):
+            pass
+        assert caught.value.where == str(tmp_path / "file" / "run.lock")
+        assert caught.value.exit_code == 4
+
+
+def test_an_exception_of_the_block_passes_and_frees_it(path):
+    with pytest.raises(OSError, match="mine"), locked(path):
+        raise OSError("mine")
+    take(path)

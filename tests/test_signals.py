@@ -1,0 +1,164 @@
+"""Signals: what they raise, when they wait, and what a second one does."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from runner.signals import Interrupted, deferred, ignore_signals, raise_on_signals
+
+BOTH = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.fixture(autouse=True)
+def _handlers():
+    """As in a command of ours; afterwards as pytest had them."""
+    before = {signum: signal.getsignal(signum) for signum in (*BOTH, signal.SIGUSR2)}
+    raise_on_signals()
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+def in_a_process(code):
+    """Exit code (negative for a signal) and output of a Python process; ``say`` prints at once."""
+    lines = [
+        "import os, signal, sys, threading, time",
+        "from runner.signals import *",
+        "def say(text): print(text, flush=True)",
+        "def send(signum): os.kill(os.getpid(), signum); time.sleep(0)",
+        code,
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    return done.returncode, done.stdout.split(), done.stderr
+
+
+@pytest.mark.parametrize("signum", BOTH)
+def test_a_signal_raises_with_the_exit_code_of_shells(signum):
+    with pytest.raises(Interrupted) as caught:
+        signal.raise_signal(signum)
+    assert isinstance(caught.value, KeyboardInterrupt)  # so nobody takes it for an ordinary error
+    assert caught.value.signum == signum
+    assert caught.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[signum]
+    assert str(caught.value) == signal.Signals(signum).name
+
+
+@pytest.mark.parametrize("signum", BOTH)
+def test_a_signal_waits_for_the_end_of_the_block(signum):
+    seen = []
+
+    def block(is_asked):
+        seen.append(is_asked())
+        signal.raise_signal(signum)
+        seen.append(is_asked())
+
+    with pytest.raises(Interrupted) as caught, deferred() as is_asked:
+        block(is_asked)
+    assert seen == [False, True]
+    assert caught.value.signum == signum
+    with pytest.raises(Interrupted):  # negative control: it does not wait outside
+        block(lambda: "outside")
+    assert seen == [False, True, "outside"]
+
+
+def test_without_a_signal_nothing_happens():
+    with deferred() as is_asked:
+        pass
+    assert not is_asked()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("sends", [False, True])
+def test_handlers_are_as_before_after_any_block(fails, sends):
+    before = [signal.getsignal(signum) for signum in BOTH]
+    try:
+        with deferred():
+            assert [signal.getsignal(signum) for signum in BOTH] != before
+            if sends:
+                signal.raise_signal(signal.SIGTERM)
+            if fails:
+                raise ValueError
+    except (ValueError, Interrupted):
+        pass
+    assert [signal.getsignal(signum) for signum in BOTH] == before
+
+
+@pytest.mark.parametrize("signum", BOTH)
+def test_a_signal_during_a_block_that_fails_is_still_delivered(signum):
+    def block(*signals):
+        for each in signals:
+            signal.raise_signal(each)
+        raise ValueError("of the block")
+
+    with pytest.raises(Interrupted) as caught, deferred():
+        block(signum)
+    assert caught.value.signum == signum
+    assert isinstance(caught.value.__context__, ValueError)
+    with pytest.raises(ValueError, match="of the block"), deferred():  # negative control
+        block()
+
+
+@pytest.mark.parametrize(("first", "second"), [(a, b) for a in BOTH for b in BOTH])
+def test_a_second_signal_ends_the_process_at_once(first, second):
+    block = "\n    ".join(
+        ["raise_on_signals()\nwith deferred():", "send({})", "say('first')", "{}", "say('end')"]
+    )
+    code, said, _ = in_a_process(block.format(int(first), f"send({int(second)})"))
+    assert (code, said) == (-second, ["first"])
+    code, said, _ = in_a_process(block.format(int(first), "pass"))  # negative control
+    assert said == ["first", "end"]
+
+
+@pytest.mark.parametrize("signum", BOTH)
+def test_a_process_can_end_with_the_exit_code(signum):
+    block = f"raise_on_signals()\ntry:\n    send({int(signum)})\nexcept Interrupted as error:\n"
+    assert in_a_process(f"{block}    sys.exit(error.exit_code)")[0] == 128 + signum
+
+
+def test_what_a_thread_does_is_not_disturbed():
+    """Only the main thread may set handlers; elsewhere there is nothing to hold back."""
+    seen = []
+
+    def work():
+        raise_on_signals()
+        with deferred() as is_asked:
+            seen.append(is_asked())
+            seen.append([signal.getsignal(signum) for signum in BOTH] == before)
+
+    before = [signal.getsignal(signum) for signum in BOTH]
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(10)
+    assert seen == [False, True]
+
+
+def test_the_signal_of_submitit_is_held_back_where_somebody_handles_it():
+    seen = []
+    signal.signal(signal.SIGUSR2, lambda signum, frame: seen.append("queued again"))
+    with deferred() as is_asked:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        seen += [is_asked(), "end"]
+    assert seen == [True, "end", "queued again"]
+
+
+def test_the_signal_of_submitit_is_left_alone_where_nobody_handles_it():
+    for handler in (signal.SIG_DFL, signal.SIG_IGN):
+        signal.signal(signal.SIGUSR2, handler)
+        with deferred():
+            assert signal.getsignal(signal.SIGUSR2) == handler
+
+
+@pytest.mark.parametrize("signum", BOTH)
+def test_a_helper_process_ignores_signals(signum):
+    send = f"send({int(signum)})\nsay('alive')"
+    assert in_a_process(f"ignore_signals()\n{send}")[:2] == (0, ["alive"])
+    assert in_a_process(send)[1] == []  # negative control
+
+
+def test_ignoring_is_for_helpers_alone():
+    assert signal.getsignal(signal.SIGTERM) != signal.SIG_IGN
+    ignore_signals()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN

@@ -1,0 +1,118 @@
+"""Files that are there whole or not at all, and what is said when the disk refuses."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from runner.errors import StorageError
+from runner.storage import replace_whole, sync_folder, unwritable, write_synced
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def refuse(monkeypatch, owner, name, code):
+    """Let a function fail as the system would."""
+
+    def refused(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(owner, name, refused)
+
+
+def test_a_file_and_the_folders_above_it_are_made(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    write_synced(path, b"content")
+    assert path.read_bytes() == b"content"
+    write_synced(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_a_file_is_replaced_by_the_other_one(tmp_path):
+    path = tmp_path / "a" / "file"
+    for content in (b"first", b"", b"second"):
+        replace_whole(path, content)
+        assert path.read_bytes() == content
+        assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_the_content_is_on_the_disk_before_it_gets_its_name_and_the_name_after(
+    tmp_path, monkeypatch
+):
+    calls, fsync, rename = [], os.fsync, Path.replace
+
+    def synced(descriptor):
+        calls.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+        fsync(descriptor)
+
+    def renamed(self, target):
+        calls.append(("rename", Path(target).name))
+        return rename(self, target)
+
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    replace_whole(tmp_path / "folder" / "file", b"content")
+    assert calls == [("sync", "file.tmp"), ("rename", "file"), ("sync", "folder")]
+
+
+# ── Refused ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("write", [write_synced, replace_whole])
+@pytest.mark.parametrize("code", FULL)
+def test_a_full_disk_says_what_is_needed_and_what_is_free(tmp_path, monkeypatch, write, code):
+    refuse(monkeypatch, os, "fsync", code)
+    with pytest.raises(StorageError, match=r"\(needs 2\.5 MB, free [\d.]+ MB\)") as caught:
+        write(tmp_path / "file", bytes(2_500_000))
+    assert os.strerror(code) in caught.value.what
+    assert caught.value.exit_code == 4
+    assert str(tmp_path / "file") in caught.value.where
+    assert "outputs=" in caught.value.fix
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_refusals_do_not_speak_of_space(tmp_path, monkeypatch):
+    refuse(monkeypatch, Path, "open", errno.EACCES)
+    with pytest.raises(StorageError) as caught:
+        write_synced(tmp_path / "file", b"content")
+    assert caught.value.what == "cannot write: Permission denied"
+
+
+@pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "open"), (Path, "replace")])
+def test_a_refusal_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, owner, name):
+    path = tmp_path / "file"
+    replace_whole(path, b"old")
+    with monkeypatch.context() as patch:
+        refuse(patch, owner, name, errno.ENOSPC)
+        with pytest.raises(StorageError) as caught:
+            replace_whole(path, b"new")
+    assert str(path) in caught.value.where
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    replace_whole(path, b"new")  # negative control: nothing but the refusal was in the way
+    assert path.read_bytes() == b"new"
+
+
+def test_a_file_in_the_way_of_a_folder(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for write in (write_synced, replace_whole):
+        with pytest.raises(StorageError) as caught:
+            write(tmp_path / "file" / "other", b"content")
+        assert str(tmp_path / "file" / "other") in caught.value.where
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_file_systems_that_cannot_sync_a_folder_are_no_reason_to_stop(tmp_path, monkeypatch):
+    sync_folder(tmp_path / "nowhere")
+    refuse(monkeypatch, os, "fsync", errno.EINVAL)
+    sync_folder(tmp_path)
+    with pytest.raises(StorageError):  # negative control: a file must be synced
+        write_synced(tmp_path / "file", b"content")
+
+
+def test_an_error_without_words_and_a_disk_that_is_gone(tmp_path):
+    assert unwritable(tmp_path / "file", OSError("odd")).what == "cannot write: odd"
+    gone = unwritable(tmp_path / "gone" / "file", OSError(errno.ENOSPC, "No space left"), 10)
+    assert gone.what == "cannot write: No space left"
