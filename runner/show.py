@@ -1,0 +1,86 @@
+"""How the runs below a folder stand, also while they go on: ``python -m runner.show [OUTPUTS]``.
+
+Reads run folders only, whoever is at them, and imports no torch.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from runner.command import command
+from runner.display import printable
+from runner.errors import DataError
+from runner.records import RunFolder, run_folders
+
+
+def rows(outputs: Path) -> Iterator[dict[str, Any]]:
+    """A row per run: ``name``, ``status``, ``reason``, ``epoch``, ``accuracy`` (None if none yet).
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if not outputs.is_dir():
+        raise DataError(
+            "no such folder", where=str(outputs.absolute()), fix="the value of outputs="
+        )
+    for folder in run_folders(outputs):
+        status = folder.status()
+        last = _last_row(folder)
+        yield {
+            "name": folder.path.name,
+            "status": status["status"],
+            "reason": str(status["reason"]).partition("\n")[0],
+            "epoch": last.get("epoch", 0),
+            "accuracy": last.get("val_accuracy"),
+        }
+
+
+def _last_row(folder: RunFolder) -> dict[str, Any]:
+    """The last whole row of the metrics; a run in progress may be writing the one after."""
+    try:
+        lines = (folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return {}
+    for line in reversed(lines):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def main() -> None:
+    """The command; see ``--help``."""
+    parser = argparse.ArgumentParser(prog="python -m runner.show", description=__doc__)
+    parser.add_argument("outputs", nargs="?", default="outputs", type=Path)
+    outputs = parser.parse_args().outputs
+
+    def body() -> None:
+        found = list(rows(outputs))
+        counts = Counter(row["status"] for row in found)
+        title = ", ".join(f"{count} {status}" for status, count in counts.items())
+        table = Table(title=f"{len(found)} runs{': ' if title else ''}{title}")
+        table.add_column("run", overflow="fold")
+        for column in ("status", "epoch", "accuracy"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("reason", overflow="fold")
+        for row in found:
+            accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
+            cells = (row["name"], row["status"], str(row["epoch"]), accuracy, row["reason"])
+            table.add_row(*(escape(printable(cell)) for cell in cells))
+        Console(highlight=False).print(table)
+
+    command(body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The list of runs: whatever is below the folder, and whoever is at it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from small import Command
+
+from runner.errors import DataError
+from runner.locks import locked
+from runner.records import RunFolder
+from runner.show import rows
+
+WHAT = {"identity": "0" * 16, "fingerprint": "f", "values": {"seed": 0}}
+
+
+def begun(outputs: Path, name: str) -> RunFolder:
+    folder = RunFolder(outputs / name)
+    folder.begin(WHAT, {"seed": 0}, ["seed=0"])
+    return folder
+
+
+def by_name(outputs: Path) -> dict[str, dict[str, object]]:
+    return {row["name"]: row for row in rows(outputs)}
+
+
+def test_every_state_of_a_run_is_told_apart(tmp_path: Path) -> None:
+    begun(tmp_path, "killed")
+    begun(tmp_path, "failed").write_status("failed", "the loss is not finite\nwhere: epoch 1")
+    begun(tmp_path, "stopped").write_status("interrupted", "SIGTERM after step 3 of 9")
+    finished = begun(tmp_path, "finished")
+    finished.append_row({"epoch": 1, "val_accuracy": 0.25})
+    finished.append_row({"epoch": 2, "val_accuracy": 0.5})
+    finished.finish({"config": {}})
+    running = begun(tmp_path, "running")
+    with locked(running.lock):
+        found = by_name(tmp_path)
+    assert {name: row["status"] for name, row in found.items()} == {
+        "killed": "killed", "failed": "failed", "stopped": "interrupted",
+        "finished": "finished", "running": "running",
+    }  # fmt: skip
+    assert by_name(tmp_path)["running"]["status"] == "killed", "once nobody holds the lock"
+    assert found["failed"]["reason"] == "the loss is not finite"
+    assert (found["finished"]["epoch"], found["finished"]["accuracy"]) == (2, 0.5)
+    assert (found["killed"]["epoch"], found["killed"]["accuracy"]) == (0, None)
+
+
+@pytest.mark.parametrize("tail", ['{"epoch": 2, "val_acc', "[]\n", "\x00", '"text"\n'])
+def test_a_row_that_is_being_written_is_passed_over(tmp_path: Path, tail: str) -> None:
+    folder = begun(tmp_path, "run")
+    folder.append_row({"epoch": 1, "val_accuracy": 0.25})
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write(tail)
+    assert by_name(tmp_path)["run"]["epoch"] == 1
+
+
+def test_foreign_and_broken_folders_do_no_harm(tmp_path: Path) -> None:
+    begun(tmp_path, "run")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    broken = begun(tmp_path, "broken")
+    (broken.path / "status.json").write_bytes(b"\xff{")
+    (broken.path / "metrics.jsonl").write_bytes(b"\xff\xfe")
+    assert set(by_name(tmp_path)) == {"run", "broken"}
+    assert by_name(tmp_path)["broken"]["status"] == "new"
+    with pytest.raises(DataError, match="no such folder"):
+        list(rows(tmp_path / "nowhere"))
+
+
+def test_the_command(command: Command, tmp_path: Path) -> None:
+    assert command(module="runner.show").returncode == 3
+    folder = begun(tmp_path / "outputs", "run-[red]\x1b[31m")
+    (folder.path / "status.json").write_text(
+        json.dumps({"status": "failed", "reason": "[bold]\x1b[2J"})
+    )
+    done = command(module="runner.show", COLUMNS="100")
+    assert done.returncode == 0, done.stderr
+    assert "1 failed" in done.stdout
+    assert "run-[red]" in done.stdout, "markup in a name is text"
+    assert "\x1b" not in done.stdout
