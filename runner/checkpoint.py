@@ -12,6 +12,7 @@ the optimizer and the number of steps done are all.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from runner.records import VERSION
 from runner.storage import sync_folder, unwritable, write_synced
 
 _PREFIX = "step-"
+_SUPERSEDED = "-old"  # while another of the same step takes its place
+_NAME = re.compile(rf"{_PREFIX}(\d+)({_SUPERSEDED})?")
 _TEMPORARY = ".tmp-"
 _GENERATIONS = 2
 # What reading a file raises that somebody cut, edited or wrote by another program.
@@ -98,12 +101,19 @@ def write(
         for name, bytes_ in files.items():
             write_synced(building / name, bytes_)
         sync_folder(building)
-        if target.exists():  # refused when it was read, or written in vain before
-            _discard(target)
+        if target.exists():  # refused when it was read; or of before this step was evaluated
+            superseded = folder / f"{target.name}{_SUPERSEDED}"
+            if superseded.exists():
+                _discard(superseded)
+            target.rename(superseded)
         building.rename(target)
         sync_folder(folder)
-        for old in _committed(folder)[_GENERATIONS:]:
-            _discard(old)
+        generations = 0
+        for path in _committed(folder):
+            is_superseded = path.name.endswith(_SUPERSEDED)
+            generations += not is_superseded
+            if is_superseded or generations > _GENERATIONS:
+                _discard(path)
     except OSError as error:
         raise unwritable(target, error) from error
     finally:
@@ -133,18 +143,20 @@ def newest(folder: Path, identity: str) -> Checkpoint | None:
 
 
 def _read(path: Path, identity: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    listed = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"]
+    listed = _parsed("manifest.json", (path / "manifest.json").read_bytes())["files"]
     contents = {}
     for name, entry in listed.items():
         if Path(name).name != name:
             raise ValueError(f"the manifest names a file elsewhere: {name}")
         content = (path / name).read_bytes()
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= set(entry):
+            raise ValueError(f"manifest.json does not say what {name} holds")
         if len(content) != entry["bytes"]:
             raise ValueError(f"{name} has {len(content):,} bytes instead of {entry['bytes']:,}")
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise ValueError(f"{name} is not what was written (its SHA-256 differs)")
         contents[name] = content
-    state = json.loads(contents.pop("state.json"))
+    state = _parsed("state.json", contents.pop("state.json"))
     if state["record_version"] != VERSION:
         raise ValueError(
             f"of record version {state['record_version']}, this program reads {VERSION}"
@@ -153,6 +165,16 @@ def _read(path: Path, identity: str) -> tuple[dict[str, dict[str, Tensor]], dict
         raise ValueError(f"of run {state['identity']}, not of {identity}")
     tensors = {name.removesuffix(".safetensors"): load(data) for name, data in contents.items()}
     return tensors, state
+
+
+def _parsed(name: str, content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{name} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} holds {type(found).__name__}")
+    return found
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -164,8 +186,8 @@ def _committed(folder: Path) -> list[Path]:
     """Newest first."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if path.name.removeprefix(_PREFIX).isdecimal()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)), reverse=True)
+    found = {path: match for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
+    return sorted(found, key=lambda path: (-int(found[path][1]), bool(found[path][2])))
 
 
 def _discard(path: Path) -> None:

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from runner.errors import ConfigError, RunnerError
+from runner.errors import ConfigError, RunnerError, StorageError
+from runner.signals import at_once
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
+_MEETING = timedelta(minutes=10)  # until all processes have started
 _TIMEOUT = timedelta(hours=6)  # others wait while the first decodes a data set
 _VARIABLES = {
     "rank": "RANK",
@@ -132,18 +134,37 @@ def from_environment() -> Processes:
 
 @contextmanager
 def joined(processes: Processes, device_kind: str) -> Iterator[None]:
-    """Connect the processes for the block: by nccl on GPUs, by gloo on CPUs."""
+    """Connect the processes for the block: by nccl on GPUs, by gloo on CPUs.
+
+    Raises:
+        StorageError: not all of them came.
+    """
     if processes.count == 1:
         yield
         return
     import torch
+    from torch.distributed.rendezvous import rendezvous
 
     if device_kind == "cuda":
         torch.cuda.set_device(processes.local_rank)
-    torch.distributed.init_process_group(
-        "nccl" if device_kind == "cuda" else "gloo", timeout=_TIMEOUT
-    )
+    backend = "nccl" if device_kind == "cuda" else "gloo"
+    try:
+        with at_once():
+            store, rank, count = next(rendezvous("env://", timeout=_MEETING))
+            torch.distributed.init_process_group(
+                backend, store=store, rank=rank, world_size=count, timeout=_TIMEOUT
+            )
+    except (torch.distributed.DistError, ValueError) as error:
+        raise StorageError(
+            f"the {processes.count} processes of this run did not meet: {_first_line(error)}",
+            where="the environment: MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE",
+            fix="torchrun --nproc-per-node=2 -m runner.train …; for one process, unset WORLD_SIZE",
+        ) from error
     try:
         yield
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,8 +1,8 @@
 """Training and evaluation, from pixels to numbers; a step reads in the order it runs."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -221,7 +221,7 @@ class Training:
         self._learner.model.load_state_dict(tensors["model"])
         self.done, self._saved = done, dict(tensors["optimizer"])
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Generator[Step, None, None]:
         """After every step its :class:`Step` comes out, and the caller may evaluate, save or stop.
 
         Raises:
@@ -240,16 +240,17 @@ class Training:
                 self._config,
                 learner.processes,
             )
-            for now in moments:
-                started = time.perf_counter()
-                learner.model.train()  # the caller may have evaluated since the last step
-                loss = self._step(learner, optimizer, now, next(batches))
-                self.done += 1
-                yield Step(
-                    now.stage, now.epoch, self.done, self.total, now.size,
-                    self._stages[now.stage].batch_size, loss, now.lr, now.ends_epoch,
-                    time.perf_counter() - started,
-                )  # fmt: skip
+            with closing(batches):
+                for now in moments:
+                    started = time.perf_counter()
+                    learner.model.train()  # the caller may have evaluated since the last step
+                    loss = self._step(learner, optimizer, now, next(batches))
+                    self.done += 1
+                    yield Step(
+                        now.stage, now.epoch, self.done, self.total, now.size,
+                        self._stages[now.stage].batch_size, loss, now.lr, now.ends_epoch,
+                        time.perf_counter() - started,
+                    )  # fmt: skip
 
     def _begin_stage(self, now: Moment) -> tuple[Learner, torch.optim.Optimizer]:
         learner, stage = self._learner, self._stages[now.stage]
@@ -302,7 +303,7 @@ def training_batches(
     moments: Sequence[Moment],
     config: RunConfig,
     processes: Processes = ALONE,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches of some steps of one epoch; of each, the part that is this process's."""
     split, augment, epoch = dataset.train, config.augment, moments[0].epoch
     order = training_order(len(split), batch_size, config.seed, epoch)
@@ -411,8 +412,8 @@ def evaluate(
         torch.zeros(len(split), learner.num_outputs, device=learner.device) for _ in range(2)
     )
     is_stopped = False
-    with torch.inference_mode():
-        batches = read_ahead(read, len(order), dataset.num_workers(config.data.num_workers))
+    batches = read_ahead(read, len(order), dataset.num_workers(config.data.num_workers))
+    with torch.inference_mode(), closing(batches):
         for done, (rows, (fixed, random)) in enumerate(zip(order, batches, strict=True)):
             by_view = {
                 view: _predict(learner, _show(pixels, view, config.eval_size, learner.device))

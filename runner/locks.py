@@ -12,6 +12,18 @@ from pathlib import Path
 
 from runner.errors import BusyError, StorageError
 
+_held: set[int] = set()
+
+
+def _leave_to_parent() -> None:
+    """In a forked child: its copies of the descriptors would keep the locks of a killed parent."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
 _ATTEMPTS = 5  # someone who only asks (is_held) has the lock for a moment, too
 
 
@@ -54,10 +66,13 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
             where=str(path.absolute()),
             fix="choose a folder that you may write to, on a local file system",
         ) from error
+    _held.add(descriptor)
     try:
         yield
     finally:
-        os.close(descriptor)
+        if descriptor in _held:
+            _held.remove(descriptor)
+            os.close(descriptor)
 
 
 def _acquire(descriptor: int, wait: bool) -> None:

@@ -164,12 +164,17 @@ class RunFolder:
         Raises:
             StorageError: the folder cannot be written.
         """
-        if not (self.path / "run.json").exists():
+        if not self.is_begun:
             content = {"record_version": VERSION, **redacted(what)}
             self.write_text("run.json", json.dumps(content, indent=2) + "\n")
         self.write_text("config.yaml", yaml.safe_dump(redacted(config), sort_keys=False))
         self.write_text("overrides.txt", "".join(f"{word}\n" for word in redacted_words(overrides)))
         self.write_status("running")
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the folder says what run it is; if not, nothing else may be written to it."""
+        return (self.path / "run.json").exists()
 
     def clear_rows(self) -> None:
         """Start the logs anew: there is nothing to go on from."""

@@ -2,8 +2,8 @@
 
 import signal
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from runner.data.dataset import Dataset
 from runner.data.statistics import training_statistics
 from runner.display import Display
 from runner.distributed import ALONE, Processes
-from runner.engine import Learner, Predictions, Training, evaluate
+from runner.engine import Learner, Predictions, Step, Training, evaluate
 from runner.environment import differences, environment
 from runner.errors import ArtefactError, ConfigError, ProcessError, RunnerError, TrainingError
 from runner.hardware import device_kind, num_cores, used_precision
@@ -102,12 +102,12 @@ def train_and_evaluate(
             if result is None:  # the signal came to another of the processes
                 raise signals.Interrupted(signal.SIGTERM)
         except (KeyboardInterrupt, SystemExit) as error:
-            if processes.is_first:
+            if processes.is_first and folder.is_begun:
                 folder.write_status("interrupted", f"{error or 'ended'} {run.progress}")
             raise
         except Exception as error:
             problem = _known(error, config)
-            if processes.is_first:
+            if processes.is_first and folder.is_begun:
                 folder.write_status("failed", str(problem or f"{type(error).__name__}: {error}"))
             if problem is None:
                 raise
@@ -258,7 +258,11 @@ class _Run:
 
     def _to_the_end(self, is_asked: Callable[[], bool]) -> Predictions | None:
         """The predictions after the last step; None when asked to end."""
-        training, steps = self._training, iter(self._training)
+        with closing(iter(self._training)) as steps:
+            return self._follow(steps, is_asked)
+
+    def _follow(self, steps: Iterator[Step], is_asked: Callable[[], bool]) -> Predictions | None:
+        training = self._training
         while True:
             if self._meter.is_epoch_over:
                 predictions = evaluate(

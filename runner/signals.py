@@ -68,6 +68,24 @@ def deferred() -> Iterator[Callable[[], bool]]:
             signal.raise_signal(received[0])
 
 
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Let signals end the process without a word: for waits outside Python, with nothing to save.
+
+    Python's own handlers would run only when the wait is over.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handled = [signum for signum in _ENDING if signal.getsignal(signum) != signal.SIG_IGN]
+    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in handled}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 def ignore_signals() -> None:
     """In a helper process: its parent decides when it ends, also when the whole group is told."""
     for signum in _ENDING:

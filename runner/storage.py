@@ -21,10 +21,12 @@ def write_synced(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
+    except BaseException as error:  # an interrupt leaves nothing, either
         with suppress(OSError):
             path.unlink()
-        raise unwritable(path, error, len(content)) from error
+        if isinstance(error, OSError):
+            raise unwritable(path, error, len(content)) from error
+        raise
 
 
 def replace_whole(path: Path, content: bytes) -> None:

@@ -35,6 +35,7 @@ FLOORS = [
 GROUND = {
     ("checks", "errors"), ("checks", "schema"), ("records", "errors"), ("locks", "errors"),
     ("records", "locks"), ("records", "storage"), ("storage", "errors"), ("distributed", "errors"),
+    ("distributed", "signals"),
 }  # fmt: skip
 HYDRA = {"compose.py", "command.py", "trick_runner.py"}
 NO_TORCH = FLOORS[0] | {"compose", "command", "sweep", "train", "lr_find", "show"}

@@ -586,7 +586,8 @@ def test_a_training_stopped_after_any_step_goes_on_to_the_bit(composed, tmp_path
     assert steps_left(saving, then=lambda: found.append(saved(saving, tmp_path))) == expected
     assert differing(saving.tensors(), undisturbed.tensors()) == set()  # saving disturbs nothing
 
-    for each in found:
+    # From every step with all tricks on; for the others from every third, across all epochs.
+    for each in found if words == "+trick=all" else found[1::3]:
         training, steps = went_on(config, each)
         assert steps == expected[each.done :], each.done
         assert differing(training.tensors(), undisturbed.tensors()) == set(), each.done

@@ -5,9 +5,9 @@ any number of workers.
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from runner.data.store import Store
+from runner.errors import RunnerError
 from runner.randomness import generator
 from runner.signals import ignore_signals
 from runner.tricks.tta import View, cut
@@ -89,7 +90,7 @@ def view_squares(store: Store, indices: Indices, views: Sequence[View]) -> list[
     return [_together([cut(image, view) for image in images]) for view in views]
 
 
-def read_ahead(read: Callable[[int], T], count: int, num_workers: int) -> Iterator[T]:
+def read_ahead(read: Callable[[int], T], count: int, num_workers: int) -> Generator[T, None, None]:
     """``read(0)`` … ``read(count - 1)`` in order, in this process or ahead in ``num_workers``."""
     if num_workers == 0:
         yield from map(read, range(count))
@@ -105,10 +106,18 @@ def read_ahead(read: Callable[[int], T], count: int, num_workers: int) -> Iterat
         # The loader draws a seed for its workers; not from the generator that dropout draws from.
         generator=torch.Generator(),
     )
-    yield from loader
+    workers: Any = iter(loader)
+    try:
+        for item in workers:
+            if isinstance(item, RunnerError):
+                raise item
+            yield item
+    finally:
+        # Now and not when the last reference goes: an error on its way up may hold one.
+        workers._shutdown_workers()
 
 
-class _Reads(Dataset[T]):
+class _Reads(Dataset[T | RunnerError]):
     def __init__(self, read: Callable[[int], T], count: int) -> None:
         self._read = read
         self._count = count
@@ -116,8 +125,11 @@ class _Reads(Dataset[T]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> T:
-        return self._read(index)
+    def __getitem__(self, index: int) -> T | RunnerError:
+        try:
+            return self._read(index)
+        except RunnerError as error:  # as a value: the loader would wrap it in its own words
+            return error
 
 
 def _begin_worker(number: int) -> None:

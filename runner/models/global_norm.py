@@ -58,7 +58,8 @@ def share_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     for name, module in list(model.named_modules()):
         if not isinstance(module, _BatchNorm):
             continue
-        if type(module) is not nn.BatchNorm2d or not module.affine or module.momentum is None:
+        is_plain = type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats
+        if not is_plain or module.momentum is None:
             raise ConfigError(
                 f"{type(module).__name__} ({name}) cannot share its statistics between processes "
                 "on the CPU",
