@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import small_config, small_dataset, small_learner, small_network
 
+from runner import distributed
 from runner.distributed import ALONE, Processes, from_environment, joined
-from runner.errors import BusyError, ConfigError, RunnerError
+from runner.errors import BusyError, ConfigError, RunnerError, StorageError
 from runner.schema import Augment, Budget, Eval, Mixup, Optim, Resize, Tta
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -129,6 +131,30 @@ def test_one_process_needs_no_connection():
         torch = pytest.importorskip("torch")
         assert not torch.distributed.is_initialized()
         assert ALONE.sum(torch.tensor([1.5, 2.0])).tolist() == [1.5, 2.0]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_others_do_not_come(monkeypatch, rank):
+    monkeypatch.setattr(distributed, "_MEETING", timedelta(seconds=0.5))
+    values = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
+    started = time.monotonic()
+    with (
+        pytest.raises(StorageError, match="the 2 processes of this run did not meet") as caught,
+        joined(from_environment(), "cpu"),
+    ):
+        pass
+    assert time.monotonic() - started < 30
+    assert caught.value.exit_code == 4
+    assert "MASTER_ADDR" in caught.value.where
+    assert "torchrun" in caught.value.fix
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 # ── Two of them ────────────────────────────────────────────────────────────────────────────────
@@ -257,10 +283,7 @@ def work(folder):
 def pair(tmp_path_factory):
     """What came of every job, in the first and in the second process."""
     folder = tmp_path_factory.mktemp("pair")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
               "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}  # fmt: skip
     code = f"import test_distributed; test_distributed.work({str(folder)!r})"
     both = [

@@ -20,9 +20,13 @@ from pathlib import Path
 from runner.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
-    if sys.argv[2:]:  # a child that outlives its parent
+    if sys.argv[2:] == ["start"]:  # a child that outlives its parent
         import subprocess
         print(subprocess.Popen(["sleep", "60"], close_fds=False).pid, flush=True)
+    if sys.argv[2:] == ["fork"]:
+        import os
+        if pid := os.fork():
+            print(pid, flush=True)
     time.sleep(60)
 """
 
@@ -112,11 +116,14 @@ def test_a_killed_holder_frees_it(path, other, signum):
     assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
-def test_children_of_the_holder_do_not_keep_it(path):
-    with subprocess.Popen([sys.executable, "-c", HOLD, path, "child"], stdout=subprocess.PIPE) as p:
+@pytest.mark.parametrize("how", ["start", "fork"])
+def test_children_of_the_holder_do_not_keep_it(path, how):
+    with subprocess.Popen([sys.executable, "-c", HOLD, path, how], stdout=subprocess.PIPE) as p:
         assert p.stdout.readline() == b"held\n"
         child = int(p.stdout.readline())
         try:
+            with pytest.raises(BusyError):
+                take(path)
             p.kill()
             p.wait(30)
             os.kill(child, 0)  # it lives
@@ -130,7 +137,7 @@ def test_who_only_asks_makes_nobody_busy(path):
     take(path)
     asking = (
         "import sys, time\nfrom pathlib import Path\nfrom runner.locks import is_held\n"
-        "print('asks', flush=True)\nend = time.monotonic() + 2\n"
+        "print('asks', flush=True)\nend = time.monotonic() + 1\n"
         "while time.monotonic() < end: is_held(Path(sys.argv[1]))"
     )
     with subprocess.Popen([sys.executable, "-c", asking, path], stdout=subprocess.PIPE) as process:
@@ -158,3 +165,16 @@ def test_an_exception_of_the_block_passes_and_frees_it(path):
     with pytest.raises(OSError, match="mine"), locked(path):
         raise OSError("mine")
     take(path)
+
+
+def test_the_end_of_a_child_does_not_free_it(path):
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom runner.locks import is_held, locked\n"
+        "path = Path(sys.argv[1])\n"
+        "with locked(path):\n"
+        "    pid = os.fork()\n"
+        "    if pid: os.waitpid(pid, 0); print(is_held(path), flush=True)\n"
+        "if pid: print(is_held(path))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False"], done.stderr

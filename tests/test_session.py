@@ -606,6 +606,23 @@ def test_outputs_that_cannot_be_written(tmp_path):
     assert caught.value.exit_code == 4
 
 
+def test_a_folder_that_was_not_begun_stays_free_for_the_next_attempt(tmp_path, monkeypatch):
+    folder, config, write = RunFolder(tmp_path / "run"), small_config(), RunFolder.write_text
+
+    def full(self, name, text):
+        if name == "run.json":
+            raise StorageError("cannot write: No space left on device", where=name)
+        write(self, name, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_text", full)
+        with pytest.raises(StorageError, match="No space left"):
+            run(folder, config)
+    assert [path.name for path in folder.path.iterdir()] == ["run.lock"]
+    folder.check(what(config))
+    assert run(folder, config)["status"] == "finished"
+
+
 def test_who_comes_second_is_told_and_changes_nothing(finished, config, tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.begin(what(config), to_dict(config), ["seed=5"])

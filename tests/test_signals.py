@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from runner.signals import Interrupted, deferred, ignore_signals, raise_on_signals
+from runner.signals import Interrupted, at_once, deferred, ignore_signals, raise_on_signals
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
@@ -149,6 +149,38 @@ def test_the_signal_of_submitit_is_left_alone_where_nobody_handles_it():
         signal.signal(signal.SIGUSR2, handler)
         with deferred():
             assert signal.getsignal(signal.SIGUSR2) == handler
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a mutex whose first state is zero")
+@pytest.mark.parametrize("signum", BOTH)
+def test_a_wait_outside_python_ends_at_once(signum):
+    """A handler of Python's would run when the wait is over, which is never."""
+    code = """
+import contextlib, ctypes
+raise_on_signals()
+with {}():
+    mutex = ctypes.create_string_buffer(64)
+    threading.Timer(0.2, send, [{}]).start()
+    threading.Timer(1, os._exit, [7]).start()
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+    assert in_a_process(code.format("at_once", int(signum)))[0] == -signum
+    control = in_a_process(code.format("contextlib.nullcontext", int(signum)))
+    assert control[0] == 7
+
+
+def test_handlers_are_as_before_after_a_wait():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = [signal.getsignal(signum) for signum in BOTH]
+
+    def block():
+        assert [signal.getsignal(signum) for signum in BOTH] == [signal.SIG_IGN, signal.SIG_DFL]
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"), at_once():
+        block()
+    assert [signal.getsignal(signum) for signum in BOTH] == before
 
 
 @pytest.mark.parametrize("signum", BOTH)

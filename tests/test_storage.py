@@ -95,6 +95,17 @@ def test_a_refusal_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, o
     assert path.read_bytes() == b"new"
 
 
+@pytest.mark.parametrize("write", [write_synced, replace_whole])
+def test_an_interrupt_leaves_nothing_of_a_new_file(tmp_path, monkeypatch, write):
+    def interrupted(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "file", b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_in_the_way_of_a_folder(tmp_path):
     (tmp_path / "file").write_text("in the way")
     for write in (write_synced, replace_whole):

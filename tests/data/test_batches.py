@@ -14,6 +14,7 @@ from runner.data.batches import (
     training_order,
     view_squares,
 )
+from runner.errors import DataError
 from runner.tricks.tta import View
 
 SHAPES = [(6, 10), (10, 6), (6, 6), (6, 12)]  # short sides equal, as stored
@@ -188,3 +189,29 @@ def test_nothing_is_read_before_it_is_wanted():
     assert read == []
     next(batches)
     assert read == [0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_error_for_the_user_comes_as_it_was_raised(num_workers):
+    def read(number):
+        if number == 2:
+            raise DataError("cut short", where="a.png", fix="data.on_corrupt=skip")
+        return number
+
+    batches = read_ahead(read, 5, num_workers)
+    assert [next(batches), next(batches)] == [0, 1]
+    with pytest.raises(DataError) as caught:
+        next(batches)
+    assert type(caught.value) is DataError
+    assert str(caught.value) == "cut short\nwhere: a.png\nfix: data.on_corrupt=skip"
+
+
+def test_workers_end_when_nobody_wants_more():
+    batches = read_ahead(lambda _: os.getpid(), 100, 2)
+    pids = {next(batches) for _ in range(4)}
+    for pid in pids:
+        os.kill(pid, 0)  # they live
+    batches.close()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
