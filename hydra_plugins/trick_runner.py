@@ -75,9 +75,9 @@ class SweepJob:
             try:
                 if is_guest:
                     self._move_in(stack, number if speaks else None)
+                if speaks:  # first this and then the look, so that no stop comes in between
+                    self.folder.write(number, "running")
                 if self.folder.stopped_by is None:
-                    if speaks:
-                        self.folder.write(number, "running")
                     status = "interrupted"
                     status, more = self._do(composed, number)
             except KeyboardInterrupt as interrupt:
@@ -184,7 +184,7 @@ class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
             raise ConfigError("\n".join(problems), where=first.where, fix=first.fix)
 
 
-_BAD = ("failed", "crashed", "interrupted", "pending")
+_BAD = ("failed", "crashed", "interrupted", "pending", *ALIVE)
 
 
 class _Launch:
@@ -258,8 +258,13 @@ class _Launch:
             except Exception as error:
                 # How the jobs ended stands in their files; a launcher stumbles over the first.
                 print(f"note: {self._kind} gave up: {type(error).__name__}", file=sys.stderr)
-            while any(self._folder.read(number)["status"] in ALIVE for number in numbers):
+            while any(map(self._is_running_here, numbers)):
                 time.sleep(_POLL_SECONDS)
+
+    def _is_running_here(self, number: int) -> bool:
+        # Of a job on another machine nobody here can tell; its launcher has waited for it.
+        job = self._folder.read(number)
+        return job["status"] in ALIVE and job["host"] == socket.gethostname()
 
     def _launcher(self) -> Launcher:
         launcher: Launcher = Plugins.instance().instantiate_launcher(
@@ -270,6 +275,6 @@ class _Launch:
     def _wait_for_others(self, busy: Sequence[int]) -> None:
         """Until one of the runs that other processes are at is free."""
         folders = [RunFolder(Path(self._folder.read(number)["folder"])) for number in busy]
-        print(f"waiting for {len(folders)} jobs that other processes are at")
+        print(f"waiting for jobs that other processes are at: {len(folders)}")
         while all(is_held(folder.lock) for folder in folders) and not self._folder.stopped_by:
             time.sleep(_POLL_SECONDS)

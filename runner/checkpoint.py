@@ -108,12 +108,12 @@ def write(
             target.rename(superseded)
         building.rename(target)
         sync_folder(folder)
-        generations = 0
-        for path in _committed(folder):
-            is_superseded = path.name.endswith(_SUPERSEDED)
-            generations += not is_superseded
-            if is_superseded or generations > _GENERATIONS:
-                _discard(path)
+        committed = _committed(folder)
+        # What was newer had been refused; it must not count as a generation.
+        older = committed[committed.index(target) + 1 :]
+        kept = [path for path in older if not path.name.endswith(_SUPERSEDED)]
+        for path in {*committed} - {target, *kept[: _GENERATIONS - 1]}:
+            _discard(path)
     except OSError as error:
         raise unwritable(target, error) from error
     finally:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from runner import compose
 from runner.display import printable
+from runner.distributed import from_environment
 from runner.errors import ConfigError, ProcessError, RunnerError
 from runner.schema import RunConfig
 from runner.signals import raise_on_signals
@@ -94,7 +95,7 @@ def _check_mode(can_sweep: bool) -> None:
     arguments = get_args_parser().parse_args()
     if arguments.multirun and not can_sweep:
         raise ConfigError("this command takes one configuration", where="-m", fix="leave out -m")
-    is_shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    is_shared = from_environment().count > 1
     if is_shared and not can_sweep:
         raise ConfigError("this command takes one process", where="torchrun", fix="leave it out")
     if is_shared and arguments.multirun:

@@ -60,6 +60,8 @@ _MAIN_KEYS = {
     "tta": "tta=book tta.passes",
 }
 
+_NO_NAME = re.compile(r"null|true|false|nan|inf|[-+]?[0-9.][0-9.eE+-]*")
+
 GROUPS = tuple(sorted({entry.name for entry in CONF_DIR.iterdir() if entry.is_dir()} - {"hydra"}))
 
 
@@ -148,9 +150,11 @@ def check_arguments(arguments: Sequence[str]) -> None:
             )
         key, separator, value = argument.lstrip("+~").partition("=")
         is_choice = separator and key.split("@")[0].split("/")[0] in GROUPS
-        if is_choice and re.fullmatch(r"|null|true|false|[-+]?[0-9.][0-9.eE+-]*", value):
+        parts = re.split(r"[\[\],]", value)  # of a sweep, or of a list
+        no_name = next((part for part in parts if _NO_NAME.fullmatch(part.strip())), None)
+        if is_choice and (no_name is not None or not value):
             neutral = "[]" if key in schema.OVERLAYS else "none"
-            meant = _MAIN_KEYS.get(key) if re.match(r"[-+0-9.]", value) else None
+            meant = _MAIN_KEYS.get(key) if re.match(r"[-+0-9.]", no_name or "") else None
             raise ConfigError(
                 f"{key} is a group: choose one of its options by name",
                 where=argument,

@@ -89,7 +89,7 @@ class Processes:
 
         Raises:
             RunnerError: on the first process.
-            SystemExit: on the others, with the same exit code.
+            SystemExit: on the others, quietly.
         """
         is_bad = self.any(error is not None)
         if error is not None:
@@ -118,7 +118,7 @@ def from_environment() -> Processes:
     if "WORLD_SIZE" not in os.environ:
         return ALONE
     try:
-        found = {
+        numbers = {
             name: int(os.environ[variable])
             for name, variable in _VARIABLES.items()
             if variable in os.environ
@@ -129,7 +129,14 @@ def from_environment() -> Processes:
             where=", ".join(_VARIABLES.values()),
             fix="torchrun --nproc-per-node=2 -m runner.train …",
         ) from error
-    return Processes(**found)
+    found = Processes(**numbers)
+    if not (0 <= found.rank < found.count and 0 <= found.local_rank < found.local_count):
+        raise ConfigError(
+            f"the environment contradicts itself: {found}",
+            where=", ".join(_VARIABLES.values()),
+            fix="torchrun --nproc-per-node=2 -m runner.train …",
+        )
+    return found
 
 
 @contextmanager

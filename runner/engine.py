@@ -260,8 +260,8 @@ class Training:
             restore_optimizer(optimizer, self._saved)
         self._saved = {}
         if learner.processes.count > 1:
-            # Buffers need no broadcast: BatchNorms see the same statistics in every process.
-            parallel = DistributedDataParallel(learner.model, broadcast_buffers=False)
+            # Buffers are equal anyway, as BatchNorms see the same statistics in every process.
+            parallel = DistributedDataParallel(learner.model)
             learner = replace(learner, model=parallel)
         return learner, optimizer
 

@@ -64,7 +64,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     """Give a fresh optimizer of the same parameters the state that another had.
 
     Raises:
-        KeyError: the state is of other parameters.
+        LookupError: the state is of other parameters.
     """
     parameters = _parameters(optimizer)
     for key, value in tensors.items():

@@ -68,7 +68,8 @@ def train_and_evaluate(
     if (smallest := min(stage.batch_size for stage in stages)) < processes.count:
         raise ConfigError(
             f"batches of {smallest} images cannot be divided among {processes.count} processes",
-            where=f"data.batch_size={config.data.batch_size}",
+            where=f"data.batch_size={config.data.batch_size}, "
+            f"resize.first_batch_size={config.resize.first_batch_size}",
             fix=f"data.batch_size={processes.count}, or fewer processes",
         )
     learner = build_learner(config, dataset, processes)
@@ -82,11 +83,13 @@ def train_and_evaluate(
         processes.agree(problem)
         # Another process may have finished it while this one was starting.
         if not config.force and (finished := folder.result()) is not None:
+            folder.check(what)
             return "skipped", finished
         run = _Run(config, dataset, folder, str(what["identity"]), stages, learner, display)
         try:
             with processes.first_alone():
                 if processes.is_first:
+                    folder.check(what)  # again: only now nobody else can begin another run here
                     if config.force:
                         folder.clear()
                     folder.begin(what, to_dict(config), overrides)

@@ -69,6 +69,16 @@ def deferred() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
+def held_back() -> Iterator[None]:
+    """Let signals wait until the end of the block; a process forked in it does not get them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def at_once() -> Iterator[None]:
     """Let signals end the process without a word: for waits outside Python, with nothing to save.
 

@@ -446,7 +446,7 @@ def check_sound(place: Place) -> None:
     for path in folder.rglob("*.json"):
         json.loads(path.read_text())
     assert not (folder / "checkpoints").exists()
-    assert [path for path in place.root.rglob("*") if ".tmp" in path.name] == []
+    assert list(folder.rglob("*.tmp*")) == []
 
 
 def in_pairs(work: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from runner.data.store import Store
 from runner.errors import RunnerError
 from runner.randomness import generator
-from runner.signals import ignore_signals
+from runner.signals import held_back, ignore_signals
 from runner.tricks.tta import View, cut
 
 Indices = NDArray[np.int64]
@@ -106,7 +106,8 @@ def read_ahead(read: Callable[[int], T], count: int, num_workers: int) -> Genera
         # The loader draws a seed for its workers; not from the generator that dropout draws from.
         generator=torch.Generator(),
     )
-    workers: Any = iter(loader)
+    with held_back():  # a worker that has just been forked would die of them
+        workers: Any = iter(loader)
     try:
         for item in workers:
             if isinstance(item, RunnerError):

@@ -3,9 +3,10 @@
 With statistics per process, two processes would train another network than one does.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.errors import ConfigError
@@ -26,9 +27,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         axes, shape = (0, 2, 3), (1, -1, 1, 1)
         count = values.new_tensor(values.numel() / values.shape[1])
         torch.distributed.all_reduce(count)
-        mean: Tensor = _sum(values.sum(axes)) / count
+        mean: Tensor = _Sum.apply(values.sum(axes)) / count
         centred = values - mean.view(shape)
-        variance: Tensor = _sum((centred * centred).sum(axes)) / count
+        variance: Tensor = _Sum.apply((centred * centred).sum(axes)) / count
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -41,10 +42,20 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
 
 
-def _sum(tensor: Tensor) -> Tensor:
+class _Sum(torch.autograd.Function):
     """Over the processes; gradients flow back to all of them."""
-    total: Tensor = all_reduce(tensor)  # type: ignore[no-untyped-call]
-    return total
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        torch.distributed.all_reduce(total)
+        return total
 
 
 def share_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
