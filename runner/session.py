@@ -68,9 +68,8 @@ def train_and_evaluate(
     if (smallest := min(stage.batch_size for stage in stages)) < processes.count:
         raise ConfigError(
             f"batches of {smallest} images cannot be divided among {processes.count} processes",
-            where=f"data.batch_size={config.data.batch_size}, "
-            f"resize.first_batch_size={config.resize.first_batch_size}",
-            fix=f"data.batch_size={processes.count}, or fewer processes",
+            where=f"{_batch_key(config, smallest)}={smallest}",
+            fix=f"{_batch_key(config, smallest)}={processes.count}, or fewer processes",
         )
     learner = build_learner(config, dataset, processes)
     with ExitStack() as stack:
@@ -116,6 +115,11 @@ def train_and_evaluate(
                 raise
             raise problem from error
     return "resumed" if is_resumed else "finished", result
+
+
+def _batch_key(config: RunConfig, batch_size: int) -> str:
+    """The key that batches of this size come from."""
+    return "data.batch_size" if config.data.batch_size == batch_size else "resize.first_batch_size"
 
 
 def build_learner(config: RunConfig, dataset: Dataset, processes: Processes = ALONE) -> Learner:
