@@ -149,6 +149,6 @@ def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from runner.command import hydra_command
+    from runner.hydra_command import hydra_command
 
     hydra_command(_run, can_sweep=False)

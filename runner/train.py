@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner import checks, compose
-from runner.command import hydra_command
 from runner.display import Display
 from runner.distributed import Processes, from_environment, joined
 from runner.hardware import device_kind
+from runner.hydra_command import hydra_command
 from runner.records import RunFolder
 from runner.schema import RunConfig
 

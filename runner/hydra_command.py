@@ -1,0 +1,82 @@
+"""How every command starts that takes its words through Hydra."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from runner import compose
+from runner.command import command
+from runner.distributed import from_environment
+from runner.errors import ConfigError, RunnerError
+from runner.schema import RunConfig
+
+Work = Callable[[RunConfig, list[str]], dict[str, Any]]
+"""Does one job: takes its configuration and the words it was asked for with, returns a summary."""
+
+
+def hydra_command(work: Work, *, can_sweep: bool = True) -> None:
+    """Run ``work`` for the command line, once or as a sweep; see :func:`runner.command.command`."""
+    # Hydra's own handler would print a traceback and exit with 1; this hands the error to ours.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    outcomes: list[dict[str, Any]] = []
+
+    def job(composed: DictConfig) -> dict[str, Any]:
+        try:
+            words = list(HydraConfig.get().overrides.task)
+            outcome = work(compose.run_config(composed), words)
+        except RunnerError as error:
+            # Returned, not raised: Hydra would add its own lines to the message.
+            outcome = {"error": error}
+        if HydraConfig.get().mode == RunMode.RUN:  # a sweep keeps its own account
+            outcomes.append(outcome)
+        return outcome
+
+    def body() -> None:
+        compose.check_arguments(sys.argv[1:])
+        compose.register()
+        _check_mode(can_sweep)
+        hydra.main(version_base="1.3", config_path=str(compose.CONF_DIR), config_name="config")(
+            job
+        )()
+        for outcome in outcomes:
+            if "error" in outcome:
+                raise outcome["error"]
+
+    command(body, compose.translated)
+
+
+def _check_mode(can_sweep: bool) -> None:
+    """Refuse modes that do not combine; check what ``--cfg`` would only print."""
+    arguments = get_args_parser().parse_args()
+    if arguments.multirun and not can_sweep:
+        raise ConfigError("this command takes one configuration", where="-m", fix="leave out -m")
+    is_shared = from_environment().count > 1
+    if is_shared and not can_sweep:
+        raise ConfigError("this command takes one process", where="torchrun", fix="leave it out")
+    if is_shared and arguments.multirun:
+        raise ConfigError(
+            "a sweep cannot run under torchrun: its processes lose one another after a job",
+            where="torchrun … -m runner.train -m",
+            fix="python -m runner.train -m hydra/launcher=submitit_local "
+            "hydra.launcher.tasks_per_node=2 …",
+        )
+    if arguments.multirun and arguments.cfg:
+        raise ConfigError(
+            "--cfg prints one configuration, -m makes several",
+            where="-m --cfg",
+            fix="--cfg job with the words of one job",
+        )
+    if arguments.cfg:
+        words = list(arguments.overrides)
+        if arguments.config_dir:
+            words.append(f"hydra.searchpath=['file://{Path(arguments.config_dir).absolute()}']")
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(compose.CONF_DIR)):
+            compose.run_config(hydra.compose("config", overrides=words))
