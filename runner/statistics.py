@@ -1,0 +1,286 @@
+"""Does a trick help? Paired differences with their uncertainty, and the verdict they allow.
+
+The data are scores, say 1 for a right and 0 for a wrong prediction, of n seeds on N validation
+images, with a trick and without it. The same seed means the same initial weights, data order and
+crops, so seeds are pairs; all runs see the same images. Two things vary by chance: the seed, and
+which images happen to be in the validation split. With d(s, i) the difference for seed s on image
+i, d̄(s) its mean over images and d̄ the mean of all:
+
+- *over seeds*: Student's t-interval of the n values d̄(s). It speaks of these very images.
+- *over seeds and images*: the images are resampled with replacement, all seeds together as all
+  predict the same ones, and on top of each resample the seeds have their t-distribution. This
+  interval decides. Resampling the seeds as well would be the usual hierarchical bootstrap, but one
+  of three to ten values gives intervals that are far too short: their spread is underestimated by
+  √((n-1)/n), and their tails are those of a normal distribution.
+
+Behind the second is a model with two random effects, d(s, i) = θ + a(s) + b(i) + c(s, i). The
+spread of the d̄(s) has a and c in it, that of the image means b and c; so that c is not counted
+twice, what resampling gives is shrunk to the part of b, as Davison & Hinkley (1997, 3.8) do.
+
+Without scipy.stats, whose import takes longer than a report may: scipy.special has what it needs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil, sqrt
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import bdtr, ndtri, stdtr, stdtrit
+
+FloatArray = NDArray[np.floating[Any]]
+Verdict = Literal["helps", "hurts", "no difference", "cannot tell"]
+
+LEVEL = 0.05
+"""Of every test; intervals are of 95 %."""
+POWER = 0.8
+"""Probability of an answer that :func:`outlook` plans for."""
+MOST_SEEDS = 100
+
+_NUM_RESAMPLES = 1000
+_BLOCK = 4_000_000  # images drawn at a time, to bound the memory
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of mean scores, trick minus reference.
+
+    Attributes:
+        n: seeds.
+        mean: over seeds and images.
+        over_seeds: 95 % t-interval for these images; None for one seed.
+        over_both: 95 % interval over seeds and images; for one seed over images alone.
+        p_zero: two-sided p-value of no difference, over both; None for one seed, which cannot
+            tell a trick from luck.
+        p_margin: of two one-sided tests (Schuirmann 1987): the p-value of a difference of at least
+            the margin, either way; None for one seed.
+        seed_deviation: standard deviation of one seed's difference on these images; 0 for one seed.
+        image_error: standard error of the mean that comes from the choice of images.
+    """
+
+    n: int
+    mean: float
+    over_seeds: tuple[float, float] | None
+    over_both: tuple[float, float]
+    p_zero: float | None
+    p_margin: float | None
+    seed_deviation: float
+    image_error: float
+
+
+def t_interval(values: Sequence[float] | FloatArray) -> tuple[float, float] | None:
+    """95 % interval of the mean of independent values; None for fewer than two."""
+    n = len(values)
+    if n < 2:
+        return None
+    half = float(stdtrit(n - 1, 1 - LEVEL / 2)) * float(np.std(values, ddof=1)) / sqrt(n)
+    mean = float(np.mean(values))
+    return mean - half, mean + half
+
+
+def difference(scores: FloatArray, reference: FloatArray, margin: float) -> Difference:
+    """Compare paired scores.
+
+    Args:
+        scores: (n, N) with the trick, seeds by images.
+        reference: (n, N) without it, of the same seeds and images.
+        margin: smallest difference that matters, > 0, in units of the scores.
+
+    Raises:
+        ValueError: the shapes differ or are empty, or the margin is not positive.
+    """
+    if scores.ndim != 2 or scores.shape != reference.shape or 0 in scores.shape:
+        raise ValueError(f"need equal shapes (n, N), got {scores.shape} and {reference.shape}")
+    if not margin > 0:
+        raise ValueError(f"margin must be positive, got {margin}")
+    per_image = np.asarray(scores, np.float32) - np.asarray(reference, np.float32)
+    n = len(per_image)
+    per_seed = per_image.mean(axis=1, dtype=np.float64)
+    mean = float(per_seed.mean())
+    resampled = _resampled_means(per_image.mean(axis=0))
+    if n == 1:
+        low, high = np.quantile(resampled, (LEVEL / 2, 1 - LEVEL / 2))
+        return Difference(
+            n=1,
+            mean=mean,
+            over_seeds=None,
+            over_both=(float(low), float(high)),
+            p_zero=None,
+            p_margin=None,
+            seed_deviation=0.0,
+            image_error=float(resampled.std()),
+        )
+    seed_deviation, shrinkage = _components(per_image, per_seed)
+    resampled = mean + shrinkage * (resampled - mean)
+    mixture = _Mixture(resampled, seed_deviation / sqrt(n), n - 1)
+    return Difference(
+        n=n,
+        mean=mean,
+        over_seeds=t_interval(per_seed),
+        over_both=(mixture.quantile(LEVEL / 2), mixture.quantile(1 - LEVEL / 2)),
+        p_zero=min(1.0, 2 * min(mixture.below(0.0), mixture.above(0.0))),
+        p_margin=max(mixture.below(-margin), mixture.above(margin)),
+        seed_deviation=seed_deviation,
+        image_error=float(resampled.std()),
+    )
+
+
+def _components(per_image: NDArray[np.float32], per_seed: FloatArray) -> tuple[float, float]:
+    """Deviation of one seed's mean, and the part of the image means' deviation that is b's.
+
+    Estimated by the mean squares of a two-way layout; a component that comes out negative is 0.
+    """
+    n, num_images = per_image.shape
+    of_images = per_image.mean(axis=0, dtype=np.float64)
+    variance_seeds = float(per_seed.var(ddof=1))
+    variance_images = float(of_images.var(ddof=1)) if num_images > 1 else 0.0
+    residuals = per_image - of_images - per_seed[:, None] + per_seed.mean()
+    interaction = float((residuals**2).sum()) / ((n - 1) * max(num_images - 1, 1))
+    of_b = max(0.0, variance_images - interaction / n)
+    shrinkage = sqrt(of_b / variance_images) if variance_images > 0 else 0.0
+    return sqrt(max(variance_seeds, interaction / num_images)), shrinkage
+
+
+class _Mixture:
+    """Where the true difference may lie: about the mean of each resample, a t over the seeds."""
+
+    def __init__(self, means: FloatArray, error: float, degrees: int) -> None:
+        self._means = means
+        self._error = error
+        self._degrees = degrees
+
+    def below(self, x: float) -> float:
+        """Probability of at most ``x``."""
+        return self._mass(x - self._means)
+
+    def above(self, x: float) -> float:
+        """Probability of at least ``x``."""
+        return self._mass(self._means - x)
+
+    def _mass(self, distances: FloatArray) -> float:
+        if self._error == 0:  # seeds that agree on every image
+            return float((distances >= 0).mean())
+        return float(stdtr(self._degrees, distances / self._error).mean())
+
+    def quantile(self, q: float) -> float:
+        """The value with probability ``q`` below it."""
+        reach = -float(stdtrit(self._degrees, min(q, 1 - q) / 4)) * self._error
+        low, high = self._means.min() - reach, self._means.max() + reach
+        for _ in range(30):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.below(middle) < q else (low, middle)
+        return float((low + high) / 2)
+
+
+def _resampled_means(of_images: NDArray[np.float32]) -> FloatArray:
+    """(resamples,): the mean over resampled images of a value per image."""
+    num_images = len(of_images)
+    counts = _resampled_counts(num_images)
+    rows = max(1, _BLOCK // num_images)
+    blocks = [counts[start : start + rows] for start in range(0, len(counts), rows)]
+    sums = [block.astype(np.float32) @ of_images for block in blocks]
+    return np.concatenate(sums).astype(np.float64) / num_images
+
+
+@lru_cache(maxsize=2)
+def _resampled_counts(num_images: int) -> NDArray[np.uint8]:
+    """(resamples, N): how often each image is drawn; always the same, so that a report is too."""
+    rng = np.random.default_rng(0)
+    counts = np.empty((_NUM_RESAMPLES, num_images), np.uint8)
+    rows = max(1, _BLOCK // num_images)
+    for start in range(0, _NUM_RESAMPLES, rows):
+        block = counts[start : start + rows]
+        drawn = rng.integers(num_images, size=block.shape, dtype=np.int32)
+        drawn += num_images * np.arange(len(block), dtype=np.int32)[:, None]
+        block[:] = np.bincount(drawn.ravel(), minlength=block.size).reshape(block.shape)
+    return counts
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided p-value that two predictors are right equally often (McNemar 1947).
+
+    Args:
+        gained: images that only the first has right, ≥ 0.
+        lost: images that only the second has right, ≥ 0.
+    """
+    if gained < 0 or lost < 0:
+        raise ValueError(f"counts must not be negative, got {gained} and {lost}")
+    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values: the level holds for all of them together (Holm 1979)."""
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def verdict(mean: float, p_zero: float | None, p_margin: float | None) -> Verdict:
+    """What may be said, at the 5 % level; ``p_zero`` and ``p_margin`` as corrected by Holm.
+
+    A difference that is there but smaller than the margin still helps or hurts.
+    """
+    if p_zero is not None and p_zero < LEVEL:
+        return "helps" if mean > 0 else "hurts"
+    if p_margin is not None and p_margin < LEVEL:
+        return "no difference"
+    return "cannot tell"
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What would probably settle a difference that cannot be told yet.
+
+    Attributes:
+        would_show: what more data would probably show.
+        seeds: in all, that this takes; None where seeds alone cannot do it.
+        images: validation images in all, that it takes at least; None where seeds can do it.
+    """
+
+    would_show: Literal["a difference", "no difference"]
+    seeds: int | None
+    images: int | None
+
+
+def outlook(found: Difference, margin: float, num_images: int, level: float) -> Outlook | None:
+    """How many seeds would give an answer with a probability of 80 %, if things are as they look.
+
+    The planning takes the mean, the deviation of seeds and the error of images for the truth, which
+    few seeds know only roughly.
+
+    Args:
+        found: the difference so far.
+        margin: as there.
+        num_images: validation images.
+        level: of the test that more seeds must pass, in 0..1; smaller than 5 % under Holm.
+
+    Returns:
+        None for one seed, which tells nothing about the spread.
+    """
+    if found.n < 2:
+        return None
+    effect = abs(found.mean)
+    for n in range(found.n + 1, MOST_SEEDS + 1):
+        seeds_error = found.seed_deviation / sqrt(n)
+        error = sqrt(seeds_error**2 + found.image_error**2)
+        luck = float(ndtri(POWER)) * seeds_error
+        if effect > -float(stdtrit(n - 1, level / 2)) * error + luck:
+            return Outlook("a difference", n, None)
+        if effect < margin + float(stdtrit(n - 1, level)) * error - luck:
+            return Outlook("no difference", n, None)
+    z_zero, z_margin = -float(ndtri(level / 2)), -float(ndtri(level))
+    # Without any error of seeds, the error of images must fall to one of these; it falls as 1/√N.
+    enough_for_difference, enough_for_none = effect / z_zero, (margin - effect) / z_margin
+    would_show: Literal["a difference", "no difference"] = (
+        "a difference" if enough_for_difference > enough_for_none else "no difference"
+    )
+    enough = max(enough_for_difference, enough_for_none)
+    if found.image_error < enough:
+        return Outlook(would_show, MOST_SEEDS, None)
+    return Outlook(would_show, None, ceil(num_images * (found.image_error / enough) ** 2))
