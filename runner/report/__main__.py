@@ -1,0 +1,103 @@
+"""Does it help? ``python -m runner.report [OUTPUTS …]`` compares the runs below a folder.
+
+Runs that are equal but for trick and seed are compared, paired by seed, each trick with the
+baseline; the verdict is helps, hurts, no difference larger than the margin, or cannot tell, and
+then what would settle it. Reads run folders only, also while a sweep is at them.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from runner.command import command
+from runner.display import printable
+from runner.errors import ConfigError
+from runner.report import text
+from runner.report.answer import Answer, answer
+from runner.report.runs import find_runs
+from runner.report.scores import ScoreBook
+from runner.storage import replace_whole
+
+_STDOUT = Path("-")
+
+
+def main() -> None:
+    """The command; see ``--help``."""
+    parser = argparse.ArgumentParser(prog="python -m runner.report", description=__doc__)
+    parser.add_argument(
+        "outputs", nargs="*", type=Path, help="folders of runs, or runs (default: outputs)"
+    )
+    parser.add_argument("--baseline", metavar="TRICKS", help="such as normalize or mixup+tta")
+    parser.add_argument(
+        "--margin", type=float, default=0.5, metavar="POINTS",
+        help="smallest difference that matters, in percentage points (default: 0.5)",
+    )  # fmt: skip
+    for kind in ("html", "csv", "json", "markdown"):
+        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help="- for the terminal")
+    arguments = parser.parse_args()
+    command(lambda: _report(arguments))
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    if not 0 < arguments.margin < 100:
+        raise ConfigError(
+            "the margin must be above 0 and below 100 percentage points",
+            where=f"--margin {arguments.margin:g}",
+            fix="--margin 0.5",
+        )
+    places = arguments.outputs or [Path("outputs")]
+    cache = places[0] / "cache"
+    book = ScoreBook(cache / "report.npz")
+    found = answer(find_runs(places), book, arguments.margin / 100, arguments.baseline)
+    if cache.is_dir():  # a folder of ours, not a copy of some runs
+        book.save()
+    contents = {"csv": text.csv, "json": text.to_json, "markdown": text.markdown}
+    if arguments.html:
+        from runner.report.page import page  # brings matplotlib, which takes a second
+
+        contents["html"] = page
+    is_told = False
+    for kind, content in contents.items():
+        if path := getattr(arguments, kind):
+            is_told |= _write(path, content(found))
+    if not is_told:
+        _tell(found, Console(highlight=False))
+
+
+def _write(path: Path, content: str) -> bool:
+    """Write a file, or to the terminal; whether it was the terminal."""
+    if path == _STDOUT:
+        sys.stdout.write(content)
+        return True
+    replace_whole(path, content.encode(errors="backslashreplace"))
+    return False
+
+
+def _tell(found: Answer, console: Console) -> None:
+    for group in found.groups:
+        text.answer_table(group, found.margin).print(console)
+        if group.contributions:
+            text.contribution_table(group, found.margin).print(console)
+        text.price_table(group).print(console)
+        for remark in text.remarks(group, found.margin):
+            _line(remark, console)
+        console.print()
+    if found.groups:
+        _line(text.LEGEND, console)
+    else:
+        _line("no finished runs", console)
+    if found.unranked:
+        text.unranked_table(found).print(console)
+    if found.foreign:
+        names = ", ".join(found.foreign[:5]) + (" …" if len(found.foreign) > 5 else "")
+        _line(f"passed over, not runs: {names}", console)
+
+
+def _line(words: str, console: Console) -> None:
+    console.print(printable(words), markup=False, soft_wrap=words.startswith("    "))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,415 @@
+"""The answer: every trick against the baseline and within combinations, with what it costs."""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, islice
+
+import numpy as np
+
+from runner.errors import ArtefactError, ConfigError
+from runner.report.groups import TRICK_GROUPS, Group, Variant, group_runs, trick_label
+from runner.report.runs import METRICS, Found, Run, Unranked
+from runner.report.scores import ScoreBook
+from runner.statistics import (
+    LEVEL,
+    MOST_SEEDS,
+    Difference,
+    Outlook,
+    Verdict,
+    difference,
+    holm,
+    mcnemar,
+    outlook,
+    t_interval,
+    verdict,
+)
+
+Interval = tuple[float, float]
+PRICES = ("images", "pixels", "seconds")
+FIRST_SEEDS = 5
+"""What is advised where there is one seed, which says nothing about how many are needed."""
+_EQUAL_BUDGET = 0.005  # relative: what rounding to whole steps may do
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A metric over the seeds: its mean and 95 % t-interval (None for one seed)."""
+
+    mean: float
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One seed, with and without: images that only one of the two has right, exact McNemar p."""
+
+    seed: int
+    difference: float
+    gained: int
+    lost: int
+    p: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one variant reached and used, over its seeds.
+
+    Attributes:
+        label: of the variant.
+        tricks: that are on.
+        seeds: of its runs.
+        metrics: accuracy, nll, brier and ece.
+        price: mean images, pixels and seconds of training, with evaluations, per run.
+        forward_passes: per validation image.
+    """
+
+    label: str
+    tricks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    metrics: Mapping[str, Mean]
+    price: Mapping[str, float]
+    forward_passes: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A variant against a reference, paired by seed.
+
+    Attributes:
+        label: of the trick, or of the variant.
+        reference: label of what it is held against.
+        seeds: that both have.
+        found: the difference in accuracy.
+        pairs: seed by seed.
+        p_zero: corrected by Holm over the comparisons of the same table; None for one seed.
+        p_margin: likewise, of the equivalence test.
+        verdict: on accuracy.
+        outlook: what would settle it, where that cannot be told.
+        others: difference in nll, brier and ece.
+        price: images, pixels and seconds relative to the reference; ``forward_passes`` too.
+        is_equal_budget: whether both trained on as many images and pixels.
+        more: commands for the seeds that would settle it.
+    """
+
+    label: str
+    reference: str
+    seeds: tuple[int, ...]
+    found: Difference
+    pairs: tuple[Pair, ...]
+    p_zero: float | None
+    p_margin: float | None
+    verdict: Verdict
+    outlook: Outlook | None
+    others: Mapping[str, Mean]
+    price: Mapping[str, float]
+    is_equal_budget: bool
+    more: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GroupAnswer:
+    """All about one group of comparable runs.
+
+    Attributes:
+        group: itself.
+        rows: one per variant, the baseline first.
+        baseline: label of the baseline; None where there is none.
+        comparisons: variants against the baseline.
+        contributions: tricks within combinations: with the trick against all the same without it.
+        notes: what limits the comparison, one sentence each.
+    """
+
+    group: Group
+    rows: tuple[Row, ...]
+    baseline: str | None
+    comparisons: tuple[Comparison, ...]
+    contributions: tuple[Comparison, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """All about the runs that were found.
+
+    Attributes:
+        groups: largest first.
+        unranked: runs that are not compared, and why.
+        foreign: names of entries that are no runs.
+        margin: smallest difference in accuracy that matters, 0..1.
+    """
+
+    groups: tuple[GroupAnswer, ...]
+    unranked: tuple[Unranked, ...]
+    foreign: tuple[str, ...]
+    margin: float
+
+
+def answer(found: Found, book: ScoreBook, margin: float, baseline: str | None = None) -> Answer:
+    """Compare the runs of every group.
+
+    Args:
+        found: runs and what else lies there.
+        book: gives their scores.
+        margin: smallest difference in accuracy that matters, above 0, below 1.
+        baseline: label of the variant to compare with; None for the one without tricks.
+
+    Raises:
+        ConfigError: no group has that baseline.
+    """
+    runs, damaged = _readable(found.runs, book)
+    groups = group_runs(runs)
+    if baseline is not None and not any(group.find(baseline) for group in groups):
+        labels = dict.fromkeys(variant.label for group in groups for variant in group.variants)
+        raise ConfigError(
+            "no runs with these tricks",
+            where=f"--baseline {baseline}",
+            fix=f"one of: {', '.join(labels) or 'none, there are no finished runs'}",
+        )
+    return Answer(
+        tuple(_group_answer(group, book, margin, baseline) for group in groups),
+        (*found.unranked, *damaged),
+        tuple(found.foreign),
+        margin,
+    )
+
+
+def _readable(runs: Iterable[Run], book: ScoreBook) -> tuple[list[Run], list[Unranked]]:
+    """The runs whose predictions can be read, on the same images; and the others."""
+    good: list[Run] = []
+    bad: list[Unranked] = []
+    labels: dict[str, str] = {}
+    for run in runs:
+        try:
+            found = book.scores(run).labels
+        except ArtefactError as error:
+            bad.append(Unranked(run.name, "unreadable", error.what))
+            continue
+        if labels.setdefault(run.fingerprint, found) != found:
+            bad.append(
+                Unranked(run.name, "unreadable", "its labels are not those of the other runs")
+            )
+            continue
+        good.append(run)
+    return good, bad
+
+
+def _group_answer(
+    group: Group, book: ScoreBook, margin: float, baseline: str | None
+) -> GroupAnswer:
+    reference = _baseline(group, baseline)
+    ordered = sorted(group.variants, key=lambda variant: variant is not reference)
+    against_baseline, within = [], []
+    if reference is not None:
+        against_baseline = [
+            (variant, _own_plain(variant, reference) or reference, variant.label)
+            for variant in ordered[1:]
+        ]
+        within = list(_leave_one_out(group, reference))
+    compared = _compare_all(against_baseline, book, margin)
+    return GroupAnswer(
+        group,
+        tuple(_row(variant) for variant in ordered),
+        reference.label if reference else None,
+        compared,
+        _compare_all(within, book, margin),
+        tuple(_notes(group, reference, compared)),
+    )
+
+
+Asked = tuple[Variant, Variant, str]
+"""A variant, what it is held against, and what the comparison is called."""
+
+
+def _baseline(group: Group, name: str | None) -> Variant | None:
+    """The variant to compare with: as asked for, else without tricks, else with the fewest."""
+    if name is not None:
+        return group.find(name)
+    common = set.intersection(*(set(variant.tricks) for variant in group.variants))
+    candidates = [variant for variant in group.variants if set(variant.tricks) == common]
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def _own_plain(variant: Variant, reference: Variant) -> Variant | None:
+    """The plain view of the very runs of a TTA variant, where ``reference`` is their training."""
+    is_own = (variant.view, reference.view) == ("tta", "plain")
+    if not is_own or variant.training != reference.training:
+        return None
+    return replace(reference, runs=variant.runs)
+
+
+def _leave_one_out(group: Group, baseline: Variant) -> Iterable[Asked]:
+    """Variants of two and more tricks, each with those that lack just one of its tricks."""
+    for variant in group.variants:
+        for trick_group, names in TRICK_GROUPS.items():
+            left = tuple(name for name in variant.tricks if name not in names)
+            if not left or len(left) == len(variant.tricks):
+                continue
+            trick = trick_label(variant.tricks_of(trick_group))
+            for other in group.variants:
+                if other is baseline or other.tricks != left:
+                    continue
+                kept = {key for key in variant.values if key != trick_group}
+                if all(variant.values.get(key) == other.values.get(key) for key in kept):
+                    yield (
+                        variant,
+                        _own_plain(variant, other) or other,
+                        f"{trick} in {variant.label}",
+                    )
+
+
+def _compare(
+    variant: Variant, reference: Variant, label: str, book: ScoreBook, margin: float
+) -> Comparison | None:
+    """The comparison, its verdict still open; None without a common seed."""
+    seeds = tuple(sorted(set(variant.runs) & set(reference.runs)))
+    if not seeds:
+        return None
+    ours, theirs = (
+        np.stack([book.scores(side.runs[seed]).correct[side.view] for seed in seeds])
+        for side in (variant, reference)
+    )
+    pairs = []
+    for seed, new, old in zip(seeds, ours, theirs, strict=True):
+        gained, lost = int((new & ~old).sum()), int((old & ~new).sum())
+        pairs.append(Pair(seed, (gained - lost) / len(new), gained, lost, mcnemar(gained, lost)))
+    price = {
+        key: _ratio(
+            sum(variant.runs[seed].budget[key] for seed in seeds),
+            sum(reference.runs[seed].budget[key] for seed in seeds),
+        )
+        for key in PRICES
+    }
+    is_equal = all(abs(price[key] - 1) <= _EQUAL_BUDGET for key in ("images", "pixels"))
+    passes = [_forward_passes(side) for side in (variant, reference)]
+    return Comparison(
+        label=label,
+        reference=reference.label,
+        seeds=seeds,
+        found=difference(ours.astype(np.float32), theirs.astype(np.float32), margin),
+        pairs=tuple(pairs),
+        p_zero=None,
+        p_margin=None,
+        verdict="cannot tell",
+        outlook=None,
+        others={
+            key: _mean([variant.metric(key)[s] - reference.metric(key)[s] for s in seeds])
+            for key in METRICS[1:]
+        },
+        price={**price, "forward_passes": _ratio(*passes)},
+        is_equal_budget=is_equal,
+        more=(),
+    )
+
+
+def _compare_all(asked: Sequence[Asked], book: ScoreBook, margin: float) -> tuple[Comparison, ...]:
+    """The comparisons of one table, their p-values corrected for their number."""
+    compared = [
+        (comparison, variant, reference)
+        for variant, reference, label in asked
+        if (comparison := _compare(variant, reference, label, book, margin))
+    ]
+    tested = [one for one, _, _ in compared if one.found.n > 1]
+    zero = holm([one.found.p_zero or 0.0 for one in tested])
+    equal = holm([one.found.p_margin or 0.0 for one in tested])
+    corrected = {
+        one.label + one.reference: ps for one, *ps in zip(tested, zero, equal, strict=True)
+    }
+    return tuple(
+        _judged(one, variant, reference, corrected.get(one.label + one.reference), margin)
+        for one, variant, reference in compared
+    )
+
+
+def _judged(
+    one: Comparison,
+    variant: Variant,
+    reference: Variant,
+    corrected: Sequence[float] | None,
+    margin: float,
+) -> Comparison:
+    """The comparison with its verdict, and where there is none with what would bring it."""
+    p_zero, p_margin = corrected or (None, None)
+    said = verdict(one.found.mean, p_zero, p_margin)
+    if said != "cannot tell":
+        return replace(one, p_zero=p_zero, p_margin=p_margin, verdict=said)
+    # Under Holm a test must pass a stricter level; that of this one, roughly.
+    factor = max(1.0, p_zero / one.found.p_zero) if p_zero and one.found.p_zero else 1.0
+    num_images = next(iter(variant.runs.values())).num_val
+    expected = outlook(one.found, margin, num_images, LEVEL / factor)
+    wanted = FIRST_SEEDS if expected is None else expected.seeds
+    more = _more_seeds(variant, reference, wanted) if wanted and wanted < MOST_SEEDS else ()
+    return replace(one, p_zero=p_zero, p_margin=p_margin, outlook=expected, more=more)
+
+
+def _row(variant: Variant) -> Row:
+    runs = variant.runs
+    return Row(
+        label=variant.label,
+        tricks=variant.tricks,
+        seeds=tuple(sorted(runs)),
+        metrics={name: _mean(list(variant.metric(name).values())) for name in METRICS},
+        price={key: float(np.mean([run.budget[key] for run in runs.values()])) for key in PRICES},
+        forward_passes=_forward_passes(variant),
+    )
+
+
+def _notes(
+    group: Group, reference: Variant | None, compared: Sequence[Comparison]
+) -> Iterable[str]:
+    if reference is None:
+        labels = ", ".join(variant.label for variant in group.variants)
+        yield f"no run without tricks to compare with; choose one: --baseline with one of {labels}"
+        return
+    done = {one.label for one in compared}
+    for variant in group.variants:
+        if variant is not reference and variant.label not in done:
+            yield (
+                f"{variant.label} is not compared: it has no seed in common with {reference.label}"
+            )
+    for one in compared:
+        if len(one.seeds) == 1:
+            yield (
+                f"{one.label}: one seed. The interval is of the images alone and speaks of these "
+                "two networks, not of the trick; train more seeds"
+            )
+    for key in ("torch", "device", "threads", "runner"):
+        values = {
+            str(run.environment.get(key))
+            for variant in group.variants
+            for run in variant.runs.values()
+        }
+        if len(values) > 1:
+            yield f"the runs differ in {key}: {', '.join(sorted(values))}"
+
+
+def _more_seeds(variant: Variant, reference: Variant, wanted: int) -> tuple[str, ...]:
+    """Commands that bring both sides to ``wanted`` common seeds."""
+    common = sorted(set(variant.runs) & set(reference.runs))
+    fresh = (seed for seed in count() if seed not in common)
+    seeds = list(islice(fresh, wanted - len(common)))
+    commands = []
+    for side in (variant, reference):
+        missing = [seed for seed in seeds if seed not in side.runs]
+        if not missing:
+            continue
+        words = side.runs[common[0]].command
+        kept = [word for word in words[3:] if not word.lstrip("+").startswith("seed=")]
+        spelled = ",".join(map(str, missing))
+        if len(missing) > 2 and missing[-1] - missing[0] == len(missing) - 1:
+            spelled = f"range({missing[0]},{missing[-1] + 1})"
+        sweep = ["-m"] if len(missing) > 1 else []
+        commands.append(shlex.join([*words[:3], *sweep, *kept, f"seed={spelled}"]))
+    return tuple(dict.fromkeys(commands))
+
+
+def _forward_passes(variant: Variant) -> float:
+    return float(np.mean(list(variant.metric("forward_passes").values())))
+
+
+def _mean(values: Sequence[float]) -> Mean:
+    return Mean(float(np.mean(values)), t_interval(values))
+
+
+def _ratio(ours: float, theirs: float) -> float:
+    return ours / theirs if theirs else float("nan")

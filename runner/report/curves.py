@@ -1,0 +1,92 @@
+"""Who is ahead when: validation accuracy against epochs, seconds and pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runner.report.groups import Variant
+
+AXES = ("epoch", "seconds", "pixels")
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Mean over the seeds, with the lowest and highest seed.
+
+    Attributes:
+        x: (E,) mean position of each epoch's end on the axis.
+        mean: (E,) accuracy, 0..1.
+        low: (E,) of the worst seed.
+        high: (E,) of the best seed.
+    """
+
+    x: FloatArray
+    mean: FloatArray
+    low: FloatArray
+    high: FloatArray
+
+
+@dataclass(frozen=True)
+class Lead:
+    """How a variant stands against its reference along an axis.
+
+    Attributes:
+        course: ``ahead`` or ``behind`` all the way, ``overtakes`` or ``falls behind`` where that is
+            its last change, ``level`` without a difference.
+        at: where the last change is; None without one.
+    """
+
+    course: Literal["ahead", "behind", "overtakes", "falls behind", "level"]
+    at: float | None
+
+
+def curve(variant: Variant, axis: str, seeds: Sequence[int] | None = None) -> Curve | None:
+    """The curve of a variant's training; None where epochs are missing from every seed."""
+    chosen = [variant.runs[seed] for seed in (variant.runs if seeds is None else seeds)]
+    rows = [run.epochs for run in chosen if run.epochs]
+    if not rows:
+        return None
+    length = min(len(row) for row in rows)
+    x = np.array([[epoch[axis] for epoch in row[:length]] for row in rows])
+    y = np.array([[epoch["val_accuracy"] for epoch in row[:length]] for row in rows])
+    return Curve(x.mean(axis=0), y.mean(axis=0), y.min(axis=0), y.max(axis=0))
+
+
+def leads(variant: Variant, reference: Variant) -> dict[str, Lead]:
+    """By axis, how the mean of a variant stands against that of a reference, over common seeds."""
+    seeds = sorted(set(variant.runs) & set(reference.runs))
+    found = {}
+    for axis in AXES:
+        ours, theirs = curve(variant, axis, seeds), curve(reference, axis, seeds)
+        lead = _lead(ours, theirs) if ours and theirs else None
+        if lead is not None:
+            found[axis] = lead
+    return found
+
+
+def _lead(ours: Curve, theirs: Curve) -> Lead | None:
+    """By straight lines between the epochs; None where the curves share no part of the axis."""
+    first, last = max(ours.x[0], theirs.x[0]), min(ours.x[-1], theirs.x[-1])
+    if first > last:
+        return None
+    grid = np.unique(np.concatenate([ours.x, theirs.x, [first, last]]))
+    grid = grid[(grid >= first) & (grid <= last)]
+    gap = np.interp(grid, ours.x, ours.mean) - np.interp(grid, theirs.x, theirs.mean)
+    signs = np.sign(gap)
+    ends = np.flatnonzero(signs)
+    if len(ends) == 0:
+        return Lead("level", None)
+    changes = [(before, after) for before, after in pairwise(ends) if signs[before] != signs[after]]
+    final = signs[ends[-1]] > 0
+    if not changes:
+        return Lead("ahead" if final else "behind", None)
+    before, after = changes[-1]
+    part = gap[before] / (gap[before] - gap[after])
+    at = float(grid[before] + part * (grid[after] - grid[before]))
+    return Lead("overtakes" if final else "falls behind", at)

@@ -1,0 +1,274 @@
+"""What the page shows beyond the verdicts: calibration, confusion, images, and values of a key."""
+
+import base64
+import csv
+import gzip
+import hashlib
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from runner import checks
+from runner.data.images import BrokenImageError, Images, to_rgb
+from runner.data.sources import list_images
+from runner.errors import RunnerError
+from runner.report.groups import Group, Variant
+from runner.report.runs import Run
+from runner.schema import Data
+from runner.statistics import t_interval
+
+_NUM_BINS = 10
+_NUM_IMAGES = 12
+_THUMBNAIL = 72  # px
+_MOST_CLASSES = 20  # a larger confusion matrix is told by its largest entries
+
+FloatArray = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Predictions by class, over all seeds of a variant.
+
+    Attributes:
+        label: of the variant.
+        classes: names.
+        shares: (K, K) of each true class's images, the part that got each prediction; NaN in the
+            row of a class without images. None for more than 20 classes.
+        largest: the most frequent mistakes: true class, predicted class, share.
+    """
+
+    label: str
+    classes: tuple[str, ...]
+    shares: FloatArray | None
+    largest: tuple[tuple[str, str, float], ...]
+
+
+@dataclass(frozen=True)
+class Confused:
+    """A validation image that most runs get wrong in the same way.
+
+    Attributes:
+        name: of the image.
+        true: its class.
+        predicted: the class it is most often taken for.
+        wrong: runs that take it for that.
+        total: runs.
+        confidence: mean probability that those give it.
+        picture: ``data:`` address of a thumbnail; None where the image is not at hand.
+    """
+
+    name: str
+    true: str
+    predicted: str
+    wrong: int
+    total: int
+    confidence: float
+    picture: str | None
+
+
+@dataclass(frozen=True)
+class Series:
+    """Accuracy against the values of one key, over groups that are equal in all others.
+
+    Attributes:
+        key: dotted.
+        title: what the groups share.
+        lines: by variant: value, mean accuracy and its 95 % interval (the mean for one seed).
+    """
+
+    key: str
+    title: str
+    lines: Mapping[str, Sequence[tuple[float, float, float, float]]]
+
+
+class GroupDetails:
+    """Reads the predictions of a group's runs once, for all that is drawn from them."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._classes = group.any_run.classes
+        runs = {run.name: run for variant in group.variants for run in variant.runs.values()}
+        self._runs = runs
+        self._predictions = {name: run.predictions() for name, run in runs.items()}
+
+    def _pooled(self, variant: Variant) -> tuple[FloatArray, NDArray[np.int64]]:
+        """Probabilities and labels of all seeds of a variant, one after the other."""
+        found = [self._predictions[run.name] for run in variant.runs.values()]
+        probabilities = np.concatenate([one.views[variant.view] for one in found])
+        return probabilities, np.concatenate([one.labels for one in found])
+
+    def reliability(self) -> dict[str, tuple[FloatArray, FloatArray]]:
+        """By variant: mean confidence and accuracy in ten bins of equally many predictions."""
+        found = {}
+        for variant in self._group.variants:
+            probabilities, labels = self._pooled(variant)
+            confidence = probabilities.max(axis=1)
+            order = np.argsort(confidence, kind="stable")
+            correct = (probabilities.argmax(axis=1) == labels)[order]
+            bins = [part for part in np.array_split(np.arange(len(order)), _NUM_BINS) if len(part)]
+            found[variant.label] = (
+                np.array([confidence[order][part].mean() for part in bins]),
+                np.array([correct[part].mean() for part in bins]),
+            )
+        return found
+
+    def confusions(self) -> list[Confusion]:
+        """One per variant."""
+        return [self._confusion(variant) for variant in self._group.variants]
+
+    def _confusion(self, variant: Variant) -> Confusion:
+        probabilities, labels = self._pooled(variant)
+        outputs, num_classes = probabilities.shape[1], len(self._classes)
+        predicted = probabilities.argmax(axis=1)
+        counts = np.bincount(labels * outputs + predicted, minlength=num_classes * outputs)
+        counts = counts.reshape(num_classes, outputs)[:, :num_classes]
+        totals = np.bincount(labels, minlength=num_classes)[:, None]
+        shares = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
+        mistakes = np.where(np.eye(num_classes, dtype=bool) | np.isnan(shares), 0.0, shares)
+        order = np.argsort(-mistakes, axis=None, kind="stable")[:10]
+        largest = tuple(
+            (self._classes[true], self._classes[taken], float(mistakes[true, taken]))
+            for true, taken in zip(*np.unravel_index(order, mistakes.shape), strict=True)
+            if mistakes[true, taken] > 0
+        )
+        is_small = num_classes <= _MOST_CLASSES
+        return Confusion(variant.label, self._classes, shares if is_small else None, largest)
+
+    def most_confused(self) -> list[Confused]:
+        """The images that the most runs, plainly looked at, take for the same wrong class."""
+        plain = [found.views["plain"] for found in self._predictions.values()]
+        labels = next(iter(self._predictions.values())).labels
+        votes = np.zeros((len(labels), len(self._classes)))
+        trust = np.zeros_like(votes)
+        for probabilities in plain:
+            known = probabilities[:, : len(self._classes)]
+            rows = np.arange(len(labels))
+            taken = known.argmax(axis=1)
+            votes[rows, taken] += 1
+            trust[rows, taken] += known[rows, taken]
+        votes[np.arange(len(labels)), labels] = 0
+        wrong, worst = votes.max(axis=1), votes.argmax(axis=1)
+        confidence = trust[np.arange(len(labels)), worst] / np.maximum(wrong, 1)
+        order = np.lexsort((-confidence, -wrong))[:_NUM_IMAGES]
+        chosen = [int(index) for index in order if wrong[index] > 0]
+        pictures = Pictures(self._group.any_run)
+        return [
+            Confused(
+                name=pictures.name(index),
+                true=self._classes[labels[index]],
+                predicted=self._classes[worst[index]],
+                wrong=int(wrong[index]),
+                total=len(plain),
+                confidence=float(confidence[index]),
+                picture=pictures.thumbnail(index),
+            )
+            for index in chosen
+        ]
+
+
+class Pictures:
+    """The validation images of a run, where its data is still at hand and unchanged.
+
+    Nothing is downloaded or unpacked for a report.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._manifest = list(_validation_manifest(run))
+        self._images: Images | None = None
+        self._places: dict[str, int] = {}
+        cache = run.path.absolute().parent / "cache"
+        try:
+            data = checks.from_dict({"data": dict(run.data)}).data
+            if self._manifest and _is_at_hand(data, cache):
+                listing = list_images(data, cache, 0, lambda what, done, total: None)
+                self._images = listing.images
+                self._places = {listing.images.name(i): i for i in range(len(listing.labels))}
+        except (RunnerError, OSError):
+            self._images = None
+
+    def name(self, row: int) -> str:
+        """What the manifest calls a validation image."""
+        return self._manifest[row][0] if self._manifest else f"validation image {row}"
+
+    def thumbnail(self, row: int) -> str | None:
+        """A small JPEG as a ``data:`` address; None where it is not the image that was seen."""
+        if self._images is None:
+            return None
+        name, digest = self._manifest[row]
+        index = self._places.get(name)
+        if index is None:
+            return None
+        try:
+            if hashlib.sha256(self._images.content(index)).hexdigest() != digest:
+                return None
+            image, _ = to_rgb(self._images.open(index))
+        except BrokenImageError:
+            return None
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BILINEAR)
+        content = io.BytesIO()
+        image.save(content, "JPEG", quality=80)
+        return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _validation_manifest(run: Run) -> Iterator[tuple[str, str]]:
+    """Name and SHA-256 of each validation image, in the order of the predictions."""
+    try:
+        with gzip.open(run.path / "split.csv.gz", "rt", encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["split"] == "val"]
+            found = [(row["image"], row["sha256"]) for row in rows]
+    except (OSError, EOFError, ValueError, KeyError, csv.Error):
+        return
+    if len(found) == run.num_val:
+        yield from found
+
+
+def _is_at_hand(data: Data, cache: Path) -> bool:
+    """Whether listing the data needs no download and no unpacking."""
+    if data.name == "fashion":
+        return True
+    if data.root is None:
+        place = "downloads" if data.name == "fashion_mnist" else "unpacked"
+        return (cache / place).is_dir()
+    root = Path(data.root).expanduser()
+    if root.is_dir() or data.name == "table":
+        return True
+    stem = root.name.partition(".")[0]
+    return root.is_file() and any((cache / "unpacked").glob(f"{stem}-*"))
+
+
+def find_series(groups: Sequence[Group]) -> list[Series]:
+    """Keys with a number that differs between groups which are equal otherwise."""
+    found = []
+    for key in dict.fromkeys(key for group in groups for key in group.differs):
+        if key == "fingerprint":
+            continue
+        clusters: dict[str, list[Group]] = defaultdict(list)
+        for group in groups:
+            if isinstance(group.values.get(key), int | float):
+                ignored = {key, "fingerprint"} if key.startswith("data.") else {key}
+                rest = {name: item for name, item in group.values.items() if name not in ignored}
+                clusters[json.dumps(rest, sort_keys=True)].append(group)
+        found += [_series(key, members) for members in clusters.values() if len(members) > 1]
+    return found
+
+
+def _series(key: str, groups: Sequence[Group]) -> Series:
+    lines: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
+    for group in sorted(groups, key=lambda group: float(group.values[key])):
+        for variant in group.variants:
+            accuracies = list(variant.metric("accuracy").values())
+            mean = float(np.mean(accuracies))
+            low, high = t_interval(accuracies) or (mean, mean)
+            lines[variant.label].append((float(group.values[key]), mean, low, high))
+    shared = groups[0]
+    return Series(
+        key, f"{shared.values.get('data.name')} · {shared.values.get('model.name')}", lines
+    )

@@ -1,0 +1,190 @@
+"""The figures of the page, as SVG that takes its colours from the page.
+
+Matplotlib draws with stand-in colours, which are replaced by the page's own variables, so that one
+drawing serves the light and the dark theme. Text stays text: it can be searched, selected and read
+aloud, and names of classes and tricks in it are escaped by matplotlib.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from runner.display import printable
+from runner.report.answer import Comparison
+from runner.report.curves import Curve
+
+SeriesPoint = tuple[float, float, float, float]
+
+_INK, _FAINT, _BAND = "#010203", "#010204", "#010205"
+_SERIES = [f"#0103{number:02x}" for number in range(8)]
+_VARIABLES = {
+    _INK: "var(--ink)", _FAINT: "var(--faint)", _BAND: "var(--band)",
+    **{colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES)},
+}  # fmt: skip
+_MARKERS = "osD^vP*X"
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a class called $x$ is no formula
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "grid.color": _BAND,
+    "legend.frameon": False,
+}
+_WIDTH = 7.6  # inches of 72 units
+
+
+def forest(name: str, comparisons: Sequence[Comparison], margin: float) -> str:
+    """Differences with both intervals, a line each, around zero and the margin."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure((_WIDTH, 0.9 + 0.36 * len(comparisons)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvspan(-100 * margin, 100 * margin, color=_BAND, lw=0)
+        axes.axvline(0, color=_FAINT, lw=1)
+        for place, one in enumerate(comparisons):
+            found = one.found
+            axes.plot(_percent(found.over_both), [place] * 2, color=_SERIES[0], lw=1.3)
+            if found.over_seeds:
+                axes.plot(
+                    _percent(found.over_seeds), [place] * 2, color=_SERIES[0], lw=4, alpha=0.55
+                )
+            axes.plot(100 * found.mean, place, "o", color=_INK, ms=5)
+        axes.set_yticks(range(len(comparisons)), [_shown(one.label) for one in comparisons])
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_ylim(len(comparisons) - 0.5, -0.5)
+        axes.set_xlim(*_limits(comparisons, margin))
+        axes.set_xlabel("difference in accuracy, percentage points")
+        return _svg(figure, name)
+
+
+def _limits(comparisons: Sequence[Comparison], margin: float) -> tuple[float, float]:
+    """Wide enough for every mean and for intervals that are not absurdly wide."""
+    reach = max(4 * margin, *(2.5 * abs(one.found.mean) for one in comparisons))
+    ends = [
+        min(max(end, -reach), reach)
+        for one in comparisons
+        for end in (*one.found.over_both, one.found.mean, -margin, margin)
+    ]
+    room = 0.04 * (max(ends) - min(ends))
+    return 100 * (min(ends) - room), 100 * (max(ends) + room)
+
+
+def curves(name: str, by_axis: Mapping[str, Mapping[str, Curve]]) -> str:
+    """Accuracy against each axis, a panel each, a line per variant with the range of its seeds."""
+    units = {"epoch": ("epochs", 1.0), "seconds": ("seconds", 1.0), "pixels": ("pixels, 10⁹", 1e-9)}
+    with mpl.rc_context(_STYLE):
+        figure = Figure((_WIDTH, 3.4), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(1, len(by_axis), sharey=True))
+        for axes, (axis, lines) in zip(panels, by_axis.items(), strict=True):
+            unit, scale = units[axis]
+            for number, (label, line) in enumerate(lines.items()):
+                axes.plot(scale * line.x, 100 * line.mean, **_line(number), label=_shown(label))
+                axes.fill_between(
+                    scale * line.x, 100 * line.low, 100 * line.high,
+                    color=_SERIES[number % len(_SERIES)], alpha=0.15, lw=0,
+                )  # fmt: skip
+            axes.set_xlabel(unit)
+            axes.grid(axis="y")
+        panels[0].set_ylabel("validation accuracy, %")
+        _legend(figure, panels[0])
+        return _svg(figure, name)
+
+
+def reliability(name: str, by_variant: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> str:
+    """Accuracy against confidence, a panel per variant; on the diagonal confidence is honest."""
+    columns = min(4, len(by_variant))
+    rows = -(-len(by_variant) // columns)
+    with mpl.rc_context(_STYLE):
+        figure = Figure((_WIDTH, 2.3 * rows), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(rows, columns, sharex=True, sharey=True)).ravel()
+        for axes in panels[len(by_variant) :]:
+            axes.set_visible(False)
+        for axes, (label, (confidence, accuracy)) in zip(panels, by_variant.items(), strict=False):
+            axes.plot([0, 100], [0, 100], color=_FAINT, lw=1)
+            axes.plot(100 * confidence, 100 * accuracy, "o-", color=_SERIES[0], ms=3.5, lw=1.3)
+            axes.set_title(_shown(label), fontsize=9)
+            axes.set_aspect("equal")
+            axes.set(xlim=(0, 100), ylim=(0, 100), xticks=(0, 50, 100), yticks=(0, 50, 100))
+        figure.supxlabel("confidence, %", fontsize=9.5)
+        figure.supylabel("accuracy, %", fontsize=9.5)
+        return _svg(figure, name)
+
+
+def series(
+    name: str, key: str, lines: Mapping[str, Sequence[tuple[float, float, float, float]]]
+) -> str:
+    """Accuracy against the values of a key: (value, mean, low, high) per variant."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure((_WIDTH, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for number, (label, points) in enumerate(lines.items()):
+            x, mean, low, high = np.array(points, dtype=float).T
+            axes.plot(x, 100 * mean, **_line(number), label=_shown(label))
+            axes.fill_between(
+                x, 100 * low, 100 * high,
+                color=_SERIES[number % len(_SERIES)], alpha=0.15, lw=0,
+            )  # fmt: skip
+        axes.set_xlabel(_shown(key))
+        axes.set_ylabel("validation accuracy, %")
+        axes.grid(axis="y")
+        _legend(figure, axes)
+        return _svg(figure, name)
+
+
+def _line(number: int) -> dict[str, Any]:
+    """Colour and marker of a line: told apart without colour, too."""
+    return {
+        "color": _SERIES[number % len(_SERIES)],
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "ms": 4,
+        "lw": 1.5,
+    }
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
+
+
+def _percent(interval: tuple[float, float]) -> list[float]:
+    return [100 * end for end in interval]
+
+
+def _shown(text: str) -> str:
+    text = printable(text)
+    return text if len(text) <= 42 else f"{text[:40]}…"
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an ``svg`` element for the body of a page that has no other of that name."""
+    content = io.StringIO()
+    # Marks and clips are referred to by identifiers, which must not meet those of another figure.
+    with mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(
+            content, format="svg", transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )  # fmt: skip
+    text = content.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style.*?</style>|font-family: [^;\"]*; ", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[\w.]+">', "<g>", text)
+    text = re.sub(r'(?<=<svg )([^>]*?)width="[^"]*" height="[^"]*"', r"\1", text, count=1)
+    text = text.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, variable)
+    return text

@@ -1,0 +1,200 @@
+"""Which runs may be compared: those that are equal in everything but trick and seed."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from runner.report.runs import Run
+
+TRICK_GROUPS = {
+    "normalize": ("normalize",),
+    "resize": ("progressive_resizing",),
+    "mixup": ("mixup", "cutmix"),
+    "smoothing": ("label_smoothing",),
+    "tta": ("tta",),
+}
+"""Groups of values that are tricks, and the names of the tricks that each can turn on."""
+
+ALL = frozenset(("normalize", "progressive_resizing", "mixup", "label_smoothing", "tta"))
+"""The tricks of ``+trick=all``."""
+
+_NO_TRICK = {"resize": ("size",)}  # keys of those groups that are no trick
+_NO_DIFFERENCE = ("seed",)
+
+
+@dataclass
+class Variant:
+    """One combination of tricks: trained networks, looked at plainly or with TTA.
+
+    Attributes:
+        tricks: that are on; ``tta`` among them where the view is that of TTA.
+        view: ``plain`` or ``tta``.
+        values: of the tricks, by group; ``tta`` only where the view is that of TTA.
+        runs: by seed.
+        label: what tables call it; unique within a group.
+    """
+
+    tricks: tuple[str, ...]
+    view: str
+    values: Mapping[str, Any]
+    runs: dict[int, Run] = field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The values that training depends on."""
+        return {group: values for group, values in self.values.items() if group != "tta"}
+
+    def tricks_of(self, group: str) -> tuple[str, ...]:
+        """The tricks that are on of one group of values."""
+        return tuple(name for name in self.tricks if name in TRICK_GROUPS[group])
+
+    def metric(self, name: str) -> dict[int, float]:
+        """A metric by seed."""
+        return {seed: run.metrics[self.view][name] for seed, run in self.runs.items()}
+
+
+@dataclass
+class Group:
+    """Runs that are equal but for trick and seed.
+
+    Attributes:
+        values: that they share, by dotted key, with the data's ``fingerprint``.
+        variants: of tricks.
+        differs: shared values that are others in another group, by dotted key.
+    """
+
+    values: Mapping[str, Any]
+    variants: list[Variant]
+    differs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Data, model, size and budget, then what else tells this group from others."""
+        values = self.values
+        epochs = values.get("budget.epochs")
+        parts = [
+            str(values.get("data.name")),
+            str(values.get("model.name")),
+            f"{values.get('resize.size')} px",
+            f"{epochs} epoch{'' if epochs == 1 else 's'}",
+        ]
+        told = {"data.name", "model.name", "resize.size", "budget.epochs"}
+        if set(self.differs) - told > {"fingerprint"}:
+            told.add("fingerprint")  # other values that differ are why the data do
+        parts += [
+            f"{key}={_short(value)}" for key, value in self.differs.items() if key not in told
+        ]
+        return " · ".join(parts)
+
+    @property
+    def any_run(self) -> Run:
+        """One of the runs, for what all share."""
+        return next(iter(self.variants[0].runs.values()))
+
+    def find(self, name: str) -> Variant | None:
+        """The variant of that label, or of those tricks joined by ``+``."""
+        for variant in self.variants:
+            if name == variant.label or set(name.split("+")) == set(variant.tricks):
+                return variant
+        return None
+
+
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """Sort runs into groups, largest first; of equal trainings with one seed the first counts."""
+    members: dict[str, list[Run]] = defaultdict(list)
+    shared: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        values = _untricked(run)
+        key = _canonical(values)
+        members[key].append(run)
+        shared[key] = values
+    groups = [Group(shared[key], _variants(found)) for key, found in members.items()]
+    for key in sorted({key for group in groups for key in group.values}):
+        if len({_canonical(group.values.get(key)) for group in groups}) > 1:
+            for group in groups:
+                group.differs[key] = group.values.get(key)
+    return sorted(groups, key=lambda group: (-len(members[_canonical(group.values)]), group.title))
+
+
+def _untricked(run: Run) -> dict[str, Any]:
+    """Everything that must be equal for a comparison, by dotted key."""
+    values: dict[str, Any] = {"fingerprint": run.fingerprint}
+    for name, value in run.values.items():
+        if name in _NO_DIFFERENCE:
+            continue
+        if not isinstance(value, Mapping):
+            values[name] = value
+        elif name in TRICK_GROUPS:
+            values |= {f"{name}.{key}": value.get(key) for key in _NO_TRICK.get(name, ())}
+        else:
+            values |= {f"{name}.{key}": item for key, item in value.items()}
+    return values
+
+
+def _variants(runs: Sequence[Run]) -> list[Variant]:
+    found: dict[str, Variant] = {}
+    # A run with TTA is also a run without: TTA changes nothing in training. Runs without come
+    # first, so that they are the ones that count.
+    for run in sorted(runs, key=lambda run: ("tta" in run.tricks, run.name)):
+        trained = tuple(name for name in run.tricks if name != "tta")
+        values = {
+            name: {
+                key: value
+                for key, value in run.values[name].items()
+                if key not in _NO_TRICK.get(name, ())
+            }
+            for name in TRICK_GROUPS
+        }
+        tta = values.pop("tta")
+        views = [Variant(trained, "plain", values)]
+        if "tta" in run.tricks:
+            views.append(Variant((*trained, "tta"), "tta", {**values, "tta": tta}))
+        for variant in views:
+            key = _canonical([variant.view, variant.values])
+            found.setdefault(key, variant).runs.setdefault(run.seed, run)
+    variants = sorted(found.values(), key=lambda variant: (len(variant.tricks), variant.tricks))
+    _label(variants)
+    return variants
+
+
+def _label(variants: Sequence[Variant]) -> None:
+    """Name variants by their tricks, and where that is not enough by the values that differ."""
+    by_name: dict[str, list[Variant]] = defaultdict(list)
+    for variant in variants:
+        by_name[trick_label(variant.tricks)].append(variant)
+    for name, alike in by_name.items():
+        leaves = [
+            {
+                f"{group}.{key}": value
+                for group, values in variant.values.items()
+                for key, value in values.items()
+            }
+            for variant in alike
+        ]
+        differing = [
+            key for key in leaves[0] if len({_canonical(leaf.get(key)) for leaf in leaves}) > 1
+        ]
+        for variant, leaf in zip(alike, leaves, strict=True):
+            told = ", ".join(f"{key}={_short(leaf.get(key))}" for key in differing)
+            variant.label = f"{name} ({told})" if told else name
+
+
+def trick_label(tricks: Iterable[str]) -> str:
+    """What a combination of tricks is called."""
+    names = tuple(tricks)
+    left_out = ALL - set(names)
+    if set(names) <= ALL and len(left_out) <= 1:
+        return f"all but {next(iter(left_out))}" if left_out else "all"
+    return " + ".join(names) or "baseline"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 24 else f"{text[:12]}…"
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

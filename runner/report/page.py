@@ -1,0 +1,179 @@
+"""The answer as one HTML page that needs nothing but itself: no network, no other file.
+
+What comes from runs (names of classes, files, tricks) is escaped by jinja2 or matplotlib; the
+content security policy allows the page's one script by its hash, and nothing from elsewhere.
+"""
+
+import base64
+import hashlib
+import shlex
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from runner import __version__
+from runner.display import printable
+from runner.errors import ArtefactError
+from runner.report import figures, text
+from runner.report.answer import Answer, Comparison, GroupAnswer
+from runner.report.curves import AXES, curve, leads
+from runner.report.details import Confused, Confusion, GroupDetails, find_series
+from runner.tables import Table
+
+_HERE = Path(__file__).parent
+_SYMBOLS = {"helps": "▲", "hurts": "▼", "no difference": "=", "cannot tell": "?"}
+
+
+@dataclass(frozen=True)
+class _Section:
+    """What the template shows of one group; figures are SVG."""
+
+    id: str
+    found: GroupAnswer
+    answer: Table
+    contributions: Table | None
+    prices: Table
+    pairs: Table
+    forest: Markup | None
+    forest_within: Markup | None
+    curves: Markup | None
+    leads: Table | None
+    reliability: Markup | None
+    confusions: list[Confusion]
+    confused: list[Confused]
+    remarks: list[str]
+
+
+def page(found: Answer) -> str:
+    """The page.
+
+    Args:
+        found: the answer; its runs' folders are read once more for the details.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"printable": printable, "points": text.points}
+    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in _INLINED)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    sections = [_section(group, number, found.margin) for number, group in enumerate(found.groups)]
+    values = find_series([group.group for group in found.groups])
+    return environment.get_template("page.html").render(
+        sections=sections,
+        series=[
+            (one, Markup(figures.series(f"series-{number}", one.key, one.lines)))  # noqa: S704
+            for number, one in enumerate(values)
+        ],
+        unranked=text.unranked_table(found) if found.unranked else None,
+        foreign=found.foreign,
+        margin=100 * found.margin,
+        legend=text.LEGEND,
+        style=Markup(style),  # noqa: S704  ours
+        script=Markup(script),  # noqa: S704  ours
+        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+        version=__version__,
+        time=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        symbols=_SYMBOLS,
+        verdict=lambda one: text.verdict_text(one, found.margin),
+        sentence=lambda one: _sentence(one, found.margin),
+        command=shlex.join,
+    )
+
+
+_INLINED = ("page.css", "page.js")
+
+
+def _section(found: GroupAnswer, number: int, margin: float) -> _Section:
+    group, name = found.group, f"group-{number}"
+    try:
+        details = GroupDetails(group)
+    except ArtefactError:  # changed since the answer was made
+        details = None
+    return _Section(
+        id=name,
+        found=found,
+        answer=text.answer_table(found, margin),
+        contributions=text.contribution_table(found, margin) if found.contributions else None,
+        prices=text.price_table(found),
+        pairs=_pairs(found),
+        forest=_figure("forest", f"{name}-forest", found.comparisons, margin),
+        forest_within=_figure("forest", f"{name}-within", found.contributions, margin),
+        curves=_curves(found, name),
+        leads=_leads(found),
+        reliability=_figure(
+            "reliability", f"{name}-reliability", details and details.reliability()
+        ),
+        confusions=details.confusions() if details else [],
+        confused=details.most_confused() if details else [],
+        remarks=list(text.remarks(found, margin)),
+    )
+
+
+def _figure(kind: str, name: str, content: Any, *others: Any) -> Markup | None:
+    """A figure, or None where there is nothing to draw."""
+    if not content:
+        return None
+    return Markup(getattr(figures, kind)(name, content, *others))  # noqa: S704  escaped there
+
+
+def _curves(found: GroupAnswer, name: str) -> Markup | None:
+    """Of the plain views: curves are of training, which knows no TTA."""
+    trained = [variant for variant in found.group.variants if variant.view == "plain"]
+    by_axis = {}
+    for axis in AXES:
+        lines = {variant.label: curve(variant, axis) for variant in trained}
+        if drawn := {label: line for label, line in lines.items() if line is not None}:
+            by_axis[axis] = drawn
+    return _figure("curves", f"{name}-curves", by_axis)
+
+
+def _leads(found: GroupAnswer) -> Table | None:
+    """Who is ahead of the baseline when."""
+    variants = {variant.label: variant for variant in found.group.variants}
+    rows = []
+    for one in found.comparisons:
+        variant, reference = variants[one.label], variants[one.reference]
+        if variant.view == "plain":
+            along = leads(variant, reference)
+            cells = [text.lead_text(axis, along[axis]) if axis in along else "" for axis in AXES]
+            rows.append((one.label, *cells))
+    if not rows:
+        return None
+    columns = ("trick", "by epochs", "by seconds", "by pixels")
+    return Table(f"against {found.baseline}, mean over seeds", columns, tuple(rows), columns)
+
+
+def _pairs(found: GroupAnswer) -> Table:
+    """Every seed of every comparison."""
+    return Table(
+        "seed by seed",
+        ("trick", "without it", "seed", "difference", "gained", "lost", "McNemar p"),
+        tuple(
+            (
+                one.label, one.reference, str(pair.seed), text.points(pair.difference),
+                str(pair.gained), str(pair.lost), f"{pair.p:.3g}",
+            )
+            for one in (*found.comparisons, *found.contributions)
+            for pair in one.pairs
+        ),
+        ("trick", "without it"),
+    )  # fmt: skip
+
+
+def _sentence(one: Comparison, margin: float) -> str:
+    """One comparison in one sentence."""
+    said = (
+        f"{text.points(one.found.mean)} points {text.interval_text(one.found.over_both)}, "
+        f"{len(one.seeds)} seed{'s' * (len(one.seeds) > 1)}"
+    )
+    advice = text.advice(one, margin)
+    return f"{said}; {advice}" if advice else said

@@ -1,0 +1,301 @@
+"""Reading run folders for the report: whoever is at them, whatever else lies there."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runner.errors import ArtefactError, DataError
+from runner.records import RunFolder
+
+METRICS = ("accuracy", "nll", "brier", "ece")
+VIEWS = ("plain", "tta")
+OURS = ("cache", "sweeps")
+"""Folders below ``outputs`` that are no runs but ours."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a run predicted for the N validation images.
+
+    Attributes:
+        labels: (N,) int64.
+        views: (N, K) float32 probabilities, of ``plain`` and ``tta``.
+    """
+
+    labels: NDArray[np.int64]
+    views: Mapping[str, NDArray[np.float32]]
+
+    def correct(self, view: str) -> NDArray[np.bool_]:
+        """(N,) whether the most probable class is the label."""
+        right: NDArray[np.bool_] = self.views[view].argmax(axis=1) == self.labels
+        return right
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        path: of its folder.
+        identity: what it is, by a hash.
+        seed: of its random draws.
+        tricks: that were on.
+        values: everything that decides its result, by group and key.
+        fingerprint: of its data.
+        classes: names in the order of the labels.
+        num_val: validation images.
+        num_train: training images.
+        metrics: by view: accuracy, nll, brier, ece, and ``forward_passes`` per image.
+        budget: ``epochs``, ``images``, ``pixels``, and ``seconds`` of training and evaluating.
+        environment: versions and machine.
+        command: that repeats it.
+        data: the configuration of its data, with the place where it lay.
+    """
+
+    path: Path
+    identity: str
+    seed: int
+    tricks: tuple[str, ...]
+    values: Mapping[str, Any]
+    fingerprint: str
+    classes: tuple[str, ...]
+    num_val: int
+    num_train: int
+    metrics: Mapping[str, Mapping[str, float]]
+    budget: Mapping[str, float]
+    environment: Mapping[str, Any]
+    command: tuple[str, ...]
+    data: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    def predictions(self) -> Predictions:
+        """Every probability it predicted.
+
+        Raises:
+            ArtefactError: the file is missing, damaged or of another run.
+        """
+        path = self.path / "predictions.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                labels = np.asarray(file["labels"])
+                views = {view: np.asarray(file[view], np.float32) for view in VIEWS}
+        except Exception as error:  # zip, zlib and numpy raise many kinds
+            raise ArtefactError(f"cannot read the predictions: {error}", where=str(path)) from error
+        shape = (self.num_val, views["plain"].shape[-1])
+        is_sound = (
+            labels.shape == (self.num_val,)
+            and labels.dtype.kind in "iu"
+            and all(view.shape == shape and np.isfinite(view).all() for view in views.values())
+            and len(self.classes) <= shape[1]
+            and 0 <= labels.min() <= labels.max() < len(self.classes)
+        )
+        if not is_sound:
+            raise ArtefactError("the predictions are not of this run", where=str(path))
+        return Predictions(labels.astype(np.int64), views)
+
+    @cached_property
+    def epochs(self) -> list[dict[str, float]]:
+        """A row per epoch: ``epoch``, ``pixels``, ``seconds`` so far, and validation metrics.
+
+        Rows that cannot be read are left out.
+        """
+        seconds = {
+            row["epoch"]: row["total_seconds"]
+            for row in _rows(self.path / "timings.jsonl", ("epoch", "total_seconds"))
+        }
+        keys = ("epoch", "pixels", "val_accuracy", "val_loss")
+        return [
+            {**{key: row[key] for key in keys}, "seconds": seconds[row["epoch"]]}
+            for row in _rows(self.path / "metrics.jsonl", keys)
+            if row["epoch"] in seconds
+        ]
+
+
+@dataclass(frozen=True)
+class Unranked:
+    """A run that is not compared, or a folder that cannot be read, and why."""
+
+    name: str
+    status: str
+    reason: str
+
+
+@dataclass
+class Found:
+    """What lies below the folders that were asked for.
+
+    Attributes:
+        runs: finished ones, by name.
+        unranked: the others.
+        foreign: names of entries that are no runs; hidden ones and ours are not told.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    unranked: list[Unranked] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+
+def find_runs(places: Iterable[Path]) -> Found:
+    """Read every run in ``places``: folders of runs, or runs themselves.
+
+    Raises:
+        DataError: a place is no folder, or cannot be listed.
+    """
+    found = Found()
+    known: dict[Path, None] = {}
+    for place in places:
+        for path in [place] if _is_run(place) else _entries(place):
+            known.setdefault(path)
+    seen: dict[str, str] = {}
+    for path in known:
+        _sort_in(path, found, seen)
+    return found
+
+
+def _entries(place: Path) -> list[Path]:
+    try:
+        return sorted(place.iterdir())
+    except OSError as error:
+        raise DataError(
+            f"cannot read the folder: {error.strerror}",
+            where=str(place.absolute()),
+            fix="a run folder, or the value of outputs=",
+        ) from error
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return (path / "run.json").is_file()
+    except OSError:
+        return False
+
+
+def _sort_in(path: Path, found: Found, seen: dict[str, str]) -> None:
+    try:
+        is_run = (path / "run.json").is_file()
+    except OSError as error:
+        found.unranked.append(Unranked(path.name, "unreadable", error.strerror or str(error)))
+        return
+    if not is_run:
+        if path.name not in OURS and not path.name.startswith("."):
+            found.foreign.append(path.name)
+        return
+    folder = RunFolder(path)
+    try:
+        result = folder.result()
+        if result is None:
+            status = folder.status()
+            reason = str(status["reason"]).partition("\n")[0]
+            found.unranked.append(Unranked(path.name, str(status["status"]), reason))
+            return
+        run = _run(path, result)
+    except ArtefactError as error:
+        found.unranked.append(Unranked(path.name, "unreadable", error.what))
+        return
+    except OSError as error:
+        found.unranked.append(Unranked(path.name, "unreadable", error.strerror or str(error)))
+        return
+    if run.identity in seen:
+        reason = f"the same run as {seen[run.identity]}"
+        found.unranked.append(Unranked(path.name, "duplicate", reason))
+        return
+    seen[run.identity] = path.name
+    found.runs.append(run)
+
+
+def _run(path: Path, result: Mapping[str, Any]) -> Run:
+    """The run of a folder whose ``result.json`` is at hand.
+
+    Raises:
+        ArtefactError: a file does not hold what a run's does.
+    """
+    try:
+        what = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        values = what["values"]
+        if what["identity"] != result["identity"]:
+            raise ValueError("run.json and result.json are of different runs")
+        groups = ("data", "normalize", "resize", "mixup", "smoothing", "tta", "model", "budget")
+        if not all(isinstance(values[group], dict) for group in groups):
+            raise TypeError("a group of values is none")
+        data = result["data"]
+        return Run(
+            path=path,
+            identity=_text(what["identity"]),
+            seed=_count(result["seed"]),
+            tricks=_texts(result["tricks"]),
+            values=values,
+            fingerprint=_text(what["fingerprint"]),
+            classes=_texts(data["classes"]),
+            num_val=_count(data["num_val"], at_least=1),
+            num_train=_count(data["num_train"], at_least=1),
+            metrics={
+                view: _numbers(result["metrics"][view], (*METRICS, "forward_passes"))
+                for view in VIEWS
+            },
+            budget=_numbers(result["budget"], ("epochs", "images", "pixels", "seconds")),
+            environment=dict(result["environment"]),
+            command=_texts(result["command"]),
+            data=dict(result["config"]["data"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ArtefactError(
+            f"not the files of a finished run: {reason}", where=str(path)
+        ) from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"not a text: {value!r:.40}")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"not a list: {value!r:.40}")
+    return tuple(_text(item) for item in value)
+
+
+def _count(value: Any, at_least: int = 0) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise TypeError(f"not a number of things: {value!r:.40}")
+    return value
+
+
+def _number(value: Any) -> float:
+    """A finite number that is not negative, as all of a result's are."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"not a number: {value!r:.40}")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"not a possible number: {value}")
+    return float(value)
+
+
+def _numbers(mapping: Mapping[str, Any], keys: Iterable[str]) -> dict[str, float]:
+    return {key: _number(mapping[key]) for key in keys}
+
+
+def _rows(path: Path, keys: tuple[str, ...]) -> list[dict[str, float]]:
+    """Rows of a log that have all ``keys``; a broken one is passed over."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(_numbers(json.loads(line), keys))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return rows

@@ -1,0 +1,106 @@
+"""Which validation images each run has right, remembered so that a second report is quick.
+
+Unpacking a run's predictions takes a millisecond or more, a thousand of them longer than a report
+may. So the right-or-wrong of every image is kept, one bit each, in one file below ``cache``.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runner.errors import StorageError
+from runner.report.runs import VIEWS, Run
+from runner.storage import replace_whole
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One run's right-or-wrong.
+
+    Attributes:
+        labels: hash of the labels; equal for runs on the same images in the same order.
+        correct: (N,) bool by view.
+    """
+
+    labels: str
+    correct: Mapping[str, NDArray[np.bool_]]
+
+
+class ScoreBook:
+    """Scores of runs, from a file where they have been read before.
+
+    Args:
+        path: of the file; it need not exist, and if it cannot be written nothing is lost.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamps: dict[str, list[Any]] = {}
+        self._bits: dict[str, NDArray[np.uint8]] = {}
+        self._is_changed = False
+        with suppress(Exception):  # a cache: whatever is wrong with it, it is made anew
+            self._load()
+
+    def scores(self, run: Run) -> Scores:
+        """Of a run.
+
+        Raises:
+            ArtefactError: its predictions cannot be read.
+        """
+        stamp = self._stamp(run)
+        remembered = self._stamps.get(run.identity)
+        if remembered is None or remembered[:-1] != stamp:
+            predictions = run.predictions()
+            labels = hashlib.sha256(predictions.labels.tobytes()).hexdigest()[:16]
+            rows = np.stack([predictions.correct(view) for view in VIEWS])
+            remembered = [*stamp, labels]
+            self._stamps[run.identity] = remembered
+            self._bits[run.identity] = np.packbits(rows, axis=1)
+            self._is_changed = True
+        rows = np.unpackbits(self._bits[run.identity], axis=1, count=run.num_val).astype(bool)
+        return Scores(str(remembered[-1]), dict(zip(VIEWS, rows, strict=True)))
+
+    def save(self) -> None:
+        """Write the file if there is anything new; a folder that cannot be written is left so."""
+        if not self._is_changed:
+            return
+        index = {"format": _FORMAT, "stamps": self._stamps}
+        content = io.BytesIO()
+        np.savez(
+            content,
+            index=np.frombuffer(json.dumps(index).encode(), np.uint8),
+            bits=np.concatenate([bits.ravel() for bits in self._bits.values()]),
+        )
+        with suppress(StorageError):
+            replace_whole(self._path, content.getvalue())
+
+    def _load(self) -> None:
+        with np.load(self._path, allow_pickle=False) as file:
+            index, bits = json.loads(file["index"].tobytes()), file["bits"]
+        if index["format"] != _FORMAT:
+            return
+        start = 0
+        for identity, stamp in index["stamps"].items():
+            width = -(-stamp[0] // 8)
+            end = start + len(VIEWS) * width
+            self._bits[identity] = bits[start:end].reshape(len(VIEWS), width)
+            start = end
+        self._stamps = index["stamps"]
+
+    @staticmethod
+    def _stamp(run: Run) -> list[Any]:
+        try:
+            status = (run.path / "predictions.npz").stat()
+        except OSError:
+            return [run.num_val, 0, 0]
+        return [run.num_val, status.st_size, status.st_mtime_ns]

@@ -1,0 +1,304 @@
+"""The answer in words and tables: for the terminal, Markdown, CSV and JSON."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from runner.report.answer import (
+    PRICES,
+    Answer,
+    Comparison,
+    GroupAnswer,
+    Interval,
+    Mean,
+    Row,
+)
+from runner.report.curves import Lead
+from runner.report.runs import METRICS
+from runner.statistics import MOST_SEEDS
+from runner.tables import Table, to_csv
+
+UNEQUAL = "≠"
+_COURSES = {
+    "ahead": "ahead all the way",
+    "behind": "behind all the way",
+    "level": "level all the way",
+    "overtakes": "ahead from {at} on",
+    "falls behind": "behind from {at} on",
+}
+_AXIS_UNITS = {"epoch": "epoch {:.1f}", "seconds": "{:.0f} s", "pixels": "{:.3g} pixels"}
+
+
+def points(value: float, *, signed: bool = True) -> str:
+    """A part of 1 as percent, or as signed percentage points."""
+    return f"{100 * value:+.2f}" if signed else f"{100 * value:.2f}"
+
+
+def interval_text(interval: Interval | None) -> str:
+    """An interval in percentage points."""
+    return "" if interval is None else f"[{points(interval[0])}, {points(interval[1])}]"
+
+
+def mean_text(mean: Mean) -> str:
+    """An accuracy in percent, with half its interval."""
+    if mean.interval is None:
+        return points(mean.mean, signed=False)
+    half = (mean.interval[1] - mean.interval[0]) / 2
+    return f"{points(mean.mean, signed=False)} ± {points(half, signed=False)}"
+
+
+def verdict_text(one: Comparison, margin: float) -> str:
+    """The verdict in words."""
+    if len(one.seeds) == 1:
+        return "one seed: cannot tell"
+    if one.verdict == "no difference":
+        return f"no difference larger than {100 * margin:g}"
+    if one.verdict == "cannot tell":
+        return "cannot tell"
+    is_small = one.p_margin is not None and one.p_margin < 0.05
+    return f"{one.verdict}, by less than {100 * margin:g}" if is_small else one.verdict
+
+
+def advice(one: Comparison, margin: float) -> str:
+    """What would settle a comparison that cannot be told; empty where it is settled."""
+    if one.verdict != "cannot tell":
+        return ""
+    if one.outlook is None:
+        return "one seed tells nothing of the trick: train more"
+    what: str = one.outlook.would_show
+    if what == "no difference":
+        what = f"no difference larger than {100 * margin:g} points"
+    if one.outlook.images is not None:
+        return (
+            f"more seeds would not settle it: the validation split is too small; about "
+            f"{one.outlook.images:,} images would be needed to show {what}"
+        )
+    if one.outlook.seeds == MOST_SEEDS:
+        return f"about {MOST_SEEDS} seeds or more would be needed to show {what}"
+    more = (one.outlook.seeds or 0) - len(one.seeds)
+    return f"about {more} more seed{'s' * (more > 1)} would probably show {what}"
+
+
+def lead_text(axis: str, lead: Lead) -> str:
+    """Who is ahead along an axis."""
+    at = "" if lead.at is None else _AXIS_UNITS[axis].format(lead.at)
+    return _COURSES[lead.course].format(at=at)
+
+
+def answer_table(found: GroupAnswer, margin: float) -> Table:
+    """The verdicts of one group."""
+    compared = {one.label: one for one in found.comparisons}
+    rows = []
+    for row in found.rows:
+        one = compared.get(row.label)
+        cells = [row.label, str(len(row.seeds)), mean_text(row.metrics["accuracy"])]
+        rows.append((*cells, *(_comparison_cells(one, margin) if one else [""] * 5)))
+    return Table(
+        found.group.title,
+        (
+            "trick", "seeds", "accuracy, %", "difference", "over seeds", "over seeds and images",
+            "p (Holm)", "verdict",
+        ),
+        tuple(rows),
+        ("trick", "verdict"),
+    )  # fmt: skip
+
+
+def contribution_table(found: GroupAnswer, margin: float) -> Table:
+    """What each trick adds where others are on, of one group."""
+    return Table(
+        "inside combinations: with the trick, against all the same without it",
+        (
+            "trick", "without it", "seeds", "difference", "over seeds", "over seeds and images",
+            "p (Holm)", "verdict",
+        ),
+        tuple(
+            (one.label, one.reference, str(len(one.seeds)), *_comparison_cells(one, margin))
+            for one in found.contributions
+        ),
+        ("trick", "without it", "verdict"),
+    )  # fmt: skip
+
+
+def _comparison_cells(one: Comparison, margin: float) -> list[str]:
+    mark = "" if one.is_equal_budget else f" {UNEQUAL}"
+    return [
+        points(one.found.mean),
+        interval_text(one.found.over_seeds),
+        interval_text(one.found.over_both),
+        "" if one.p_zero is None else f"{one.p_zero:.3f}",
+        verdict_text(one, margin) + mark,
+    ]
+
+
+def price_table(found: GroupAnswer) -> Table:
+    """One yardstick for all of a group, and what each cost."""
+    first = found.rows[0]
+    rows = []
+    for row in found.rows:
+        metrics = [f"{row.metrics[name].mean:.4f}" for name in METRICS[1:]]
+        prices = [_relative(row.price[key], first.price[key]) for key in PRICES]
+        rows.append((row.label, *metrics, *prices, f"{row.forward_passes:g}"))
+    return Table(
+        f"means over seeds; images, pixels and seconds of training relative to {first.label} "
+        f"({first.price['seconds']:,.0f} s)",
+        (
+            "trick", "log loss", "Brier", "ECE", "images ×", "pixels ×", "seconds ×",
+            "passes per image",
+        ),
+        tuple(rows),
+        ("trick",),
+    )  # fmt: skip
+
+
+def unranked_table(found: Answer) -> Table:
+    """Runs that are not compared, and why."""
+    return Table(
+        "not compared",
+        ("run", "status", "reason"),
+        tuple((run.name, run.status, run.reason) for run in found.unranked),
+        ("run", "status", "reason"),
+    )
+
+
+def tables(found: Answer) -> Iterator[Table]:
+    """Every table of the answer, in the order to read them."""
+    for group in found.groups:
+        yield answer_table(group, found.margin)
+        if group.contributions:
+            yield contribution_table(group, found.margin)
+        yield price_table(group)
+    if found.unranked:
+        yield unranked_table(found)
+
+
+def remarks(group: GroupAnswer, margin: float) -> Iterator[str]:
+    """Sentences that belong below the tables of a group."""
+    yield from group.notes
+    compared = (*group.comparisons, *group.contributions)
+    if any(not one.is_equal_budget for one in compared):
+        yield f"{UNEQUAL} trained on other images or pixels than what it is held against"
+    for one in group.comparisons:
+        if said := advice(one, margin):
+            yield f"{one.label}: {said}"
+            yield from (f"    {command}" for command in one.more)
+
+
+LEGEND = (
+    "Differences are in percentage points of accuracy, paired by seed, with 95 % intervals: over "
+    "seeds for these very images, and over seeds and images; the second decides. p-values are "
+    "corrected by Holm within each table."
+)
+
+
+def markdown(found: Answer) -> str:
+    """All tables and remarks in Markdown."""
+    parts = []
+    for group in found.groups:
+        parts.append(answer_table(group, found.margin).markdown())
+        parts += [f"{line}\n" for line in group.notes]
+        if group.contributions:
+            parts.append(contribution_table(group, found.margin).markdown())
+        parts.append(price_table(group).markdown())
+    if found.unranked:
+        parts.append(unranked_table(found).markdown())
+    return "\n".join([*parts, f"{LEGEND}\n"])
+
+
+_INTERVALS = ("over_seeds", "over_both")
+CSV_COLUMNS = (
+    "group", "table", "trick", "reference", "seeds",
+    "accuracy", "accuracy_low", "accuracy_high",
+    "difference", *(f"{name}_{end}" for name in _INTERVALS for end in ("low", "high")),
+    "p_holm", "p_margin_holm", "verdict", "is_equal_budget",
+    *METRICS[1:], *PRICES, "forward_passes",
+)  # fmt: skip
+
+
+def csv(found: Answer) -> str:
+    """One line per variant and per contribution; parts of 1, not percent."""
+    lines: list[list[object]] = []
+    for group in found.groups:
+        compared = {one.label: one for one in group.comparisons}
+        rows = {row.label: row for row in group.rows}
+        for row in group.rows:
+            lines.append(_csv_line(group, "baseline", row, compared.get(row.label)))
+        for one in group.contributions:
+            row = rows[one.label.rpartition(" in ")[2]]
+            lines.append(_csv_line(group, "combination", row, one))
+    return to_csv(CSV_COLUMNS, lines)
+
+
+def _csv_line(group: GroupAnswer, table: str, row: Row, one: Comparison | None) -> list[object]:
+    accuracy = row.metrics["accuracy"]
+    line: dict[str, object] = {
+        "group": group.group.title,
+        "table": table,
+        "trick": one.label if one else row.label,
+        "seeds": len(one.seeds if one else row.seeds),
+        "accuracy": accuracy.mean,
+        **_ends("accuracy", accuracy.interval),
+        **{name: row.metrics[name].mean for name in METRICS[1:]},
+        **row.price,
+        "forward_passes": row.forward_passes,
+    }
+    if one:
+        line |= {
+            "reference": one.reference,
+            "difference": one.found.mean,
+            **_ends("over_seeds", one.found.over_seeds),
+            **_ends("over_both", one.found.over_both),
+            "p_holm": one.p_zero,
+            "p_margin_holm": one.p_margin,
+            "verdict": one.verdict,
+            "is_equal_budget": one.is_equal_budget,
+        }
+    return [line.get(column) for column in CSV_COLUMNS]
+
+
+def _ends(name: str, interval: Interval | None) -> dict[str, object]:
+    low, high = interval or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def to_json(found: Answer) -> str:
+    """Everything, every number in full."""
+    content = {
+        "margin": found.margin,
+        "groups": [
+            {
+                "title": group.group.title,
+                "values": dict(group.group.values),
+                "baseline": group.baseline,
+                "variants": [asdict(row) for row in group.rows],
+                "comparisons": [asdict(one) for one in group.comparisons],
+                "contributions": [asdict(one) for one in group.contributions],
+                "notes": group.notes,
+                "runs": [
+                    {"run": run.name, "seed": seed, "variant": variant.label,
+                     "identity": run.identity, "command": run.command}
+                    for variant in group.group.variants
+                    for seed, run in sorted(variant.runs.items())
+                ],
+            }
+            for group in found.groups
+        ],
+        "not_compared": [asdict(run) for run in found.unranked],
+        "foreign": found.foreign,
+    }  # fmt: skip
+    return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """``value`` for JSON, which has no NaN: a ratio to nothing is null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _relative(ours: float, theirs: float) -> str:
+    return f"{ours / theirs:.2f}" if theirs else ""
