@@ -1,0 +1,130 @@
+"""Run folders as training writes them, without training: predictions are drawn."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runner import compose
+from runner.metrics import classification_metrics
+from runner.records import RunFolder
+from runner.schema import (
+    Data,
+    Mixup,
+    Normalize,
+    Resize,
+    RunConfig,
+    Smoothing,
+    Tta,
+    to_dict,
+)
+
+CLASSES = ("bag", "coat", "dress")
+FINGERPRINT = "f" * 64
+TRICKS: dict[str, dict[str, Any]] = {
+    "normalize": {"normalize": Normalize(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))},
+    "progressive_resizing": {"resize": Resize(schedule="progressive")},
+    "mixup": {"mixup": Mixup(probability=1.0)},
+    "label_smoothing": {"smoothing": Smoothing(epsilon=0.1)},
+    "tta": {"tta": Tta(flip=True)},
+}
+
+
+def config(*tricks: str, seed: int = 0, **changes: Any) -> RunConfig:
+    """A configuration with some tricks on; ``changes`` replace whole groups or top-level keys."""
+    groups = {key: group for trick in tricks for key, group in TRICKS[trick].items()}
+    plain = RunConfig(data=Data(name="folder", root="images"), device="cpu", precision="fp32")
+    return replace(plain, **{"seed": seed, **groups, **changes})
+
+
+def predictions(
+    accuracy: float, num_images: int, *, seed: int, classes: int = len(CLASSES)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (N,) and probabilities (N, K); exactly round(accuracy · N) of them right."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(num_images) % classes
+    right = rng.permutation(num_images) < round(accuracy * num_images)
+    winner = np.where(right, labels, (labels + 1) % classes)
+    probabilities = rng.uniform(0.05, 0.2, (num_images, classes))
+    probabilities[np.arange(num_images), winner] += 1.0
+    return labels, (probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def write_run(
+    outputs: Path,
+    *tricks: str,
+    seed: int = 0,
+    accuracy: float = 0.8,
+    tta_accuracy: float | None = None,
+    num_images: int = 60,
+    classes: tuple[str, ...] = CLASSES,
+    fingerprint: str = FINGERPRINT,
+    pixels: int = 1_000_000,
+    seconds: float = 10.0,
+    epochs: int = 3,
+    name: str | None = None,
+    words: tuple[str, ...] | None = None,
+    finish: bool = True,
+    **changes: Any,
+) -> RunFolder:
+    """Write a run with ``tricks`` and return its folder.
+
+    ``changes`` go to :func:`config`. Without ``finish`` the run is one that was killed.
+    """
+    chosen = config(*tricks, seed=seed, **changes)
+    what = compose.identity(chosen, len(classes), 32, fingerprint)
+    folder = RunFolder(outputs / (name or compose.folder_name(chosen, what["identity"])))
+    if words is None:
+        words = (f"+trick=[{','.join(tricks)}]", f"seed={seed}")
+    folder.begin(what, to_dict(chosen), list(words))
+    for epoch in range(1, epochs + 1):
+        part = epoch / epochs
+        folder.append_row(
+            {
+                "epoch": epoch,
+                "pixels": int(pixels * part),
+                "images": int(1000 * part),
+                "val_accuracy": accuracy * part,
+                "val_loss": 2.0 - part,
+            }
+        )
+        folder.append_row({"epoch": epoch, "total_seconds": seconds * part}, "timings.jsonl")
+    if not finish:
+        return folder
+    labels, plain = predictions(
+        accuracy, num_images, seed=7 * seed + len(tricks), classes=len(classes)
+    )
+    _, tta = predictions(
+        accuracy if tta_accuracy is None else tta_accuracy,
+        num_images, seed=7 * seed + len(tricks), classes=len(classes),
+    )  # fmt: skip
+    folder.write_predictions(labels, plain, tta)
+    metrics = {
+        view: {
+            **classification_metrics(probabilities, labels, classes),
+            "forward_passes": passes,
+        }
+        for view, probabilities, passes in (
+            ("plain", plain, 1), ("tta", tta, 2 if "tta" in tricks else 1),
+        )
+    }  # fmt: skip
+    folder.finish(
+        {
+            "identity": what["identity"],
+            "command": ["python", "-m", "runner.train", *words],
+            "tricks": chosen.tricks,
+            "seed": seed,
+            "data": {
+                "name": "folder", "fingerprint": fingerprint, "num_train": 100,
+                "num_val": num_images, "classes": list(classes),
+            },
+            "metrics": metrics,
+            "budget": {
+                "epochs": float(epochs), "images": 1000, "pixels": pixels, "seconds": seconds,
+            },
+            "config": to_dict(chosen),
+            "environment": {"runner": "0", "torch": "2", "device": "cpu", "threads": 2},
+        }
+    )  # fmt: skip
+    return folder
