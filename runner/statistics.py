@@ -9,13 +9,15 @@ i, d̄(s) its mean over images and d̄ the mean of all:
 - *over seeds*: Student's t-interval of the n values d̄(s). It speaks of these very images.
 - *over seeds and images*: the images are resampled with replacement, all seeds together as all
   predict the same ones, and on top of each resample the seeds have their t-distribution. This
-  interval decides. Resampling the seeds as well would be the usual hierarchical bootstrap, but one
-  of three to ten values gives intervals that are far too short: their spread is underestimated by
-  √((n-1)/n), and their tails are those of a normal distribution.
+  interval decides. Resampling the seeds as well would be the usual hierarchical bootstrap, but for
+  three to ten seeds it is too short where seeds differ much: it takes √((n-1)/n) of their spread
+  and knows no heavy tails.
 
 Behind the second is a model with two random effects, d(s, i) = θ + a(s) + b(i) + c(s, i). The
 spread of the d̄(s) has a and c in it, that of the image means b and c; so that c is not counted
-twice, what resampling gives is shrunk to the part of b, as Davison & Hinkley (1997, 3.8) do.
+twice, what resampling gives is shrunk to the part of b, as Davison & Hinkley (1997, 3.8) do. And
+since c is known well from so many images, the spread of the d̄(s) is never taken to be less than
+c/√N alone makes it: three seeds agree by luck often enough, and then t alone is sure of itself.
 
 Without scipy.stats, whose import takes longer than a report may: scipy.special has what it needs.
 """
@@ -130,7 +132,8 @@ def difference(scores: FloatArray, reference: FloatArray, margin: float) -> Diff
 def _components(per_image: NDArray[np.float32], per_seed: FloatArray) -> tuple[float, float]:
     """Deviation of one seed's mean, and the part of the image means' deviation that is b's.
 
-    Estimated by the mean squares of a two-way layout; a component that comes out negative is 0.
+    Estimated by the mean squares of a two-way layout; components that come out negative, a's or
+    b's, are 0.
     """
     n, num_images = per_image.shape
     of_images = per_image.mean(axis=0, dtype=np.float64)

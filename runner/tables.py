@@ -7,14 +7,16 @@ no markup is obeyed, no cell is a formula to a spreadsheet.
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
 from runner.display import printable
 
+_NAME_WIDTH = 20
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -34,13 +36,29 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     text_columns: tuple[str, ...] = ()
 
+    def without(self, *columns: str) -> "Table":
+        """The same table without some columns."""
+        kept = [index for index, name in enumerate(self.columns) if name not in columns]
+        return replace(
+            self,
+            columns=tuple(self.columns[index] for index in kept),
+            rows=tuple(tuple(row[index] for index in kept) for row in self.rows),
+        )
+
     def print(self, console: Console) -> None:
         """Print it to a terminal, or to a pipe."""
-        shown = RichTable(title=escape(printable(self.title)), title_justify="left")
-        for column in self.columns:
+        shown = RichTable(
+            title=escape(printable(self.title)), title_justify="left", box=box.SIMPLE_HEAD
+        )
+        for index, column in enumerate(self.columns):
             is_text = column in self.text_columns
+            widest = max((len(row[index]) for row in self.rows), default=0)
             shown.add_column(
-                escape(column), justify="left" if is_text else "right", overflow="fold"
+                escape(column),
+                justify="left" if is_text else "right",
+                overflow="fold",
+                # Numbers stay in one piece, and names as far as there is room.
+                min_width=min(widest, _NAME_WIDTH) if index == 0 or not is_text else None,
             )
         for row in self.rows:
             shown.add_row(*(escape(printable(cell)) for cell in row))

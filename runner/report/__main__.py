@@ -6,6 +6,7 @@ then what would settle it. Reads run folders only, also while a sweep is at them
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from runner.report.scores import ScoreBook
 from runner.storage import replace_whole
 
 _STDOUT = Path("-")
+_WIDTH = 120  # columns that the widest table needs
 
 
 def main() -> None:
@@ -63,7 +65,10 @@ def _report(arguments: argparse.Namespace) -> None:
         if path := getattr(arguments, kind):
             is_told |= _write(path, content(found))
     if not is_told:
-        _tell(found, Console(highlight=False))
+        console = Console(highlight=False)
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console.width = _WIDTH  # a pipe has no width of its own
+        _tell(found, console)
 
 
 def _write(path: Path, content: str) -> bool:
@@ -76,10 +81,12 @@ def _write(path: Path, content: str) -> bool:
 
 
 def _tell(found: Answer, console: Console) -> None:
+    # A narrow terminal shows what decides.
+    left_out = () if console.width >= _WIDTH else ("over seeds", "p (Holm)")
     for group in found.groups:
-        text.answer_table(group, found.margin).print(console)
+        text.answer_table(group, found.margin).without(*left_out).print(console)
         if group.contributions:
-            text.contribution_table(group, found.margin).print(console)
+            text.contribution_table(group, found.margin).without(*left_out).print(console)
         text.price_table(group).print(console)
         for remark in text.remarks(group, found.margin):
             _line(remark, console)

@@ -60,7 +60,7 @@ class Row:
         tricks: that are on.
         seeds: of its runs.
         metrics: accuracy, nll, brier and ece.
-        price: mean images, pixels and seconds of training, with evaluations, per run.
+        price: images, pixels and seconds of training with its evaluations, median of the runs.
         forward_passes: per validation image.
     """
 
@@ -87,7 +87,8 @@ class Comparison:
         verdict: on accuracy.
         outlook: what would settle it, where that cannot be told.
         others: difference in nll, brier and ece.
-        price: images, pixels and seconds relative to the reference; ``forward_passes`` too.
+        price: images, pixels and seconds relative to the reference, median of the seeds, as
+            machines are shared; and ``forward_passes``.
         is_equal_budget: whether both trained on as many images and pixels.
         more: commands for the seeds that would settle it.
     """
@@ -274,9 +275,13 @@ def _compare(
         gained, lost = int((new & ~old).sum()), int((old & ~new).sum())
         pairs.append(Pair(seed, (gained - lost) / len(new), gained, lost, mcnemar(gained, lost)))
     price = {
-        key: _ratio(
-            sum(variant.runs[seed].budget[key] for seed in seeds),
-            sum(reference.runs[seed].budget[key] for seed in seeds),
+        key: float(
+            np.median(
+                [
+                    _ratio(variant.runs[seed].budget[key], reference.runs[seed].budget[key])
+                    for seed in seeds
+                ]
+            )
         )
         for key in PRICES
     }

@@ -85,7 +85,9 @@ def _limits(comparisons: Sequence[Comparison], margin: float) -> tuple[float, fl
 
 def curves(name: str, by_axis: Mapping[str, Mapping[str, Curve]]) -> str:
     """Accuracy against each axis, a panel each, a line per variant with the range of its seeds."""
-    units = {"epoch": ("epochs", 1.0), "seconds": ("seconds", 1.0), "pixels": ("pixels, 10⁹", 1e-9)}
+    most = max(line.x[-1] for line in by_axis.get("pixels", {}).values()) if by_axis else 0.0
+    pixels = ("pixels, 10⁹", 1e-9) if most >= 1e9 else ("pixels, 10⁶", 1e-6)
+    units = {"epoch": ("epochs", 1.0), "seconds": ("seconds", 1.0), "pixels": pixels}
     with mpl.rc_context(_STYLE):
         figure = Figure((_WIDTH, 3.4), layout="constrained")
         panels = np.atleast_1d(figure.subplots(1, len(by_axis), sharey=True))

@@ -142,7 +142,7 @@ def price_table(found: GroupAnswer) -> Table:
         prices = [_relative(row.price[key], first.price[key]) for key in PRICES]
         rows.append((row.label, *metrics, *prices, f"{row.forward_passes:g}"))
     return Table(
-        f"means over seeds; images, pixels and seconds of training relative to {first.label} "
+        f"means over seeds; medians of the cost of training relative to {first.label} "
         f"({first.price['seconds']:,.0f} s)",
         (
             "trick", "log loss", "Brier", "ECE", "images ×", "pixels ×", "seconds ×",

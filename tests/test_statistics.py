@@ -1,0 +1,342 @@
+"""Intervals, tests and verdicts: against scipy.stats, and in experiments whose truth is known."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from simulated import BASELINE, experiment
+
+from runner.statistics import (
+    MOST_SEEDS,
+    Difference,
+    difference,
+    holm,
+    mcnemar,
+    outlook,
+    t_interval,
+    verdict,
+)
+
+MARGIN = 0.005
+
+
+def scores(n: int, num_images: int, accuracy: float, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.random((n, num_images)) < accuracy).astype(np.float32)
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_the_interval_over_seeds_is_that_of_a_paired_t_test(n: int) -> None:
+    ours, theirs = scores(n, 200, 0.8, 1), scores(n, 200, 0.7, 2)
+    found = difference(ours, theirs, MARGIN)
+    expected = stats.ttest_rel(
+        ours.mean(axis=1, dtype=float), theirs.mean(axis=1, dtype=float)
+    ).confidence_interval()
+    assert found.over_seeds == pytest.approx(tuple(expected), abs=1e-6)
+    assert found.mean == pytest.approx(float(ours.mean() - theirs.mean()), abs=1e-7)
+    values = ours.mean(axis=1).tolist()
+    by_scipy = stats.t.interval(0.95, n - 1, np.mean(values), stats.sem(values))
+    assert t_interval(values) == pytest.approx(by_scipy)
+
+
+def test_one_value_has_no_interval_over_seeds() -> None:
+    assert t_interval([0.5]) is None
+    found = difference(scores(1, 50, 0.8, 1), scores(1, 50, 0.6, 2), MARGIN)
+    assert (found.over_seeds, found.p_zero, found.p_margin) == (None, None, None)
+    assert verdict(found.mean, found.p_zero, found.p_margin) == "cannot tell"
+    assert outlook(found, MARGIN, 50, 0.05) is None
+
+
+def test_with_one_seed_the_interval_is_of_the_images() -> None:
+    ours, theirs = scores(1, 4000, 0.8, 1), scores(1, 4000, 0.75, 2)
+    found = difference(ours, theirs, MARGIN)
+    per_image = (ours - theirs)[0]
+    error = per_image.std() / np.sqrt(4000)
+    expected = (per_image.mean() - 1.96 * error, per_image.mean() + 1.96 * error)
+    assert found.over_both == pytest.approx(expected, abs=0.1 * error)
+    assert found.image_error == pytest.approx(error, rel=0.1)
+
+
+def test_without_any_luck_of_images_both_intervals_agree() -> None:
+    # Every image is hit alike, so that only the seeds vary: 10, 20, 30, 40 of 1,000 images more,
+    # each in another place.
+    theirs = np.zeros((4, 100_000), np.float32)
+    ours = theirs.copy()
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        ours[seed] = rng.permutation(100_000) < 1000 * (seed + 1)
+    found = difference(ours, theirs, MARGIN)
+    assert found.over_seeds is not None
+    assert found.over_both == pytest.approx(found.over_seeds, abs=2e-4)
+    p_value = stats.ttest_rel(ours.mean(axis=1), theirs.mean(axis=1)).pvalue
+    assert found.p_zero == pytest.approx(p_value, rel=0.02)
+
+
+def test_the_luck_of_images_widens_the_interval() -> None:
+    # All seeds agree: what is left to chance is which images there are.
+    per_image = (np.arange(2000) < 200).astype(np.float32)
+    ours, theirs = np.tile(per_image, (5, 1)), np.zeros((5, 2000), np.float32)
+    found = difference(ours, theirs, MARGIN)
+    error = np.sqrt(0.1 * 0.9 / 2000)
+    assert found.over_seeds == pytest.approx((0.1, 0.1), abs=1e-6)
+    assert found.over_both == pytest.approx((0.1 - 1.96 * error, 0.1 + 1.96 * error), abs=2e-3)
+    assert found.image_error == pytest.approx(error, rel=0.1)
+    assert found.seed_deviation == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_components_are_those_of_a_two_way_layout() -> None:
+    rng = np.random.default_rng(3)
+    of_seeds, of_images, of_both = 0.05, 0.3, 0.4
+    n, num_images = 400, 400
+    layout = (
+        0.1
+        + rng.normal(0, of_seeds, (n, 1))
+        + rng.normal(0, of_images, (1, num_images))
+        + rng.normal(0, of_both, (n, num_images))
+    )
+    found = difference(layout, np.zeros_like(layout), MARGIN)
+    expected = np.sqrt(of_seeds**2 + of_both**2 / num_images)
+    assert found.seed_deviation == pytest.approx(expected, rel=0.1)
+    assert found.image_error == pytest.approx(of_images / np.sqrt(num_images), rel=0.1)
+
+
+def test_seeds_that_agree_by_luck_are_not_believed() -> None:
+    # Each seed gains 25 images and loses 15, others every time: their equal sums are luck.
+    ours, theirs = np.zeros((3, 1000), np.float32), np.zeros((3, 1000), np.float32)
+    for seed in range(3):
+        ours[seed, 100 * seed : 100 * seed + 25] = 1
+        theirs[seed, 100 * seed + 50 : 100 * seed + 65] = 1
+    found = difference(ours, theirs, MARGIN)
+    assert found.over_seeds == pytest.approx((0.01, 0.01), abs=1e-6), "t alone is fooled"
+    low, high = found.over_both
+    assert low < 0 < high
+    assert found.p_zero is not None
+    assert found.p_zero > 0.05
+
+
+def test_equal_predictions_are_no_difference() -> None:
+    ours = scores(3, 100, 0.8, 1)
+    found = difference(ours, ours, MARGIN)
+    assert (found.mean, found.over_seeds, found.over_both) == (0.0, (0.0, 0.0), (0.0, 0.0))
+    assert (found.p_zero, found.p_margin) == (1.0, 0.0)
+    assert verdict(found.mean, found.p_zero, found.p_margin) == "no difference"
+
+
+@given(st.integers(1, 4), st.integers(1, 40), st.integers(0, 2**32), st.floats(0.001, 0.5))
+def test_a_difference_is_the_reverse_of_its_reverse(
+    n: int, num_images: int, seed: int, margin: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    ours, theirs = (rng.integers(0, 2, (n, num_images)).astype(np.float32) for _ in range(2))
+    there, back = difference(ours, theirs, margin), difference(theirs, ours, margin)
+    assert there.mean == pytest.approx(-back.mean, abs=1e-7)
+    assert there.over_both[0] <= there.mean + 1e-7
+    assert there.mean - 1e-7 <= there.over_both[1]
+    assert there.over_both == pytest.approx((-back.over_both[1], -back.over_both[0]), abs=2e-6)
+    if n > 1:
+        assert there.p_zero == pytest.approx(back.p_zero, abs=1e-6)
+        assert there.p_margin == pytest.approx(back.p_margin, abs=1e-6)
+        assert there.p_zero is not None
+        assert 0 <= there.p_zero <= 1
+
+
+def test_the_interval_and_the_test_agree() -> None:
+    for seed in range(30):
+        ours, theirs = scores(4, 300, 0.8, seed), scores(4, 300, 0.72, 1000 + seed)
+        found = difference(ours, theirs, MARGIN)
+        low, high = found.over_both
+        assert found.p_zero is not None
+        assert (low <= 0 <= high) == (found.p_zero >= 0.05)
+
+
+def test_blocks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner import statistics
+
+    ours, theirs = scores(3, 500, 0.8, 1), scores(3, 500, 0.7, 2)
+    whole = difference(ours, theirs, MARGIN)
+    monkeypatch.setattr(statistics, "_BLOCK", 7 * 500)
+    statistics._resampled_counts.cache_clear()
+    assert difference(ours, theirs, MARGIN) == whole
+    statistics._resampled_counts.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "margin"),
+    [((2, 3), (3, 2), 0.1), ((0, 3), (0, 3), 0.1), ((2, 0), (2, 0), 0.1), ((2, 3), (2, 3), 0.0)],
+)
+def test_what_cannot_be_compared_is_refused(
+    ours: tuple[int, int], theirs: tuple[int, int], margin: float
+) -> None:
+    with pytest.raises(ValueError, match=r"need equal shapes|margin must be"):
+        difference(np.zeros(ours), np.zeros(theirs), margin)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
+    total = gained + lost
+    expected = stats.binomtest(gained, total, 0.5).pvalue if total else 1.0
+    assert mcnemar(gained, lost) == pytest.approx(expected)
+
+
+def test_mcnemar_refuses_what_is_no_count() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        mcnemar(-1, 3)
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_rejects_what_stepping_down_rejects(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    for level in (0.01, 0.05, 0.3):
+        rejected = set()
+        for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+            if p_values[index] * (len(p_values) - rank) > level:
+                break
+            rejected.add(index)
+        assert rejected == {index for index, p in enumerate(adjusted) if p <= level}
+    assert all(after >= before for before, after in zip(p_values, adjusted, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("mean", "p_zero", "p_margin", "expected"),
+    [
+        (0.02, 0.01, 0.9, "helps"),
+        (-0.02, 0.01, 0.9, "hurts"),
+        (0.001, 0.01, 0.01, "helps"),
+        (0.001, 0.5, 0.01, "no difference"),
+        (0.02, 0.05, 0.05, "cannot tell"),
+        (0.02, None, None, "cannot tell"),
+    ],
+)
+def test_the_verdict(
+    mean: float, p_zero: float | None, p_margin: float | None, expected: str
+) -> None:
+    assert verdict(mean, p_zero, p_margin) == expected
+
+
+def looks(mean: float, deviation: float, image_error: float, n: int = 3) -> Difference:
+    return Difference(n, mean, None, (0.0, 0.0), 0.5, 0.5, deviation, image_error)
+
+
+def test_the_outlook() -> None:
+    shown = outlook(looks(0.02, 0.01, 0.001), MARGIN, 1000, 0.05)
+    assert shown is not None
+    assert (shown.would_show, shown.images) == ("a difference", None)
+    assert shown.seeds is not None
+    # By the noncentral t: the power that the planned number has, and one seed less has not.
+    power = [
+        stats.nct.sf(stats.t.isf(0.025, n - 1), n - 1, 0.02 / (0.01 / np.sqrt(n)))
+        for n in (shown.seeds - 1, shown.seeds)
+    ]
+    assert power[0] < 0.85
+    assert power[1] > 0.72
+
+    none = outlook(looks(0.0, 0.01, 0.0), MARGIN, 1000, 0.05)
+    assert none is not None
+    assert none.would_show == "no difference"
+    stricter = outlook(looks(0.02, 0.01, 0.001), MARGIN, 1000, 0.01)
+    assert stricter is not None
+    assert stricter.seeds is not None
+    assert stricter.seeds > shown.seeds
+
+    more_images = outlook(looks(0.004, 0.001, 0.01), MARGIN, 1000, 0.05)
+    assert more_images is not None
+    assert more_images.seeds is None
+    assert more_images.images is not None
+    # With that many images, the error of images would be just small enough.
+    error = 0.01 * np.sqrt(1000 / more_images.images)
+    assert error == pytest.approx(0.004 / stats.norm.isf(0.025), rel=1e-3)
+
+    many = outlook(looks(0.0046, 0.02, 0.0001), MARGIN, 1000, 0.05)
+    assert many is not None
+    assert many.seeds == MOST_SEEDS
+
+
+def simulate(n: int, repetitions: int, num_images: int, effect: float) -> dict[str, float]:
+    """Rates over ``repetitions`` experiments of each kind."""
+    rng = np.random.default_rng(n)
+    covered, covered_by_t, false_verdicts, false_equals, found_effects = [], [], [], [], []
+    for _ in range(repetitions):
+        nothing = experiment(rng, n, num_images, [0.0] * 5)
+        results = [difference(trick, nothing.baseline, MARGIN) for trick in nothing.tricks]
+        for found in results:
+            assert found.over_seeds is not None
+            covered.append(found.over_both[0] <= 0 <= found.over_both[1])
+            covered_by_t.append(found.over_seeds[0] <= 0 <= found.over_seeds[1])
+        p_values = holm([found.p_zero or 0.0 for found in results])
+        false_verdicts.append(min(p_values) < 0.05)
+        some = experiment(rng, n, num_images, [MARGIN, effect])
+        same, better = (difference(trick, some.baseline, MARGIN) for trick in some.tricks)
+        false_equals.append((same.p_margin or 0.0) < 0.05)
+        found_effects.append((better.p_zero or 0.0) < 0.05)
+    return {
+        "interval over seeds and images holds the truth": float(np.mean(covered)),
+        "t-interval over seeds holds the truth": float(np.mean(covered_by_t)),
+        "five tricks without effect, any verdict helps or hurts": float(np.mean(false_verdicts)),
+        "effect of the margin, verdict no difference": float(np.mean(false_equals)),
+        f"effect of {100 * effect:g} points, verdict helps": float(np.mean(found_effects)),
+    }
+
+
+def check(rates: dict[str, float], repetitions: int) -> None:
+    """Nominal rates, within what ``repetitions`` leave to chance (four standard errors)."""
+    holds, _, false_verdict, false_equal, power = rates.values()
+    chance = 4 * np.sqrt(0.05 * 0.95 / repetitions)
+    assert holds > 0.95 - chance
+    assert false_verdict < 0.05 + chance
+    assert false_equal < 0.05 + chance
+    assert power > 0.4, "the control: what is there is also found"
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_intervals_and_verdicts_are_as_good_as_they_say(n: int) -> None:
+    check(simulate(n, 30, 400, effect=0.08), 30)
+
+
+def test_where_seeds_decide_a_bootstrap_is_too_sure_of_itself() -> None:
+    rng = np.random.default_rng(0)
+    ours, control = [], []
+    for _ in range(150):
+        drawn = experiment(rng, 3, 400, [0.0], seed_deviation=0.3)
+        found = difference(drawn.tricks[0], drawn.baseline, MARGIN)
+        ours.append(found.over_both[0] <= 0 <= found.over_both[1])
+        low, high = bootstrap(drawn.tricks[0] - drawn.baseline, rng)
+        control.append(low <= 0 <= high)
+    assert np.mean(ours) > 0.9
+    assert np.mean(control) < 0.85
+
+
+def bootstrap(per_image: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """The percentile interval of resampled seeds and images."""
+    n, num_images = per_image.shape
+    counts = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=300)
+    of_seeds = counts @ per_image.T / num_images
+    seeds = rng.integers(n, size=(300, n))
+    low, high = np.quantile(
+        np.take_along_axis(of_seeds, seeds, axis=1).mean(axis=1), (0.025, 0.975)
+    )
+    return float(low), float(high)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_intervals_and_verdicts_in_many_experiments() -> None:
+    found = {n: simulate(n, 1000, 1500, effect=0.03) for n in (3, 5, 10)}
+    print(json.dumps(found, indent=2))
+    for rates in found.values():
+        check(rates, 1000)
+
+
+def test_the_simulation_has_the_accuracy_that_it_says() -> None:
+    drawn = experiment(np.random.default_rng(0), 40, 20_000, [0.02])
+    assert drawn.baseline.mean() == pytest.approx(BASELINE, abs=0.01)
+    assert (drawn.tricks[0] - drawn.baseline).mean() == pytest.approx(0.02, abs=0.006)
+
+
+def test_scipy_stats_stays_outside() -> None:
+    source = Path(difference.__code__.co_filename).read_text()
+    assert "import scipy.stats" not in source
+    assert "from scipy.stats" not in source
