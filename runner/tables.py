@@ -48,7 +48,11 @@ class Table:
     def print(self, console: Console) -> None:
         """Print it to a terminal, or to a pipe."""
         shown = RichTable(
-            title=escape(printable(self.title)), title_justify="left", box=box.SIMPLE_HEAD
+            title=escape(printable(self.title)),
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            collapse_padding=True,
+            pad_edge=False,
         )
         for index, column in enumerate(self.columns):
             is_text = column in self.text_columns

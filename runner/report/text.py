@@ -98,7 +98,7 @@ def answer_table(found: GroupAnswer, margin: float) -> Table:
     return Table(
         found.group.title,
         (
-            "trick", "seeds", "accuracy, %", "difference", "over seeds", "over seeds and images",
+            "trick", "n", "accuracy, %", "points", "over seeds", "over seeds and images",
             "p (Holm)", "verdict",
         ),
         tuple(rows),
@@ -111,7 +111,7 @@ def contribution_table(found: GroupAnswer, margin: float) -> Table:
     return Table(
         "inside combinations: with the trick, against all the same without it",
         (
-            "trick", "without it", "seeds", "difference", "over seeds", "over seeds and images",
+            "trick", "without it", "n", "points", "over seeds", "over seeds and images",
             "p (Holm)", "verdict",
         ),
         tuple(
@@ -187,9 +187,9 @@ def remarks(group: GroupAnswer, margin: float) -> Iterator[str]:
 
 
 LEGEND = (
-    "Differences are in percentage points of accuracy, paired by seed, with 95 % intervals: over "
-    "seeds for these very images, and over seeds and images; the second decides. p-values are "
-    "corrected by Holm within each table."
+    "n: seeds. Points: difference in percentage points of accuracy, paired by seed, with 95 % "
+    "intervals: over seeds for these very images, and over seeds and images; the second decides. "
+    "p-values are corrected by Holm within each table."
 )
 
 
