@@ -283,8 +283,11 @@ class RunFolder:
 
 def run_folders(outputs: Path) -> Iterator[RunFolder]:
     """The runs below ``outputs``, by name; folders of anything else are passed over."""
+    paths: list[Path] = []
     with suppress(OSError):
-        for path in sorted(outputs.iterdir()):
+        paths = sorted(outputs.iterdir())
+    for path in paths:
+        with suppress(OSError):  # one that may not be looked into hides no other
             if (path / "run.json").is_file():
                 yield RunFolder(path)
 

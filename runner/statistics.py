@@ -179,19 +179,15 @@ class _Mixture:
 
 def _resampled_means(of_images: NDArray[np.float32]) -> FloatArray:
     """(resamples,): the mean over resampled images of a value per image."""
-    num_images = len(of_images)
-    counts = _resampled_counts(num_images)
-    rows = max(1, _BLOCK // num_images)
-    blocks = [counts[start : start + rows] for start in range(0, len(counts), rows)]
-    sums = [block.astype(np.float32) @ of_images for block in blocks]
-    return np.concatenate(sums).astype(np.float64) / num_images
+    sums = _resampled_counts(len(of_images)) @ of_images
+    return sums.astype(np.float64) / len(of_images)
 
 
-@lru_cache(maxsize=2)
-def _resampled_counts(num_images: int) -> NDArray[np.uint8]:
+@lru_cache(maxsize=1)
+def _resampled_counts(num_images: int) -> NDArray[np.float32]:
     """(resamples, N): how often each image is drawn; always the same, so that a report is too."""
     rng = np.random.default_rng(0)
-    counts = np.empty((_NUM_RESAMPLES, num_images), np.uint8)
+    counts = np.empty((_NUM_RESAMPLES, num_images), np.float32)
     rows = max(1, _BLOCK // num_images)
     for start in range(0, _NUM_RESAMPLES, rows):
         block = counts[start : start + rows]

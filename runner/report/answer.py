@@ -298,7 +298,13 @@ def _compare(
         verdict="cannot tell",
         outlook=None,
         others={
-            key: _mean([variant.metric(key)[s] - reference.metric(key)[s] for s in seeds])
+            key: _mean(
+                [
+                    variant.runs[seed].metrics[variant.view][key]
+                    - reference.runs[seed].metrics[reference.view][key]
+                    for seed in seeds
+                ]
+            )
             for key in METRICS[1:]
         },
         price={**price, "forward_passes": _ratio(*passes)},

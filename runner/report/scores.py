@@ -47,6 +47,7 @@ class ScoreBook:
         self._path = path
         self._stamps: dict[str, list[Any]] = {}
         self._bits: dict[str, NDArray[np.uint8]] = {}
+        self._read: dict[str, Scores] = {}
         self._is_changed = False
         with suppress(Exception):  # a cache: whatever is wrong with it, it is made anew
             self._load()
@@ -57,6 +58,11 @@ class ScoreBook:
         Raises:
             ArtefactError: its predictions cannot be read.
         """
+        if run.identity not in self._read:
+            self._read[run.identity] = self._scores(run)
+        return self._read[run.identity]
+
+    def _scores(self, run: Run) -> Scores:
         stamp = self._stamp(run)
         remembered = self._stamps.get(run.identity)
         if remembered is None or remembered[:-1] != stamp:
