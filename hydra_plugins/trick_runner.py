@@ -156,7 +156,7 @@ class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
         except KeyboardInterrupt as interrupt:
             folder.stop(getattr(interrupt, "signum", signal.SIGINT))
         outcomes = [{"job": job, **folder.read(number)} for number, job in enumerate(jobs)]
-        print_sweep(outcomes, folder.log)
+        print_sweep(outcomes, folder.log, Path(self.config.outputs))
         if (signum := folder.stopped_by) is not None:
             raise Interrupted(signum)
         if failed := [outcome for outcome in outcomes if outcome["status"] in _BAD]:

@@ -1,6 +1,7 @@
 """What the terminal shows: a live progress bar for people, plain lines for files and pipes."""
 
 import os
+import shlex
 import sys
 import time
 from collections import Counter
@@ -145,12 +146,15 @@ def print_job(
     console.print(line, markup=False, soft_wrap=True)
 
 
-def print_sweep(outcomes: Sequence[Mapping[str, Any]], log: Callable[[int], Path]) -> None:
+def print_sweep(
+    outcomes: Sequence[Mapping[str, Any]], log: Callable[[int], Path], outputs: Path
+) -> None:
     """The table of a sweep, a row per job, and the reasons of those that failed.
 
     Args:
         outcomes: of the jobs by number: ``job``, its words; ``status``; what it came to.
         log: the file in which a job says more.
+        outputs: folder of the runs.
     """
     console = _Console(highlight=False)
     jobs = [outcome["job"] for outcome in outcomes]
@@ -165,6 +169,9 @@ def print_sweep(outcomes: Sequence[Mapping[str, Any]], log: Callable[[int], Path
         cells = ["" if number is None else f"{number:.2%}" for number in numbers]
         table.add_row(escape(_own_words(outcome["job"], jobs)), outcome["status"], *cells)
     console.print(table)
+    if len(outcomes) > 1:
+        place = "" if outputs == Path("outputs") else f" {shlex.quote(str(outputs))}"
+        console.print(f"does it help? python -m runner.report{place}", markup=False, soft_wrap=True)
     for number, outcome in enumerate(outcomes):
         if "error" in outcome:
             text = f"{outcome['status']}: {_own_words(outcome['job'], jobs)}\n  {outcome['error']}"

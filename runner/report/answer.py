@@ -8,7 +8,7 @@ from itertools import count, islice
 import numpy as np
 
 from runner.errors import ArtefactError, ConfigError
-from runner.report.groups import TRICK_GROUPS, Group, Variant, group_runs, trick_label
+from runner.report.groups import ALL, TRICK_GROUPS, Group, Variant, group_runs, trick_label
 from runner.report.runs import METRICS, Found, Run, Unranked
 from runner.report.scores import ScoreBook
 from runner.statistics import (
@@ -360,7 +360,7 @@ def _row(variant: Variant) -> Row:
         tricks=variant.tricks,
         seeds=tuple(sorted(runs)),
         metrics={name: _mean(list(variant.metric(name).values())) for name in METRICS},
-        price={key: float(np.mean([run.budget[key] for run in runs.values()])) for key in PRICES},
+        price={key: float(np.median([run.budget[key] for run in runs.values()])) for key in PRICES},
         forward_passes=_forward_passes(variant),
     )
 
@@ -372,6 +372,10 @@ def _notes(
         labels = ", ".join(variant.label for variant in group.variants)
         yield f"no run without tricks to compare with; choose one: --baseline with one of {labels}"
         return
+    if len(group.variants) == 1 and not reference.tricks:
+        yield "only the baseline so far: train a trick, with +trick=mixup for instance"
+    if reference.tricks:
+        yield f"no run without tricks to compare with{_baseline_command(reference)}"
     done = {one.label for one in compared}
     for variant in group.variants:
         if variant is not reference and variant.label not in done:
@@ -394,6 +398,15 @@ def _notes(
             yield f"the runs differ in {key}: {', '.join(sorted(values))}"
 
 
+def _baseline_command(variant: Variant) -> str:
+    """How to train the baseline of a variant, where leaving out the overlays does it."""
+    seeds = sorted(variant.runs)
+    words = variant.runs[seeds[0]].command
+    kept = [word for word in words if not word.lstrip("+").startswith("trick=")]
+    is_all = set(variant.tricks) <= ALL and len(kept) < len(words)
+    return f"; to train it: {_sweep_command(kept, seeds)}" if is_all else ""
+
+
 def _more_seeds(variant: Variant, reference: Variant, wanted: int) -> tuple[str, ...]:
     """Commands that bring both sides to ``wanted`` common seeds."""
     common = sorted(set(variant.runs) & set(reference.runs))
@@ -404,14 +417,18 @@ def _more_seeds(variant: Variant, reference: Variant, wanted: int) -> tuple[str,
         missing = [seed for seed in seeds if seed not in side.runs]
         if not missing:
             continue
-        words = side.runs[common[0]].command
-        kept = [word for word in words[3:] if not word.lstrip("+").startswith("seed=")]
-        spelled = ",".join(map(str, missing))
-        if len(missing) > 2 and missing[-1] - missing[0] == len(missing) - 1:
-            spelled = f"range({missing[0]},{missing[-1] + 1})"
-        sweep = ["-m"] if len(missing) > 1 else []
-        commands.append(shlex.join([*words[:3], *sweep, *kept, f"seed={spelled}"]))
+        commands.append(_sweep_command(side.runs[common[0]].command, missing))
     return tuple(dict.fromkeys(commands))
+
+
+def _sweep_command(words: Sequence[str], seeds: Sequence[int]) -> str:
+    """The command of a run, for other seeds."""
+    kept = [word for word in words[3:] if not word.lstrip("+").startswith("seed=")]
+    spelled = ",".join(map(str, seeds))
+    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        spelled = f"range({seeds[0]},{seeds[-1] + 1})"
+    sweep = ["-m"] if len(seeds) > 1 else []
+    return shlex.join([*words[:3], *sweep, *kept, f"seed={spelled}"])
 
 
 def _forward_passes(variant: Variant) -> float:
