@@ -15,9 +15,10 @@ from runner.data.dataset import Dataset
 from runner.data.statistics import training_statistics
 from runner.display import Display
 from runner.distributed import ALONE, Processes
-from runner.engine import Learner, Predictions, Step, Training, evaluate
+from runner.engine import Learner, Step, Training
 from runner.environment import differences, environment
 from runner.errors import ArtefactError, ConfigError, ProcessError, RunnerError, TrainingError
+from runner.evaluation import Predictions, evaluate
 from runner.hardware import device_kind, num_cores, used_precision
 from runner.locks import locked
 from runner.meter import Meter
