@@ -20,6 +20,7 @@ from runner.schema import (
     mixes_images,
     pastes_boxes,
     shows_more,
+    to_dict,
 )
 
 
@@ -40,6 +41,18 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
             fix="; ".join(dict.fromkeys(fix for _, fix in problems if fix)),
         )
     return config
+
+
+def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """``config`` with other values, nested as in :func:`runner.schema.to_dict`; checked.
+
+    Raises:
+        ConfigError: as of :func:`from_dict`.
+    """
+    merged = to_dict(config)
+    for key, value in values.items():
+        merged[key] = {**merged[key], **value} if isinstance(merged.get(key), dict) else value
+    return from_dict(merged)
 
 
 def known_keys(kind: type = RunConfig, prefix: str = "") -> list[str]:

@@ -9,11 +9,16 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import hydra
 import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import (
     ConfigCompositionException,
@@ -90,13 +95,61 @@ def run_config(composed: DictConfig) -> RunConfig:
     Raises:
         ConfigError: for unknown keys, wrong types and values out of range.
     """
+    return checks.from_dict(_plain(composed))
+
+
+def _plain(composed: DictConfig) -> dict[str, Any]:
+    """The values of our own keys, interpolations resolved."""
     try:
         ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         values = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error), where=getattr(error, "full_key", "") or "") from error
     assert isinstance(values, dict)
-    return checks.from_dict({str(key): value for key, value in values.items()})
+    return {str(key): value for key, value in values.items()}
+
+
+def jobs(words: Sequence[str]) -> list[list[str]]:
+    """The words of every job of a sweep: all combinations of its values."""
+    with _hydra():
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        (grid,) = BasicSweeper.split_arguments(parser.parse_overrides(list(words)), None)
+    return [list(job) for job in dict.fromkeys(map(tuple, grid))]
+
+
+def _hydra() -> AbstractContextManager[object]:
+    """Hydra with our option files, outside of ``hydra.main``."""
+    context: AbstractContextManager[object] = hydra.initialize_config_dir(
+        version_base="1.3", config_dir=str(CONF_DIR)
+    )
+    return context
+
+
+def asked(words: Sequence[str]) -> dict[str, Any]:
+    """What words set, for :func:`runner.checks.changed`; call :func:`register` before.
+
+    Args:
+        words: ``GROUP=OPTION``, ``GROUP.KEY=VALUE`` and ``KEY=VALUE``.
+
+    Returns:
+        Values by key and group: of a group whose option is chosen all keys, else those named.
+
+    Raises:
+        ConfigError: an option is no name; Hydra's errors say what else is wrong, see
+            :func:`translated`.
+    """
+    check_arguments(words)
+    with _hydra():
+        values = _plain(hydra.compose("config", overrides=list(words)))
+    found: dict[str, Any] = {}
+    for word in words:
+        key = word.lstrip("+").partition("=")[0]
+        group, _, name = key.rpartition(".")
+        if group:
+            found.setdefault(group, {})[name] = values[group][name]
+        else:
+            found[key] = values[key]
+    return found
 
 
 def identity(config: RunConfig, num_classes: int, presize: int, fingerprint: str) -> dict[str, Any]:
@@ -243,6 +296,12 @@ def _bad_composition(error: ConfigCompositionException) -> ConfigError:
             "several values, but not a sweep",
             where=match.group(1),
             fix=f"-m to run one after the other, or '{key}=[{values}]' for a list",
+        )
+    if match := re.search(r"Sweep parameters '([^']+)' requires --multirun", text):
+        return ConfigError(
+            "several values, but not a sweep",
+            where=match.group(1),
+            fix="-m to run one after the other",
         )
     if match := re.search(r"Multiple values for (\w+)", text):
         group = match.group(1)

@@ -38,10 +38,11 @@ class Display:
 
     Args:
         quiet: show nothing, as another process speaks for this one.
+        stderr: leave standard output to the result.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.console = _Console(highlight=False, quiet=quiet)
+    def __init__(self, *, quiet: bool = False, stderr: bool = False) -> None:
+        self.console = _Console(highlight=False, quiet=quiet, stderr=stderr)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -142,7 +143,7 @@ def print_job(
     accuracy = outcome.get("accuracy")
     shown = outcome.get("error", "") if accuracy is None else f"accuracy {accuracy:.2%}"
     console = _Console(highlight=False)
-    line = printable(f"{outcome['status']}: {_own_words(job, jobs)}  {shown}")
+    line = printable(f"{outcome['status']}: {own_words(job, jobs)}  {shown}")
     console.print(line, markup=False, soft_wrap=True)
 
 
@@ -167,19 +168,19 @@ def print_sweep(
     for outcome in outcomes:
         numbers = (outcome.get(key) for key in ("accuracy", "tta"))
         cells = ["" if number is None else f"{number:.2%}" for number in numbers]
-        table.add_row(escape(_own_words(outcome["job"], jobs)), outcome["status"], *cells)
+        table.add_row(escape(own_words(outcome["job"], jobs)), outcome["status"], *cells)
     console.print(table)
     if len(outcomes) > 1:
         place = "" if outputs == Path("outputs") else f" {shlex.quote(str(outputs))}"
         console.print(f"does it help? python -m runner.report{place}", markup=False, soft_wrap=True)
     for number, outcome in enumerate(outcomes):
         if "error" in outcome:
-            text = f"{outcome['status']}: {_own_words(outcome['job'], jobs)}\n  {outcome['error']}"
+            text = f"{outcome['status']}: {own_words(outcome['job'], jobs)}\n  {outcome['error']}"
             text += f"\n  log: {log(number)}" if log(number).exists() else ""
             console.print(printable(text), markup=False, soft_wrap=True)
 
 
-def _own_words(job: Sequence[str], jobs: Sequence[Sequence[str]]) -> str:
+def own_words(job: Sequence[str], jobs: Sequence[Sequence[str]]) -> str:
     """The words of a job that not all the others share; all of them for a single job."""
     shared = set.intersection(*(set(words) for words in jobs))
     return " ".join([word for word in job if word not in shared] or job)

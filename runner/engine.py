@@ -1,7 +1,7 @@
-"""Training and evaluation, from pixels to numbers; a step reads in the order it runs."""
+"""Training, from pixels to numbers; a step reads in the order it runs."""
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 
@@ -13,15 +13,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from runner.data.batches import (
-    Held,
     Indices,
     Pixels,
-    evaluation_order,
     read_ahead,
     rectangles,
     squares,
     training_order,
-    view_squares,
 )
 from runner.data.dataset import Dataset
 from runner.data.store import Store
@@ -36,13 +33,12 @@ from runner.optim import (
 )
 from runner.randomness import generator, torch_seed
 from runner.schedule import Moment, Stage, moment
-from runner.schema import Augment, RunConfig, Tta
+from runner.schema import Augment, RunConfig
 from runner.tricks import augment as augmentation
 from runner.tricks import mixup as mixing
 from runner.tricks.normalize import normalize
 from runner.tricks.resize import to_size
 from runner.tricks.smoothing import one_hot, smooth
-from runner.tricks.tta import PLAIN, View, combine, views
 
 
 @dataclass(frozen=True)
@@ -337,154 +333,9 @@ def source_pixels(
     return squares(store, indices, draws.place)
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """Probabilities of every validation image.
-
-    Attributes:
-        labels: (n,) int64.
-        plain: (n, K) float32, of the plain view.
-        tta: (n, K) float32, combined over the views; equal to ``plain`` without TTA.
-        passes_plain: forward passes per image for ``plain``.
-        passes_tta: forward passes per image for ``tta``.
-        seconds: the evaluation took.
-    """
-
-    labels: NDArray[np.int64]
-    plain: NDArray[np.float32]
-    tta: NDArray[np.float32]
-    passes_plain: int
-    passes_tta: int
-    seconds: float
-
-
-def evaluate(
-    learner: Learner,
-    dataset: Dataset,
-    config: RunConfig,
-    *,
-    with_tta: bool,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Predictions | None:
-    """Predict the validation split, plain and with TTA, in one pass over the data.
-
-    Deterministic: only ``tta.passes`` draw anything, keyed by (seed, pass, place in the split), so
-    an image's prediction does not depend on which others share its batch. Several processes take
-    turns at the batches, and each gets all predictions.
-
-    Args:
-        learner: what predicts.
-        dataset: its validation split is predicted.
-        config: says which views, at which size.
-        with_tta: all of them, or the plain one alone.
-        progress: told the number of batches done, and of all.
-        should_stop: asked after every batch.
-
-    Returns:
-        None when it should stop.
-
-    Raises:
-        TrainingError: a prediction is not finite; the last update took the weights too far.
-    """
-    started = time.perf_counter()
-    tta, split, augment = config.tta, dataset.val, config.augment
-    random_passes = tta.passes if with_tta else 0
-    wanted = views(tta) if with_tta and not random_passes else []
-    # The plain view is always computed, and reused where it is one of the wanted ones.
-    shown = [PLAIN, *(view for view in wanted if view != PLAIN)]
-    draws = [
-        augmentation.draw(augment, len(split), config.seed, "tta", number)
-        for number in range(random_passes)
-    ]
-    batches_of_all = evaluation_order(len(split), config.eval.batch_size)
-    order = [batches_of_all[number] for number in learner.processes.share(len(batches_of_all))]
-
-    def read(number: int) -> tuple[list[Pixels], list[Pixels]]:
-        rows = order[number]
-        indices = split.indices[rows]
-        held = Held(dataset.store, indices)
-        random = [source_pixels(held, indices, draw.rows(rows), augment) for draw in draws]
-        return view_squares(held, indices, shown), random
-
-    learner.model.eval()
-    plain, combined = (
-        torch.zeros(len(split), learner.num_outputs, device=learner.device) for _ in range(2)
-    )
-    is_stopped = False
-    batches = read_ahead(read, len(order), dataset.num_workers(config.data.num_workers))
-    with torch.inference_mode(), closing(batches):
-        for done, (rows, (fixed, random)) in enumerate(zip(order, batches, strict=True)):
-            by_view = {
-                view: _predict(learner, _show(pixels, view, config.eval_size, learner.device))
-                for view, pixels in zip(shown, fixed, strict=True)
-            }
-            if random_passes:
-                others = [
-                    _predict(
-                        learner,
-                        augmented(
-                            pixels,
-                            draw.rows(rows),
-                            config.eval_size,
-                            augment,
-                            learner.device,
-                        ),
-                    )
-                    for pixels, draw in zip(random, draws, strict=True)
-                ]
-            else:
-                others = [by_view[view] for view in wanted] or [by_view[PLAIN]]
-            plain[rows] = by_view[PLAIN]
-            combined[rows] = (
-                combine(by_view[PLAIN], torch.stack(others), tta) if with_tta else by_view[PLAIN]
-            )
-            progress(done + 1, len(order))
-            if is_stopped := should_stop():
-                break
-    if learner.processes.any(is_stopped):
-        return None
-    # Every row is some process's and zero with the others: the sums are exact.
-    all_plain, all_combined = (
-        learner.processes.sum(part).cpu().numpy() for part in (plain, combined)
-    )
-    if not (np.isfinite(all_plain).all() and np.isfinite(all_combined).all()):
-        raise TrainingError(
-            "a prediction is not finite",
-            where=f"evaluation of {len(split)} validation images, optim.lr={config.optim.lr:g}",
-            fix=f"a lower rate: optim.lr={config.optim.lr / 10:g}",
-        )
-    return Predictions(
-        split.labels,
-        all_plain,
-        all_combined,
-        1,
-        _passes(tta, wanted, random_passes),
-        time.perf_counter() - started,
-    )
-
-
-def _passes(tta: Tta, wanted: Sequence[View], random_passes: int) -> int:
-    """Forward passes per image that the combined prediction rests on."""
-    if random_passes:
-        uses_plain = tta.beta is not None or tta.reduce != "mean"
-        return random_passes + uses_plain
-    return max(len({*wanted, PLAIN} if tta.beta is not None else wanted), 1)
-
-
 def to_device(pixels: Pixels, device: torch.device) -> Tensor:
     """Raw pixels as floats in 0..1 on ``device``, (N, 3, H, W)."""
     return pixels.canvas.to(device, non_blocking=True).float().div_(255)
-
-
-def _show(pixels: Pixels, view: View, size: int, device: torch.device) -> Tensor:
-    """The squares of a view, scaled and mirrored as it says."""
-    images = to_size(to_device(pixels, device), max(1, round(size * view.scale)))
-    return images.flip(-1) if view.flip else images
-
-
-def _predict(learner: Learner, images: Tensor) -> Tensor:
-    return torch.softmax(learner.logits(images), dim=1)
 
 
 def _tensor(array: NDArray[np.float64] | NDArray[np.int64], device: torch.device) -> Tensor:

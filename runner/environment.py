@@ -13,7 +13,7 @@ from runner import __version__
 from runner.distributed import Processes
 from runner.hardware import cpu_name, num_cores
 
-_DECISIVE = ("torch", "device", "threads", "processes")
+_DECISIVE = ("torch", "device", "precision", "threads", "processes")
 
 
 def environment(device: torch.device, precision: str, processes: Processes) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from runner.display import Display
-from runner.engine import Predictions, Step
+from runner.engine import Step
+from runner.evaluation import Predictions
 from runner.metrics import classification_metrics
 from runner.schedule import Stage, moment
 

@@ -21,11 +21,13 @@ import json
 import os
 import shutil
 import socket
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import yaml
@@ -259,6 +261,22 @@ class RunFolder:
         content = io.BytesIO()
         np.savez_compressed(content, labels=labels, plain=plain, tta=tta)
         self.write_bytes("predictions.npz", content.getvalue())
+
+    def predictions(self) -> dict[str, NDArray[Any]]:
+        """What :meth:`write_predictions` wrote: ``labels``, ``plain`` and ``tta``.
+
+        Raises:
+            ArtefactError: it is missing or no longer what was written.
+        """
+        path = self.path / "predictions.npz"
+        try:
+            # Not the path itself: of a file that is no archive numpy leaves it open.
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
+                return {name: found[name] for name in ("labels", "plain", "tta")}
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+            raise ArtefactError(
+                f"cannot read the predictions: {error}", where=str(path.absolute())
+            ) from error
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write ``result.json``, last and whole; returns its content."""

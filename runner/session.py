@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 from runner import checkpoint, signals
-from runner.bundle import bundle_files
+from runner.bundle import Bundle, bundle_files
 from runner.data.dataset import Dataset
 from runner.data.statistics import training_statistics
 from runner.display import Display
 from runner.distributed import ALONE, Processes
-from runner.engine import Learner, Predictions, Step, Training, evaluate
+from runner.engine import Learner, Step, Training
 from runner.environment import differences, environment
 from runner.errors import ArtefactError, ConfigError, ProcessError, RunnerError, TrainingError
+from runner.evaluation import Predictions, evaluate
 from runner.hardware import device_kind, num_cores, used_precision
 from runner.locks import locked
 from runner.meter import Meter
@@ -124,8 +125,7 @@ def _batch_key(config: RunConfig, batch_size: int) -> str:
 
 def build_learner(config: RunConfig, dataset: Dataset, processes: Processes = ALONE) -> Learner:
     """The network with its initial weights, on its device, with its statistics."""
-    device = _device(config.device, processes)
-    torch.set_num_threads(config.threads or max(1, num_cores() // processes.local_count))
+    device = _device(config, processes)
     if config.normalize.source == "dataset":
         cache = Path(config.outputs).expanduser() / "cache"
         with processes.first_alone():
@@ -153,6 +153,23 @@ def build_learner(config: RunConfig, dataset: Dataset, processes: Processes = AL
     guard_strided_convolutions(model)
     precision = used_precision(config.precision, device.type, config.size)
     return Learner(model, groups, num_outputs, mean, std, device, precision, processes)
+
+
+def trained_learner(bundle: Bundle, config: RunConfig) -> Learner:
+    """The network of a bundle on the device of ``config``, for evaluating.
+
+    Raises:
+        ArtefactError: the weights are of another architecture than the bundle says.
+        ConfigError: the device is not there, or a package that has the architecture.
+    """
+    device = _device(config)
+    model = build_model(bundle.source, bundle.name, bundle.num_outputs, seed=0)
+    bundle.load_into(model)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    guard_strided_convolutions(model)
+    precision = used_precision(config.precision, device.type, config.size)
+    groups = [list(model.parameters())]
+    return Learner(model, groups, bundle.num_outputs, bundle.mean, bundle.std, device, precision)
 
 
 def _known(error: Exception, config: RunConfig) -> RunnerError | None:
@@ -407,8 +424,13 @@ def _data_facts(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _device(name: str, processes: Processes) -> torch.device:
-    """The device of ``name``; ``auto`` is the GPU where there is one, of several the process's."""
+def _device(config: RunConfig, processes: Processes = ALONE) -> torch.device:
+    """The device that is asked for, with as many CPU threads as are.
+
+    ``auto`` is the GPU where there is one; of several processes each has its own.
+    """
+    name = config.device
+    torch.set_num_threads(config.threads or max(1, num_cores() // processes.local_count))
     device = torch.device(device_kind(name) if name == "auto" else name)
     if device.type == "cuda" and processes.count > 1:
         device = torch.device("cuda", processes.local_rank)

@@ -30,6 +30,7 @@ FLOORS = [
     {"tricks"},
     {"schedule", "data", "models", "optim", "bundle", "checkpoint", "environment"},
     {"compose", "engine"},
+    {"evaluation"},
     {"meter"},
     {"session", "hydra_command", "sweep"},
     {"train", "lr_find", "show", "report", "evaluate"},

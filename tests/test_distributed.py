@@ -221,7 +221,8 @@ def add_up(processes, folder):
 
 def train(processes, groups, *, shares_statistics=True):
     """Weights and losses of a training, and the predictions after it."""
-    from runner.engine import Training, evaluate
+    from runner.engine import Training
+    from runner.evaluation import evaluate
     from runner.models import share_batch_norm
     from runner.schedule import plan
 
@@ -246,7 +247,7 @@ def train(processes, groups, *, shares_statistics=True):
 
 def stop_evaluating(processes, folder):
     """Only the second is asked to."""
-    from runner.engine import evaluate
+    from runner.evaluation import evaluate
 
     config, dataset = small_config(eval=Eval(batch_size=4)), small_dataset()
     learner = small_learner(small_network(), processes=processes)

@@ -13,8 +13,9 @@ from torch import nn
 from runner import checkpoint, compose, engine
 from runner.data.batches import Pixels
 from runner.data.dataset import Split
-from runner.engine import Batch, Training, evaluate, train_step
+from runner.engine import Batch, Training, train_step
 from runner.errors import TrainingError
+from runner.evaluation import evaluate
 from runner.optim import build_optimizer, set_rates
 from runner.schedule import moment, plan
 from runner.schema import (

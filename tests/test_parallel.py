@@ -333,7 +333,7 @@ def evaluate_a_share(processes: object, root: str) -> None:
 
 def predicted(**changes: object) -> dict[str, np.ndarray]:
     """By two batches, of 10 and 5 images."""
-    from runner.engine import evaluate
+    from runner.evaluation import evaluate
 
     config = small_config(eval=Eval(batch_size=10), tta=Tta(passes=2, beta=0.25))
     learner = small_learner(small_network(), **changes)

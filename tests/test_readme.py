@@ -11,6 +11,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from runner import compose
+from runner.evaluate import variants
 from runner.schema import RunConfig
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,12 @@ def test_a_command_is_accepted(command: str, composed: Callable[..., RunConfig])
     assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
     compose.check_arguments(words)
     overrides = [word for word in words if "=" in word]
+    if module == "runner.evaluate":
+        runs = {word for word in words if word.startswith("outputs/")}
+        assert runs
+        assert set(words) - runs - set(overrides) <= {"-m"}
+        assert variants(overrides, is_sweep="-m" in words)
+        return
     assert set(words) - set(overrides) <= {"-m", "--cfg", "job", "--help"}
     (jobs,) = BasicSweeper.split_arguments(
         OverridesParser.create().parse_overrides(overrides), None

@@ -19,8 +19,8 @@ from small import CLASSES, small_config, small_dataset, small_learner, small_net
 from runner import engine, hardware, records, session
 from runner.display import Display
 from runner.distributed import Processes
-from runner.engine import evaluate
 from runner.errors import ArtefactError, BusyError, ConfigError, StorageError, TrainingError
+from runner.evaluation import evaluate
 from runner.locks import locked
 from runner.records import RunFolder
 from runner.schema import (

@@ -4,6 +4,7 @@ Deterministic views are squares cut from the original rectangle, mirrored, at se
 ones repeat the training augmentation, as fastai's ``learn.tta()`` does.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
@@ -36,6 +37,9 @@ class View:
 
 PLAIN = View()
 
+Look = View | int
+"""What one forward pass sees: a view, or the random pass of that number."""
+
 
 def views(tta: Tta) -> list[View]:
     """The deterministic views of ``tta``; just the plain one where nothing is asked for."""
@@ -51,6 +55,26 @@ def views(tta: Tta) -> list[View]:
     ]
 
 
+def looks(tta: Tta) -> list[Look]:
+    """What ``tta`` combines, in order: its random passes, or else the views of :func:`views`."""
+    return [*range(tta.passes)] or [*views(tta)]
+
+
+def looks_used(variants: Iterable[Tta]) -> set[Look]:
+    """All that the combined predictions of ``variants`` rest on; each is one forward pass."""
+    used: set[Look] = set()
+    for tta in variants:
+        used.update(looks(tta))
+        if tta.beta is not None or _includes_plain(tta):
+            used.add(PLAIN)
+    return used
+
+
+def cost(used: Iterable[Look]) -> float:
+    """Pixels per image that go through the network, relative to the plain view alone."""
+    return sum(look.scale**2 if isinstance(look, View) else 1.0 for look in used)
+
+
 def cut(rectangle: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
     """The square that ``view`` shows of an image (H, W, C), unscaled and unmirrored."""
     height, width = rectangle.shape[:2]
@@ -64,18 +88,22 @@ def combine(plain: Tensor, others: Tensor, tta: Tta) -> Tensor:
 
     Args:
         plain: (N, K) probabilities of the plain view.
-        others: (V, N, K) probabilities of the views of :func:`views`, or of ``tta.passes`` with
-            the training augmentation.
+        others: (V, N, K) probabilities of the V :func:`looks`.
         tta: for ``mean``, the average of ``others``, blended with ``tta.beta`` of ``plain`` where
             that is set; the other reductions of random passes include the plain view.
 
     Returns:
         (N, K) probabilities, rows summing to 1.
     """
-    if tta.passes and tta.reduce != "mean":
+    if _includes_plain(tta):
         others = torch.cat([plain.unsqueeze(0), others])
     reduced = _reduce(others, tta.reduce)
     return reduced if tta.beta is None else torch.lerp(reduced, plain, tta.beta)
+
+
+def _includes_plain(tta: Tta) -> bool:
+    """Whether the plain view is reduced along with the random passes."""
+    return tta.passes > 0 and tta.reduce != "mean"
 
 
 def _reduce(probabilities: Tensor, how: str) -> Tensor:

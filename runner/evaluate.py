@@ -1,0 +1,467 @@
+"""Evaluate trained runs again, with any TTA: ``python -m runner.evaluate RUN tta=book``.
+
+Nothing is trained and no run is changed. All variants share one pass over the validation images, so
+a table costs as many forward passes as its variants have different views. Torch is imported when
+evaluation starts and not before, so that help and errors answer at once.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from runner import checks, compose
+from runner.command import command
+from runner.display import Display, own_words
+from runner.errors import ArtefactError, ConfigError, DataError
+from runner.metrics import classification_metrics
+from runner.records import RunFolder
+from runner.schema import Data, RunConfig, Tta
+from runner.storage import replace_whole
+from runner.tables import Table, to_csv
+
+if TYPE_CHECKING:
+    from runner.bundle import Bundle
+    from runner.data.dataset import Dataset
+    from runner.evaluation import Predictions
+
+_ALLOWED = (
+    "tta", "tta.KEY", "eval.batch_size", "device", "precision", "threads", "data.root",
+    "data.num_workers", "data.cache_gb", "outputs",
+)  # fmt: skip
+_REPRODUCED = 1e-5  # largest difference of a probability that rounding explains
+_PIPE_WIDTH = 140
+_PAIRED = ("points", "gained", "lost", "p_value")
+
+# The columns of the table by the name of their values, with heading and format.
+_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "variant": ("variant", str),
+    "runs": ("runs", str),
+    "accuracy": ("accuracy", "{:.2%}".format),
+    "points": ("points", "{:+.2f}".format),
+    "gained": ("gained", str),
+    "lost": ("lost", str),
+    "p_value": ("p", "{:.2g}".format),
+    "nll": ("log loss", "{:.4f}".format),
+    "brier": ("Brier", "{:.4f}".format),
+    "ece": ("ECE", "{:.4f}".format),
+    "forward_passes": ("passes", "{:g}".format),
+    "pixels": ("pixels", "{:.3g}".format),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as it was recorded.
+
+    Attributes:
+        folder: of the run.
+        config: it was trained with.
+        fingerprint: of its data.
+        network: source and name of the architecture, number of outputs, classes.
+        environment: it was trained in.
+    """
+
+    folder: RunFolder
+    config: RunConfig
+    fingerprint: str
+    network: tuple[str, str, int, tuple[str, ...]]
+    environment: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One TTA of the table.
+
+    Attributes:
+        name: its words that not all variants share.
+        values: what its words set; see :func:`runner.compose.asked`.
+        note: what the user should know; mostly empty.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    note: str = ""
+
+
+def read_run(path: Path) -> Run:
+    """The finished run in a folder.
+
+    Raises:
+        DataError: there is no such folder, or no finished run in it.
+        ArtefactError: its result is damaged, or of another version.
+    """
+    folder, where = RunFolder(path), str(path.absolute())
+    if not path.is_dir():
+        raise DataError("no such folder", where=where, fix="the folder of a finished run")
+    result = folder.result()
+    if result is None:
+        raise DataError(
+            f"no finished run is here (status: {folder.status()['status']})",
+            where=where,
+            fix="one of those that python -m runner.show lists as finished",
+        )
+    try:
+        data, model = result["data"], result["model"]
+        return Run(
+            folder,
+            # Values, never text to compose: an interpolation in it stays the text that it is.
+            checks.from_dict(result["config"]),
+            str(data["fingerprint"]),
+            (model["source"], model["name"], model["num_outputs"], tuple(data["classes"])),
+            dict(result["environment"]),
+        )
+    except ConfigError as error:
+        reason = f"it holds a configuration that is not ours: {error.what}"
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"it does not say what was trained: {error!r}"
+    raise ArtefactError(reason, where=f"{where}/result.json", fix="a whole copy of the folder")
+
+
+def variants(words: Sequence[str], *, is_sweep: bool) -> list[Variant]:
+    """What the words ask for: one variant, or of a sweep every combination of its values.
+
+    Raises:
+        ConfigError: a word would need training again, or is none. Hydra's own errors:
+            see :func:`runner.compose.translated`.
+    """
+    for word in words:
+        _check_word(word)
+    compose.register()
+    jobs = compose.jobs(words) if is_sweep else [list(words)]
+    tta_words = [[word for word in job if word.lstrip("+").startswith("tta")] for job in jobs]
+    return [
+        _variant(own_words(own, tta_words) or "the run's own TTA", compose.asked(job), own)
+        for own, job in zip(tta_words, jobs, strict=True)
+    ]
+
+
+def _variant(name: str, values: dict[str, Any], words: Sequence[str]) -> Variant:
+    """A variant by its words on TTA; ``beta``, which weighs a mean, goes where there is none."""
+    tta = values.get("tta", {})
+    reduce = tta.get("reduce", "mean")
+    if reduce == "mean" or any(word.lstrip("+").startswith("tta.beta=") for word in words):
+        return Variant(name, values)
+    # As fastai's learn.tta(use_max=True) does.
+    note = f"tta.reduce={reduce} does without the tta.beta of a mean"
+    unweighted = {**values, "tta": {**tta, "beta": None}}
+    return Variant(name, unweighted, note if tta.get("beta", 0) is not None else "")
+
+
+def _check_word(word: str) -> None:
+    key = word.lstrip("+").partition("=")[0]
+    if "${" in word:
+        raise ConfigError("there is nothing here to refer to", where=word, fix="the value itself")
+    if key in _ALLOWED or re.fullmatch(r"tta\.\w+", key):
+        return
+    allowed = f"allowed here: {', '.join(_ALLOWED)}"
+    if key in checks.known_keys() or key in compose.GROUPS:
+        raise ConfigError(
+            f"another {key} needs training again",
+            where=word,
+            fix=f"python -m runner.train … {word}; {allowed}",
+        )
+    guess = checks.nearest(key, _ALLOWED)
+    what = f"unknown key {key} (did you mean {guess}?)" if guess else checks.unknown_key(key)[0]
+    raise ConfigError(what, where=word, fix=allowed)
+
+
+def configurations(run: Run, wanted: Sequence[Variant]) -> list[RunConfig]:
+    """The configuration of a run for each variant; they differ in ``tta`` alone.
+
+    Raises:
+        ConfigError: a value is not allowed, or another key than those of ``tta`` has several.
+    """
+    configs = [checks.changed(run.config, variant.values) for variant in wanted]
+    if len({replace(config, tta=Tta()) for config in configs}) > 1:
+        raise ConfigError(
+            "only tta can take several values: all variants share one pass",
+            where="-m",
+            fix="one command for each of the other values",
+        )
+    return configs
+
+
+def evaluated(
+    run: Run,
+    configs: Mapping[str, RunConfig],
+    load: Callable[[Data, int, str], "Dataset"],
+    display: Display,
+) -> dict[str, Any]:
+    """Evaluate one run.
+
+    Args:
+        run: finished.
+        configs: by the name of the variant.
+        load: gives a data set by ``data``, largest size and ``outputs`` of a configuration.
+        display: told how it goes.
+
+    Returns:
+        Values for JSON: of what it was computed, whether it reproduces the run, and ``rows`` with
+        the measures of the plain view and of each variant.
+
+    Raises:
+        ArtefactError: the bundle or the data is not the run's.
+        ConfigError: the device is not there.
+        DataError: the data cannot be read.
+    """
+    from runner.bundle import read_bundle
+    from runner.environment import differences, environment
+    from runner.evaluation import evaluate_variants
+    from runner.session import trained_learner
+    from runner.tricks.tta import cost, looks_used
+
+    ttas = [config.tta for config in configs.values()]
+    config = next(iter(configs.values()))
+    bundle = read_bundle(run.folder.path / "bundle")
+    _check_bundle(run, bundle)
+    dataset = load(config.data, config.largest_size, config.outputs)
+    _check_data(run, dataset, config.data)
+    learner = trained_learner(bundle, config)
+    found = evaluate_variants(learner, dataset, config, ttas, progress=display.evaluation)
+    assert found is not None  # nobody asks it to stop
+    now = environment(learner.device, learner.precision, learner.processes)
+    difference = _difference(run, found[0], differences(run.environment, now), display)
+    views = [("plain", Tta()), *zip(configs, ttas, strict=True)]
+    measures = [_plain_measures(found[0], dataset.classes)]
+    measures += [_tta_measures(predictions, dataset.classes) for predictions in found]
+    return {
+        "run": str(run.folder.path),
+        "seed": config.seed,
+        "tricks": config.tricks,
+        "environment": now,
+        "images": len(dataset.val),
+        "seconds": found[0].seconds,
+        "forward_passes": len(looks_used([Tta(), *ttas])),
+        "difference_to_saved": difference,
+        "rows": [
+            {
+                "variant": name,
+                "tta": asdict(tta),
+                **measured,
+                "forward_passes": len(looks_used([tta])),
+                "pixels": cost(looks_used([tta])),
+            }
+            for (name, tta), measured in zip(views, measures, strict=True)
+        ],
+    }
+
+
+def _check_bundle(run: Run, bundle: "Bundle") -> None:
+    if (bundle.source, bundle.name, bundle.num_outputs, bundle.classes) != run.network:
+        raise ArtefactError(
+            "the bundle is of another architecture or of other classes than the run",
+            where=str(bundle.folder.absolute()),
+            fix="the bundle folder of this very run",
+        )
+
+
+def _check_data(run: Run, dataset: "Dataset", data: Data) -> None:
+    if (dataset.fingerprint, dataset.classes) != (run.fingerprint, run.network[-1]):
+        raise ArtefactError(
+            f"not the data of the run: fingerprint {dataset.fingerprint[:16]}…, and the run was "
+            f"trained on {run.fingerprint[:16]}…",
+            where=f"data={data.name} data.root={data.root}",
+            fix="data.root=PATH of the data as it was",
+        )
+
+
+def _difference(
+    run: Run, found: "Predictions", changes: Sequence[str], display: Display
+) -> float | None:
+    """The largest difference between plain predictions and the run's own, after a note on it."""
+    name = run.folder.path
+    try:
+        saved = run.folder.predictions()["plain"]
+        if saved.shape != found.plain.shape or not np.isfinite(saved).all():
+            raise ValueError("predictions.npz is of other images")
+        largest = float(np.abs(found.plain - saved).max())
+    except (ArtefactError, ValueError, TypeError) as error:
+        display.line(f"warning: {name}: nothing to compare the plain row with: {error}")
+        return None
+    if largest <= _REPRODUCED:
+        display.line(f"{name}: the plain row reproduces the run (to {largest:.1g})")
+        return largest
+    causes = ", ".join(changes) or "another device, precision or torch build"
+    display.line(
+        f"warning: {name}: the plain row differs from the run's own by up to {largest:.2g} in a "
+        f"probability; possible causes: {causes}"
+    )
+    return largest
+
+
+def _plain_measures(found: "Predictions", classes: Sequence[str]) -> dict[str, Any]:
+    return {
+        **classification_metrics(found.plain, found.labels, classes),
+        **dict.fromkeys(_PAIRED),
+    }
+
+
+def _tta_measures(found: "Predictions", classes: Sequence[str]) -> dict[str, Any]:
+    from runner.statistics import mcnemar
+
+    gained, lost = _changed_images(found.plain, found.tta, found.labels)
+    return {
+        **classification_metrics(found.tta, found.labels, classes),
+        "points": 100 * (gained - lost) / len(found.labels),
+        "gained": gained,
+        "lost": lost,
+        "p_value": mcnemar(gained, lost),
+    }
+
+
+def _changed_images(
+    before: NDArray[np.float32], after: NDArray[np.float32], labels: NDArray[np.int64]
+) -> tuple[int, int]:
+    """Images that are right only after, and only before."""
+    was_right, is_right = before.argmax(axis=1) == labels, after.argmax(axis=1) == labels
+    return int((is_right & ~was_right).sum()), int((was_right & ~is_right).sum())
+
+
+def averaged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of :func:`evaluated` over several runs.
+
+    Returns:
+        For the plain view and for each variant: ``variant``, the number of ``runs``, sums of
+        ``gained`` and ``lost``, means of the others; ``p_value`` only of a single run. None where
+        there is nothing to tell.
+    """
+    rows = []
+    for same in zip(*(entry["rows"] for entry in entries), strict=True):
+        row: dict[str, Any] = {}
+        for name in _COLUMNS:
+            values = [one.get(name) for one in same]
+            if name == "variant":
+                row[name] = values[0]
+            elif name == "runs":
+                row[name] = len(same)
+            elif None in values or (name == "p_value" and len(same) > 1):
+                row[name] = None
+            else:
+                row[name] = sum(values) if name in ("gained", "lost") else fmean(values)
+        rows.append(row)
+    return rows
+
+
+def _table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    hidden = "p_value" if rows[0]["runs"] > 1 else "runs"
+    shown = {name: column for name, column in _COLUMNS.items() if name != hidden}
+    cells = tuple(
+        tuple("" if row[name] is None else form(row[name]) for name, (_, form) in shown.items())
+        for row in rows
+    )
+    return Table(title, tuple(heading for heading, _ in shown.values()), cells, ("variant",))
+
+
+def main() -> None:
+    """The command; see ``--help``."""
+    arguments = _parser().parse_intermixed_args()
+    command(lambda: _run(arguments), compose.translated)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m runner.evaluate",
+        usage="%(prog)s RUN [RUN …] [-m] [tta=NAME] [KEY=VALUE …] [--csv FILE] [--json FILE] "
+        "[--markdown FILE]",
+        description="Evaluate trained runs again, with any TTA, without training. All variants "
+        "share one pass over the validation images.",
+        epilog=f"Keys: {', '.join(_ALLOWED)}. Without a word on tta: the run's own TTA.",
+    )
+    parser.add_argument(
+        "words", nargs="*", metavar="RUN|KEY=VALUE", help="folders of finished runs, and words"
+    )
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="all combinations of the words' values"
+    )
+    for name, what in (
+        ("csv", "rows with all digits"),
+        ("json", "every number, also of each run"),
+        ("markdown", "the table as it is printed"),
+    ):
+        parser.add_argument(
+            f"--{name}", metavar="FILE", help=f"{what}; - is standard output, instead of the table"
+        )
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    paths = dict.fromkeys(Path(word) for word in arguments.words if "=" not in word)
+    if not paths:
+        raise ConfigError("which run?", where="RUN", fix="a folder such as outputs/fashion-…")
+    targets = {name: getattr(arguments, name) for name in ("csv", "json", "markdown")}
+    if list(targets.values()).count("-") > 1:
+        raise ConfigError("standard output takes one of them", where="-", fix="names of files")
+    words = [word for word in arguments.words if "=" in word]
+    wanted = variants(words, is_sweep=arguments.multirun)
+    runs = [read_run(path) for path in paths]
+    _check_comparable(runs)
+    names = [variant.name for variant in wanted]
+    plans = [dict(zip(names, configurations(run, wanted), strict=True)) for run in runs]
+    with Display(stderr=True) as display:
+        for note in dict.fromkeys(variant.note for variant in wanted if variant.note):
+            display.line(f"note: {note}")
+        entries = _all_evaluated(runs, plans, display)
+    _report(runs, entries, targets)
+
+
+def _check_comparable(runs: Sequence[Run]) -> None:
+    for run in runs:
+        if run.fingerprint != runs[0].fingerprint:
+            raise ConfigError(
+                "runs on different data have no mean in common: fingerprints "
+                f"{runs[0].fingerprint[:16]}… and {run.fingerprint[:16]}…",
+                where=f"{runs[0].folder.path} {run.folder.path}",
+                fix="one command for each",
+            )
+
+
+def _all_evaluated(
+    runs: Sequence[Run], plans: Sequence[Mapping[str, RunConfig]], display: Display
+) -> list[dict[str, Any]]:
+    from runner.data.dataset import load_dataset
+
+    @lru_cache(maxsize=1)  # runs that differ in their seed alone share it
+    def load(data: Data, size: int, outputs: str) -> "Dataset":
+        return load_dataset(data, size, Path(outputs).expanduser() / "cache", display.work)
+
+    return [
+        evaluated(run, configs, load, display) for run, configs in zip(runs, plans, strict=True)
+    ]
+
+
+def _report(
+    runs: Sequence[Run], entries: Sequence[Mapping[str, Any]], targets: Mapping[str, str | None]
+) -> None:
+    """Print the table, unless standard output is a target, and write what is asked for."""
+    rows = averaged(entries)
+    title = f"{runs[0].config.data.name}: {entries[0]['images']:,} validation images"
+    table = _table(rows, title + (f", means of {len(runs)} runs" if len(runs) > 1 else ""))
+    content = {"fingerprint": runs[0].fingerprint, "rows": rows, "runs": entries}
+    texts = {
+        "csv": to_csv(list(_COLUMNS), [list(row.values()) for row in rows]),
+        "json": json.dumps(content, indent=2, allow_nan=False) + "\n",
+        "markdown": table.markdown(),
+    }
+    if "-" not in targets.values():
+        # A pipe has no width to fold the table to.
+        table.print(Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH))
+    for name, target in targets.items():
+        if target == "-":
+            print(texts[name], end="")
+        elif target:
+            replace_whole(Path(target), texts[name].encode())
+
+
+if __name__ == "__main__":
+    main()
