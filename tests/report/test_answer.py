@@ -1,0 +1,577 @@
+"""The answer against independent calculations: loops over the files, and scipy.stats."""
+
+import json
+import shlex
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fabricated import TRICKS, write_run
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from scipy.stats import binomtest, t, ttest_rel
+
+from runner.errors import ConfigError
+from runner.records import RunFolder
+from runner.report import text
+from runner.report.answer import FIRST_SEEDS, Answer, Comparison, GroupAnswer, answer
+from runner.report.runs import find_runs
+from runner.report.scores import ScoreBook
+from runner.schema import Mixup, Tta
+from runner.statistics import MOST_SEEDS, Outlook, difference
+
+ALL = tuple(TRICKS)
+MARGIN = 0.05
+NUM_IMAGES = 40
+LEFT_OUT = {trick: tuple(name for name in ALL if name != trick) for trick in ALL}
+
+
+def ask(outputs: Path, baseline: str | None = None) -> Answer:
+    return answer(find_runs([outputs]), ScoreBook(Path("/nowhere/x.npz")), MARGIN, baseline)
+
+
+def only(found: Answer) -> GroupAnswer:
+    (group,) = found.groups
+    return group
+
+
+def compared(group: GroupAnswer, label: str) -> Comparison:
+    (one,) = [one for one in group.comparisons if one.label == label]
+    return one
+
+
+def right(folder: RunFolder, view: str = "plain") -> list[bool]:
+    """Image by image, from the file."""
+    with np.load(folder.path / "predictions.npz") as file:
+        rows, labels = file[view].tolist(), file["labels"].tolist()
+    return [row.index(max(row)) == label for row, label in zip(rows, labels, strict=True)]
+
+
+def mean(values: list[bool]) -> float:
+    return sum(values) / len(values)
+
+
+@dataclass
+class Grid:
+    """Some runs and their answer: baseline seeds 0..3, mixup 1..4, label smoothing 7 alone."""
+
+    folders: dict[tuple[str, int], RunFolder]
+    found: Answer
+
+    def right(self, name: str, seeds: tuple[int, ...], view: str = "plain") -> list[list[bool]]:
+        return [right(self.folders[name, seed], view) for seed in seeds]
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
+    outputs = tmp_path_factory.mktemp("grid")
+    folders = {}
+
+    def write(name: str, *tricks: str, seed: int, accuracy: float, tta: float = 0.9) -> None:
+        folders[name, seed] = write_run(
+            outputs, *tricks, seed=seed, accuracy=accuracy, tta_accuracy=tta, num_images=NUM_IMAGES
+        )
+
+    for seed in range(4):
+        write("baseline", seed=seed, accuracy=0.5 + 0.05 * (seed % 3))
+        write("mixup", "mixup", seed=seed + 1, accuracy=0.7 - 0.05 * (seed % 2))
+    write("label_smoothing", "label_smoothing", seed=7, accuracy=0.6)
+    for seed in range(3):
+        write("all", *ALL, seed=seed, accuracy=0.75 + 0.025 * seed, tta=0.85 + 0.05 * (seed % 2))
+        for number, (trick, others) in enumerate(LEFT_OUT.items()):
+            write(
+                f"all but {trick}", *others, seed=seed,
+                accuracy=0.55 + 0.025 * number + 0.05 * (seed % 2), tta=0.65 + 0.025 * seed,
+            )  # fmt: skip
+    return Grid(folders, ask(outputs))
+
+
+# ── Numbers ────────────────────────────────────────────────────────────────────────────────────
+
+
+def check(
+    one: Comparison, ours: list[list[bool]], theirs: list[list[bool]], seeds: tuple[int, ...]
+) -> None:
+    """All numbers of one comparison but the corrected p-values."""
+    assert one.seeds == seeds
+    differences = [mean(a) - mean(b) for a, b in zip(ours, theirs, strict=True)]
+    assert one.found.mean == pytest.approx(sum(differences) / len(seeds), abs=1e-7)
+    test = ttest_rel([mean(a) for a in ours], [mean(b) for b in theirs])
+    interval = test.confidence_interval(0.95)
+    assert one.found.over_seeds is not None
+    assert one.found.over_seeds == pytest.approx((interval.low, interval.high), abs=1e-6)
+    for pair, new, old, expected in zip(one.pairs, ours, theirs, differences, strict=True):
+        gained = sum(a and not b for a, b in zip(new, old, strict=True))
+        lost = sum(b and not a for a, b in zip(new, old, strict=True))
+        assert (pair.gained, pair.lost) == (gained, lost)
+        assert pair.difference == pytest.approx(expected)
+        assert pair.p == pytest.approx(
+            binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+        )
+    assert [pair.seed for pair in one.pairs] == list(seeds)
+    whole = difference(np.array(ours, np.float32), np.array(theirs, np.float32), MARGIN)
+    assert replace(one.found) == whole
+
+
+def test_differences_are_paired_by_the_common_seeds(grid: Grid) -> None:
+    seeds = (1, 2, 3)
+    one = compared(only(grid.found), "mixup")
+    assert one.reference == "baseline"
+    check(one, grid.right("mixup", seeds), grid.right("baseline", seeds), seeds)
+    # Paired by position instead of by seed, another interval would come out.
+    wrong = ttest_rel(
+        [mean(row) for row in grid.right("mixup", (1, 2, 3))],
+        [mean(row) for row in grid.right("baseline", (0, 1, 2))],
+    ).confidence_interval(0.95)
+    assert one.found.over_seeds != pytest.approx((wrong.low, wrong.high), abs=1e-3)
+
+
+def test_rows_are_over_all_seeds_of_a_variant(grid: Grid) -> None:
+    rows = {row.label: row for row in only(grid.found).rows}
+    assert next(iter(rows)) == "baseline"
+    values = [mean(row) for row in grid.right("mixup", (1, 2, 3, 4))]
+    found = rows["mixup"].metrics["accuracy"]
+    assert rows["mixup"].seeds == (1, 2, 3, 4)
+    assert found.mean == pytest.approx(np.mean(values))
+    half = t.ppf(0.975, 3) * np.std(values, ddof=1) / 2
+    assert found.interval == pytest.approx((np.mean(values) - half, np.mean(values) + half))
+    assert rows["label_smoothing"].metrics["accuracy"].interval is None
+
+
+@pytest.mark.parametrize("key", ["nll", "brier", "ece"])
+def test_other_metrics_are_paired_too(key: str, grid: Grid) -> None:
+    def value(name: str, seed: int) -> float:
+        path = grid.folders[name, seed].path / "result.json"
+        number: float = json.loads(path.read_text())["metrics"]["plain"][key]
+        return number
+
+    ours, theirs = ([value(name, seed) for seed in (1, 2, 3)] for name in ("mixup", "baseline"))
+    interval = ttest_rel(ours, theirs).confidence_interval(0.95)
+    found = compared(only(grid.found), "mixup").others[key]
+    assert found.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert found.interval == pytest.approx((interval.low, interval.high))
+
+
+def test_what_has_no_common_seed_is_named_and_not_compared(grid: Grid) -> None:
+    group = only(grid.found)
+    assert "label_smoothing" not in {one.label for one in group.comparisons}
+    (note,) = [note for note in group.notes if note.startswith("label_smoothing")]
+    assert "no seed in common with baseline" in note
+
+
+@pytest.mark.parametrize("trick", ALL)
+def test_each_trick_inside_all(trick: str, grid: Grid) -> None:
+    group = only(grid.found)
+    (one,) = [one for one in group.contributions if one.label == f"{trick} in all"]
+    assert one.reference == f"all but {trick}"
+    seeds = (0, 1, 2)
+    ours = grid.right("all", seeds, "tta")
+    name = f"all but {trick}"
+    # TTA is held against the plain view of the very runs, although there are runs without it.
+    theirs = grid.right("all", seeds, "plain") if trick == "tta" else grid.right(name, seeds, "tta")
+    check(one, ours, theirs, seeds)
+    if trick == "tta":
+        assert theirs != grid.right(name, seeds, "plain"), "or the check could not fail"
+
+
+def holm_by_hand(p_values: list[float]) -> list[float]:
+    ordered = sorted(p_values)
+    count = len(ordered)
+    return [
+        max(min(1.0, (count - rank) * p) for rank, p in enumerate(ordered) if p <= value)
+        for value in p_values
+    ]
+
+
+def test_p_values_are_corrected_over_their_table(grid: Grid) -> None:
+    group = only(grid.found)
+    for table in (group.comparisons, group.contributions):
+        assert len(table) > 4
+        for raw, corrected in (("p_zero", "p_zero"), ("p_margin", "p_margin")):
+            before = [getattr(one.found, raw) for one in table]
+            after = [getattr(one, corrected) for one in table]
+            assert after == pytest.approx(holm_by_hand(before))
+            assert after != pytest.approx(before)
+
+
+def test_one_seed_is_not_among_the_tests_that_are_corrected(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path, seed=seed, num_images=30, accuracy=0.5)
+        write_run(tmp_path, "mixup", seed=seed, num_images=30, accuracy=0.6 + 0.1 * (seed % 2))
+    write_run(tmp_path, "normalize", num_images=30)
+    group = only(ask(tmp_path))
+    one = compared(group, "mixup")
+    assert one.p_zero == one.found.p_zero
+    assert compared(group, "normalize").p_zero is None
+
+
+def test_the_verdict_follows_the_corrected_p_values(tmp_path: Path) -> None:
+    for seed in range(4):
+        write_run(tmp_path, seed=seed, num_images=60, accuracy=0.1)
+        write_run(tmp_path, "mixup", seed=seed, num_images=60, accuracy=0.9)
+        write_run(tmp_path, "label_smoothing", seed=seed, num_images=60, accuracy=0.0)
+        write_run(tmp_path, "tta", seed=seed, num_images=60, accuracy=0.1)
+    group = only(ask(tmp_path))
+    said = {one.label: one.verdict for one in group.comparisons}
+    assert said["mixup"] == "helps"
+    assert said["tta"] == "no difference", "the two views are equal"
+    flipped = only(ask(tmp_path, "mixup"))
+    assert {one.label: one.verdict for one in flipped.comparisons}["baseline"] == "hurts"
+    for one in group.comparisons:
+        if one.verdict != "cannot tell":
+            assert (one.outlook, one.more) == (None, ())
+            assert text.advice(one, MARGIN) == ""
+
+
+# ── TTA ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_tta_is_compared_within_the_very_runs(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, seed=seed, accuracy=0.5, num_images=40)
+        write_run(tmp_path, "tta", seed=seed, accuracy=0.7, tta_accuracy=0.8, num_images=40)
+    group = only(ask(tmp_path))
+    baseline = group.rows[0]
+    assert (baseline.label, baseline.metrics["accuracy"].mean) == ("baseline", 0.5)
+    one = compared(group, "tta")
+    assert one.found.mean == pytest.approx(0.8 - 0.7, abs=1e-7), "and not 0.8 - 0.5"
+    assert [(pair.gained, pair.lost) for pair in one.pairs] == [(4, 0), (4, 0)]
+    assert one.price == {"images": 1, "pixels": 1, "seconds": 1, "forward_passes": 2}
+    assert one.is_equal_budget
+
+
+def test_tta_of_seeds_that_have_no_other_run(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path, "tta", seed=seed, accuracy=0.7, tta_accuracy=0.8, num_images=40)
+    group = only(ask(tmp_path))
+    assert group.baseline == "baseline"
+    one = compared(group, "tta")
+    assert one.seeds == (0, 1, 2)
+    assert one.found.mean == pytest.approx(0.1, abs=1e-7)
+
+
+def test_two_kinds_of_tta_are_each_compared_with_their_own_runs(tmp_path: Path) -> None:
+    write_run(tmp_path, tta=Tta(flip=True), accuracy=0.5, tta_accuracy=0.6, num_images=40)
+    write_run(tmp_path, tta=Tta(crops=3), accuracy=0.7, tta_accuracy=0.9, num_images=40)
+    found = {one.label: one.found.mean for one in only(ask(tmp_path)).comparisons}
+    (flip,) = [value for label, value in found.items() if "crops=1" in label]
+    (crops,) = [value for label, value in found.items() if "crops=3" in label]
+    assert (flip, crops) == (pytest.approx(0.1, abs=1e-7), pytest.approx(0.2, abs=1e-7))
+
+
+# ── The baseline ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outputs = tmp_path_factory.mktemp("choices")
+    for seed in range(2):
+        write_run(outputs, seed=seed, num_images=30, accuracy=0.5)
+        write_run(outputs, "mixup", "tta", seed=seed, num_images=30, accuracy=0.6)
+        write_run(outputs, *ALL, seed=seed, num_images=30, accuracy=0.8)
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen"),
+    [
+        (None, "baseline"), ("baseline", "baseline"), ("mixup", "mixup"), ("all", "all"),
+        ("mixup + tta", "mixup + tta"), ("mixup+tta", "mixup + tta"), ("tta+mixup", "mixup + tta"),
+        ("all but tta", "all but tta"),
+    ],
+)  # fmt: skip
+def test_the_baseline_can_be_chosen(asked: str | None, chosen: str, choices: Path) -> None:
+    group = only(ask(choices, asked))
+    assert group.baseline == chosen
+    assert group.rows[0].label == chosen
+    assert len(group.comparisons) == len(group.rows) - 1
+    assert chosen not in {one.label for one in group.comparisons}
+    if chosen == "mixup":
+        assert compared(group, "baseline").found.mean == pytest.approx(-0.1, abs=1e-7)
+
+
+@pytest.mark.parametrize("asked", ["cutmix", "mixup+cutmix", "", "nonsense"])
+def test_an_unknown_baseline_is_an_error_that_says_what_there_is(asked: str, choices: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ask(choices, asked)
+    assert caught.value.exit_code == 2
+    for label in ("baseline", "mixup", "mixup + tta", "all but tta", "all"):
+        assert label in caught.value.fix
+    assert f"--baseline {asked}" in caught.value.where
+
+
+def test_without_a_baseline_nothing_is_compared_and_it_is_said_how_to(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, "mixup", seed=seed, num_images=30)
+        write_run(tmp_path, "label_smoothing", seed=seed, num_images=30)
+    group = only(ask(tmp_path))
+    assert (group.baseline, group.comparisons) == (None, ())
+    assert [row.label for row in group.rows] == ["label_smoothing", "mixup"]
+    (note,) = group.notes
+    assert "--baseline" in note
+    assert "label_smoothing, mixup" in note
+    assert compared(only(ask(tmp_path, "mixup")), "label_smoothing").seeds == (0, 1)
+
+
+def test_a_trick_that_all_runs_have_is_part_of_the_baseline(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, "normalize", seed=seed, num_images=30)
+        write_run(tmp_path, "normalize", "mixup", seed=seed, num_images=30)
+    group = only(ask(tmp_path))
+    assert group.baseline == "normalize"
+    assert [one.label for one in group.comparisons] == ["normalize + mixup"]
+
+
+def test_two_kinds_of_the_fewest_tricks_are_no_baseline(tmp_path: Path) -> None:
+    for alpha in (0.2, 0.4):
+        write_run(tmp_path, mixup=Mixup(probability=1.0, alpha=alpha), num_images=30)
+    group = only(ask(tmp_path))
+    assert group.baseline is None
+    label = "mixup (mixup.alpha=0.2)"
+    assert label in group.notes[0]
+    assert only(ask(tmp_path, label)).baseline == label
+
+
+def test_a_baseline_of_one_group_does_not_blame_the_others(tmp_path: Path) -> None:
+    write_run(tmp_path, "mixup", num_images=30)
+    write_run(tmp_path, num_images=30)
+    write_run(tmp_path, num_images=30, precision="bf16")
+    write_run(tmp_path, "label_smoothing", num_images=30, precision="bf16")
+    found = {group.group.values["precision"]: group for group in ask(tmp_path, "mixup").groups}
+    assert found["fp32"].baseline == "mixup"
+    assert found["bf16"].baseline is None
+    assert "no run without tricks" not in found["bf16"].notes[0], "there is one"
+
+
+# ── Budgets, environments, one seed ────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("pixels", "is_equal"), [(1_000_000, True), (1_003_000, True), (1_010_000, False), (1, False)]
+)
+def test_an_unequal_budget_is_marked(pixels: int, is_equal: bool, tmp_path: Path) -> None:
+    write_run(tmp_path, num_images=30)
+    write_run(tmp_path, "mixup", num_images=30, pixels=pixels, seconds=25.0)
+    group = only(ask(tmp_path))
+    (one,) = group.comparisons
+    assert one.is_equal_budget == is_equal
+    assert one.price["pixels"] == pytest.approx(pixels / 1e6)
+    assert one.price["seconds"] == pytest.approx(2.5), "time alone is no other budget"
+    shown = text.answer_table(group, MARGIN).markdown()
+    assert (text.UNEQUAL in shown) == (not is_equal)
+    assert any(text.UNEQUAL in line for line in text.remarks(group, MARGIN)) == (not is_equal)
+
+
+def set_environment(folder: RunFolder, **values: object) -> None:
+    path = folder.path / "result.json"
+    content: dict[str, Any] = json.loads(path.read_text())
+    content["environment"].update(values)
+    path.write_text(json.dumps(content))
+
+
+def test_runs_of_different_environments_are_marked(tmp_path: Path) -> None:
+    write_run(tmp_path, num_images=30)
+    other = write_run(tmp_path, "mixup", num_images=30)
+    assert not any("differ in" in note for note in only(ask(tmp_path)).notes)
+    set_environment(other, torch="3", hostname="elsewhere")
+    notes = [note for note in only(ask(tmp_path)).notes if "differ in" in note]
+    assert notes == ["the runs differ in torch: 2, 3"]
+
+
+def test_one_seed_says_so_and_speaks_of_the_images_alone(tmp_path: Path) -> None:
+    write_run(tmp_path, num_images=40, accuracy=0.2)
+    write_run(tmp_path, "mixup", num_images=40, accuracy=0.9)
+    group = only(ask(tmp_path))
+    (one,) = group.comparisons
+    assert (one.seeds, one.found.n) == ((0,), 1)
+    assert one.found.over_seeds is None
+    assert one.found.over_both[0] < one.found.mean < one.found.over_both[1]
+    assert (one.p_zero, one.p_margin, one.outlook) == (None, None, None)
+    assert one.verdict == "cannot tell", "however large the difference"
+    assert one.pairs[0].p < 0.001
+    assert text.verdict_text(one, MARGIN) == "one seed: cannot tell"
+    assert any("one seed" in note and note.startswith("mixup") for note in group.notes)
+    assert "train more" in text.advice(one, MARGIN)
+    for command in one.more:
+        assert seeds_of(command) == set(range(1, FIRST_SEEDS))
+
+
+def test_no_price_is_no_error(tmp_path: Path) -> None:
+    for tricks in ((), ("mixup",)):
+        write_run(tmp_path, *tricks, num_images=30, pixels=0, seconds=0.0)
+    group = only(ask(tmp_path))
+    (one,) = group.comparisons
+    assert one.is_equal_budget, "both used nothing"
+    json.loads(text.to_json(ask(tmp_path)), parse_constant=pytest.fail)
+    text.price_table(group).markdown()
+
+
+# ── What would settle it ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def open_question(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    outputs = tmp_path_factory.mktemp("open")
+    for seed in range(3):
+        write_run(outputs, seed=seed, num_images=30, accuracy=0.5)
+        write_run(outputs, "mixup", seed=seed, num_images=30, accuracy=0.5 + 0.1 * (seed - 0.5))
+    one = compared(only(ask(outputs)), "mixup")
+    assert one.verdict == "cannot tell"
+    return one
+
+
+@pytest.mark.parametrize(
+    ("outlook", "said"),
+    [
+        (Outlook("a difference", 4, None), "about 1 more seed would probably show a difference"),
+        (Outlook("a difference", 9, None), "about 6 more seeds would probably show a difference"),
+        (
+            Outlook("no difference", 9, None),
+            "about 6 more seeds would probably show no difference larger than 5 points",
+        ),
+        (
+            Outlook("a difference", MOST_SEEDS, None),
+            "about 100 seeds or more would be needed to show a difference",
+        ),
+        (
+            Outlook("no difference", None, 12_345),
+            "more seeds would not settle it: the validation split is too small; about 12,345 "
+            "images would be needed to show no difference larger than 5 points",
+        ),
+    ],
+)
+def test_advice(outlook: Outlook, said: str, open_question: Comparison) -> None:
+    assert text.advice(replace(open_question, outlook=outlook), MARGIN) == said
+
+
+def words_of(command: str) -> list[str]:
+    return shlex.split(command)
+
+
+def seeds_of(command: str) -> set[int]:
+    """What Hydra would make of the seed in a command."""
+    words = words_of(command)
+    assert words[:3] == ["python", "-m", "runner.train"]
+    (word,) = [word for word in words if word.lstrip("+").startswith("seed=")]
+    override = OverridesParser.create().parse_override(word)
+    if not override.is_sweep_override():
+        assert "-m" not in words[3:]
+        return {int(override.value())}
+    assert words[3] == "-m"
+    seeds = [int(seed) for seed in override.sweep_string_iterator()]
+    assert len(seeds) == len(set(seeds))
+    return set(seeds)
+
+
+SEEDS = [
+    ({0, 1, 2}, {0, 1, 2}),
+    ({0, 1, 2, 3}, {2, 3, 4, 5}),
+    ({0, 1, 5}, {1, 5, 6}),
+    ({10, 11}, {11, 10}),
+    ({0, 1, 2, 3, 4, 5, 6}, {0, 1}),
+    ({0}, {0, 1, 2}),
+]
+
+
+@pytest.mark.parametrize(("baseline", "mixup"), SEEDS)
+@pytest.mark.parametrize("shift", [0.0, 0.1])
+def test_the_commands_bring_exactly_the_seeds_that_are_missing(
+    baseline: set[int], mixup: set[int], shift: float, tmp_path: Path
+) -> None:
+    for seed in baseline:
+        write_run(tmp_path, seed=seed, num_images=60, accuracy=0.5)
+    for seed in mixup:
+        accuracy = 0.5 + shift + 0.05 * (seed % 2)
+        write_run(tmp_path, "mixup", seed=seed, num_images=60, accuracy=accuracy)
+    one = compared(only(ask(tmp_path)), "mixup")
+    assert one.verdict == "cannot tell"
+    if one.outlook is not None and one.outlook.seeds in (None, MOST_SEEDS):
+        assert one.more == ()
+        return
+    wanted = FIRST_SEEDS if one.outlook is None or one.outlook.seeds is None else one.outlook.seeds
+    trained = {"+trick=[]": set(baseline), "+trick=[mixup]": set(mixup)}
+    for command in one.more:
+        seeds = seeds_of(command)
+        (side,) = [word for word in words_of(command) if word in trained]
+        assert not seeds & trained[side], "nothing is trained twice"
+        trained[side] |= seeds
+    common = trained["+trick=[]"] & trained["+trick=[mixup]"]
+    assert len(common) == wanted
+    extra = (trained["+trick=[]"] - baseline) | (trained["+trick=[mixup]"] - mixup)
+    assert extra <= common, "nothing is trained in vain"
+
+
+def test_one_command_trains_both_sides_of_tta(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, "tta", seed=seed, num_images=30, accuracy=0.5, tta_accuracy=0.6)
+    one = compared(only(ask(tmp_path)), "tta")
+    if one.verdict == "cannot tell" and one.more:
+        (command,) = one.more
+        assert "+trick=[tta]" in words_of(command)
+        assert not seeds_of(command) & {0, 1}
+
+
+@pytest.mark.parametrize("seed", ["seed=0", "+seed=0", "++seed=0"])
+def test_the_commands_keep_the_other_words(seed: str, tmp_path: Path) -> None:
+    hostile = "data.root=/my images/it's $(here);*"
+    write_run(tmp_path, num_images=30, words=(hostile, "optim.lr=0.1", seed))
+    write_run(tmp_path, "mixup", num_images=30, words=(seed, hostile, "mixup=beta"))
+    (one,) = only(ask(tmp_path)).comparisons
+    assert len(one.more) == 2
+    for command, own in zip(one.more, ("mixup=beta", "optim.lr=0.1"), strict=True):
+        assert hostile in words_of(command)
+        assert own in words_of(command)
+        assert seeds_of(command) == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("word", ["run_dir=here", "force=true", "++run_dir=here"])
+def test_the_commands_leave_out_what_belongs_to_one_run(word: str, tmp_path: Path) -> None:
+    # A folder belongs to one run, and whoever forces every run anew loses those that are there.
+    write_run(tmp_path, num_images=30, words=("seed=0", word))
+    write_run(tmp_path, "mixup", num_images=30, words=("seed=0", word))
+    (one,) = only(ask(tmp_path)).comparisons
+    for command in one.more:
+        assert word not in words_of(command)
+
+
+# ── Runs that cannot be compared after all ─────────────────────────────────────────────────────
+
+
+def test_other_labels_under_one_fingerprint_are_refused(tmp_path: Path) -> None:
+    write_run(tmp_path, name="a", num_images=30)
+    other = write_run(tmp_path, "mixup", name="b", num_images=30)
+    assert len(only(ask(tmp_path)).comparisons) == 1
+    with np.load(other.path / "predictions.npz") as file:
+        labels, plain, tta = np.roll(file["labels"], 1), file["plain"], file["tta"]
+    other.write_predictions(labels, plain, tta)
+    found = ask(tmp_path)
+    assert [row.label for row in only(found).rows] == ["baseline"]
+    (bad,) = found.unranked
+    assert bad.name == "b"
+    assert "labels" in bad.reason
+
+
+def test_other_data_may_have_other_labels(tmp_path: Path) -> None:
+    write_run(tmp_path, num_images=30)
+    write_run(tmp_path, num_images=33, fingerprint="a" * 64)
+    found = ask(tmp_path)
+    assert len(found.groups) == 2
+    assert found.unranked == ()
+
+
+def test_a_broken_copy_does_not_stand_in_for_its_run(tmp_path: Path) -> None:
+    write_run(tmp_path, name="run", num_images=30)
+    shutil.copytree(tmp_path / "run", tmp_path / "a copy")
+    (tmp_path / "a copy" / "predictions.npz").unlink()
+    found = ask(tmp_path)
+    assert [run.name for run in found.unranked] == ["a copy"]
+    assert only(found).rows[0].seeds == (0,)
+
+
+def test_no_runs_are_no_groups(tmp_path: Path) -> None:
+    found = ask(tmp_path)
+    assert (found.groups, found.unranked, found.margin) == ((), (), MARGIN)
+    with pytest.raises(ConfigError, match="no runs with these tricks"):
+        ask(tmp_path, "mixup")

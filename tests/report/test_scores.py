@@ -1,0 +1,254 @@
+"""The cache of right and wrong: it gives what reading anew would give, whatever its file is."""
+
+import io
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fabricated import predictions, write_run
+
+from runner.errors import ArtefactError
+from runner.records import RunFolder
+from runner.report.runs import Predictions, Run, find_runs
+from runner.report.scores import ScoreBook
+
+NUM_IMAGES = 37  # no multiple of 8, which bits are packed by
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Run]:
+    """By seed: 0, 1 and 2."""
+    for seed in range(3):
+        write_run(
+            tmp_path / "outputs", "tta", seed=seed, name=f"run{seed}", num_images=NUM_IMAGES,
+            accuracy=0.4 + 0.1 * seed, tta_accuracy=0.9,
+        )  # fmt: skip
+    return find_runs([tmp_path / "outputs"]).runs
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    return tmp_path / "outputs" / "cache" / "report.npz"
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the runs whose predictions are read, as they are."""
+    names: list[str] = []
+    original = Run.predictions
+
+    def read(self: Run) -> Predictions:
+        names.append(self.name)
+        return original(self)
+
+    monkeypatch.setattr(Run, "predictions", read)
+    return names
+
+
+def right(run: Run, view: str) -> list[bool]:
+    """Image by image, from the file."""
+    with np.load(run.path / "predictions.npz") as file:
+        rows, labels = file[view].tolist(), file["labels"].tolist()
+    return [row.index(max(row)) == label for row, label in zip(rows, labels, strict=True)]
+
+
+def check(path: Path, runs: list[Run]) -> None:
+    """All scores are those of the files, and all runs are on the same images."""
+    found = ScoreBook(path)
+    for run in runs:
+        scores = found.scores(run)
+        for view in ("plain", "tta"):
+            assert scores.correct[view].tolist() == right(run, view)
+    assert len({found.scores(run).labels for run in runs}) == 1
+
+
+def fill(path: Path, runs: list[Run]) -> None:
+    written = ScoreBook(path)
+    for run in runs:
+        written.scores(run)
+    written.save()
+    assert path.is_file()
+
+
+def rewrite(run: Run, accuracy: float, *, shift: int = 0) -> None:
+    """Other predictions in the place of a run's, at another time."""
+    labels, plain = predictions(accuracy, NUM_IMAGES, seed=99)
+    labels, plain = np.roll(labels, shift), np.roll(plain, shift, axis=0)
+    RunFolder(run.path).write_predictions(labels, plain, plain)
+    os.utime(run.path / "predictions.npz", ns=(0, 1_234_567_890))
+
+
+def test_what_is_remembered_is_what_would_be_read(
+    runs: list[Run], book: Path, reads: list[str]
+) -> None:
+    fill(book, runs)
+    assert reads == ["run0", "run1", "run2"]
+    check(book, runs)
+    assert len(reads) == 3, "nothing is read twice"
+    assert len({tuple(right(run, "plain")) for run in runs}) == 3, "or the check could not fail"
+
+
+def test_runs_are_remembered_in_any_order_and_added_to(
+    runs: list[Run], book: Path, reads: list[str]
+) -> None:
+    fill(book, [runs[2]])
+    fill(book, [runs[0]])
+    fill(book, [runs[1]])
+    assert reads == ["run2", "run0", "run1"]
+    check(book, runs)
+    assert len(reads) == 3
+
+
+def test_changed_predictions_are_read_anew(runs: list[Run], book: Path, reads: list[str]) -> None:
+    fill(book, runs)
+    before = right(runs[1], "plain")
+    rewrite(runs[1], 0.9)
+    assert right(runs[1], "plain") != before
+    check(book, runs)
+    assert reads == ["run0", "run1", "run2", "run1"]
+    fill(book, runs)
+    reads.clear()
+    check(book, runs)
+    assert reads == []
+
+
+def test_other_labels_are_told(runs: list[Run], book: Path) -> None:
+    fill(book, runs)
+    rewrite(runs[1], 0.5, shift=1)
+    found = ScoreBook(book)
+    assert found.scores(runs[0]).labels == found.scores(runs[2]).labels
+    assert found.scores(runs[0]).labels != found.scores(runs[1]).labels
+
+
+@pytest.mark.parametrize("damage", ["removed", "emptied"])
+def test_predictions_that_are_gone_are_not_remembered(
+    damage: str, runs: list[Run], book: Path
+) -> None:
+    fill(book, runs)
+    path = runs[0].path / "predictions.npz"
+    path.unlink() if damage == "removed" else path.write_bytes(b"")
+    with pytest.raises(ArtefactError):
+        ScoreBook(book).scores(runs[0])
+
+
+def test_within_one_report_a_run_is_read_once(runs: list[Run], book: Path) -> None:
+    # Somebody may remove or rewrite a run between two looks at it; the report must not end there.
+    found = ScoreBook(book)
+    before = found.scores(runs[0]).correct["plain"].tolist()
+    (runs[0].path / "predictions.npz").unlink()
+    assert found.scores(runs[0]).correct["plain"].tolist() == before
+
+
+def test_a_book_without_news_is_not_written(runs: list[Run], book: Path) -> None:
+    fill(book, runs)
+    before = book.stat().st_mtime_ns, book.stat().st_ino
+    fill(book, runs)
+    assert (book.stat().st_mtime_ns, book.stat().st_ino) == before
+    ScoreBook(book.with_name("other.npz")).save()
+    assert not book.with_name("other.npz").exists()
+
+
+# ── A cache file that is not as we wrote it ────────────────────────────────────────────────────
+
+
+def archive(**arrays: Any) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
+def changed(whole: bytes, change: Callable[[dict[str, Any], np.ndarray], Any]) -> bytes:
+    """The file with its index, or its bits where ``change`` gives any, replaced."""
+    with np.load(io.BytesIO(whole)) as file:
+        index, bits = json.loads(file["index"].tobytes()), file["bits"]
+    bits = given if (given := change(index, bits)) is not None else bits
+    return archive(index=np.frombuffer(json.dumps(index).encode(), np.uint8), bits=bits)
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda whole: b"",
+    "text": lambda whole: b"scores",
+    "truncated": lambda whole: whole[:-30],
+    "half": lambda whole: whole[: len(whole) // 2],
+    "flipped": lambda whole: whole[:200] + bytes([whole[200] ^ 255]) + whole[201:],
+    "another archive": lambda whole: archive(labels=np.arange(3)),
+    "index no JSON": lambda whole: archive(index=np.zeros(3, np.uint8), bits=np.zeros(9, np.uint8)),
+    "nested index": lambda whole: archive(
+        index=np.frombuffer(b"[" * 200_000, np.uint8), bits=np.zeros(9, np.uint8)
+    ),
+    "another format": lambda whole: changed(whole, lambda index, bits: index.update(format=0)),
+    "no stamps": lambda whole: changed(whole, lambda index, bits: index.pop("stamps") and None),
+    "bits missing": lambda whole: changed(whole, lambda index, bits: bits[:15]),
+    "bits of another kind": lambda whole: changed(
+        whole, lambda index, bits: bits.astype(np.float64)
+    ),
+    "stamps of another kind": lambda whole: changed(
+        whole, lambda index, bits: index.update(stamps=[1, 2, 3])
+    ),
+    "stamps of texts": lambda whole: changed(
+        whole, lambda index, bits: index.update(stamps=dict.fromkeys(index["stamps"], "x"))
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_is_made_anew(damage: str, runs: list[Run], book: Path) -> None:
+    fill(book, runs)
+    book.write_bytes(DAMAGE[damage](book.read_bytes()))
+    check(book, runs)
+    # Once more through the file that takes the place of the damaged one, read in another order.
+    fill(book, runs[::-1])
+    check(book, runs)
+
+
+def test_a_folder_in_the_place_of_the_cache_does_no_harm(runs: list[Run], book: Path) -> None:
+    book.mkdir(parents=True)
+    found = ScoreBook(book)
+    found.scores(runs[0])
+    found.save()
+    check(book, runs)
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(runs: list[Run], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "report.npz"
+    found = ScoreBook(path)
+    found.scores(runs[0])
+    found.save()
+    check(path, runs)
+
+
+def test_two_reports_at_once(runs: list[Run], book: Path) -> None:
+    first, second = ScoreBook(book), ScoreBook(book)
+    first.scores(runs[0])
+    second.scores(runs[1])
+    first.save()
+    second.save()
+    check(book, runs)
+
+
+def test_many_reports_at_once_leave_a_cache_that_does_no_harm(runs: list[Run], book: Path) -> None:
+    errors: list[BaseException] = []
+
+    def report(order: list[Run]) -> None:
+        try:
+            for count in (1, 2, 3):
+                found = ScoreBook(book)
+                for run in order[:count]:
+                    assert found.scores(run).correct["plain"].tolist() == right(run, "plain")
+                found.save()
+        except BaseException as error:  # a thread's error is seen by nobody else
+            errors.append(error)
+
+    threads = [threading.Thread(target=report, args=(order,)) for order in (runs, runs[::-1])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    check(book, runs)
