@@ -10,16 +10,15 @@
   button.hidden = false;
   name();
 
-  // The number a cell starts with; words sort after all numbers.
+  // In a column of numbers the one that the cell starts with: of an interval the lower end.
   const value = (row, column) => {
     const words = row.cells[column].textContent.trim();
-    const number = parseFloat(words.replace("−", "-"));
-    return Number.isNaN(number) ? words : number;
+    if (!row.cells[column].classList.contains("number")) return words;
+    const number = parseFloat(words.replace("[", ""));
+    return Number.isNaN(number) ? "" : number;
   };
-  const compare = (a, b) => {
-    if (typeof a === typeof b) return typeof a === "number" ? a - b : a.localeCompare(b);
-    return typeof a === "number" ? -1 : 1;
-  };
+  const compare = (a, b) =>
+    typeof a === "number" ? a - b : a.localeCompare(b, "en", { numeric: true });
   for (const table of document.querySelectorAll("table[data-sortable]")) {
     const heads = [...table.tHead.rows[0].cells];
     heads.forEach((head, column) => {
