@@ -77,7 +77,7 @@ class Table:
             ) + "|",
             *(_markdown_row(row) for row in self.rows),
         ]  # fmt: skip
-        return f"**{_markdown_text(self.title)}**\n\n" + "\n".join(lines) + "\n"
+        return f"**{markdown_text(self.title)}**\n\n" + "\n".join(lines) + "\n"
 
 
 def to_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -98,10 +98,10 @@ def inert(cell: object) -> object:
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_markdown_text(cell) for cell in cells) + " |"
+    return "| " + " | ".join(markdown_text(cell) for cell in cells) + " |"
 
 
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Characters that Markdown or HTML would obey, taken literally."""
     text = printable(text).replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;")
     for character in "\\`*_|[]!#":

@@ -83,27 +83,11 @@ def _write(path: Path, content: str) -> bool:
 def _tell(found: Answer, console: Console) -> None:
     # A narrow terminal shows what decides.
     left_out = () if console.width >= _WIDTH else ("over seeds", "p (Holm)")
-    for group in found.groups:
-        text.answer_table(group, found.margin).without(*left_out).print(console)
-        if group.contributions:
-            text.contribution_table(group, found.margin).without(*left_out).print(console)
-        text.price_table(group).print(console)
-        for remark in text.remarks(group, found.margin):
-            _line(remark, console)
-        console.print()
-    if found.groups:
-        _line(text.LEGEND, console)
-    else:
-        _line("no finished runs", console)
-    if found.unranked:
-        text.unranked_table(found).print(console)
-    if found.foreign:
-        names = ", ".join(found.foreign[:5]) + (" …" if len(found.foreign) > 5 else "")
-        _line(f"passed over, not runs: {names}", console)
-
-
-def _line(words: str, console: Console) -> None:
-    console.print(printable(words), markup=False, soft_wrap=words.startswith("    "))
+    for part in text.content(found):
+        if isinstance(part, str):
+            console.print(printable(part), markup=False, soft_wrap=text.is_command(part))
+        else:
+            part.without(*left_out).print(console)
 
 
 if __name__ == "__main__":

@@ -85,23 +85,19 @@ class Run:
         Raises:
             ArtefactError: the file is missing, damaged or of another run.
         """
-        path = self.path / "predictions.npz"
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                labels = np.asarray(file["labels"])
-                views = {view: np.asarray(file[view], np.float32) for view in VIEWS}
-        except Exception as error:  # zip, zlib and numpy raise many kinds
-            raise ArtefactError(f"cannot read the predictions: {error}", where=str(path)) from error
+        found = RunFolder(self.path).predictions()
+        labels, views = found["labels"], {view: found[view] for view in VIEWS}
         shape = (self.num_val, views["plain"].shape[-1])
         is_sound = (
             labels.shape == (self.num_val,)
             and labels.dtype.kind in "iu"
+            and all(view.dtype.kind == "f" for view in views.values())
             and all(view.shape == shape and np.isfinite(view).all() for view in views.values())
             and len(self.classes) <= shape[1]
             and 0 <= labels.min() <= labels.max() < len(self.classes)
         )
         if not is_sound:
-            raise ArtefactError("the predictions are not of this run", where=str(path))
+            raise ArtefactError("the predictions are not of this run", where=str(self.path))
         return Predictions(labels.astype(np.int64), views)
 
     @cached_property

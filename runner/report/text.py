@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from runner.display import printable
 from runner.report.answer import (
     PRICES,
     Answer,
@@ -18,7 +19,7 @@ from runner.report.answer import (
 from runner.report.curves import Lead
 from runner.report.runs import METRICS
 from runner.statistics import MOST_SEEDS
-from runner.tables import Table, to_csv
+from runner.tables import Table, markdown_text, to_csv
 
 UNEQUAL = "≠"
 _COURSES = {
@@ -163,15 +164,20 @@ def unranked_table(found: Answer) -> Table:
     )
 
 
-def tables(found: Answer) -> Iterator[Table]:
-    """Every table of the answer, in the order to read them."""
+def content(found: Answer) -> Iterator[Table | str]:
+    """Tables, and sentences below them, in the order to read them."""
     for group in found.groups:
         yield answer_table(group, found.margin)
         if group.contributions:
             yield contribution_table(group, found.margin)
         yield price_table(group)
+        yield from remarks(group, found.margin)
+    yield LEGEND if found.groups else "no finished runs"
     if found.unranked:
         yield unranked_table(found)
+    if found.foreign:
+        names = ", ".join(found.foreign[:5]) + (" …" if len(found.foreign) > 5 else "")
+        yield f"passed over, not runs: {names}"
 
 
 def remarks(group: GroupAnswer, margin: float) -> Iterator[str]:
@@ -194,17 +200,19 @@ LEGEND = (
 
 
 def markdown(found: Answer) -> str:
-    """All tables and remarks in Markdown."""
-    parts = []
-    for group in found.groups:
-        parts.append(answer_table(group, found.margin).markdown())
-        parts += [f"{line}\n" for line in group.notes]
-        if group.contributions:
-            parts.append(contribution_table(group, found.margin).markdown())
-        parts.append(price_table(group).markdown())
-    if found.unranked:
-        parts.append(unranked_table(found).markdown())
-    return "\n".join([*parts, f"{LEGEND}\n"])
+    """All of it in Markdown; commands, which are indented, are code there too."""
+    return "\n".join(f"{_markdown_part(part)}\n" for part in content(found))
+
+
+def _markdown_part(part: Table | str) -> str:
+    if isinstance(part, Table):
+        return part.markdown()
+    return printable(part).replace("\n", " ") if is_command(part) else markdown_text(part)
+
+
+def is_command(sentence: str) -> bool:
+    """Whether one of :func:`content` is a command to paste."""
+    return sentence.startswith("    ")
 
 
 _INTERVALS = ("over_seeds", "over_both")
