@@ -128,7 +128,7 @@ def evaluate_variants(
             images = _show(pixels, look, size, learner.device)
         else:
             images = augmented(pixels, draws[look].rows(rows), size, augment, learner.device)
-        return torch.softmax(learner.logits(images), dim=1)
+        return _predict(learner, images)
 
     learner.model.eval()
     plain, *combined = (
@@ -170,3 +170,7 @@ def _show(pixels: Pixels, view: View, size: int, device: torch.device) -> Tensor
     """The squares of a view, scaled and mirrored as it says."""
     images = to_size(to_device(pixels, device), max(1, round(size * view.scale)))
     return images.flip(-1) if view.flip else images
+
+
+def _predict(learner: Learner, images: Tensor) -> Tensor:
+    return torch.softmax(learner.logits(images), dim=1)

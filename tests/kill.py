@@ -287,10 +287,10 @@ class _Watch:
         self._is_acting = False
 
     def begin(self) -> None:
-        from runner import engine
+        from runner import engine, evaluation
 
         engine.train_step = self._telling("step", engine.train_step)
-        engine._predict = self._telling("predict", engine._predict)
+        evaluation._predict = self._telling("predict", evaluation._predict)
         fsync = os.fsync
 
         def telling_fsync(descriptor: int) -> None:
