@@ -89,34 +89,64 @@ class Series:
     lines: Mapping[str, Sequence[tuple[float, float, float, float]]]
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """The winner of every prediction of a run: all that is drawn needs no more.
+
+    Attributes:
+        labels: (N,) int64.
+        predicted: (N,) most probable output, by view.
+        confidence: (N,) its probability, by view.
+    """
+
+    labels: NDArray[np.int64]
+    predicted: Mapping[str, NDArray[np.int64]]
+    confidence: Mapping[str, NDArray[np.float32]]
+
+
+def _seen(run: Run) -> _Seen:
+    found = run.predictions()
+    return _Seen(
+        found.labels,
+        {view: probabilities.argmax(axis=1) for view, probabilities in found.views.items()},
+        {view: probabilities.max(axis=1) for view, probabilities in found.views.items()},
+    )
+
+
 class GroupDetails:
-    """Reads the predictions of a group's runs once, for all that is drawn from them."""
+    """Reads the predictions of a group's runs once, one after the other.
+
+    Raises:
+        ArtefactError: those of a run cannot be read any more.
+    """
 
     def __init__(self, group: Group) -> None:
         self._group = group
         self._classes = group.any_run.classes
         runs = {run.name: run for variant in group.variants for run in variant.runs.values()}
-        self._runs = runs
-        self._predictions = {name: run.predictions() for name, run in runs.items()}
+        self._seen = {name: _seen(run) for name, run in runs.items()}
 
-    def _pooled(self, variant: Variant) -> tuple[FloatArray, NDArray[np.int64]]:
-        """Probabilities and labels of all seeds of a variant, one after the other."""
-        found = [self._predictions[run.name] for run in variant.runs.values()]
-        probabilities = np.concatenate([one.views[variant.view] for one in found])
-        return probabilities, np.concatenate([one.labels for one in found])
+    def _pooled(
+        self, variant: Variant
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Labels, predictions and confidences of all seeds of a variant, one after the other."""
+        seen, view = [self._seen[run.name] for run in variant.runs.values()], variant.view
+        return (
+            np.concatenate([one.labels for one in seen]),
+            np.concatenate([one.predicted[view] for one in seen]),
+            np.concatenate([one.confidence[view] for one in seen]),
+        )
 
     def reliability(self) -> dict[str, tuple[FloatArray, FloatArray]]:
         """By variant: mean confidence and accuracy in ten bins of equally many predictions."""
         found = {}
         for variant in self._group.variants:
-            probabilities, labels = self._pooled(variant)
-            confidence = probabilities.max(axis=1)
+            labels, predicted, confidence = self._pooled(variant)
             order = np.argsort(confidence, kind="stable")
-            correct = (probabilities.argmax(axis=1) == labels)[order]
-            bins = [part for part in np.array_split(np.arange(len(order)), _NUM_BINS) if len(part)]
+            bins = [part for part in np.array_split(order, _NUM_BINS) if len(part)]
             found[variant.label] = (
-                np.array([confidence[order][part].mean() for part in bins]),
-                np.array([correct[part].mean() for part in bins]),
+                np.array([confidence[part].mean() for part in bins]),
+                np.array([(predicted[part] == labels[part]).mean() for part in bins]),
             )
         return found
 
@@ -125,11 +155,11 @@ class GroupDetails:
         return [self._confusion(variant) for variant in self._group.variants]
 
     def _confusion(self, variant: Variant) -> Confusion:
-        probabilities, labels = self._pooled(variant)
-        outputs, num_classes = probabilities.shape[1], len(self._classes)
-        predicted = probabilities.argmax(axis=1)
-        counts = np.bincount(labels * outputs + predicted, minlength=num_classes * outputs)
-        counts = counts.reshape(num_classes, outputs)[:, :num_classes]
+        labels, predicted, _ = self._pooled(variant)
+        num_classes = len(self._classes)
+        is_named = predicted < num_classes  # a network may have more outputs than there are classes
+        pairs = labels[is_named] * num_classes + predicted[is_named]
+        counts = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
         totals = np.bincount(labels, minlength=num_classes)[:, None]
         shares = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
         mistakes = np.where(np.eye(num_classes, dtype=bool) | np.isnan(shares), 0.0, shares)
@@ -144,33 +174,30 @@ class GroupDetails:
 
     def most_confused(self) -> list[Confused]:
         """The images that the most runs, plainly looked at, take for the same wrong class."""
-        plain = [found.views["plain"] for found in self._predictions.values()]
-        labels = next(iter(self._predictions.values())).labels
-        votes = np.zeros((len(labels), len(self._classes)))
-        trust = np.zeros_like(votes)
-        for probabilities in plain:
-            known = probabilities[:, : len(self._classes)]
-            rows = np.arange(len(labels))
-            taken = known.argmax(axis=1)
-            votes[rows, taken] += 1
-            trust[rows, taken] += known[rows, taken]
-        votes[np.arange(len(labels)), labels] = 0
-        wrong, worst = votes.max(axis=1), votes.argmax(axis=1)
-        confidence = trust[np.arange(len(labels)), worst] / np.maximum(wrong, 1)
-        order = np.lexsort((-confidence, -wrong))[:_NUM_IMAGES]
-        chosen = [int(index) for index in order if wrong[index] > 0]
+        runs, num_classes = list(self._seen.values()), len(self._classes)
+        labels = runs[0].labels
+        predicted = np.stack([run.predicted["plain"] for run in runs])
+        confidence = np.stack([run.confidence["plain"] for run in runs])
+        is_mistake = (predicted != labels) & (predicted < num_classes)
+        # A mistake is an image and the class it is taken for; how many runs make it, how surely?
+        keys = (np.arange(len(labels)) * num_classes + predicted)[is_mistake]
+        mistakes, members, wrong = np.unique(keys, return_inverse=True, return_counts=True)
+        surely = np.bincount(members, weights=confidence[is_mistake]) / np.maximum(wrong, 1)
+        images, taken = np.divmod(mistakes, num_classes)
+        order = np.lexsort((images, -surely, -wrong))
+        _, first = np.unique(images[order], return_index=True)  # of each image its worst one
         pictures = Pictures(self._group.any_run)
         return [
             Confused(
-                name=pictures.name(index),
-                true=self._classes[labels[index]],
-                predicted=self._classes[worst[index]],
-                wrong=int(wrong[index]),
-                total=len(plain),
-                confidence=float(confidence[index]),
-                picture=pictures.thumbnail(index),
+                name=pictures.name(int(images[place])),
+                true=self._classes[labels[images[place]]],
+                predicted=self._classes[taken[place]],
+                wrong=int(wrong[place]),
+                total=len(runs),
+                confidence=float(surely[place]),
+                picture=pictures.thumbnail(int(images[place])),
             )
-            for index in chosen
+            for place in order[np.sort(first)][:_NUM_IMAGES]
         ]
 
 

@@ -7,6 +7,8 @@ content security policy allows the page's one script by its hash, and nothing fr
 import base64
 import hashlib
 import shlex
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +30,9 @@ _HERE = Path(__file__).parent
 _SYMBOLS = {"helps": "▲", "hurts": "▼", "no difference": "=", "cannot tell": "?"}
 
 
+_MOST_DETAILED = 8  # groups with all figures; of more, a page would take megabytes
+
+
 @dataclass(frozen=True)
 class _Section:
     """What the template shows of one group; figures are SVG."""
@@ -45,7 +50,6 @@ class _Section:
     reliability: Markup | None
     confusions: list[Confusion]
     confused: list[Confused]
-    remarks: list[str]
 
 
 def page(found: Answer) -> str:
@@ -94,10 +98,10 @@ _INLINED = ("page.css", "page.js")
 
 def _section(found: GroupAnswer, number: int, margin: float) -> _Section:
     group, name = found.group, f"group-{number}"
-    try:
-        details = GroupDetails(group)
-    except ArtefactError:  # changed since the answer was made
-        details = None
+    details = None
+    if number < _MOST_DETAILED:
+        with suppress(ArtefactError):  # changed since the answer was made
+            details = GroupDetails(group)
     return _Section(
         id=name,
         found=found,
@@ -105,24 +109,21 @@ def _section(found: GroupAnswer, number: int, margin: float) -> _Section:
         contributions=text.contribution_table(found, margin) if found.contributions else None,
         prices=text.price_table(found),
         pairs=_pairs(found),
-        forest=_figure("forest", f"{name}-forest", found.comparisons, margin),
-        forest_within=_figure("forest", f"{name}-within", found.contributions, margin),
-        curves=_curves(found, name),
-        leads=_leads(found),
-        reliability=_figure(
-            "reliability", f"{name}-reliability", details and details.reliability()
-        ),
+        forest=_drawn(figures.forest, f"{name}-forest", found.comparisons, margin),
+        forest_within=_drawn(figures.forest, f"{name}-within", found.contributions, margin),
+        curves=_curves(found, name) if details else None,
+        leads=_leads(found) if details else None,
+        reliability=_drawn(figures.reliability, f"{name}-reliability", details.reliability())
+        if details
+        else None,
         confusions=details.confusions() if details else [],
         confused=details.most_confused() if details else [],
-        remarks=list(text.remarks(found, margin)),
     )
 
 
-def _figure(kind: str, name: str, content: Any, *others: Any) -> Markup | None:
+def _drawn(draw: Callable[..., str], name: str, content: Any, *others: Any) -> Markup | None:
     """A figure, or None where there is nothing to draw."""
-    if not content:
-        return None
-    return Markup(getattr(figures, kind)(name, content, *others))  # noqa: S704  escaped there
+    return Markup(draw(name, content, *others)) if content else None  # noqa: S704  escaped there
 
 
 def _curves(found: GroupAnswer, name: str) -> Markup | None:
@@ -133,7 +134,7 @@ def _curves(found: GroupAnswer, name: str) -> Markup | None:
         lines = {variant.label: curve(variant, axis) for variant in trained}
         if drawn := {label: line for label, line in lines.items() if line is not None}:
             by_axis[axis] = drawn
-    return _figure("curves", f"{name}-curves", by_axis)
+    return _drawn(figures.curves, f"{name}-curves", by_axis)
 
 
 def _leads(found: GroupAnswer) -> Table | None:

@@ -50,6 +50,13 @@ def mean_text(mean: Mean) -> str:
     return f"{points(mean.mean, signed=False)} ± {points(half, signed=False)}"
 
 
+def p_text(p_value: float | None) -> str:
+    """A p-value to three places."""
+    if p_value is None:
+        return ""
+    return f"{p_value:.3f}" if p_value >= 0.001 else "<0.001"
+
+
 def verdict_text(one: Comparison, margin: float) -> str:
     """The verdict in words."""
     if len(one.seeds) == 1:
@@ -129,7 +136,7 @@ def _comparison_cells(one: Comparison, margin: float) -> list[str]:
         points(one.found.mean),
         interval_text(one.found.over_seeds),
         interval_text(one.found.over_both),
-        "" if one.p_zero is None else f"{one.p_zero:.3f}",
+        p_text(one.p_zero),
         verdict_text(one, margin) + mark,
     ]
 
