@@ -543,6 +543,23 @@ def test_tricks_of_any_name_can_be_told(tricks: list[str], tmp_path: Path) -> No
 # ── While somebody writes ──────────────────────────────────────────────────────────────────────
 
 
+def test_a_run_that_finishes_while_it_is_looked_at_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_run(tmp_path, name="run")
+    result = (folder.path / "result.json").read_bytes()
+    (folder.path / "result.json").unlink()
+    original = RunFolder.status
+
+    def finish_first(self: RunFolder) -> dict[str, Any]:
+        (self.path / "result.json").write_bytes(result)
+        return original(self)
+
+    monkeypatch.setattr(RunFolder, "status", finish_first)
+    found = find_runs([tmp_path])
+    assert names(found) == ["run"] or listed(found)["run"][0] == "running"
+
+
 def test_files_that_change_while_they_are_read_never_end_the_report(tmp_path: Path) -> None:
     write_run(tmp_path, name="good", num_images=30)
     busy = write_run(tmp_path, "mixup", name="busy", num_images=30)
