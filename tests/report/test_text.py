@@ -124,12 +124,11 @@ def test_json_has_the_whole_answer(found: Answer) -> None:
 
 
 def test_json_is_strict_also_where_a_ratio_is_to_nothing(tmp_path: Path) -> None:
-    for tricks in ((), ("mixup",)):
-        write_run(tmp_path, *tricks, num_images=30, pixels=0, seconds=0.0)
-    found = ask(tmp_path)
-    assert found.groups[0].comparisons[0].price["pixels"] != 0
-    (one,) = strict(text.to_json(found))["groups"][0]["comparisons"]
+    write_run(tmp_path, num_images=30, pixels=0, seconds=0.0)
+    write_run(tmp_path, "mixup", num_images=30, pixels=1000, seconds=1.0)
+    (one,) = strict(text.to_json(ask(tmp_path)))["groups"][0]["comparisons"]
     assert one["price"]["seconds"] is None
+    assert one["is_equal_budget"] is False
 
 
 def markdown_rows(content: str) -> list[list[str]]:
