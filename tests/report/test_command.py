@@ -278,6 +278,15 @@ def test_a_closed_pipe_is_no_error(words: tuple[str, ...], outputs: Path, tmp_pa
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize("words", [(), ("--markdown", "-")], ids=["tables", "markdown"])
+def test_a_terminal_of_another_encoding(
+    words: tuple[str, ...], command: Command, outputs: Path
+) -> None:
+    done = command(*words, module="runner.report", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "mixup + tta" in done.stdout
+
+
 def test_the_default_place_is_missing(command: Command) -> None:
     done = command(module="runner.report")
     assert done.returncode == 3

@@ -226,6 +226,15 @@ def test_a_folder_in_the_place_of_a_file_does_no_harm(file: str, tmp_path: Path)
     assert [run.name for run in answered.unranked] == (["bad"] if is_needed else [])
 
 
+@pytest.mark.timeout(3)
+@pytest.mark.parametrize("file", ["result.json", "predictions.npz"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(file: str, tmp_path: Path) -> None:
+    bad = write_run(tmp_path, name="bad", num_images=30)
+    (bad.path / file).unlink()
+    os.mkfifo(bad.path / file)
+    assert [run.name for run in told(find_runs([tmp_path])).unranked] == ["bad"]
+
+
 @pytest.mark.parametrize(
     "row",
     [
