@@ -522,6 +522,18 @@ def test_the_commands_bring_exactly_the_seeds_that_are_missing(
     assert extra <= common, "nothing is trained in vain"
 
 
+def test_a_seed_that_one_side_has_is_made_a_pair_before_another_is_begun(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        write_run(tmp_path, seed=seed, num_images=60, accuracy=0.5)
+    for seed in (1, 2):
+        write_run(tmp_path, "mixup", seed=seed, num_images=60, accuracy=0.6 + 0.05 * (seed % 2))
+    one = compared(only(ask(tmp_path)), "mixup")
+    (ours,) = [command for command in one.more if "+trick=[mixup]" in words_of(command)]
+    (theirs,) = [command for command in one.more if "+trick=[]" in words_of(command)]
+    assert seeds_of(ours) - seeds_of(theirs) == {0}
+    assert seeds_of(theirs) < seeds_of(ours)
+
+
 def test_one_command_trains_both_sides_of_tta(tmp_path: Path) -> None:
     for seed in range(2):
         write_run(tmp_path, "tta", seed=seed, num_images=30, accuracy=0.5, tta_accuracy=0.6)
