@@ -161,6 +161,17 @@ def test_what_has_no_common_seed_is_named_and_not_compared(grid: Grid) -> None:
     assert "no seed in common with baseline" in note
 
 
+def test_seeds_without_a_partner_are_named(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path, seed=seed, num_images=30, accuracy=0.4)
+        write_run(tmp_path, "mixup", seed=seed, num_images=30, accuracy=0.6)
+    assert not any("41" in note for note in only(ask(tmp_path)).notes)
+    write_run(tmp_path, "mixup", seed=41, num_images=30, accuracy=0.6)
+    group = only(ask(tmp_path))
+    assert compared(group, "mixup").seeds == (0, 1)
+    assert any("mixup" in note and "41" in note for note in group.notes)
+
+
 @pytest.mark.parametrize("trick", ALL)
 def test_each_trick_inside_all(trick: str, grid: Grid) -> None:
     group = only(grid.found)
@@ -240,6 +251,14 @@ def test_tta_is_compared_within_the_very_runs(tmp_path: Path) -> None:
     assert [(pair.gained, pair.lost) for pair in one.pairs] == [(4, 0), (4, 0)]
     assert one.price == {"images": 1, "pixels": 1, "seconds": 1, "forward_passes": 2}
     assert one.is_equal_budget
+
+
+def test_the_plain_view_is_compared_with_tta_within_the_very_runs_too(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, seed=seed, accuracy=0.5, num_images=40)
+        write_run(tmp_path, "tta", seed=seed, accuracy=0.7, tta_accuracy=0.8, num_images=40)
+    one = compared(only(ask(tmp_path, "tta")), "baseline")
+    assert one.found.mean == pytest.approx(0.7 - 0.8, abs=1e-7), "and not 0.5 - 0.8"
 
 
 def test_tta_of_seeds_that_have_no_other_run(tmp_path: Path) -> None:
@@ -503,14 +522,26 @@ def test_the_commands_bring_exactly_the_seeds_that_are_missing(
     assert extra <= common, "nothing is trained in vain"
 
 
+def test_a_seed_that_one_side_has_is_made_a_pair_before_another_is_begun(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        write_run(tmp_path, seed=seed, num_images=60, accuracy=0.5)
+    for seed in (1, 2):
+        write_run(tmp_path, "mixup", seed=seed, num_images=60, accuracy=0.6 + 0.05 * (seed % 2))
+    one = compared(only(ask(tmp_path)), "mixup")
+    (ours,) = [command for command in one.more if "+trick=[mixup]" in words_of(command)]
+    (theirs,) = [command for command in one.more if "+trick=[]" in words_of(command)]
+    assert seeds_of(ours) - seeds_of(theirs) == {0}
+    assert seeds_of(theirs) < seeds_of(ours)
+
+
 def test_one_command_trains_both_sides_of_tta(tmp_path: Path) -> None:
     for seed in range(2):
         write_run(tmp_path, "tta", seed=seed, num_images=30, accuracy=0.5, tta_accuracy=0.6)
     one = compared(only(ask(tmp_path)), "tta")
-    if one.verdict == "cannot tell" and one.more:
-        (command,) = one.more
-        assert "+trick=[tta]" in words_of(command)
-        assert not seeds_of(command) & {0, 1}
+    assert (one.verdict, one.outlook) == ("cannot tell", Outlook("a difference", 5, None))
+    (command,) = one.more
+    assert "+trick=[tta]" in words_of(command)
+    assert seeds_of(command) == {2, 3, 4}
 
 
 @pytest.mark.parametrize("seed", ["seed=0", "+seed=0", "++seed=0"])

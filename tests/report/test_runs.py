@@ -226,6 +226,15 @@ def test_a_folder_in_the_place_of_a_file_does_no_harm(file: str, tmp_path: Path)
     assert [run.name for run in answered.unranked] == (["bad"] if is_needed else [])
 
 
+@pytest.mark.timeout(3)
+@pytest.mark.parametrize("file", ["result.json", "predictions.npz"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(file: str, tmp_path: Path) -> None:
+    bad = write_run(tmp_path, name="bad", num_images=30)
+    (bad.path / file).unlink()
+    os.mkfifo(bad.path / file)
+    assert [run.name for run in told(find_runs([tmp_path])).unranked] == ["bad"]
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -541,6 +550,23 @@ def test_tricks_of_any_name_can_be_told(tricks: list[str], tmp_path: Path) -> No
 
 
 # ── While somebody writes ──────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_that_finishes_while_it_is_looked_at_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_run(tmp_path, name="run")
+    result = (folder.path / "result.json").read_bytes()
+    (folder.path / "result.json").unlink()
+    original = RunFolder.status
+
+    def finish_first(self: RunFolder) -> dict[str, Any]:
+        (self.path / "result.json").write_bytes(result)
+        return original(self)
+
+    monkeypatch.setattr(RunFolder, "status", finish_first)
+    found = find_runs([tmp_path])
+    assert names(found) == ["run"] or listed(found)["run"][0] == "running"
 
 
 def test_files_that_change_while_they_are_read_never_end_the_report(tmp_path: Path) -> None:

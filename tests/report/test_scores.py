@@ -13,7 +13,6 @@ import pytest
 from fabricated import predictions, write_run
 
 from runner.errors import ArtefactError
-from runner.records import RunFolder
 from runner.report.runs import Predictions, Run, find_runs
 from runner.report.scores import ScoreBook
 
@@ -75,12 +74,13 @@ def fill(path: Path, runs: list[Run]) -> None:
     assert path.is_file()
 
 
-def rewrite(run: Run, accuracy: float, *, shift: int = 0) -> None:
-    """Other predictions in the place of a run's, at another time."""
+def rewrite(run: Run, accuracy: float, *, seconds: int = 2, shift: int = 0) -> None:
+    """Other predictions in the place of a run's, of the same size on disk but of another time."""
     labels, plain = predictions(accuracy, NUM_IMAGES, seed=99)
     labels, plain = np.roll(labels, shift), np.roll(plain, shift, axis=0)
-    RunFolder(run.path).write_predictions(labels, plain, plain)
-    os.utime(run.path / "predictions.npz", ns=(0, 1_234_567_890))
+    path = run.path / "predictions.npz"
+    np.savez(path, labels=labels, plain=plain, tta=plain)
+    os.utime(path, (seconds, seconds))
 
 
 def test_what_is_remembered_is_what_would_be_read(
@@ -105,10 +105,13 @@ def test_runs_are_remembered_in_any_order_and_added_to(
 
 
 def test_changed_predictions_are_read_anew(runs: list[Run], book: Path, reads: list[str]) -> None:
+    path = runs[1].path / "predictions.npz"
+    rewrite(runs[1], 0.5, seconds=1)
     fill(book, runs)
-    before = right(runs[1], "plain")
+    before, size = right(runs[1], "plain"), path.stat().st_size
     rewrite(runs[1], 0.9)
     assert right(runs[1], "plain") != before
+    assert path.stat().st_size == size, "only the time tells"
     check(book, runs)
     assert reads == ["run0", "run1", "run2", "run1"]
     fill(book, runs)
