@@ -174,11 +174,11 @@ def test_most_confused_is_that_of_a_loop(tmp_path: Path) -> None:
     for image, label in enumerate(labels):
         votes: dict[int, list[float]] = {}
         for plain in drawn:
-            taken = max(range(3), key=lambda k: plain[image][k])  # noqa: B023
+            taken = max(range(3), key=lambda k: plain[image][k])
             votes.setdefault(taken, []).append(float(plain[image][taken]))
         votes.pop(label, None)
         if votes:
-            worst = min(votes, key=lambda k: (-len(votes[k]), k))  # noqa: B023
+            worst = min(votes, key=lambda k: (-len(votes[k]), k))
             trust = sum(votes[worst]) / len(votes[worst])
             ranked.append((-len(votes[worst]), -trust, image, label, worst))
     ranked.sort()
