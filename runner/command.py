@@ -1,5 +1,6 @@
 """How every command ends: errors in one form, and an exit code that says which kind."""
 
+import io
 import os
 import sys
 import traceback
@@ -13,6 +14,8 @@ from runner.signals import raise_on_signals
 def command(
     body: Callable[[], None],
     translated: Callable[[Exception], RunnerError | None] = lambda error: None,
+    *,
+    if_interrupted: str = "interrupted",
 ) -> None:
     """Run the body of a command, tell its errors in one form, and exit with their code.
 
@@ -22,14 +25,18 @@ def command(
     Args:
         body: does the work.
         translated: gives a library's error in our form, or None where it is not the user's.
+        if_interrupted: what to say then.
     """
     raise_on_signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may not know all characters
+            stream.reconfigure(errors="backslashreplace")
     try:
         body()
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         if _speaks():
-            print("interrupted; the same command goes on from here", file=sys.stderr)
+            print(if_interrupted, file=sys.stderr)
         sys.exit(getattr(interrupt, "exit_code", 130))
     except BrokenPipeError:
         # `| head` closed our output. Python would complain once more when it flushes at exit.

@@ -25,10 +25,11 @@ def printable(text: str) -> str:
     )
 
 
-class _Console(Console):
+class PipeConsole(Console):
     """A console whose closed pipe, as after ``| head``, does not end the training behind it."""
 
     def on_broken_pipe(self) -> None:
+        """Write no more."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -42,7 +43,7 @@ class Display:
     """
 
     def __init__(self, *, quiet: bool = False, stderr: bool = False) -> None:
-        self.console = _Console(highlight=False, quiet=quiet, stderr=stderr)
+        self.console = PipeConsole(highlight=False, quiet=quiet, stderr=stderr)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -142,7 +143,7 @@ def print_job(
     """One line: how a job of a sweep of ``jobs`` ended."""
     accuracy = outcome.get("accuracy")
     shown = outcome.get("error", "") if accuracy is None else f"accuracy {accuracy:.2%}"
-    console = _Console(highlight=False)
+    console = PipeConsole(highlight=False)
     line = printable(f"{outcome['status']}: {own_words(job, jobs)}  {shown}")
     console.print(line, markup=False, soft_wrap=True)
 
@@ -157,7 +158,7 @@ def print_sweep(
         log: the file in which a job says more.
         outputs: folder of the runs.
     """
-    console = _Console(highlight=False)
+    console = PipeConsole(highlight=False)
     jobs = [outcome["job"] for outcome in outcomes]
     counts = Counter(outcome["status"] for outcome in outcomes)
     title = ", ".join(f"{count} {status}" for status, count in counts.items())

@@ -18,16 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from runner import checks, compose
 from runner.command import command
-from runner.display import Display, own_words
+from runner.display import Display, PipeConsole, own_words
 from runner.errors import ArtefactError, ConfigError, DataError
 from runner.metrics import classification_metrics
 from runner.records import RunFolder
 from runner.schema import Data, RunConfig, Tta
-from runner.storage import replace_whole
+from runner.storage import write_output
 from runner.tables import Table, to_csv
 
 if TYPE_CHECKING:
@@ -455,12 +454,14 @@ def _report(
     }
     if "-" not in targets.values():
         # A pipe has no width to fold the table to.
-        table.print(Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH))
+        table.print(
+            PipeConsole(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+        )
     for name, target in targets.items():
         if target == "-":
             print(texts[name], end="")
         elif target:
-            replace_whole(Path(target), texts[name].encode())
+            write_output(Path(target), texts[name].encode(errors="backslashreplace"))
 
 
 if __name__ == "__main__":

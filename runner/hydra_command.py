@@ -50,7 +50,13 @@ def hydra_command(work: Work, *, can_sweep: bool = True) -> None:
             if "error" in outcome:
                 raise outcome["error"]
 
-    command(body, compose.translated)
+    command(
+        body,
+        compose.translated,
+        if_interrupted="interrupted; the same command goes on from here"
+        if can_sweep
+        else "interrupted",
+    )
 
 
 def _check_mode(can_sweep: bool) -> None:

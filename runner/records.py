@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from runner.errors import ArtefactError, ConfigError
 from runner.locks import is_held
-from runner.storage import replace_whole, unwritable
+from runner.storage import read_whole, replace_whole, unwritable
 
 VERSION = 2
 """Of the format and of what the numbers mean; part of a run's identity."""
@@ -64,10 +64,10 @@ class RunFolder:
         """
         path = self.path / "result.json"
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(read_whole(path))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ArtefactError(
                 f"cannot read the result: {error}", where=str(path), fix="force=true to run anew"
             ) from error
@@ -87,8 +87,8 @@ class RunFolder:
         for a run whose process ended without a word; ``new`` where nothing was begun.
         """
         try:
-            found = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = json.loads(read_whole(self.path / "status.json"))
+        except (OSError, ValueError, RecursionError):
             found = {}
         if not isinstance(found, dict):
             found = {}
@@ -271,9 +271,11 @@ class RunFolder:
         path = self.path / "predictions.npz"
         try:
             # Not the path itself: of a file that is no archive numpy leaves it open.
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
+            with np.load(io.BytesIO(read_whole(path)), allow_pickle=False) as found:
                 return {name: found[name] for name in ("labels", "plain", "tta")}
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        except (
+            OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error,
+        ) as error:  # fmt: skip
             raise ArtefactError(
                 f"cannot read the predictions: {error}", where=str(path.absolute())
             ) from error

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from runner.command import command
-from runner.display import printable
+from runner.display import PipeConsole, printable
 from runner.errors import DataError
 from runner.records import RunFolder, run_folders
 
@@ -77,7 +76,7 @@ def main() -> None:
             accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
             cells = (row["name"], row["status"], str(row["epoch"]), accuracy, row["reason"])
             table.add_row(*(escape(printable(cell)) for cell in cells))
-        Console(highlight=False).print(table)
+        PipeConsole(highlight=False).print(table)
 
     command(body)
 

@@ -9,6 +9,17 @@ from pathlib import Path
 from runner.errors import StorageError
 
 
+def read_whole(path: Path) -> bytes:
+    """The content of a regular file; a pipe in its place would be waited for without end.
+
+    Raises:
+        OSError: it cannot be read, or is none.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_bytes()
+
+
 def write_synced(path: Path, content: bytes) -> None:
     """Write a new file and wait until the disk has it.
 
@@ -44,6 +55,30 @@ def replace_whole(path: Path, content: bytes) -> None:
             temporary.unlink()
         raise unwritable(path, error) from error
     sync_folder(path.parent)
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file that the user named: whole or not at all; or into a pipe or device.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    target = path.resolve()  # of a link such as /dev/stdout what it leads to, not the link
+    try:
+        if target.is_dir() or path.name == "":
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if target.exists() and not target.is_file():
+            target.write_bytes(content)
+        else:
+            replace_whole(target, content)
+    except StorageError as error:
+        raise StorageError(error.what, where=error.where, fix="another FILE") from error
+    except OSError as error:
+        raise StorageError(
+            f"cannot write: {error.strerror or error}",
+            where=str(path.absolute()),
+            fix="another FILE",
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:

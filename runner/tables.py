@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from runner.display import printable
 
 _NAME_WIDTH = 20
+_GAP = 2
+_CELL_WIDTH = 8  # a column narrower than this shows nothing
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -48,25 +50,38 @@ class Table:
     def print(self, console: Console) -> None:
         """Print it to a terminal, or to a pipe."""
         shown = RichTable(
-            title=escape(printable(self.title)),
+            title=Text(printable(self.title)),
             title_justify="left",
             box=box.SIMPLE_HEAD,
             collapse_padding=True,
             pad_edge=False,
         )
-        for index, column in enumerate(self.columns):
-            is_text = column in self.text_columns
-            widest = max((len(row[index]) for row in self.rows), default=0)
+        widths = self._least_widths()
+        has_room = sum(widths) + _GAP * len(widths) <= console.width
+        for column, width in zip(self.columns, widths, strict=True):
             shown.add_column(
-                escape(column),
-                justify="left" if is_text else "right",
+                Text(column),
+                justify="left" if column in self.text_columns else "right",
                 overflow="fold",
-                # Numbers stay in one piece, and names as far as there is room.
-                min_width=min(widest, _NAME_WIDTH) if index == 0 or not is_text else None,
+                min_width=width if has_room else None,
             )
         for row in self.rows:
-            shown.add_row(*(escape(printable(cell)) for cell in row))
-        console.print(shown)
+            shown.add_row(*(Text(printable(cell)) for cell in row))
+        if console.width >= _CELL_WIDTH * len(self.columns):
+            console.print(shown)
+            return
+        for row in self.rows:  # no room for columns side by side
+            for column, cell in zip(self.columns, row, strict=True):
+                console.print(Text(f"{column}: {printable(cell)}"))
+
+    def _least_widths(self) -> list[int]:
+        """Columns of characters that keep numbers, and names that are not too long, in a piece."""
+        widths = []
+        for index, column in enumerate(self.columns):
+            widest = max((len(row[index]) for row in self.rows), default=0)
+            is_name, is_number = index == 0, column not in self.text_columns
+            widths.append(min(widest, _NAME_WIDTH) if is_name or is_number else 1)
+        return widths
 
     def markdown(self) -> str:
         """The table in GitHub's Markdown, under its title in bold."""
@@ -104,6 +119,6 @@ def _markdown_row(cells: Sequence[str]) -> str:
 def markdown_text(text: str) -> str:
     """Characters that Markdown or HTML would obey, taken literally."""
     text = printable(text).replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;")
-    for character in "\\`*_|[]!#":
+    for character in "\\`*_~|[]!#":
         text = text.replace(character, f"\\{character}")
     return text

@@ -66,8 +66,9 @@ def test_control_characters_never_reach_the_terminal(control: str) -> None:
 
 def test_a_line_break_stays_in_its_cell() -> None:
     lines = printed(one_cell("first\nsecond"), 80).splitlines()
-    assert any(re.search(r"│ first +│ +1 │", line) for line in lines)
-    assert any(re.search(r"│ second +│ +│", line) for line in lines)
+    first = next(number for number, line in enumerate(lines) if line.strip().startswith("first"))
+    assert lines[first].split() == ["first", "1"]
+    assert lines[first + 1].strip() == "second"
 
 
 @pytest.mark.parametrize("width", [20, 40, 80])
@@ -75,9 +76,9 @@ def test_a_narrow_terminal_folds_and_loses_nothing(width: int) -> None:
     words = "progressive_resizing+label_smoothing"
     out = printed(Table("a title of some words", ("trick", "n"), ((words, "12345"),)), width)
     assert max(map(len, out.splitlines())) <= width
-    columns = [line.split("│") for line in out.splitlines() if line.startswith("│")]
-    assert "".join(cells[1].strip() for cells in columns) == words
-    assert "".join(cells[2].strip() for cells in columns) == "12345"
+    body = out[out.index("─") :].replace("─", "")
+    assert "12345" in body, "a number stays in one piece"
+    assert "".join(body.replace("12345", "").split()) == words
 
 
 def test_more_columns_than_the_terminal_has_room_for_are_not_silently_emptied() -> None:

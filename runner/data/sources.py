@@ -51,6 +51,7 @@ _FASHION_FILES = {
 }
 # The binary version, from https://www.cs.toronto.edu/~kriz/cifar.html; the Python one is pickled.
 _CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+_CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
 _CIFAR_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 _CIFAR_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -126,9 +127,7 @@ def _fashion_mnist(data: Data, cache: Path, split_seed: int, progress: Progress)
 
 
 def _cifar10(data: Data, cache: Path, split_seed: int, progress: Progress) -> Listing:
-    root = _unpacked(
-        data, cache, (_CIFAR_URL, "cifar-10-binary.tar.gz", f"md5:{_CIFAR_MD5}"), progress
-    )
+    root = _unpacked(data, cache, (_CIFAR_URL, _CIFAR_ARCHIVE, f"md5:{_CIFAR_MD5}"), progress)
     if (root / "cifar-10-batches-bin").is_dir():
         root = root / "cifar-10-batches-bin"
 
@@ -364,10 +363,33 @@ def _unpacked(
             where=f"data.root={data.root}",
             fix="data.root=FOLDER_OR_ARCHIVE",
         )
+    return unpack(archive, _place_of(archive, cache))
+
+
+def _place_of(archive: Path, cache: Path) -> Path:
+    """Where an archive is unpacked: another place for another content."""
     status = archive.stat()
     name = archive.name.partition(".")[0] or "archive"
-    key = f"{status.st_size:x}-{status.st_mtime_ns:x}"
-    return unpack(archive, cache / "unpacked" / f"{name}-{key}")
+    return cache / "unpacked" / f"{name}-{status.st_size:x}-{status.st_mtime_ns:x}"
+
+
+def is_at_hand(data: Data, cache: Path) -> bool:
+    """Whether :func:`list_images` needs neither download nor unpacking."""
+    downloads = cache / "downloads"
+    if data.name == "fashion":
+        return True
+    if data.name == "fashion_mnist" and data.root is None:
+        folder = downloads / "fashion-mnist"
+        return all((folder / f"{name}.gz").is_file() for name in _FASHION_FILES)
+    if data.root is not None:
+        place = Path(data.root).expanduser()
+    elif data.name == "imagenette":
+        place = downloads / f"{_IMAGENETTE[data.variant][0]}.tgz"
+    else:
+        place = downloads / _CIFAR_ARCHIVE
+    if place.is_dir() or data.name in ("table", "fashion_mnist"):
+        return place.exists()
+    return place.is_file() and _place_of(place, cache).is_dir()
 
 
 def _descend(root: Path) -> Path:

@@ -10,23 +10,21 @@ import os
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from runner.command import command
-from runner.display import printable
+from runner.display import PipeConsole, printable
 from runner.errors import ConfigError
 from runner.report import text
 from runner.report.answer import Answer, answer
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
-from runner.storage import replace_whole
+from runner.storage import write_output
 
 _STDOUT = Path("-")
 _WIDTH = 120  # columns that the widest table needs
 
 
-def main() -> None:
-    """The command; see ``--help``."""
+def parser() -> argparse.ArgumentParser:
+    """Of the command's words."""
     parser = argparse.ArgumentParser(prog="python -m runner.report", description=__doc__)
     parser.add_argument(
         "outputs", nargs="*", type=Path, help="folders of runs, or runs (default: outputs)"
@@ -36,9 +34,19 @@ def main() -> None:
         "--margin", type=float, default=0.5, metavar="POINTS",
         help="smallest difference that matters, in percentage points (default: 0.5)",
     )  # fmt: skip
-    for kind in ("html", "csv", "json", "markdown"):
-        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help="- for the terminal")
-    arguments = parser.parse_args()
+    for kind, what in {
+        "html": "write a page with figures that needs no other file",
+        "csv": "write a line per trick; parts of 1, not percent",
+        "json": "write every number in full",
+        "markdown": "write the tables",
+    }.items():
+        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"{what}; - prints it")
+    return parser
+
+
+def main() -> None:
+    """The command; see ``--help``."""
+    arguments = parser().parse_args()
     command(lambda: _report(arguments))
 
 
@@ -65,7 +73,7 @@ def _report(arguments: argparse.Namespace) -> None:
         if path := getattr(arguments, kind):
             is_told |= _write(path, content(found))
     if not is_told:
-        console = Console(highlight=False)
+        console = PipeConsole(highlight=False)
         if not console.is_terminal and "COLUMNS" not in os.environ:
             console.width = _WIDTH  # a pipe has no width of its own
         _tell(found, console)
@@ -76,16 +84,18 @@ def _write(path: Path, content: str) -> bool:
     if path == _STDOUT:
         sys.stdout.write(content)
         return True
-    replace_whole(path, content.encode(errors="backslashreplace"))
+    write_output(path, content.encode(errors="backslashreplace"))
     return False
 
 
-def _tell(found: Answer, console: Console) -> None:
+def _tell(found: Answer, console: PipeConsole) -> None:
     # A narrow terminal shows what decides.
     left_out = () if console.width >= _WIDTH else ("over seeds", "p (Holm)")
     for part in text.content(found):
         if isinstance(part, str):
-            console.print(printable(part), markup=False, soft_wrap=text.is_command(part))
+            console.print(
+                printable(part), markup=False, emoji=False, soft_wrap=text.is_command(part)
+            )
         else:
             part.without(*left_out).print(console)
 

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import chain, count, islice
 
 import numpy as np
 
@@ -78,6 +78,7 @@ class Comparison:
 
     Attributes:
         label: of the trick, or of the variant.
+        variant: label of the variant.
         reference: label of what it is held against.
         seeds: that both have.
         found: the difference in accuracy.
@@ -94,6 +95,7 @@ class Comparison:
     """
 
     label: str
+    variant: str
     reference: str
     seeds: tuple[int, ...]
     found: Difference
@@ -203,7 +205,11 @@ def _group_answer(
     against_baseline, within = [], []
     if reference is not None:
         against_baseline = [
-            (variant, _own_plain(variant, reference) or reference, variant.label)
+            (
+                _own_plain(reference, variant) or variant,
+                _own_plain(variant, reference) or reference,
+                variant.label,
+            )
             for variant in ordered[1:]
         ]
         within = list(_leave_one_out(group, reference))
@@ -214,7 +220,7 @@ def _group_answer(
         reference.label if reference else None,
         compared,
         _compare_all(within, book, margin),
-        tuple(_notes(group, reference, compared)),
+        tuple(_notes(group, reference, compared, baseline)),
     )
 
 
@@ -289,6 +295,7 @@ def _compare(
     passes = [_forward_passes(side) for side in (variant, reference)]
     return Comparison(
         label=label,
+        variant=variant.label,
         reference=reference.label,
         seeds=seeds,
         found=difference(ours.astype(np.float32), theirs.astype(np.float32), margin),
@@ -366,11 +373,12 @@ def _row(variant: Variant) -> Row:
 
 
 def _notes(
-    group: Group, reference: Variant | None, compared: Sequence[Comparison]
+    group: Group, reference: Variant | None, compared: Sequence[Comparison], asked: str | None
 ) -> Iterable[str]:
     if reference is None:
         labels = ", ".join(variant.label for variant in group.variants)
-        yield f"no run without tricks to compare with; choose one: --baseline with one of {labels}"
+        missing = "run without tricks" if asked is None else f"run with {asked}"
+        yield f"no {missing} to compare with; choose one: --baseline with one of {labels}"
         return
     if len(group.variants) == 1 and not reference.tricks:
         yield "only the baseline so far: train a trick, with +trick=mixup for instance"
@@ -382,7 +390,10 @@ def _notes(
             yield (
                 f"{variant.label} is not compared: it has no seed in common with {reference.label}"
             )
+    seeds = {variant.label: variant.runs for variant in group.variants}
     for one in compared:
+        if alone := sorted(set(seeds[one.label]) - set(one.seeds)):
+            yield f"{one.label}: no {one.reference} with seed {', '.join(map(str, alone))}"
         if len(one.seeds) == 1:
             yield (
                 f"{one.label}: one seed. The interval is of the images alone and speaks of these "
@@ -410,8 +421,9 @@ def _baseline_command(variant: Variant) -> str:
 def _more_seeds(variant: Variant, reference: Variant, wanted: int) -> tuple[str, ...]:
     """Commands that bring both sides to ``wanted`` common seeds."""
     common = sorted(set(variant.runs) & set(reference.runs))
-    fresh = (seed for seed in count() if seed not in common)
-    seeds = list(islice(fresh, wanted - len(common)))
+    begun = sorted(set(variant.runs) ^ set(reference.runs))
+    fresh = (seed for seed in count() if seed not in common and seed not in begun)
+    seeds = sorted(islice(chain(begun, fresh), wanted - len(common)))
     commands = []
     for side in (variant, reference):
         missing = [seed for seed in seeds if seed not in side.runs]
@@ -423,7 +435,8 @@ def _more_seeds(variant: Variant, reference: Variant, wanted: int) -> tuple[str,
 
 def _sweep_command(words: Sequence[str], seeds: Sequence[int]) -> str:
     """The command of a run, for other seeds."""
-    kept = [word for word in words[3:] if not word.lstrip("+").startswith("seed=")]
+    own = ("seed=", "run_dir=", "force=")
+    kept = [word for word in words[3:] if not word.lstrip("+").startswith(own)]
     spelled = ",".join(map(str, seeds))
     if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
         spelled = f"range({seeds[0]},{seeds[-1] + 1})"
@@ -440,4 +453,6 @@ def _mean(values: Sequence[float]) -> Mean:
 
 
 def _ratio(ours: float, theirs: float) -> float:
-    return ours / theirs if theirs else float("nan")
+    if not theirs:
+        return float("nan") if ours else 1.0
+    return ours / theirs

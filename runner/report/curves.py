@@ -52,9 +52,12 @@ def curve(variant: Variant, axis: str, seeds: Sequence[int] | None = None) -> Cu
     rows = [run.epochs for run in chosen if run.epochs]
     if not rows:
         return None
-    length = min(len(row) for row in rows)
-    x = np.array([[epoch[axis] for epoch in row[:length]] for row in rows])
-    y = np.array([[epoch["val_accuracy"] for epoch in row[:length]] for row in rows])
+    common = set.intersection(*({epoch["epoch"] for epoch in row} for row in rows))
+    if not common:
+        return None
+    rows = [[epoch for epoch in row if epoch["epoch"] in common] for row in rows]
+    x = np.array([[epoch[axis] for epoch in row] for row in rows])
+    y = np.array([[epoch["val_accuracy"] for epoch in row] for row in rows])
     return Curve(x.mean(axis=0), y.mean(axis=0), y.min(axis=0), y.max(axis=0))
 
 
@@ -86,7 +89,8 @@ def _lead(ours: Curve, theirs: Curve) -> Lead | None:
     final = signs[ends[-1]] > 0
     if not changes:
         return Lead("ahead" if final else "behind", None)
-    before, after = changes[-1]
-    part = gap[before] / (gap[before] - gap[after])
-    at = float(grid[before] + part * (grid[after] - grid[before]))
+    _, after = changes[-1]
+    start = after - 1  # level since ``before``, where that is not the point right before
+    part = gap[start] / (gap[start] - gap[after])
+    at = float(grid[start] + part * (grid[after] - grid[start]))
     return Lead("overtakes" if final else "falls behind", at)

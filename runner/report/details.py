@@ -9,7 +9,6 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,10 @@ from PIL import Image
 
 from runner import checks
 from runner.data.images import BrokenImageError, Images, to_rgb
-from runner.data.sources import list_images
+from runner.data.sources import is_at_hand, list_images
 from runner.errors import RunnerError
 from runner.report.groups import Group, Variant
 from runner.report.runs import Run
-from runner.schema import Data
 from runner.statistics import t_interval
 
 _NUM_BINS = 10
@@ -174,7 +172,13 @@ class GroupDetails:
 
     def most_confused(self) -> list[Confused]:
         """The images that the most runs, plainly looked at, take for the same wrong class."""
-        runs, num_classes = list(self._seen.values()), len(self._classes)
+        num_classes = len(self._classes)
+        runs = [
+            self._seen[run.name]
+            for variant in self._group.variants
+            if variant.view == "plain"
+            for run in variant.runs.values()
+        ]
         labels = runs[0].labels
         predicted = np.stack([run.predicted["plain"] for run in runs])
         confidence = np.stack([run.confidence["plain"] for run in runs])
@@ -214,7 +218,7 @@ class Pictures:
         cache = run.path.absolute().parent / "cache"
         try:
             data = checks.from_dict({"data": dict(run.data)}).data
-            if self._manifest and _is_at_hand(data, cache):
+            if self._manifest and is_at_hand(data, cache):
                 listing = list_images(data, cache, 0, lambda what, done, total: None)
                 self._images = listing.images
                 self._places = {listing.images.name(i): i for i in range(len(listing.labels))}
@@ -230,7 +234,8 @@ class Pictures:
         if self._images is None:
             return None
         name, digest = self._manifest[row]
-        index = self._places.get(name)
+        # The manifest marks a name that a spreadsheet would take for a formula.
+        index = self._places.get(name, self._places.get(name.removeprefix("'")))
         if index is None:
             return None
         try:
@@ -257,20 +262,6 @@ def _validation_manifest(run: Run) -> Iterator[tuple[str, str]]:
         yield from found
 
 
-def _is_at_hand(data: Data, cache: Path) -> bool:
-    """Whether listing the data needs no download and no unpacking."""
-    if data.name == "fashion":
-        return True
-    if data.root is None:
-        place = "downloads" if data.name == "fashion_mnist" else "unpacked"
-        return (cache / place).is_dir()
-    root = Path(data.root).expanduser()
-    if root.is_dir() or data.name == "table":
-        return True
-    stem = root.name.partition(".")[0]
-    return root.is_file() and any((cache / "unpacked").glob(f"{stem}-*"))
-
-
 def find_series(groups: Sequence[Group]) -> list[Series]:
     """Keys with a number that differs between groups which are equal otherwise."""
     found = []
@@ -279,7 +270,8 @@ def find_series(groups: Sequence[Group]) -> list[Series]:
             continue
         clusters: dict[str, list[Group]] = defaultdict(list)
         for group in groups:
-            if isinstance(group.values.get(key), int | float):
+            value = group.values.get(key)
+            if isinstance(value, int | float) and not isinstance(value, bool):
                 ignored = {key, "fingerprint"} if key.startswith("data.") else {key}
                 rest = {name: item for name, item in group.values.items() if name not in ignored}
                 clusters[json.dumps(rest, sort_keys=True)].append(group)
@@ -295,7 +287,7 @@ def _series(key: str, groups: Sequence[Group]) -> Series:
             mean = float(np.mean(accuracies))
             low, high = t_interval(accuracies) or (mean, mean)
             lines[variant.label].append((float(group.values[key]), mean, low, high))
-    shared = groups[0]
-    return Series(
-        key, f"{shared.values.get('data.name')} · {shared.values.get('model.name')}", lines
-    )
+    told = {"fingerprint", "data.name", "model.name", key}
+    others = [f"{name}={value}" for name, value in groups[0].differs.items() if name not in told]
+    names = [str(groups[0].values.get(name)) for name in ("data.name", "model.name")]
+    return Series(key, " · ".join([*names, *others]), lines)

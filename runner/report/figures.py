@@ -85,7 +85,7 @@ def _limits(comparisons: Sequence[Comparison], margin: float) -> tuple[float, fl
 
 def curves(name: str, by_axis: Mapping[str, Mapping[str, Curve]]) -> str:
     """Accuracy against each axis, a panel each, a line per variant with the range of its seeds."""
-    most = max(line.x[-1] for line in by_axis.get("pixels", {}).values()) if by_axis else 0.0
+    most = max((line.x[-1] for line in by_axis.get("pixels", {}).values()), default=0.0)
     pixels = ("pixels, 10⁹", 1e-9) if most >= 1e9 else ("pixels, 10⁶", 1e-6)
     units = {"epoch": ("epochs", 1.0), "seconds": ("seconds", 1.0), "pixels": pixels}
     with mpl.rc_context(_STYLE):
@@ -111,7 +111,7 @@ def reliability(name: str, by_variant: Mapping[str, tuple[NDArray[Any], NDArray[
     columns = min(4, len(by_variant))
     rows = -(-len(by_variant) // columns)
     with mpl.rc_context(_STYLE):
-        figure = Figure((_WIDTH, 2.3 * rows), layout="constrained")
+        figure = Figure((_WIDTH, 2.0 * rows), layout="constrained")
         panels = np.atleast_1d(figure.subplots(rows, columns, sharex=True, sharey=True)).ravel()
         for axes in panels[len(by_variant) :]:
             axes.set_visible(False)
@@ -184,9 +184,9 @@ def _svg(figure: Figure, name: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<style.*?</style>|font-family: [^;\"]*; ", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[\w.]+">', "<g>", text)
+    text = re.sub(r'<g id="[\w.]+"(?=/?>)', "<g", text)
     text = re.sub(r'(?<=<svg )([^>]*?)width="[^"]*" height="[^"]*"', r"\1", text, count=1)
     text = text.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
     for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
+        text = re.sub(f"(fill|stroke): {colour}", rf"\1: {variable}", text)
     return text

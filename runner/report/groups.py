@@ -63,7 +63,7 @@ class Group:
     Attributes:
         values: that they share, by dotted key, with the data's ``fingerprint``.
         variants: of tricks.
-        differs: shared values that are others in another group, by dotted key.
+        differs: shared values that are others in another group of the same data set, by dotted key.
     """
 
     values: Mapping[str, Any]
@@ -112,11 +112,17 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         members[key].append(run)
         shared[key] = values
     groups = [Group(shared[key], _variants(found)) for key, found in members.items()]
+    for name in {group.values.get("data.name") for group in groups}:
+        _tell_apart([group for group in groups if group.values.get("data.name") == name])
+    return sorted(groups, key=lambda group: (-len(members[_canonical(group.values)]), group.title))
+
+
+def _tell_apart(groups: Sequence[Group]) -> None:
+    """Note what differs between groups of one data set."""
     for key in sorted({key for group in groups for key in group.values}):
         if len({_canonical(group.values.get(key)) for group in groups}) > 1:
             for group in groups:
                 group.differs[key] = group.values.get(key)
-    return sorted(groups, key=lambda group: (-len(members[_canonical(group.values)]), group.title))
 
 
 def _untricked(run: Run) -> dict[str, Any]:
@@ -175,11 +181,16 @@ def _label(variants: Sequence[Variant]) -> None:
             for variant in alike
         ]
         differing = [
-            key for key in leaves[0] if len({_canonical(leaf.get(key)) for leaf in leaves}) > 1
+            key
+            for key in dict.fromkeys(key for leaf in leaves for key in leaf)
+            if len({_canonical(leaf.get(key)) for leaf in leaves}) > 1
         ]
-        for variant, leaf in zip(alike, leaves, strict=True):
-            told = ", ".join(f"{key}={_short(leaf.get(key))}" for key in differing)
-            variant.label = f"{name} ({told})" if told else name
+        for spelled in (_short, _canonical):  # in full where they begin alike
+            for variant, leaf in zip(alike, leaves, strict=True):
+                told = ", ".join(f"{key}={spelled(leaf.get(key))}" for key in differing)
+                variant.label = f"{name} ({told})" if told else name
+            if len({variant.label for variant in alike}) == len(alike):
+                break
 
 
 def trick_label(tricks: Iterable[str]) -> str:

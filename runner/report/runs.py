@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from runner.errors import ArtefactError, DataError
 from runner.records import RunFolder
+from runner.storage import read_whole
 
 METRICS = ("accuracy", "nll", "brier", "ece")
 VIEWS = ("plain", "tta")
+_REASONS = {"killed": "ended without a word; the same command goes on with it"}
 OURS = ("cache", "sweeps")
 """Folders below ``outputs`` that are no runs but ours."""
 
@@ -87,9 +89,10 @@ class Run:
         """
         found = RunFolder(self.path).predictions()
         labels, views = found["labels"], {view: found[view] for view in VIEWS}
-        shape = (self.num_val, views["plain"].shape[-1])
+        shape = (self.num_val, *views["plain"].shape[-1:])
         is_sound = (
-            labels.shape == (self.num_val,)
+            len(shape) == 2
+            and labels.shape == (self.num_val,)
             and labels.dtype.kind in "iu"
             and all(view.dtype.kind == "f" for view in views.values())
             and all(view.shape == shape and np.isfinite(view).all() for view in views.values())
@@ -151,11 +154,11 @@ def find_runs(places: Iterable[Path]) -> Found:
     found = Found()
     known: dict[Path, None] = {}
     for place in places:
-        for path in [place] if _is_run(place) else _entries(place):
+        for path in [place.absolute()] if _is_run(place) else _entries(place.absolute()):
             known.setdefault(path)
-    seen: dict[str, str] = {}
     for path in known:
-        _sort_in(path, found, seen)
+        _sort_in(path, found)
+    _keep_one_of_each(found)
     return found
 
 
@@ -177,7 +180,7 @@ def _is_run(path: Path) -> bool:
         return False
 
 
-def _sort_in(path: Path, found: Found, seen: dict[str, str]) -> None:
+def _sort_in(path: Path, found: Found) -> None:
     try:
         is_run = (path / "run.json").is_file()
     except OSError as error:
@@ -192,8 +195,12 @@ def _sort_in(path: Path, found: Found, seen: dict[str, str]) -> None:
         result = folder.result()
         if result is None:
             status = folder.status()
-            reason = str(status["reason"]).partition("\n")[0]
-            found.unranked.append(Unranked(path.name, str(status["status"]), reason))
+            if status["status"] == "finished":  # between the two looks
+                result = folder.result()
+        if result is None:
+            name = str(status["status"])
+            reason = str(status["reason"]).partition("\n")[0] or _REASONS.get(name, "")
+            found.unranked.append(Unranked(path.name, name, reason))
             return
         run = _run(path, result)
     except ArtefactError as error:
@@ -202,12 +209,29 @@ def _sort_in(path: Path, found: Found, seen: dict[str, str]) -> None:
     except OSError as error:
         found.unranked.append(Unranked(path.name, "unreadable", error.strerror or str(error)))
         return
-    if run.identity in seen:
-        reason = f"the same run as {seen[run.identity]}"
-        found.unranked.append(Unranked(path.name, "duplicate", reason))
-        return
-    seen[run.identity] = path.name
     found.runs.append(run)
+
+
+def _keep_one_of_each(found: Found) -> None:
+    """Of folders with the same run keep the first whose predictions can be read."""
+    copies: dict[str, list[Run]] = {}
+    for run in found.runs:
+        copies.setdefault(run.identity, []).append(run)
+    for alike in copies.values():
+        kept = next((run for run in alike[:-1] if _has_predictions(run)), alike[-1])
+        for run in alike:
+            if run is not kept:
+                found.runs.remove(run)
+                reason = f"the same run as {kept.name}"
+                found.unranked.append(Unranked(run.name, "duplicate", reason))
+
+
+def _has_predictions(run: Run) -> bool:
+    try:
+        run.predictions()
+    except ArtefactError:
+        return False
+    return True
 
 
 def _run(path: Path, result: Mapping[str, Any]) -> Run:
@@ -217,7 +241,7 @@ def _run(path: Path, result: Mapping[str, Any]) -> Run:
         ArtefactError: a file does not hold what a run's does.
     """
     try:
-        what = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        what = json.loads(read_whole(path / "run.json"))
         values = what["values"]
         if what["identity"] != result["identity"]:
             raise ValueError("run.json and result.json are of different runs")
@@ -273,9 +297,13 @@ def _number(value: Any) -> float:
     """A finite number that is not negative, as all of a result's are."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"not a number: {value!r:.40}")
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"not a possible number: {value}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise ValueError("an impossibly large number") from error
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"not a possible number: {number}")
+    return number
 
 
 def _numbers(mapping: Mapping[str, Any], keys: Iterable[str]) -> dict[str, float]:
@@ -285,7 +313,7 @@ def _numbers(mapping: Mapping[str, Any], keys: Iterable[str]) -> dict[str, float
 def _rows(path: Path, keys: tuple[str, ...]) -> list[dict[str, float]]:
     """Rows of a log that have all ``keys``; a broken one is passed over."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_whole(path).splitlines()
     except (OSError, ValueError):
         return []
     rows = []

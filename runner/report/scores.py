@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from runner.errors import StorageError
 from runner.report.runs import VIEWS, Run
-from runner.storage import replace_whole
+from runner.storage import read_whole, replace_whole
 
 _FORMAT = 1
 
@@ -91,17 +91,18 @@ class ScoreBook:
             replace_whole(self._path, content.getvalue())
 
     def _load(self) -> None:
-        with np.load(self._path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(read_whole(self._path)), allow_pickle=False) as file:
             index, bits = json.loads(file["index"].tobytes()), file["bits"]
-        if index["format"] != _FORMAT:
+        if index["format"] != _FORMAT or bits.dtype != np.uint8:
             return
+        found: dict[str, NDArray[np.uint8]] = {}
         start = 0
         for identity, stamp in index["stamps"].items():
             width = -(-stamp[0] // 8)
             end = start + len(VIEWS) * width
-            self._bits[identity] = bits[start:end].reshape(len(VIEWS), width)
+            found[identity] = bits[start:end].reshape(len(VIEWS), width)
             start = end
-        self._stamps = index["stamps"]
+        self._stamps, self._bits = index["stamps"], found  # both or, after an error, neither
 
     @staticmethod
     def _stamp(run: Run) -> list[Any]:

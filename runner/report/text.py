@@ -241,8 +241,7 @@ def csv(found: Answer) -> str:
         for row in group.rows:
             lines.append(_csv_line(group, "baseline", row, compared.get(row.label)))
         for one in group.contributions:
-            row = rows[one.label.rpartition(" in ")[2]]
-            lines.append(_csv_line(group, "combination", row, one))
+            lines.append(_csv_line(group, "combination", rows[one.variant], one))
     return to_csv(CSV_COLUMNS, lines)
 
 

@@ -170,6 +170,7 @@ def test_most_confused_is_that_of_a_loop(tmp_path: Path) -> None:
         for seed in (0, 1)
     ]
     drawn = [draw(folder, labels, seed=seed)[1] for seed, folder in enumerate(runs)]
+    drawn = drawn[:4]  # trained like the first two, those with TTA are not counted again
     ranked = []
     for image, label in enumerate(labels):
         votes: dict[int, list[float]] = {}
@@ -178,8 +179,9 @@ def test_most_confused_is_that_of_a_loop(tmp_path: Path) -> None:
             votes.setdefault(taken, []).append(float(plain[image][taken]))
         votes.pop(label, None)
         if votes:
-            worst = min(votes, key=lambda k: (-len(votes[k]), k))
-            trust = sum(votes[worst]) / len(votes[worst])
+            mean = {k: sum(given) / len(given) for k, given in votes.items()}
+            worst = min(votes, key=lambda k: (-len(votes[k]), -mean[k]))
+            trust = mean[worst]
             ranked.append((-len(votes[worst]), -trust, image, label, worst))
     ranked.sort()
     found = GroupDetails(only_group(tmp_path)).most_confused()
@@ -193,7 +195,7 @@ def test_most_confused_is_that_of_a_loop(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         [one.confidence for one in found], [-r[1] for r in ranked[:12]], 1e-5
     )
-    assert {one.total for one in found} == {6}
+    assert {one.total for one in found} == {4}
     assert all(one.picture is None for one in found)
     assert found[0].wrong > found[-1].wrong
 

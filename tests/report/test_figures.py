@@ -41,8 +41,8 @@ def comparison(label: str, mean: float, half: float, *, seeds: int = 3) -> Compa
         image_error=half,
     )
     return Comparison(
-        label, "baseline", tuple(range(seeds)), found, (), 0.5, 0.5, "cannot tell", None, {}, {},
-        is_equal_budget=True, more=(),
+        label, label, "baseline", tuple(range(seeds)), found, (), 0.5, 0.5, "cannot tell", None,
+        {}, {}, is_equal_budget=True, more=(),
     )  # fmt: skip
 
 

@@ -373,21 +373,21 @@ def press(table: "Locator", name: str) -> str | None:
 def test_sorting_by_number_keeps_empty_cells_last(visit: Open, full: Made) -> None:
     table = visit(full.path).table(full.found.groups[0].group.title)
     assert table.locator("[aria-sort]").count() == 0
-    before = column(table, "difference")
+    before = column(table, "points")
     numbers = sorted(float(cell) for cell in before if cell)
     assert before.count("") == 1
-    assert press(table, "difference") == "ascending"
-    assert [float(cell) for cell in column(table, "difference")[:-1]] == numbers
-    assert column(table, "difference")[-1] == ""
-    assert press(table, "difference") == "descending"
-    assert [float(cell) for cell in column(table, "difference")[:-1]] == numbers[::-1]
-    assert column(table, "difference")[-1] == ""
+    assert press(table, "points") == "ascending"
+    assert [float(cell) for cell in column(table, "points")[:-1]] == numbers
+    assert column(table, "points")[-1] == ""
+    assert press(table, "points") == "descending"
+    assert [float(cell) for cell in column(table, "points")[:-1]] == numbers[::-1]
+    assert column(table, "points")[-1] == ""
 
 
 def test_sorting_moves_whole_rows(visit: Open, full: Made) -> None:
     table = visit(full.path).table(full.found.groups[0].group.title)
     rows = {tuple(row.split("\t")) for row in table.locator("tbody tr").all_inner_texts()}
-    press(table, "difference")
+    press(table, "points")
     assert {tuple(row.split("\t")) for row in table.locator("tbody tr").all_inner_texts()} == rows
 
 
@@ -427,7 +427,7 @@ def test_sorting_words_with_numbers(visit: Open, full: Made) -> None:
 def test_sorting_by_keyboard(visit: Open, full: Made) -> None:
     shown = visit(full.path)
     table = shown.table(full.found.groups[0].group.title)
-    button = table.get_by_role("button", name="difference", exact=True)
+    button = table.get_by_role("button", name="points", exact=True)
     for _ in range(60):
         shown.page.keyboard.press("Tab")
         if button.evaluate("b => b === document.activeElement"):
@@ -435,10 +435,10 @@ def test_sorting_by_keyboard(visit: Open, full: Made) -> None:
     outline = button.evaluate("b => parseFloat(getComputedStyle(b).outlineWidth)")
     assert outline >= 2
     shown.page.keyboard.press("Enter")
-    numbers = [float(cell) for cell in column(table, "difference") if cell]
+    numbers = [float(cell) for cell in column(table, "points") if cell]
     assert numbers == sorted(numbers)
     shown.page.keyboard.press("Space")
-    numbers = [float(cell) for cell in column(table, "difference") if cell]
+    numbers = [float(cell) for cell in column(table, "points") if cell]
     assert numbers == sorted(numbers, reverse=True)
     assert button.evaluate("b => b === document.activeElement")
 

@@ -29,6 +29,7 @@ from runner.report import text
 from runner.report.answer import Answer, answer
 from runner.report.runs import Found, find_runs
 from runner.report.scores import ScoreBook
+from runner.tables import Table
 
 NO_CACHE = Path("/nowhere/report.npz")
 Change = Callable[[dict[str, Any]], object]
@@ -63,10 +64,9 @@ def told(found: Found) -> Answer:
     json.loads(text.to_json(answered))
     text.csv(answered)
     text.markdown(answered)
-    for table in text.tables(answered):
-        table.print(Console(file=io.StringIO(), width=80))
-    for group in answered.groups:
-        list(text.remarks(group, answered.margin))
+    for part in text.content(answered):
+        if isinstance(part, Table):
+            part.print(Console(file=io.StringIO(), width=80))
     return answered
 
 

@@ -19,6 +19,7 @@ from runner.report.curves import Lead
 from runner.report.runs import Found, Unranked, find_runs
 from runner.report.scores import ScoreBook
 from runner.schema import Optim
+from runner.tables import Table
 
 MARGIN = 0.05
 ALL = tuple(TRICKS)
@@ -142,9 +143,13 @@ def markdown_rows(content: str) -> list[list[str]]:
     return rows
 
 
+def only_tables(found: Answer) -> list[Table]:
+    return [part for part in text.content(found) if isinstance(part, Table)]
+
+
 def test_markdown_says_what_the_terminal_says(found: Answer) -> None:
     expected: list[list[str]] = []
-    for table in text.tables(found):
+    for table in only_tables(found):
         expected += [list(table.columns), *map(list, table.rows)]
     content = text.markdown(found)
     assert markdown_rows(content) == expected
@@ -165,7 +170,7 @@ def test_nothing_found_can_be_told() -> None:
     empty = answer(Found(), ScoreBook(Path("/nowhere/x.npz")), MARGIN)
     assert strict(text.to_json(empty))["groups"] == []
     assert text.csv(empty).strip() == ",".join(text.CSV_COLUMNS)
-    assert text.LEGEND in text.markdown(empty)
+    assert text.markdown(empty).strip() == "no finished runs"
 
 
 # ── Words ──────────────────────────────────────────────────────────────────────────────────────
@@ -278,7 +283,7 @@ def test_hostile_words_in_markdown(tmp_path: Path) -> None:
 
 def test_hostile_words_in_the_terminal(tmp_path: Path) -> None:
     out = io.StringIO()
-    for table in text.tables(hostile(tmp_path)):
+    for table in only_tables(hostile(tmp_path)):
         table.print(Console(file=out, width=400, highlight=False))
     said = out.getvalue()
     assert "\x1b" not in said
