@@ -47,10 +47,20 @@ _STYLE: Any = {
 _WIDTH = 7.6  # inches of 72 units
 
 
-def forest(name: str, comparisons: Sequence[Comparison], margin: float) -> str:
-    """Differences with both intervals, a line each, around zero and the margin."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure((_WIDTH, 0.9 + 0.36 * len(comparisons)), layout="constrained")
+def forest(
+    name: str, comparisons: Sequence[Comparison], margin: float, *, is_narrow: bool = False
+) -> str:
+    """Differences with both intervals, a line each, around zero and the margin.
+
+    Narrow, for phones, the labels stand above their lines.
+    """
+    size = (
+        (4.3, 0.7 + 0.6 * len(comparisons))
+        if is_narrow
+        else (_WIDTH, 0.9 + 0.36 * len(comparisons))
+    )
+    with mpl.rc_context({**_STYLE, "font.size": 12.5 if is_narrow else _STYLE["font.size"]}):
+        figure = Figure(size, layout="constrained")
         axes = figure.subplots()
         axes.axvspan(-100 * margin, 100 * margin, color=_BAND, lw=0)
         axes.axvline(0, color=_FAINT, lw=1)
@@ -62,12 +72,18 @@ def forest(name: str, comparisons: Sequence[Comparison], margin: float) -> str:
                     _percent(found.over_seeds), [place] * 2, color=_SERIES[0], lw=4, alpha=0.55
                 )
             axes.plot(100 * found.mean, place, "o", color=_INK, ms=5)
-        axes.set_yticks(range(len(comparisons)), [_shown(one.label) for one in comparisons])
+            if is_narrow:
+                start = axes.get_yaxis_transform()  # across the axes, down the comparisons
+                axes.text(0, place - 0.25, _shown(one.label), transform=start)
+        labels = [] if is_narrow else [_shown(one.label) for one in comparisons]
+        axes.set_yticks(range(len(labels)), labels)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.set_ylim(len(comparisons) - 0.5, -0.5)
+        axes.set_ylim(len(comparisons) - 0.5, -0.7)
         axes.set_xlim(*_limits(comparisons, margin))
-        axes.set_xlabel("difference in accuracy, percentage points")
+        axes.set_xlabel(
+            "percentage points" if is_narrow else "difference in accuracy, percentage points"
+        )
         return _svg(figure, name)
 
 

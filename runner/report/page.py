@@ -7,7 +7,7 @@ content security policy allows the page's one script by its hash, and nothing fr
 import base64
 import hashlib
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,8 +43,8 @@ class _Section:
     contributions: Table | None
     prices: Table
     pairs: Table
-    forest: Markup | None
-    forest_within: Markup | None
+    forest: tuple[Markup, Markup] | None
+    forest_within: tuple[Markup, Markup] | None
     curves: Markup | None
     leads: Table | None
     reliability: Markup | None
@@ -109,8 +109,8 @@ def _section(found: GroupAnswer, number: int, margin: float) -> _Section:
         contributions=text.contribution_table(found, margin) if found.contributions else None,
         prices=text.price_table(found),
         pairs=_pairs(found),
-        forest=_drawn(figures.forest, f"{name}-forest", found.comparisons, margin),
-        forest_within=_drawn(figures.forest, f"{name}-within", found.contributions, margin),
+        forest=_forest(f"{name}-forest", found.comparisons, margin),
+        forest_within=_forest(f"{name}-within", found.contributions, margin),
         curves=_curves(found, name) if details else None,
         leads=_leads(found) if details else None,
         reliability=_drawn(figures.reliability, f"{name}-reliability", details.reliability())
@@ -121,9 +121,22 @@ def _section(found: GroupAnswer, number: int, margin: float) -> _Section:
     )
 
 
-def _drawn(draw: Callable[..., str], name: str, content: Any, *others: Any) -> Markup | None:
+def _drawn(draw: Callable[[str, Any], str], name: str, content: Any) -> Markup | None:
     """A figure, or None where there is nothing to draw."""
-    return Markup(draw(name, content, *others)) if content else None  # noqa: S704  escaped there
+    return Markup(draw(name, content)) if content else None  # noqa: S704  escaped there
+
+
+def _forest(
+    name: str, comparisons: Sequence[Comparison], margin: float
+) -> tuple[Markup, Markup] | None:
+    """The forest plot for wide and for narrow screens; None without comparisons."""
+    if not comparisons:
+        return None
+    wide, narrow = (
+        Markup(figures.forest(f"{name}-{is_narrow}", comparisons, margin, is_narrow=is_narrow))  # noqa: S704
+        for is_narrow in (False, True)
+    )
+    return wide, narrow
 
 
 def _curves(found: GroupAnswer, name: str) -> Markup | None:
