@@ -4,11 +4,13 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from runner.display import printable
-from runner.errors import ProcessError, RunnerError
+from runner.errors import ConfigError, ProcessError, RunnerError
 from runner.signals import raise_on_signals
+from runner.storage import write_output
 
 
 def command(
@@ -52,6 +54,33 @@ def command(
             sys.exit(1)
         print(printable(f"error: {known}"), file=sys.stderr)
         sys.exit(known.exit_code)
+
+
+def give(targets: Mapping[str, Path | None], contents: Mapping[str, Callable[[], str]]) -> bool:
+    """Write what the user asked for, each to its file, or to standard output for ``-``.
+
+    Args:
+        targets: a file by the name of an option; None where it was not given.
+        contents: make the text of each.
+
+    Returns:
+        Whether standard output was used.
+
+    Raises:
+        ConfigError: two of them are to go to standard output.
+        StorageError: a file cannot be written.
+    """
+    asked = {name: target for name, target in targets.items() if target is not None}
+    printed = [name for name, target in asked.items() if target == Path("-")]
+    if len(printed) > 1:
+        where = " ".join(f"--{name} -" for name in printed)
+        raise ConfigError("standard output takes one of them", where=where, fix="names of files")
+    for name, target in asked.items():
+        if name in printed:
+            sys.stdout.write(contents[name]())
+        else:
+            write_output(target, contents[name]().encode(errors="backslashreplace"))
+    return bool(printed)
 
 
 def _speaks() -> bool:

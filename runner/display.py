@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+TABLE_WIDTH = 120
+"""Columns of characters that the widest table needs."""
 _REFRESH_SECONDS = 0.5  # how often the loss is read: on a GPU that waits for the step
 
 
@@ -32,6 +34,14 @@ class PipeConsole(Console):
         """Write no more."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def table_console() -> PipeConsole:
+    """A console for tables; in a pipe, which has no width of its own, as wide as they need."""
+    console = PipeConsole(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = TABLE_WIDTH
+    return console
 
 
 class Display:

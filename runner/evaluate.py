@@ -8,7 +8,6 @@ evaluation starts and not before, so that help and errors answer at once.
 import argparse
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -17,16 +16,14 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runner import checks, compose
-from runner.command import command
-from runner.display import Display, PipeConsole, own_words
+from runner.command import command, give
+from runner.display import Display, own_words, table_console
 from runner.errors import ArtefactError, ConfigError, DataError
 from runner.metrics import classification_metrics
 from runner.records import RunFolder
 from runner.schema import Data, RunConfig, Tta
-from runner.storage import write_output
 from runner.tables import Table, to_csv
 
 if TYPE_CHECKING:
@@ -39,8 +36,7 @@ _ALLOWED = (
     "data.num_workers", "data.cache_gb", "outputs",
 )  # fmt: skip
 _REPRODUCED = 1e-5  # largest difference of a probability that rounding explains
-_PIPE_WIDTH = 140
-_PAIRED = ("points", "gained", "lost", "p_value")
+_PAIRED = ("points", "gained", "lost", "p_value", "p_holm")
 
 # The columns of the table by the name of their values, with heading and format.
 _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -51,6 +47,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "gained": ("gained", str),
     "lost": ("lost", str),
     "p_value": ("p", "{:.2g}".format),
+    "p_holm": ("p (Holm)", "{:.2g}".format),
     "nll": ("log loss", "{:.4f}".format),
     "brier": ("Brier", "{:.4f}".format),
     "ece": ("ECE", "{:.4f}".format),
@@ -218,6 +215,7 @@ def evaluated(
     from runner.environment import differences, environment
     from runner.evaluation import evaluate_variants
     from runner.session import trained_learner
+    from runner.statistics import holm
     from runner.tricks.tta import cost, looks_used
 
     ttas = [config.tta for config in configs.values()]
@@ -234,6 +232,10 @@ def evaluated(
     views = [("plain", Tta()), *zip(configs, ttas, strict=True)]
     measures = [_plain_measures(found[0], dataset.classes)]
     measures += [_tta_measures(predictions, dataset.classes) for predictions in found]
+    # Who takes the best of several variants has made as many tests.
+    corrected = holm([row["p_value"] for row in measures[1:]])
+    for row, p_value in zip(measures[1:], corrected, strict=True):
+        row["p_holm"] = p_value
     return {
         "run": str(run.folder.path),
         "seed": config.seed,
@@ -307,9 +309,10 @@ def _plain_measures(found: "Predictions", classes: Sequence[str]) -> dict[str, A
 
 
 def _tta_measures(found: "Predictions", classes: Sequence[str]) -> dict[str, Any]:
-    from runner.statistics import mcnemar
+    from runner.statistics import gained_and_lost, mcnemar
 
-    gained, lost = _changed_images(found.plain, found.tta, found.labels)
+    after, before = (view.argmax(axis=1) == found.labels for view in (found.tta, found.plain))
+    gained, lost = gained_and_lost(after, before)
     return {
         **classification_metrics(found.tta, found.labels, classes),
         "points": 100 * (gained - lost) / len(found.labels),
@@ -319,20 +322,12 @@ def _tta_measures(found: "Predictions", classes: Sequence[str]) -> dict[str, Any
     }
 
 
-def _changed_images(
-    before: NDArray[np.float32], after: NDArray[np.float32], labels: NDArray[np.int64]
-) -> tuple[int, int]:
-    """Images that are right only after, and only before."""
-    was_right, is_right = before.argmax(axis=1) == labels, after.argmax(axis=1) == labels
-    return int((is_right & ~was_right).sum()), int((was_right & ~is_right).sum())
-
-
 def averaged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows of :func:`evaluated` over several runs.
 
     Returns:
         For the plain view and for each variant: ``variant``, the number of ``runs``, sums of
-        ``gained`` and ``lost``, means of the others; ``p_value`` only of a single run. None where
+        ``gained`` and ``lost``, means of the others; p-values only of a single run. None where
         there is nothing to tell.
     """
     rows = []
@@ -344,7 +339,7 @@ def averaged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 row[name] = values[0]
             elif name == "runs":
                 row[name] = len(same)
-            elif None in values or (name == "p_value" and len(same) > 1):
+            elif None in values or (name.startswith("p_") and len(same) > 1):
                 row[name] = None
             else:
                 row[name] = sum(values) if name in ("gained", "lost") else fmean(values)
@@ -353,8 +348,8 @@ def averaged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    hidden = "p_value" if rows[0]["runs"] > 1 else "runs"
-    shown = {name: column for name, column in _COLUMNS.items() if name != hidden}
+    hidden = {"p_value", "p_holm" if rows[0]["runs"] > 1 else "runs"}
+    shown = {name: column for name, column in _COLUMNS.items() if name not in hidden}
     cells = tuple(
         tuple("" if row[name] is None else form(row[name]) for name, (_, form) in shown.items())
         for row in rows
@@ -389,29 +384,38 @@ def _parser() -> argparse.ArgumentParser:
         ("markdown", "the table as it is printed"),
     ):
         parser.add_argument(
-            f"--{name}", metavar="FILE", help=f"{what}; - is standard output, instead of the table"
+            f"--{name}",
+            type=Path,
+            metavar="FILE",
+            help=f"{what}; - prints it instead",
         )
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    paths = dict.fromkeys(Path(word) for word in arguments.words if "=" not in word)
+    paths = dict.fromkeys(Path(word) for word in arguments.words if _is_run(word))
     if not paths:
         raise ConfigError("which run?", where="RUN", fix="a folder such as outputs/fashion-…")
     targets = {name: getattr(arguments, name) for name in ("csv", "json", "markdown")}
-    if list(targets.values()).count("-") > 1:
-        raise ConfigError("standard output takes one of them", where="-", fix="names of files")
-    words = [word for word in arguments.words if "=" in word]
+    words = [word for word in arguments.words if not _is_run(word)]
     wanted = variants(words, is_sweep=arguments.multirun)
     runs = [read_run(path) for path in paths]
     _check_comparable(runs)
     names = [variant.name for variant in wanted]
     plans = [dict(zip(names, configurations(run, wanted), strict=True)) for run in runs]
     with Display(stderr=True) as display:
+        kinds = dict.fromkeys(" + ".join(run.config.tricks) or "no trick" for run in runs)
+        if len(kinds) > 1:
+            display.line(f"note: means over runs with different tricks: {'; '.join(kinds)}")
         for note in dict.fromkeys(variant.note for variant in wanted if variant.note):
             display.line(f"note: {note}")
         entries = _all_evaluated(runs, plans, display)
     _report(runs, entries, targets)
+
+
+def _is_run(word: str) -> bool:
+    """Whether a word is a folder, and not a setting."""
+    return "=" not in word or Path(word).is_dir()
 
 
 def _check_comparable(runs: Sequence[Run]) -> None:
@@ -440,28 +444,20 @@ def _all_evaluated(
 
 
 def _report(
-    runs: Sequence[Run], entries: Sequence[Mapping[str, Any]], targets: Mapping[str, str | None]
+    runs: Sequence[Run], entries: Sequence[Mapping[str, Any]], targets: Mapping[str, Path | None]
 ) -> None:
     """Print the table, unless standard output is a target, and write what is asked for."""
     rows = averaged(entries)
     title = f"{runs[0].config.data.name}: {entries[0]['images']:,} validation images"
     table = _table(rows, title + (f", means of {len(runs)} runs" if len(runs) > 1 else ""))
     content = {"fingerprint": runs[0].fingerprint, "rows": rows, "runs": entries}
-    texts = {
-        "csv": to_csv(list(_COLUMNS), [list(row.values()) for row in rows]),
-        "json": json.dumps(content, indent=2, allow_nan=False) + "\n",
-        "markdown": table.markdown(),
+    contents: dict[str, Callable[[], str]] = {
+        "csv": lambda: to_csv(list(_COLUMNS), [list(row.values()) for row in rows]),
+        "json": lambda: json.dumps(content, indent=2, allow_nan=False) + "\n",
+        "markdown": table.markdown,
     }
-    if "-" not in targets.values():
-        # A pipe has no width to fold the table to.
-        table.print(
-            PipeConsole(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-        )
-    for name, target in targets.items():
-        if target == "-":
-            print(texts[name], end="")
-        elif target:
-            write_output(Path(target), texts[name].encode(errors="backslashreplace"))
+    if not give(targets, contents):
+        table.print(table_console())
 
 
 if __name__ == "__main__":

@@ -219,6 +219,16 @@ class RunFolder:
         except OSError as error:
             raise unwritable(self.path / log, error) from error
 
+    def rows(self, log: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        """The rows of a log; one that is just being written, or is damaged, is left out."""
+        rows = []
+        with suppress(OSError):
+            for line in read_whole(self.path / log).splitlines():
+                with suppress(ValueError, RecursionError):
+                    row = json.loads(line)
+                    rows += [row] if isinstance(row, dict) else []
+        return rows
+
     def log_marks(self) -> dict[str, list[int | str]]:
         """Length in bytes and SHA-256 of each log, for :meth:`rewind`."""
         contents = {name: self._log(name) for name in LOGS}

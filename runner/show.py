@@ -4,7 +4,6 @@ Reads run folders only, whoever is at them, and imports no torch.
 """
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.table import Table
 from runner.command import command
 from runner.display import PipeConsole, printable
 from runner.errors import DataError
-from runner.records import RunFolder, run_folders
+from runner.records import run_folders
 
 
 def rows(outputs: Path) -> Iterator[dict[str, Any]]:
@@ -31,7 +30,7 @@ def rows(outputs: Path) -> Iterator[dict[str, Any]]:
         )
     for folder in run_folders(outputs):
         status = folder.status()
-        last = _last_row(folder)
+        last = (folder.rows() or [{}])[-1]
         yield {
             "name": folder.path.name,
             "status": status["status"],
@@ -39,22 +38,6 @@ def rows(outputs: Path) -> Iterator[dict[str, Any]]:
             "epoch": last.get("epoch", 0),
             "accuracy": last.get("val_accuracy"),
         }
-
-
-def _last_row(folder: RunFolder) -> dict[str, Any]:
-    """The last whole row of the metrics; a run in progress may be writing the one after."""
-    try:
-        lines = (folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        return {}
-    for line in reversed(lines):
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            return found
-    return {}
 
 
 def main() -> None:

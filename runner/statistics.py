@@ -15,7 +15,7 @@ i, d̄(s) its mean over images and d̄ the mean of all:
 
 Behind the second is a model with two random effects, d(s, i) = θ + a(s) + b(i) + c(s, i). The
 spread of the d̄(s) has a and c in it, that of the image means b and c; so that c is not counted
-twice, what resampling gives is shrunk to the part of b, as Davison & Hinkley (1997, 3.8) do. And
+twice, what resampling gives is scaled to the part of b, as Davison & Hinkley (1997, 3.8) do. And
 since c is known well from so many images, the spread of the d̄(s) is never taken to be less than
 c/√N alone makes it: three seeds agree by luck often enough, and then t alone is sure of itself.
 
@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, ndtri, stdtr, stdtrit
+from scipy.special import bdtr, ndtr, ndtri, stdtr, stdtrit
 
 FloatArray = NDArray[np.floating[Any]]
 Verdict = Literal["helps", "hurts", "no difference", "cannot tell"]
@@ -98,12 +98,14 @@ def difference(scores: FloatArray, reference: FloatArray, margin: float) -> Diff
     if not margin > 0:
         raise ValueError(f"margin must be positive, got {margin}")
     per_image = np.asarray(scores, np.float32) - np.asarray(reference, np.float32)
-    n = len(per_image)
+    n, num_images = per_image.shape
     per_seed = per_image.mean(axis=1, dtype=np.float64)
     mean = float(per_seed.mean())
-    resampled = _resampled_means(per_image.mean(axis=0))
+    of_images = per_image.mean(axis=0, dtype=np.float64)
+    luck = _luck_of_images(of_images)
     if n == 1:
-        low, high = np.quantile(resampled, (LEVEL / 2, 1 - LEVEL / 2))
+        image_error = sqrt(_variance(of_images) / num_images)
+        low, high = np.quantile(mean + image_error * luck, (LEVEL / 2, 1 - LEVEL / 2))
         return Difference(
             n=1,
             mean=mean,
@@ -112,11 +114,10 @@ def difference(scores: FloatArray, reference: FloatArray, margin: float) -> Diff
             p_zero=None,
             p_margin=None,
             seed_deviation=0.0,
-            image_error=float(resampled.std()),
+            image_error=image_error,
         )
-    seed_deviation, shrinkage = _components(per_image, per_seed)
-    resampled = mean + shrinkage * (resampled - mean)
-    mixture = _Mixture(resampled, seed_deviation / sqrt(n), n - 1)
+    seed_deviation, image_error = _components(per_image, per_seed, of_images)
+    mixture = _Mixture(mean + image_error * luck, seed_deviation / sqrt(n), n - 1)
     return Difference(
         n=n,
         mean=mean,
@@ -125,25 +126,28 @@ def difference(scores: FloatArray, reference: FloatArray, margin: float) -> Diff
         p_zero=min(1.0, 2 * min(mixture.below(0.0), mixture.above(0.0))),
         p_margin=max(mixture.below(-margin), mixture.above(margin)),
         seed_deviation=seed_deviation,
-        image_error=float(resampled.std()),
+        image_error=image_error,
     )
 
 
-def _components(per_image: NDArray[np.float32], per_seed: FloatArray) -> tuple[float, float]:
-    """Deviation of one seed's mean, and the part of the image means' deviation that is b's.
+def _components(
+    per_image: NDArray[np.float32], per_seed: FloatArray, of_images: FloatArray
+) -> tuple[float, float]:
+    """Deviation of one seed's mean on these images, and the error that b leaves in the mean.
 
     Estimated by the mean squares of a two-way layout; components that come out negative, a's or
     b's, are 0.
     """
     n, num_images = per_image.shape
-    of_images = per_image.mean(axis=0, dtype=np.float64)
-    variance_seeds = float(per_seed.var(ddof=1))
-    variance_images = float(of_images.var(ddof=1)) if num_images > 1 else 0.0
     residuals = per_image - of_images - per_seed[:, None] + per_seed.mean()
     interaction = float((residuals**2).sum()) / ((n - 1) * max(num_images - 1, 1))
-    of_b = max(0.0, variance_images - interaction / n)
-    shrinkage = sqrt(of_b / variance_images) if variance_images > 0 else 0.0
-    return sqrt(max(variance_seeds, interaction / num_images)), shrinkage
+    variance_of_b = max(0.0, _variance(of_images) - interaction / n)
+    variance_of_seeds = max(float(per_seed.var(ddof=1)), interaction / num_images)
+    return sqrt(variance_of_seeds), sqrt(variance_of_b / num_images)
+
+
+def _variance(values: FloatArray) -> float:
+    return float(values.var(ddof=1)) if len(values) > 1 else 0.0
 
 
 class _Mixture:
@@ -177,13 +181,19 @@ class _Mixture:
         return float((low + high) / 2)
 
 
-def _resampled_means(of_images: NDArray[np.float32]) -> FloatArray:
-    """(resamples,): the mean over resampled images of a value per image."""
-    sums = _resampled_counts(len(of_images)) @ of_images
-    return sums.astype(np.float64) / len(of_images)
+def _luck_of_images(of_images: FloatArray) -> FloatArray:
+    """(2 · resamples,): how the mean over resampled images deviates, in units of its own deviation.
+
+    Each resample counts with its mirror image, so that the middle and the deviation are exact.
+    """
+    means = _resampled_counts(len(of_images)) @ of_images.astype(np.float32)
+    deviations = means.astype(np.float64) - means.mean(dtype=np.float64)
+    spread = float(deviations.std())
+    unit = deviations / spread if spread > 0 else np.zeros_like(deviations)
+    return np.concatenate([unit, -unit])
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _resampled_counts(num_images: int) -> NDArray[np.float32]:
     """(resamples, N): how often each image is drawn; always the same, so that a report is too."""
     rng = np.random.default_rng(0)
@@ -197,6 +207,11 @@ def _resampled_counts(num_images: int) -> NDArray[np.float32]:
     return counts
 
 
+def gained_and_lost(after: NDArray[np.bool_], before: NDArray[np.bool_]) -> tuple[int, int]:
+    """Numbers of images, of (N,) each, that are right only after, and only before."""
+    return int((after & ~before).sum()), int((before & ~after).sum())
+
+
 def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided p-value that two predictors are right equally often (McNemar 1947).
 
@@ -207,6 +222,15 @@ def mcnemar(gained: int, lost: int) -> float:
     if gained < 0 or lost < 0:
         raise ValueError(f"counts must not be negative, got {gained} and {lost}")
     return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
+
+
+def holm_levels(p_values: Sequence[float]) -> list[float]:
+    """The level that each p-value would have to pass at its place in Holm's order."""
+    levels = [0.0] * len(p_values)
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    for rank, index in enumerate(order):
+        levels[index] = LEVEL / (len(p_values) - rank)
+    return levels
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -238,8 +262,9 @@ class Outlook:
 
     Attributes:
         would_show: what more data would probably show.
-        seeds: in all, that this takes; None where seeds alone cannot do it.
-        images: validation images in all, that it takes at least; None where seeds can do it.
+        seeds: in all, that this takes; None where it takes more than ``MOST_SEEDS``.
+        images: validation images in all below which no number of seeds can do it; None where
+            seeds can.
     """
 
     would_show: Literal["a difference", "no difference"]
@@ -247,7 +272,13 @@ class Outlook:
     images: int | None
 
 
-def outlook(found: Difference, margin: float, num_images: int, level: float) -> Outlook | None:
+def outlook(
+    found: Difference,
+    margin: float,
+    num_images: int,
+    level_zero: float = LEVEL,
+    level_margin: float = LEVEL,
+) -> Outlook | None:
     """How many seeds would give an answer with a probability of 80 %, if things are as they look.
 
     The planning takes the mean, the deviation of seeds and the error of images for the truth, which
@@ -257,7 +288,8 @@ def outlook(found: Difference, margin: float, num_images: int, level: float) -> 
         found: the difference so far.
         margin: as there.
         num_images: validation images.
-        level: of the test that more seeds must pass, in 0..1; smaller than 5 % under Holm.
+        level_zero: of the test of no difference, in 0..1; see :func:`holm_levels`.
+        level_margin: of the test of a difference of the margin.
 
     Returns:
         None for one seed, which tells nothing about the spread.
@@ -268,18 +300,28 @@ def outlook(found: Difference, margin: float, num_images: int, level: float) -> 
     for n in range(found.n + 1, MOST_SEEDS + 1):
         seeds_error = found.seed_deviation / sqrt(n)
         error = sqrt(seeds_error**2 + found.image_error**2)
-        luck = float(ndtri(POWER)) * seeds_error
-        if effect > -float(stdtrit(n - 1, level / 2)) * error + luck:
+        far = -float(stdtrit(n - 1, level_zero / 2)) * error
+        if _probability_below(effect - far, seeds_error) >= POWER:
             return Outlook("a difference", n, None)
-        if effect < margin + float(stdtrit(n - 1, level)) * error - luck:
+        room = margin + float(stdtrit(n - 1, level_margin)) * error
+        below = _probability_below(room - effect, seeds_error)
+        above = _probability_below(room + effect, seeds_error)
+        if below + above - 1 >= POWER:
             return Outlook("no difference", n, None)
-    z_zero, z_margin = -float(ndtri(level / 2)), -float(ndtri(level))
     # Without any error of seeds, the error of images must fall to one of these; it falls as 1/√N.
-    enough_for_difference, enough_for_none = effect / z_zero, (margin - effect) / z_margin
+    for_difference = effect / -float(ndtri(level_zero / 2))
+    for_none = (margin - effect) / -float(ndtri(level_margin))
     would_show: Literal["a difference", "no difference"] = (
-        "a difference" if enough_for_difference > enough_for_none else "no difference"
+        "a difference" if for_difference > for_none else "no difference"
     )
-    enough = max(enough_for_difference, enough_for_none)
+    enough = max(for_difference, for_none)
     if found.image_error < enough:
-        return Outlook(would_show, MOST_SEEDS, None)
+        return Outlook(would_show, None, None)
     return Outlook(would_show, None, ceil(num_images * (found.image_error / enough) ** 2))
+
+
+def _probability_below(limit: float, deviation: float) -> float:
+    """That a normal variable around 0 falls below ``limit``."""
+    if deviation == 0:
+        return float(limit > 0)
+    return float(ndtr(limit / deviation))

@@ -40,7 +40,7 @@ GROUND = {
     ("checks", "errors"), ("checks", "schema"), ("records", "errors"), ("locks", "errors"),
     ("records", "locks"), ("records", "storage"), ("storage", "errors"), ("distributed", "errors"),
     ("distributed", "signals"), ("tables", "display"), ("command", "display"),
-    ("command", "errors"), ("command", "signals"),
+    ("command", "errors"), ("command", "signals"), ("command", "storage"),
 }  # fmt: skip
 HYDRA = {"compose.py", "hydra_command.py", "trick_runner.py"}
 NO_TORCH = FLOORS[0] | {

@@ -1,6 +1,7 @@
 """The list of runs: whatever is below the folder, and whoever is at it."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,11 @@ def test_a_row_that_is_being_written_is_passed_over(tmp_path: Path, tail: str) -
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write(tail)
     assert by_name(tmp_path)["run"]["epoch"] == 1
+
+
+def test_a_pipe_in_the_place_of_the_rows_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(begun(tmp_path, "run").path / "metrics.jsonl")
+    assert by_name(tmp_path)["run"]["epoch"] == 0
 
 
 def test_foreign_and_broken_folders_do_no_harm(tmp_path: Path) -> None:

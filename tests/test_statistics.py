@@ -11,10 +11,11 @@ from scipy import stats
 from simulated import BASELINE, experiment
 
 from runner.statistics import (
-    MOST_SEEDS,
     Difference,
+    Outlook,
     difference,
     holm,
+    holm_levels,
     mcnemar,
     outlook,
     t_interval,
@@ -48,7 +49,7 @@ def test_one_value_has_no_interval_over_seeds() -> None:
     found = difference(scores(1, 50, 0.8, 1), scores(1, 50, 0.6, 2), MARGIN)
     assert (found.over_seeds, found.p_zero, found.p_margin) == (None, None, None)
     assert verdict(found.mean, found.p_zero, found.p_margin) == "cannot tell"
-    assert outlook(found, MARGIN, 50, 0.05) is None
+    assert outlook(found, MARGIN, 50) is None
 
 
 def test_with_one_seed_the_interval_is_of_the_images() -> None:
@@ -200,6 +201,12 @@ def test_holm_rejects_what_stepping_down_rejects(p_values: list[float]) -> None:
     assert all(after >= before for before, after in zip(p_values, adjusted, strict=True))
 
 
+def test_holm_levels_are_what_holm_adjusts_by() -> None:
+    p_values = [0.02, 0.2, 0.001, 0.03]
+    assert holm_levels(p_values) == pytest.approx([0.05 / 3, 0.05, 0.05 / 4, 0.05 / 2])
+    assert holm_levels([]) == []
+
+
 @pytest.mark.parametrize(
     ("mean", "p_zero", "p_margin", "expected"),
     [
@@ -222,7 +229,7 @@ def looks(mean: float, deviation: float, image_error: float, n: int = 3) -> Diff
 
 
 def test_the_outlook() -> None:
-    shown = outlook(looks(0.02, 0.01, 0.001), MARGIN, 1000, 0.05)
+    shown = outlook(looks(0.02, 0.01, 0.001), MARGIN, 1000)
     assert shown is not None
     assert (shown.would_show, shown.images) == ("a difference", None)
     assert shown.seeds is not None
@@ -234,15 +241,22 @@ def test_the_outlook() -> None:
     assert power[0] < 0.85
     assert power[1] > 0.72
 
-    none = outlook(looks(0.0, 0.01, 0.0), MARGIN, 1000, 0.05)
+    none = outlook(looks(0.0, 0.01, 0.0), MARGIN, 1000)
     assert none is not None
     assert none.would_show == "no difference"
-    stricter = outlook(looks(0.02, 0.01, 0.001), MARGIN, 1000, 0.01)
+    assert none.seeds is not None
+    # Two one-sided tests, by simulation: about 80 % of experiments of that size show it.
+    rng = np.random.default_rng(0)
+    means = rng.normal(0, 0.01 / np.sqrt(none.seeds), 20_000)
+    squares = rng.chisquare(none.seeds - 1, 20_000) / (none.seeds - 1)
+    reach = stats.t.isf(0.05, none.seeds - 1) * 0.01 * np.sqrt(squares / none.seeds)
+    assert np.mean(np.abs(means) + reach < MARGIN) == pytest.approx(0.8, abs=0.06)
+    stricter = outlook(looks(0.02, 0.01, 0.001), MARGIN, 1000, level_zero=0.01)
     assert stricter is not None
     assert stricter.seeds is not None
     assert stricter.seeds > shown.seeds
 
-    more_images = outlook(looks(0.004, 0.001, 0.01), MARGIN, 1000, 0.05)
+    more_images = outlook(looks(0.004, 0.001, 0.01), MARGIN, 1000)
     assert more_images is not None
     assert more_images.seeds is None
     assert more_images.images is not None
@@ -250,9 +264,9 @@ def test_the_outlook() -> None:
     error = 0.01 * np.sqrt(1000 / more_images.images)
     assert error == pytest.approx(0.004 / stats.norm.isf(0.025), rel=1e-3)
 
-    many = outlook(looks(0.0046, 0.02, 0.0001), MARGIN, 1000, 0.05)
-    assert many is not None
-    assert many.seeds == MOST_SEEDS
+    assert outlook(looks(0.0046, 0.02, 0.0001), MARGIN, 1000) == Outlook(
+        "a difference", seeds=None, images=None
+    )
 
 
 def simulate(n: int, repetitions: int, num_images: int, effect: float) -> dict[str, float]:
@@ -266,12 +280,18 @@ def simulate(n: int, repetitions: int, num_images: int, effect: float) -> dict[s
             assert found.over_seeds is not None
             covered.append(found.over_both[0] <= 0 <= found.over_both[1])
             covered_by_t.append(found.over_seeds[0] <= 0 <= found.over_seeds[1])
-        p_values = holm([found.p_zero or 0.0 for found in results])
-        false_verdicts.append(min(p_values) < 0.05)
+        p_zero = holm([found.p_zero or 0.0 for found in results])
+        p_margin = holm([found.p_margin or 0.0 for found in results])
+        said = [
+            verdict(found.mean, *corrected)
+            for found, *corrected in zip(results, p_zero, p_margin, strict=True)
+        ]
+        false_verdicts.append(bool({"helps", "hurts"} & set(said)))
         some = experiment(rng, n, num_images, [MARGIN, effect])
         same, better = (difference(trick, some.baseline, MARGIN) for trick in some.tricks)
+        covered.append(better.over_both[0] <= effect <= better.over_both[1])
         false_equals.append((same.p_margin or 0.0) < 0.05)
-        found_effects.append((better.p_zero or 0.0) < 0.05)
+        found_effects.append(verdict(better.mean, better.p_zero, better.p_margin) == "helps")
     return {
         "interval over seeds and images holds the truth": float(np.mean(covered)),
         "t-interval over seeds holds the truth": float(np.mean(covered_by_t)),

@@ -2,25 +2,21 @@
 
 Runs that are equal but for trick and seed are compared, paired by seed, each trick with the
 baseline; the verdict is helps, hurts, no difference larger than the margin, or cannot tell, and
-then what would settle it. Reads run folders only, also while a sweep is at them.
+then what would settle it. Works while a sweep is at them, and changes no run; a cache of which
+images each run has right is kept in the first folder's cache/report.npz.
 """
 
 import argparse
-import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from runner.command import command
-from runner.display import PipeConsole, printable
+from runner.command import command, give
+from runner.display import TABLE_WIDTH, PipeConsole, printable, table_console
 from runner.errors import ConfigError
 from runner.report import text
 from runner.report.answer import Answer, answer
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
-from runner.storage import write_output
-
-_STDOUT = Path("-")
-_WIDTH = 120  # columns that the widest table needs
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,34 +59,25 @@ def _report(arguments: argparse.Namespace) -> None:
     found = answer(find_runs(places), book, arguments.margin / 100, arguments.baseline)
     if cache.is_dir():  # a folder of ours, not a copy of some runs
         book.save()
-    contents = {"csv": text.csv, "json": text.to_json, "markdown": text.markdown}
-    if arguments.html:
-        from runner.report.page import page  # brings matplotlib, which takes a second
-
-        contents["html"] = page
-    is_told = False
-    for kind, content in contents.items():
-        if path := getattr(arguments, kind):
-            is_told |= _write(path, content(found))
-    if not is_told:
-        console = PipeConsole(highlight=False)
-        if not console.is_terminal and "COLUMNS" not in os.environ:
-            console.width = _WIDTH  # a pipe has no width of its own
-        _tell(found, console)
+    contents: dict[str, Callable[[], str]] = {
+        "html": lambda: _page(found),
+        "csv": lambda: text.csv(found),
+        "json": lambda: text.to_json(found),
+        "markdown": lambda: text.markdown(found),
+    }
+    if not give({name: getattr(arguments, name) for name in contents}, contents):
+        _tell(found, table_console())
 
 
-def _write(path: Path, content: str) -> bool:
-    """Write a file, or to the terminal; whether it was the terminal."""
-    if path == _STDOUT:
-        sys.stdout.write(content)
-        return True
-    write_output(path, content.encode(errors="backslashreplace"))
-    return False
+def _page(found: Answer) -> str:
+    from runner.report.page import page  # brings matplotlib, which takes a second
+
+    return page(found)
 
 
 def _tell(found: Answer, console: PipeConsole) -> None:
     # A narrow terminal shows what decides.
-    left_out = () if console.width >= _WIDTH else ("over seeds", "p (Holm)")
+    left_out = () if console.width >= TABLE_WIDTH else ("over seeds", "p (Holm)")
     for part in text.content(found):
         if isinstance(part, str):
             console.print(

@@ -1,6 +1,7 @@
 """The answer: every trick against the baseline and within combinations, with what it costs."""
 
 import shlex
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
@@ -12,13 +13,13 @@ from runner.report.groups import ALL, TRICK_GROUPS, Group, Variant, group_runs, 
 from runner.report.runs import METRICS, Found, Run, Unranked
 from runner.report.scores import ScoreBook
 from runner.statistics import (
-    LEVEL,
-    MOST_SEEDS,
     Difference,
     Outlook,
     Verdict,
     difference,
+    gained_and_lost,
     holm,
+    holm_levels,
     mcnemar,
     outlook,
     t_interval,
@@ -49,6 +50,29 @@ class Pair:
     gained: int
     lost: int
     p: float
+
+
+@dataclass(frozen=True)
+class MoreRuns:
+    """A command for other seeds.
+
+    Attributes:
+        words: of a run's command but for its seed.
+        seeds: to run.
+    """
+
+    words: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def command(self) -> str:
+        """To paste."""
+        first, last = self.seeds[0], self.seeds[-1]
+        spelled = ",".join(map(str, self.seeds))
+        if len(self.seeds) > 2 and last - first == len(self.seeds) - 1:
+            spelled = f"range({first},{last + 1})"
+        sweep = ["-m"] if len(self.seeds) > 1 else []
+        return shlex.join([*self.words[:3], *sweep, *self.words[3:], f"seed={spelled}"])
 
 
 @dataclass(frozen=True)
@@ -91,7 +115,7 @@ class Comparison:
         price: images, pixels and seconds relative to the reference, median of the seeds, as
             machines are shared; and ``forward_passes``.
         is_equal_budget: whether both trained on as many images and pixels.
-        more: commands for the seeds that would settle it.
+        more: runs that would settle it.
     """
 
     label: str
@@ -107,7 +131,7 @@ class Comparison:
     others: Mapping[str, Mean]
     price: Mapping[str, float]
     is_equal_budget: bool
-    more: tuple[str, ...]
+    more: tuple[MoreRuns, ...]
 
 
 @dataclass(frozen=True)
@@ -179,22 +203,23 @@ def answer(found: Found, book: ScoreBook, margin: float, baseline: str | None = 
 
 def _readable(runs: Iterable[Run], book: ScoreBook) -> tuple[list[Run], list[Unranked]]:
     """The runs whose predictions can be read, on the same images; and the others."""
+    labels: dict[str, str] = {}
     good: list[Run] = []
     bad: list[Unranked] = []
-    labels: dict[str, str] = {}
     for run in runs:
         try:
-            found = book.scores(run).labels
+            labels[run.identity] = book.scores(run).labels
+            good.append(run)
         except ArtefactError as error:
             bad.append(Unranked(run.name, "unreadable", error.what))
-            continue
-        if labels.setdefault(run.fingerprint, found) != found:
-            bad.append(
-                Unranked(run.name, "unreadable", "its labels are not those of the other runs")
-            )
-            continue
-        good.append(run)
-    return good, bad
+    of_data: dict[str, Counter[str]] = defaultdict(Counter)
+    for run in good:
+        of_data[run.fingerprint][labels[run.identity]] += 1
+    usual = {data: counts.most_common(1)[0][0] for data, counts in of_data.items()}
+    odd = [run for run in good if labels[run.identity] != usual[run.fingerprint]]
+    reason = "its labels are not those of most runs on this data"
+    bad += [Unranked(run.name, "unreadable", reason) for run in odd]
+    return [run for run in good if run not in odd], bad
 
 
 def _group_answer(
@@ -278,7 +303,7 @@ def _compare(
     )
     pairs = []
     for seed, new, old in zip(seeds, ours, theirs, strict=True):
-        gained, lost = int((new & ~old).sum()), int((old & ~new).sum())
+        gained, lost = gained_and_lost(new, old)
         pairs.append(Pair(seed, (gained - lost) / len(new), gained, lost, mcnemar(gained, lost)))
     price = {
         key: float(
@@ -327,37 +352,36 @@ def _compare_all(asked: Sequence[Asked], book: ScoreBook, margin: float) -> tupl
         for variant, reference, label in asked
         if (comparison := _compare(variant, reference, label, book, margin))
     ]
-    tested = [one for one, _, _ in compared if one.found.n > 1]
-    zero = holm([one.found.p_zero or 0.0 for one in tested])
-    equal = holm([one.found.p_margin or 0.0 for one in tested])
-    corrected = {
-        one.label + one.reference: ps for one, *ps in zip(tested, zero, equal, strict=True)
-    }
+    tested = [one.found for one, _, _ in compared if one.found.n > 1]
+    zero = [found.p_zero for found in tested if found.p_zero is not None]
+    equal = [found.p_margin for found in tested if found.p_margin is not None]
+    corrected = zip(holm(zero), holm(equal), holm_levels(zero), holm_levels(equal), strict=True)
     return tuple(
-        _judged(one, variant, reference, corrected.get(one.label + one.reference), margin)
+        _judged(one, next(corrected), variant, reference, margin)
+        if one.found.n > 1
+        else replace(one, more=_more_runs(variant, reference, FIRST_SEEDS))
         for one, variant, reference in compared
     )
 
 
 def _judged(
     one: Comparison,
+    corrected: tuple[float, float, float, float],
     variant: Variant,
     reference: Variant,
-    corrected: Sequence[float] | None,
     margin: float,
 ) -> Comparison:
     """The comparison with its verdict, and where there is none with what would bring it."""
-    p_zero, p_margin = corrected or (None, None)
+    p_zero, p_margin, *levels = corrected
     said = verdict(one.found.mean, p_zero, p_margin)
+    one = replace(one, p_zero=p_zero, p_margin=p_margin, verdict=said)
     if said != "cannot tell":
-        return replace(one, p_zero=p_zero, p_margin=p_margin, verdict=said)
-    # Under Holm a test must pass a stricter level; that of this one, roughly.
-    factor = max(1.0, p_zero / one.found.p_zero) if p_zero and one.found.p_zero else 1.0
-    num_images = next(iter(variant.runs.values())).num_val
-    expected = outlook(one.found, margin, num_images, LEVEL / factor)
-    wanted = FIRST_SEEDS if expected is None else expected.seeds
-    more = _more_seeds(variant, reference, wanted) if wanted and wanted < MOST_SEEDS else ()
-    return replace(one, p_zero=p_zero, p_margin=p_margin, outlook=expected, more=more)
+        return one
+    expected = outlook(one.found, margin, variant.num_images, *levels)
+    wanted = expected.seeds if expected else None
+    return replace(
+        one, outlook=expected, more=_more_runs(variant, reference, wanted) if wanted else ()
+    )
 
 
 def _row(variant: Variant) -> Row:
@@ -394,11 +418,11 @@ def _notes(
     for one in compared:
         if alone := sorted(set(seeds[one.label]) - set(one.seeds)):
             yield f"{one.label}: no {one.reference} with seed {', '.join(map(str, alone))}"
-        if len(one.seeds) == 1:
-            yield (
-                f"{one.label}: one seed. The interval is of the images alone and speaks of these "
-                "two networks, not of the trick; train more seeds"
-            )
+    if single := [one.label for one in compared if len(one.seeds) == 1]:
+        yield (
+            f"one seed only of {', '.join(single)}: that interval is of the images alone and "
+            "speaks of two networks, not of the trick"
+        )
     for key in ("torch", "device", "threads", "runner"):
         values = {
             str(run.environment.get(key))
@@ -411,37 +435,34 @@ def _notes(
 
 def _baseline_command(variant: Variant) -> str:
     """How to train the baseline of a variant, where leaving out the overlays does it."""
-    seeds = sorted(variant.runs)
-    words = variant.runs[seeds[0]].command
-    kept = [word for word in words if not word.lstrip("+").startswith("trick=")]
+    seeds = tuple(sorted(variant.runs))
+    words = _words_but_seed(variant.runs[seeds[0]])
+    kept = tuple(word for word in words if not word.lstrip("+").startswith("trick="))
     is_all = set(variant.tricks) <= ALL and len(kept) < len(words)
-    return f"; to train it: {_sweep_command(kept, seeds)}" if is_all else ""
+    return f"; to train it: {MoreRuns(kept, seeds).command}" if is_all else ""
 
 
-def _more_seeds(variant: Variant, reference: Variant, wanted: int) -> tuple[str, ...]:
-    """Commands that bring both sides to ``wanted`` common seeds."""
+def _more_runs(variant: Variant, reference: Variant, wanted: int) -> tuple[MoreRuns, ...]:
+    """What brings both sides to ``wanted`` common seeds."""
     common = sorted(set(variant.runs) & set(reference.runs))
     begun = sorted(set(variant.runs) ^ set(reference.runs))
     fresh = (seed for seed in count() if seed not in common and seed not in begun)
     seeds = sorted(islice(chain(begun, fresh), wanted - len(common)))
-    commands = []
+    more = []
     for side in (variant, reference):
-        missing = [seed for seed in seeds if seed not in side.runs]
-        if not missing:
-            continue
-        commands.append(_sweep_command(side.runs[common[0]].command, missing))
-    return tuple(dict.fromkeys(commands))
+        missing = tuple(seed for seed in seeds if seed not in side.runs)
+        words = _words_but_seed(side.runs[common[0]])
+        if missing and words:
+            more.append(MoreRuns(words, missing))
+    return tuple(dict.fromkeys(more))
 
 
-def _sweep_command(words: Sequence[str], seeds: Sequence[int]) -> str:
-    """The command of a run, for other seeds."""
+def _words_but_seed(run: Run) -> tuple[str, ...]:
+    """The command of a run without what is this run's alone; empty where it is not our command."""
+    if run.command[:3] != ("python", "-m", "runner.train"):
+        return ()
     own = ("seed=", "run_dir=", "force=")
-    kept = [word for word in words[3:] if not word.lstrip("+").startswith(own)]
-    spelled = ",".join(map(str, seeds))
-    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
-        spelled = f"range({seeds[0]},{seeds[-1] + 1})"
-    sweep = ["-m"] if len(seeds) > 1 else []
-    return shlex.join([*words[:3], *sweep, *kept, f"seed={spelled}"])
+    return tuple(word for word in run.command if not word.lstrip("+").startswith(own))
 
 
 def _forward_passes(variant: Variant) -> float:

@@ -23,6 +23,7 @@ from runner.report.groups import Group, Variant
 from runner.report.runs import Run
 from runner.statistics import t_interval
 
+_LARGEST = 1e300  # a whole number in a foreign file may be larger than any float
 _NUM_BINS = 10
 _NUM_IMAGES = 12
 _THUMBNAIL = 72  # px
@@ -121,14 +122,14 @@ class GroupDetails:
     def __init__(self, group: Group) -> None:
         self._group = group
         self._classes = group.any_run.classes
-        runs = {run.name: run for variant in group.variants for run in variant.runs.values()}
-        self._seen = {name: _seen(run) for name, run in runs.items()}
+        runs = {run.identity: run for variant in group.variants for run in variant.runs.values()}
+        self._seen = {identity: _seen(run) for identity, run in runs.items()}
 
     def _pooled(
         self, variant: Variant
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
         """Labels, predictions and confidences of all seeds of a variant, one after the other."""
-        seen, view = [self._seen[run.name] for run in variant.runs.values()], variant.view
+        seen, view = [self._seen[run.identity] for run in variant.runs.values()], variant.view
         return (
             np.concatenate([one.labels for one in seen]),
             np.concatenate([one.predicted[view] for one in seen]),
@@ -174,7 +175,7 @@ class GroupDetails:
         """The images that the most runs, plainly looked at, take for the same wrong class."""
         num_classes = len(self._classes)
         runs = [
-            self._seen[run.name]
+            self._seen[run.identity]
             for variant in self._group.variants
             if variant.view == "plain"
             for run in variant.runs.values()
@@ -271,7 +272,7 @@ def find_series(groups: Sequence[Group]) -> list[Series]:
         clusters: dict[str, list[Group]] = defaultdict(list)
         for group in groups:
             value = group.values.get(key)
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(value, int | float) and not isinstance(value, bool) and value < _LARGEST:
                 ignored = {key, "fingerprint"} if key.startswith("data.") else {key}
                 rest = {name: item for name, item in group.values.items() if name not in ignored}
                 clusters[json.dumps(rest, sort_keys=True)].append(group)

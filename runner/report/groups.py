@@ -47,6 +47,11 @@ class Variant:
         """The values that training depends on."""
         return {group: values for group, values in self.values.items() if group != "tta"}
 
+    @property
+    def num_images(self) -> int:
+        """Validation images."""
+        return next(iter(self.runs.values())).num_val
+
     def tricks_of(self, group: str) -> tuple[str, ...]:
         """The tricks that are on of one group of values."""
         return tuple(name for name in self.tricks if name in TRICK_GROUPS[group])

@@ -14,7 +14,7 @@
   const value = (row, column) => {
     const words = row.cells[column].textContent.trim();
     if (!row.cells[column].classList.contains("number")) return words;
-    const number = parseFloat(words.replace("[", ""));
+    const number = parseFloat(words.replace(/^[[<]/, ""));
     return Number.isNaN(number) ? "" : number;
   };
   const compare = (a, b) =>

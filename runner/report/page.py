@@ -27,6 +27,7 @@ from runner.report.details import Confused, Confusion, GroupDetails, find_series
 from runner.tables import Table
 
 _HERE = Path(__file__).parent
+_INLINED = ("page.css", "page.js")
 _SYMBOLS = {"helps": "▲", "hurts": "▼", "no difference": "=", "cannot tell": "?"}
 
 
@@ -45,6 +46,7 @@ class _Section:
     pairs: Table
     forest: tuple[Markup, Markup] | None
     forest_within: tuple[Markup, Markup] | None
+    is_brief: bool
     curves: Markup | None
     leads: Table | None
     reliability: Markup | None
@@ -93,9 +95,6 @@ def page(found: Answer) -> str:
     )
 
 
-_INLINED = ("page.css", "page.js")
-
-
 def _section(found: GroupAnswer, number: int, margin: float) -> _Section:
     group, name = found.group, f"group-{number}"
     details = None
@@ -111,6 +110,7 @@ def _section(found: GroupAnswer, number: int, margin: float) -> _Section:
         pairs=_pairs(found),
         forest=_forest(f"{name}-forest", found.comparisons, margin),
         forest_within=_forest(f"{name}-within", found.contributions, margin),
+        is_brief=details is None,
         curves=_curves(found, name) if details else None,
         leads=_leads(found) if details else None,
         reliability=_drawn(figures.reliability, f"{name}-reliability", details.reliability())

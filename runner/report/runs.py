@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -109,15 +110,13 @@ class Run:
 
         Rows that cannot be read are left out.
         """
-        seconds = {
-            row["epoch"]: row["total_seconds"]
-            for row in _rows(self.path / "timings.jsonl", ("epoch", "total_seconds"))
-        }
-        keys = ("epoch", "pixels", "val_accuracy", "val_loss")
+        folder = RunFolder(self.path)
+        timings = _by_epoch(folder.rows("timings.jsonl"), ("epoch", "total_seconds"))
+        metrics = _by_epoch(folder.rows(), ("epoch", "pixels", "val_accuracy", "val_loss"))
         return [
-            {**{key: row[key] for key in keys}, "seconds": seconds[row["epoch"]]}
-            for row in _rows(self.path / "metrics.jsonl", keys)
-            if row["epoch"] in seconds
+            {**row, "seconds": timings[epoch]["total_seconds"]}
+            for epoch, row in metrics.items()
+            if epoch in timings
         ]
 
 
@@ -200,6 +199,8 @@ def _sort_in(path: Path, found: Found) -> None:
         if result is None:
             name = str(status["status"])
             reason = str(status["reason"]).partition("\n")[0] or _REASONS.get(name, "")
+            if name == "running":
+                reason = f"{len(folder.rows())} epochs done"
             found.unranked.append(Unranked(path.name, name, reason))
             return
         run = _run(path, result)
@@ -248,6 +249,8 @@ def _run(path: Path, result: Mapping[str, Any]) -> Run:
         groups = ("data", "normalize", "resize", "mixup", "smoothing", "tta", "model", "budget")
         if not all(isinstance(values[group], dict) for group in groups):
             raise TypeError("a group of values is none")
+        for group in ("data", "model"):
+            _text(values[group]["name"])
         data = result["data"]
         return Run(
             path=path,
@@ -259,10 +262,7 @@ def _run(path: Path, result: Mapping[str, Any]) -> Run:
             classes=_texts(data["classes"]),
             num_val=_count(data["num_val"], at_least=1),
             num_train=_count(data["num_train"], at_least=1),
-            metrics={
-                view: _numbers(result["metrics"][view], (*METRICS, "forward_passes"))
-                for view in VIEWS
-            },
+            metrics={view: _measures(result["metrics"][view]) for view in VIEWS},
             budget=_numbers(result["budget"], ("epochs", "images", "pixels", "seconds")),
             environment=dict(result["environment"]),
             command=_texts(result["command"]),
@@ -310,16 +310,20 @@ def _numbers(mapping: Mapping[str, Any], keys: Iterable[str]) -> dict[str, float
     return {key: _number(mapping[key]) for key in keys}
 
 
-def _rows(path: Path, keys: tuple[str, ...]) -> list[dict[str, float]]:
-    """Rows of a log that have all ``keys``; a broken one is passed over."""
-    try:
-        lines = read_whole(path).splitlines()
-    except (OSError, ValueError):
-        return []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(_numbers(json.loads(line), keys))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
-    return rows
+def _measures(mapping: Mapping[str, Any]) -> dict[str, float]:
+    found = _numbers(mapping, (*METRICS, "forward_passes"))
+    if found["accuracy"] > 1:
+        raise ValueError(f"not a possible accuracy: {found['accuracy']}")
+    return found
+
+
+def _by_epoch(
+    rows: Iterable[Mapping[str, Any]], keys: tuple[str, ...]
+) -> dict[float, dict[str, float]]:
+    """Rows that have all ``keys``, by epoch; of several the last."""
+    found = {}
+    for row in rows:
+        with suppress(ValueError, KeyError, TypeError):
+            numbers = _numbers(row, keys)
+            found[numbers["epoch"]] = numbers
+    return found

@@ -85,7 +85,7 @@ class ScoreBook:
         np.savez(
             content,
             index=np.frombuffer(json.dumps(index).encode(), np.uint8),
-            bits=np.concatenate([bits.ravel() for bits in self._bits.values()]),
+            bits=np.concatenate([self._bits[identity].ravel() for identity in self._stamps]),
         )
         with suppress(StorageError):
             replace_whole(self._path, content.getvalue())

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -14,11 +14,12 @@ from runner.report.answer import (
     GroupAnswer,
     Interval,
     Mean,
+    MoreRuns,
     Row,
 )
 from runner.report.curves import Lead
 from runner.report.runs import METRICS
-from runner.statistics import MOST_SEEDS
+from runner.statistics import LEVEL, MOST_SEEDS
 from runner.tables import Table, markdown_text, to_csv
 
 UNEQUAL = "≠"
@@ -65,7 +66,7 @@ def verdict_text(one: Comparison, margin: float) -> str:
         return f"no difference larger than {100 * margin:g}"
     if one.verdict == "cannot tell":
         return "cannot tell"
-    is_small = one.p_margin is not None and one.p_margin < 0.05
+    is_small = one.p_margin is not None and one.p_margin < LEVEL
     return f"{one.verdict}, by less than {100 * margin:g}" if is_small else one.verdict
 
 
@@ -74,18 +75,19 @@ def advice(one: Comparison, margin: float) -> str:
     if one.verdict != "cannot tell":
         return ""
     if one.outlook is None:
-        return "one seed tells nothing of the trick: train more"
+        return "one seed tells nothing of the trick"
     what: str = one.outlook.would_show
     if what == "no difference":
         what = f"no difference larger than {100 * margin:g} points"
     if one.outlook.images is not None:
         return (
-            f"more seeds would not settle it: the validation split is too small; about "
-            f"{one.outlook.images:,} images would be needed to show {what}"
+            f"more seeds alone would not settle it: to show {what}, more than "
+            f"{one.outlook.images:,} validation images would be needed"
         )
-    if one.outlook.seeds == MOST_SEEDS:
-        return f"about {MOST_SEEDS} seeds or more would be needed to show {what}"
-    more = (one.outlook.seeds or 0) - len(one.seeds)
+    if one.outlook.seeds is None:
+        most = max(MOST_SEEDS, len(one.seeds))
+        return f"more than {most} seeds would be needed to show {what}"
+    more = one.outlook.seeds - len(one.seeds)
     return f"about {more} more seed{'s' * (more > 1)} would probably show {what}"
 
 
@@ -101,7 +103,7 @@ def answer_table(found: GroupAnswer, margin: float) -> Table:
     rows = []
     for row in found.rows:
         one = compared.get(row.label)
-        cells = [row.label, str(len(row.seeds)), mean_text(row.metrics["accuracy"])]
+        cells = [row.label, _count(row, one), mean_text(row.metrics["accuracy"])]
         rows.append((*cells, *(_comparison_cells(one, margin) if one else [""] * 5)))
     return Table(
         found.group.title,
@@ -112,6 +114,12 @@ def answer_table(found: GroupAnswer, margin: float) -> Table:
         tuple(rows),
         ("trick", "verdict"),
     )  # fmt: skip
+
+
+def _count(row: Row, one: Comparison | None) -> str:
+    """Seeds of the comparison, and of the variant where those are more."""
+    own, paired = len(row.seeds), len(one.seeds) if one else len(row.seeds)
+    return str(own) if own == paired else f"{paired} of {own}"
 
 
 def contribution_table(found: GroupAnswer, margin: float) -> Table:
@@ -135,7 +143,7 @@ def _comparison_cells(one: Comparison, margin: float) -> list[str]:
     return [
         points(one.found.mean),
         interval_text(one.found.over_seeds),
-        interval_text(one.found.over_both),
+        interval_text(one.found.over_both) + (" images only" if len(one.seeds) == 1 else ""),
         p_text(one.p_zero),
         verdict_text(one, margin) + mark,
     ]
@@ -143,15 +151,20 @@ def _comparison_cells(one: Comparison, margin: float) -> list[str]:
 
 def price_table(found: GroupAnswer) -> Table:
     """One yardstick for all of a group, and what each cost."""
+    compared = {one.label: one for one in found.comparisons}
     first = found.rows[0]
     rows = []
     for row in found.rows:
-        metrics = [f"{row.metrics[name].mean:.4f}" for name in METRICS[1:]]
-        prices = [_relative(row.price[key], first.price[key]) for key in PRICES]
+        one = compared.get(row.label)
+        metrics = [
+            f"{row.metrics[name].mean:.4f}{_arrow(one.others[name] if one else None)}"
+            for name in METRICS[1:]
+        ]
+        prices = [_relative(key, row, first, one) for key in PRICES]
         rows.append((row.label, *metrics, *prices, f"{row.forward_passes:g}"))
     return Table(
-        f"means over seeds; medians of the cost of training relative to {first.label} "
-        f"({first.price['seconds']:,.0f} s)",
+        f"means over seeds; cost of training relative to {first.label} "
+        f"({first.price['images']:,.0f} images, {first.price['seconds']:,.0f} s), median of seeds",
         (
             "trick", "log loss", "Brier", "ECE", "images ×", "pixels ×", "seconds ×",
             "passes per image",
@@ -159,6 +172,19 @@ def price_table(found: GroupAnswer) -> Table:
         tuple(rows),
         ("trick",),
     )  # fmt: skip
+
+
+def _arrow(paired: Mean | None) -> str:
+    """Which side of zero the 95 % interval of a paired difference lies on, if on one."""
+    if paired is None or paired.interval is None:
+        return ""
+    low, high = paired.interval
+    return " ↓" if high < 0 else " ↑" if low > 0 else ""
+
+
+def _relative(key: str, row: Row, first: Row, one: Comparison | None) -> str:
+    ratio = one.price[key] if one else row.price[key] / max(first.price[key], 1e-9)
+    return f"{ratio:.2f}"
 
 
 def unranked_table(found: Answer) -> Table:
@@ -193,16 +219,27 @@ def remarks(group: GroupAnswer, margin: float) -> Iterator[str]:
     compared = (*group.comparisons, *group.contributions)
     if any(not one.is_equal_budget for one in compared):
         yield f"{UNEQUAL} trained on other images or pixels than what it is held against"
-    for one in group.comparisons:
-        if said := advice(one, margin):
+    for one in compared:
+        if len(one.seeds) > 1 and (said := advice(one, margin)):
             yield f"{one.label}: {said}"
-            yield from (f"    {command}" for command in one.more)
+    yield from (f"    {more.command}" for more in _merged(compared))
+
+
+def _merged(compared: Iterable[Comparison]) -> list[MoreRuns]:
+    """The runs that all comparisons would need, each once."""
+    seeds: dict[tuple[str, ...], set[int]] = {}
+    for one in compared:
+        for more in one.more:
+            seeds.setdefault(more.words, set()).update(more.seeds)
+    return [MoreRuns(words, tuple(sorted(found))) for words, found in seeds.items()]
 
 
 LEGEND = (
     "n: seeds. Points: difference in percentage points of accuracy, paired by seed, with 95 % "
     "intervals: over seeds for these very images, and over seeds and images; the second decides. "
-    "p-values are corrected by Holm within each table."
+    "p-values are corrected by Holm within each table; below 5 % a trick helps or hurts. ↓ ↑: the "
+    "95 % interval over seeds of the difference in this measure, of which less is better, lies "
+    "below or above zero (not corrected). Seconds depend on what else the machine did."
 )
 
 
@@ -224,11 +261,12 @@ def is_command(sentence: str) -> bool:
 
 _INTERVALS = ("over_seeds", "over_both")
 CSV_COLUMNS = (
-    "group", "table", "trick", "reference", "seeds",
+    "group", "table", "trick", "reference", "seeds", "paired_seeds",
     "accuracy", "accuracy_low", "accuracy_high",
     "difference", *(f"{name}_{end}" for name in _INTERVALS for end in ("low", "high")),
     "p_holm", "p_margin_holm", "verdict", "is_equal_budget",
     *METRICS[1:], *PRICES, "forward_passes",
+    *(f"{name}_difference{end}" for name in METRICS[1:] for end in ("", "_low", "_high")),
 )  # fmt: skip
 
 
@@ -251,7 +289,7 @@ def _csv_line(group: GroupAnswer, table: str, row: Row, one: Comparison | None) 
         "group": group.group.title,
         "table": table,
         "trick": one.label if one else row.label,
-        "seeds": len(one.seeds if one else row.seeds),
+        "seeds": len(row.seeds),
         "accuracy": accuracy.mean,
         **_ends("accuracy", accuracy.interval),
         **{name: row.metrics[name].mean for name in METRICS[1:]},
@@ -261,6 +299,7 @@ def _csv_line(group: GroupAnswer, table: str, row: Row, one: Comparison | None) 
     if one:
         line |= {
             "reference": one.reference,
+            "paired_seeds": len(one.seeds),
             "difference": one.found.mean,
             **_ends("over_seeds", one.found.over_seeds),
             **_ends("over_both", one.found.over_both),
@@ -268,6 +307,12 @@ def _csv_line(group: GroupAnswer, table: str, row: Row, one: Comparison | None) 
             "p_margin_holm": one.p_margin,
             "verdict": one.verdict,
             "is_equal_budget": one.is_equal_budget,
+            **{f"{name}_difference": paired.mean for name, paired in one.others.items()},
+            **{
+                column: end
+                for name, paired in one.others.items()
+                for column, end in _ends(f"{name}_difference", paired.interval).items()
+            },
         }
     return [line.get(column) for column in CSV_COLUMNS]
 
@@ -278,7 +323,7 @@ def _ends(name: str, interval: Interval | None) -> dict[str, object]:
 
 
 def to_json(found: Answer) -> str:
-    """Everything, every number in full."""
+    """Everything but the figures, every number in full."""
     content = {
         "margin": found.margin,
         "groups": [
@@ -312,7 +357,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _relative(ours: float, theirs: float) -> str:
-    return f"{ours / theirs:.2f}" if theirs else ""

@@ -411,9 +411,10 @@ def test_one_seed_says_so_and_speaks_of_the_images_alone(tmp_path: Path) -> None
     assert one.verdict == "cannot tell", "however large the difference"
     assert one.pairs[0].p < 0.001
     assert text.verdict_text(one, MARGIN) == "one seed: cannot tell"
-    assert any("one seed" in note and note.startswith("mixup") for note in group.notes)
-    assert "train more" in text.advice(one, MARGIN)
-    for command in one.more:
+    assert any(note.startswith("one seed only of mixup") for note in group.notes)
+    assert "images only" in text.answer_table(group, MARGIN).rows[1][5]
+    assert "tells nothing" in text.advice(one, MARGIN)
+    for command in commands(one):
         assert seeds_of(command) == set(range(1, FIRST_SEEDS))
 
 
@@ -451,18 +452,22 @@ def open_question(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
             "about 6 more seeds would probably show no difference larger than 5 points",
         ),
         (
-            Outlook("a difference", MOST_SEEDS, None),
-            "about 100 seeds or more would be needed to show a difference",
+            Outlook("a difference", None, None),
+            "more than 100 seeds would be needed to show a difference",
         ),
         (
             Outlook("no difference", None, 12_345),
-            "more seeds would not settle it: the validation split is too small; about 12,345 "
-            "images would be needed to show no difference larger than 5 points",
+            "more seeds alone would not settle it: to show no difference larger than 5 points, "
+            "more than 12,345 validation images would be needed",
         ),
     ],
 )
 def test_advice(outlook: Outlook, said: str, open_question: Comparison) -> None:
     assert text.advice(replace(open_question, outlook=outlook), MARGIN) == said
+
+
+def commands(one: Comparison) -> list[str]:
+    return [more.command for more in one.more]
 
 
 def words_of(command: str) -> list[str]:
@@ -511,7 +516,7 @@ def test_the_commands_bring_exactly_the_seeds_that_are_missing(
         return
     wanted = FIRST_SEEDS if one.outlook is None or one.outlook.seeds is None else one.outlook.seeds
     trained = {"+trick=[]": set(baseline), "+trick=[mixup]": set(mixup)}
-    for command in one.more:
+    for command in commands(one):
         seeds = seeds_of(command)
         (side,) = [word for word in words_of(command) if word in trained]
         assert not seeds & trained[side], "nothing is trained twice"
@@ -528,8 +533,8 @@ def test_a_seed_that_one_side_has_is_made_a_pair_before_another_is_begun(tmp_pat
     for seed in (1, 2):
         write_run(tmp_path, "mixup", seed=seed, num_images=60, accuracy=0.6 + 0.05 * (seed % 2))
     one = compared(only(ask(tmp_path)), "mixup")
-    (ours,) = [command for command in one.more if "+trick=[mixup]" in words_of(command)]
-    (theirs,) = [command for command in one.more if "+trick=[]" in words_of(command)]
+    (ours,) = [command for command in commands(one) if "+trick=[mixup]" in words_of(command)]
+    (theirs,) = [command for command in commands(one) if "+trick=[]" in words_of(command)]
     assert seeds_of(ours) - seeds_of(theirs) == {0}
     assert seeds_of(theirs) < seeds_of(ours)
 
@@ -539,7 +544,7 @@ def test_one_command_trains_both_sides_of_tta(tmp_path: Path) -> None:
         write_run(tmp_path, "tta", seed=seed, num_images=30, accuracy=0.5, tta_accuracy=0.6)
     one = compared(only(ask(tmp_path)), "tta")
     assert (one.verdict, one.outlook) == ("cannot tell", Outlook("a difference", 5, None))
-    (command,) = one.more
+    (command,) = commands(one)
     assert "+trick=[tta]" in words_of(command)
     assert seeds_of(command) == {2, 3, 4}
 
@@ -551,7 +556,7 @@ def test_the_commands_keep_the_other_words(seed: str, tmp_path: Path) -> None:
     write_run(tmp_path, "mixup", num_images=30, words=(seed, hostile, "mixup=beta"))
     (one,) = only(ask(tmp_path)).comparisons
     assert len(one.more) == 2
-    for command, own in zip(one.more, ("mixup=beta", "optim.lr=0.1"), strict=True):
+    for command, own in zip(commands(one), ("mixup=beta", "optim.lr=0.1"), strict=True):
         assert hostile in words_of(command)
         assert own in words_of(command)
         assert seeds_of(command) == {1, 2, 3, 4}
@@ -563,7 +568,7 @@ def test_the_commands_leave_out_what_belongs_to_one_run(word: str, tmp_path: Pat
     write_run(tmp_path, num_images=30, words=("seed=0", word))
     write_run(tmp_path, "mixup", num_images=30, words=("seed=0", word))
     (one,) = only(ask(tmp_path)).comparisons
-    for command in one.more:
+    for command in commands(one):
         assert word not in words_of(command)
 
 
@@ -606,3 +611,14 @@ def test_no_runs_are_no_groups(tmp_path: Path) -> None:
     assert (found.groups, found.unranked, found.margin) == ((), (), MARGIN)
     with pytest.raises(ConfigError, match="no runs with these tricks"):
         ask(tmp_path, "mixup")
+
+
+def test_the_labels_of_most_runs_are_right(tmp_path: Path) -> None:
+    for number, name in enumerate("abc"):
+        write_run(tmp_path, name=name, seed=number, num_images=30)
+    folder = RunFolder(tmp_path / "a")
+    found = folder.predictions()
+    folder.write_predictions(found["labels"][::-1], found["plain"], found["tta"])
+    answered = ask(tmp_path)
+    assert [run.name for run in answered.unranked] == ["a"]
+    assert only(answered).rows[0].seeds == (1, 2)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -292,3 +293,26 @@ def test_the_default_place_is_missing(command: Command) -> None:
     assert done.returncode == 3
     assert "outputs" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_standard_output_takes_one(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "outputs").mkdir()
+    done = command("--csv", "-", "--json", "-", module="runner.report")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--csv - --json -" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_thousand_runs(tmp_path: Path, command: Command) -> None:
+    names = ("", "normalize", "mixup", "label_smoothing", "tta")
+    classes = tuple(f"class {number}" for number in range(10))
+    for number in range(1000):
+        tricks = (names[number % 5],) if number % 5 else ()
+        write_run(tmp_path / "outputs", *tricks, seed=number // 5, num_images=1500, classes=classes)
+    (tmp_path / "outputs" / "cache").mkdir()
+    for name in ("first", "second", "third"):
+        started = time.perf_counter()
+        done = command(module="runner.report")
+        print(f"{name} report on 1,000 runs: {time.perf_counter() - started:.2f} s")
+        assert done.returncode == 0, done.stderr
+        assert "label_smoothing  200" in done.stdout

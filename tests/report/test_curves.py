@@ -1,12 +1,15 @@
 """Who is ahead when, by examples that can be drawn on paper."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fabricated import write_run
 
 from runner.report.curves import Lead, curve, leads
 from runner.report.groups import Variant
+from runner.report.runs import find_runs
 
 Point = tuple[float, float]
 
@@ -136,3 +139,11 @@ def test_an_epoch_that_one_seed_lacks_is_not_mixed_with_another() -> None:
     found = curve(gap, "epoch")
     assert found is not None
     assert set(found.x.tolist()) <= {1.0, 2.0, 3.0}
+
+
+def test_an_epoch_that_is_there_twice_counts_once(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    rows = (folder.path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder.path / "metrics.jsonl").write_text("".join([*rows, rows[-1]]))
+    (run,) = find_runs([tmp_path]).runs
+    assert [row["epoch"] for row in run.epochs] == [1, 2, 3]

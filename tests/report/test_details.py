@@ -493,3 +493,11 @@ def test_series_of_a_key_that_only_some_groups_have(tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     (series,) = find_series(groups_of(tmp_path))
     assert [value for value, *_ in series.lines["baseline"]] == [0.0, 0.5]
+
+
+def test_runs_of_one_name_in_two_places_are_two(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.9, 0.3)):
+        write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy, name="run")
+    (group,) = group_runs(find_runs([tmp_path / "0", tmp_path / "1"]).runs)
+    _, accuracy = GroupDetails(group).reliability()["baseline"]
+    assert accuracy.mean() == pytest.approx(0.6, abs=0.01)

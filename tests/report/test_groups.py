@@ -1,17 +1,18 @@
 """Runs are pooled when all but trick and seed is equal; anything else is named."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fabricated import TRICKS, write_run
 
-from runner.report.groups import Group, group_runs, trick_label
+from runner.report.groups import ALL, TRICK_GROUPS, Group, group_runs, trick_label
 from runner.report.runs import find_runs
-from runner.schema import Augment, Budget, Mixup, Normalize, Optim, Resize, Tta
+from runner.schema import Augment, Budget, Mixup, Normalize, Optim, Resize, RunConfig, Tta
 
-ALL = tuple(TRICKS)
+FIVE = tuple(TRICKS)
 
 
 def groups(outputs: Path) -> list[Group]:
@@ -33,10 +34,10 @@ def labels(group: Group) -> dict[str, list[int]]:
 def test_seeds_and_tricks_are_pooled(tmp_path: Path) -> None:
     for seed in range(2):
         write_run(tmp_path, seed=seed, num_images=30)
-        for trick in ALL:
+        for trick in FIVE:
             write_run(tmp_path, trick, seed=seed, num_images=30)
     (group,) = groups(tmp_path)
-    assert labels(group) == {label: [0, 1] for label in ("baseline", *ALL)}
+    assert labels(group) == {label: [0, 1] for label in ("baseline", *FIVE)}
     assert group.variants[0].label == "baseline"
     assert group.title == "folder · xresnet18 · 28 px · 5 epochs"
     assert group.differs == {}
@@ -108,9 +109,9 @@ def test_nothing_is_no_group() -> None:
         ((), "baseline"),
         (("mixup",), "mixup"),
         (("normalize", "mixup"), "normalize + mixup"),
-        (ALL, "all"),
-        *((tuple(name for name in ALL if name != trick), f"all but {trick}") for trick in ALL),
-        ((*ALL, "cutmix"), " + ".join((*ALL, "cutmix"))),
+        (FIVE, "all"),
+        *((tuple(name for name in FIVE if name != trick), f"all but {trick}") for trick in FIVE),
+        ((*FIVE, "cutmix"), " + ".join((*FIVE, "cutmix"))),
         (("cutmix",), "cutmix"),
     ],
 )
@@ -159,11 +160,11 @@ def test_a_value_that_only_one_run_knows_still_tells_them_apart(tmp_path: Path) 
 def test_a_variant_is_found_by_its_label_and_by_its_tricks(tmp_path: Path) -> None:
     write_run(tmp_path, num_images=30)
     write_run(tmp_path, "mixup", "tta", num_images=30)
-    write_run(tmp_path, *ALL, num_images=30)
+    write_run(tmp_path, *FIVE, num_images=30)
     (group,) = groups(tmp_path)
     for name, label in {
         "baseline": "baseline", "mixup": "mixup", "mixup + tta": "mixup + tta",
-        "mixup+tta": "mixup + tta", "tta+mixup": "mixup + tta", "all": "all", "+".join(ALL): "all",
+        "mixup+tta": "mixup + tta", "tta+mixup": "mixup + tta", "all": "all", "+".join(FIVE): "all",
         "all but tta": "all but tta",
     }.items():  # fmt: skip
         variant = group.find(name)
@@ -195,3 +196,9 @@ def test_of_equal_trainings_the_one_without_tta_counts_as_plain(tmp_path: Path) 
     assert {variant.label: variant.metric("accuracy")[0] for variant in group.variants} == {
         "baseline": 0.8, "tta": 0.6,
     }  # fmt: skip
+
+
+def test_all_is_what_the_overlay_turns_on(composed: Callable[..., RunConfig]) -> None:
+    assert set(composed("+trick=all").tricks) == ALL
+    named = [name for names in TRICK_GROUPS.values() for name in names]
+    assert set(composed("+trick=all", "mixup=switch").tricks) == set(named)
