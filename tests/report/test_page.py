@@ -334,7 +334,7 @@ def test_commands_are_those_of_the_runs(visit: Open, full: Made) -> None:
             for _, run in sorted(variant.runs.items())
         ]
         more = section.locator(".verdicts pre code").all_text_contents()
-        assert more == [words for one in group.comparisons for words in one.more]
+        assert more == [runs.command for one in group.comparisons for runs in one.more]
         assert all("data.root=/my images/it's ü" in shlex.split(words) for words in more)
     assert shown.page.locator(".verdicts pre code").count() > 0
 
