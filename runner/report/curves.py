@@ -20,7 +20,7 @@ class Curve:
     """Mean over the seeds, with the lowest and highest seed.
 
     Attributes:
-        x: (E,) mean position of each epoch's end on the axis.
+        x: (E,) median position of each epoch's end on the axis, as machines are shared.
         mean: (E,) accuracy, 0..1.
         low: (E,) of the worst seed.
         high: (E,) of the best seed.
@@ -58,7 +58,7 @@ def curve(variant: Variant, axis: str, seeds: Sequence[int] | None = None) -> Cu
     rows = [[epoch for epoch in row if epoch["epoch"] in common] for row in rows]
     x = np.array([[epoch[axis] for epoch in row] for row in rows])
     y = np.array([[epoch["val_accuracy"] for epoch in row] for row in rows])
-    return Curve(x.mean(axis=0), y.mean(axis=0), y.min(axis=0), y.max(axis=0))
+    return Curve(np.median(x, axis=0), y.mean(axis=0), y.min(axis=0), y.max(axis=0))
 
 
 def leads(variant: Variant, reference: Variant) -> dict[str, Lead]:
