@@ -108,7 +108,11 @@ def inert(cell: object) -> object:
     """A cell that no spreadsheet takes for a formula; numbers stay numbers."""
     if not isinstance(cell, str):
         return cell
-    cell = printable(cell)
+    return no_formula(printable(cell))
+
+
+def no_formula(cell: str) -> str:
+    """The cell, marked where a spreadsheet would take it for a formula."""
     return f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell
 
 

@@ -18,6 +18,7 @@ from runner.data.store import Progress, Store, StreamedStore, content_digests, o
 from runner.errors import DataError
 from runner.hardware import num_cores
 from runner.schema import Data
+from runner.tables import no_formula
 
 _SPLIT_SEED = 0  # one split for all seeds of an experiment, so that their differences are paired
 _SHOWN = 10
@@ -91,7 +92,7 @@ class Dataset:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["split", "image", "label", "sha256"])
-        writer.writerows([_inert(cell) for cell in row] for row in self.manifest)
+        writer.writerows([no_formula(cell) for cell in row] for row in self.manifest)
         return gzip.compress(text.getvalue().encode(errors="backslashreplace"), mtime=0)
 
 
@@ -217,8 +218,3 @@ def _leaks(
         for index in val.indices.tolist()
         for twin in by_digest.get(digests[index], ())
     )
-
-
-def _inert(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

@@ -330,14 +330,9 @@ def _compare(
         verdict="cannot tell",
         outlook=None,
         others={
-            key: _mean(
-                [
-                    variant.runs[seed].metrics[variant.view][key]
-                    - reference.runs[seed].metrics[reference.view][key]
-                    for seed in seeds
-                ]
-            )
+            key: _mean([new[seed] - old[seed] for seed in seeds])
             for key in METRICS[1:]
+            for new, old in [(variant.metric(key), reference.metric(key))]
         },
         price={**price, "forward_passes": _ratio(*passes)},
         is_equal_budget=is_equal,

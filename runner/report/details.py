@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ _THUMBNAIL = 72  # px
 _MOST_CLASSES = 20  # a larger confusion matrix is told by its largest entries
 
 FloatArray = NDArray[np.floating[Any]]
+SeriesPoint = tuple[float, float, float, float]
+"""A value, and at it the mean accuracy and the ends of its interval, 0..1."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Series:
 
     key: str
     title: str
-    lines: Mapping[str, Sequence[tuple[float, float, float, float]]]
+    lines: Mapping[str, Sequence[SeriesPoint]]
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ class Pictures:
     """
 
     def __init__(self, run: Run) -> None:
-        self._manifest = list(_validation_manifest(run))
+        self._manifest = _validation_manifest(run)
         self._images: Images | None = None
         self._places: dict[str, int] = {}
         cache = run.path.absolute().parent / "cache"
@@ -251,16 +253,15 @@ class Pictures:
         return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 
-def _validation_manifest(run: Run) -> Iterator[tuple[str, str]]:
-    """Name and SHA-256 of each validation image, in the order of the predictions."""
+def _validation_manifest(run: Run) -> list[tuple[str, str]]:
+    """Name and SHA-256 of each validation image, in the predictions' order; empty if unreadable."""
     try:
         with gzip.open(run.path / "split.csv.gz", "rt", encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["split"] == "val"]
             found = [(row["image"], row["sha256"]) for row in rows]
     except (OSError, EOFError, ValueError, KeyError, csv.Error):
-        return
-    if len(found) == run.num_val:
-        yield from found
+        return []
+    return found if len(found) == run.num_val else []
 
 
 def find_series(groups: Sequence[Group]) -> list[Series]:
@@ -281,7 +282,7 @@ def find_series(groups: Sequence[Group]) -> list[Series]:
 
 
 def _series(key: str, groups: Sequence[Group]) -> Series:
-    lines: dict[str, list[tuple[float, float, float, float]]] = defaultdict(list)
+    lines: dict[str, list[SeriesPoint]] = defaultdict(list)
     for group in sorted(groups, key=lambda group: float(group.values[key])):
         for variant in group.variants:
             accuracies = list(variant.metric("accuracy").values())

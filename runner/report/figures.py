@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from runner.display import printable
 from runner.report.answer import Comparison
 from runner.report.curves import Curve
-
-SeriesPoint = tuple[float, float, float, float]
+from runner.report.details import SeriesPoint
 
 _INK, _FAINT, _BAND = "#010203", "#010204", "#010205"
 _SERIES = [f"#0103{number:02x}" for number in range(8)]
@@ -142,9 +141,7 @@ def reliability(name: str, by_variant: Mapping[str, tuple[NDArray[Any], NDArray[
         return _svg(figure, name)
 
 
-def series(
-    name: str, key: str, lines: Mapping[str, Sequence[tuple[float, float, float, float]]]
-) -> str:
+def series(name: str, key: str, lines: Mapping[str, Sequence[SeriesPoint]]) -> str:
     """Accuracy against the values of a key: (value, mean, low, high) per variant."""
     with mpl.rc_context(_STYLE):
         figure = Figure((_WIDTH, 3.2), layout="constrained")

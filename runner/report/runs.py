@@ -180,17 +180,12 @@ def _is_run(path: Path) -> bool:
 
 
 def _sort_in(path: Path, found: Found) -> None:
-    try:
-        is_run = (path / "run.json").is_file()
-    except OSError as error:
-        found.unranked.append(Unranked(path.name, "unreadable", error.strerror or str(error)))
-        return
-    if not is_run:
-        if path.name not in OURS and not path.name.startswith("."):
-            found.foreign.append(path.name)
-        return
     folder = RunFolder(path)
     try:
+        if not (path / "run.json").is_file():
+            if path.name not in OURS and not path.name.startswith("."):
+                found.foreign.append(path.name)
+            return
         result = folder.result()
         if result is None:
             status = folder.status()
@@ -202,15 +197,12 @@ def _sort_in(path: Path, found: Found) -> None:
             if name == "running":
                 reason = f"{len(folder.rows())} epochs done"
             found.unranked.append(Unranked(path.name, name, reason))
-            return
-        run = _run(path, result)
+        else:
+            found.runs.append(_run(path, result))
     except ArtefactError as error:
         found.unranked.append(Unranked(path.name, "unreadable", error.what))
-        return
     except OSError as error:
         found.unranked.append(Unranked(path.name, "unreadable", error.strerror or str(error)))
-        return
-    found.runs.append(run)
 
 
 def _keep_one_of_each(found: Found) -> None:
