@@ -1,29 +1,62 @@
 """What is distributed: the weights, and everything that using them needs.
 
-``model.safetensors`` holds the tensors, ``model.json`` the architecture, the classes in order and
-the one description of how an image becomes an input: above all the statistics of normalization.
-Both are read as data: nothing in them can run code.
+``model.safetensors`` holds the tensors; ``model.json`` the architecture, the classes in order and
+how an image becomes an input: above all the statistics of normalization. The description stands in
+the metadata of ``model.safetensors`` too, so that neither an edited file nor a weights file on its
+own can bring the two apart. Both are read as data: nothing in them can run code.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from runner.errors import ArtefactError
+from runner import __version__, preprocess, tensor_files
+from runner.checks import from_dict
+from runner.errors import ArtefactError, ConfigError
+from runner.preprocess import Preprocess
+from runner.schema import Augment
+from runner.storage import read_whole
 
-FORMAT = 1
-_WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
-# Keys by which Hydra and its kin name code to run; no file of ours has them.
-_CODE = {"_target_", "_partial_", "_args_"}
+FORMAT = 2
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What :func:`runner.models.build_model` needs to build a network again.
+
+    Attributes:
+        source: where the architecture is looked up.
+        name: of the architecture.
+        num_outputs: at least the number of classes.
+    """
+
+    source: str
+    name: str
+    num_outputs: int
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """How the run evaluated the network, for who wants its very numbers again.
+
+    Attributes:
+        precision: ``fp32`` or ``bf16``.
+        batch_size: images per forward pass.
+        seed: of the random passes of TTA.
+        augment: of the random passes of TTA.
+    """
+
+    precision: str
+    batch_size: int
+    seed: int
+    augment: Augment
 
 
 @dataclass(frozen=True)
@@ -32,22 +65,18 @@ class Bundle:
 
     Attributes:
         folder: it was read from.
-        source: where the architecture is looked up; see ``runner.models.build_model``.
-        name: of the architecture.
-        num_outputs: of the network, at least the number of classes.
+        architecture: of the network.
         classes: names in the order of the outputs.
-        mean: of red, green and blue, that normalization takes off pixels in 0..1.
-        std: of red, green and blue, that it then divides by; above 0.
+        preprocess: how an image becomes an input.
+        evaluated: how the run evaluated it.
         tensors: the state of the network by name.
     """
 
     folder: Path
-    source: str
-    name: str
-    num_outputs: int
+    architecture: Architecture
     classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preprocess: Preprocess
+    evaluated: Evaluated
     tensors: dict[str, Tensor]
 
     def load_into(self, model: nn.Module) -> None:
@@ -61,83 +90,127 @@ class Bundle:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
             raise _refused(
-                self.folder / _WEIGHTS, f"not the weights of {self.name}: {reason}"
+                self.folder / WEIGHTS, f"not the weights of {self.architecture.name}: {reason}"
             ) from error
 
 
 def bundle_files(
     model: nn.Module,
     *,
-    architecture: Mapping[str, Any],
+    architecture: Architecture,
     classes: Sequence[str],
-    preprocess: Mapping[str, Any],
+    preprocess: Preprocess,
+    evaluated: Evaluated,
 ) -> dict[str, bytes]:
-    """The files of the bundle of a trained network: content by name.
+    """The files of the bundle of a trained network, as read by :func:`read_bundle`.
 
-    Args:
-        model: trained.
-        architecture: what ``build_model`` needs to build it again.
-        classes: names in the order of the outputs.
-        preprocess: how an image becomes an input; values are JSON.
+    Returns:
+        Content by name.
     """
-    tensors = {
-        # A clone, since safetensors refuses tensors that share memory or are not contiguous.
-        name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in model.state_dict().items()
-    }
-    weights = save(tensors)
     description = {
         "format": FORMAT,
-        "model": {**architecture, "torch": torch.__version__},
+        "model": asdict(architecture),
         "classes": list(classes),
-        "preprocess": dict(preprocess),
-        "files": {_WEIGHTS: hashlib.sha256(weights).hexdigest()},
+        "preprocess": preprocess.to_dict(),
+        "evaluated": asdict(evaluated),
+        "made_with": {"trick-runner": __version__, "torch": torch.__version__},
     }
-    text = json.dumps(description, indent=2) + "\n"
-    return {_WEIGHTS: weights, _DESCRIPTION: text.encode()}
+    metadata = {"format": "pt", tensor_files.DESCRIPTION: json.dumps(description)}
+    weights = tensor_files.to_bytes(model.state_dict(), metadata)
+    whole = {**description, "files": {WEIGHTS: hashlib.sha256(weights).hexdigest()}}
+    return {WEIGHTS: weights, DESCRIPTION: f"{json.dumps(whole, indent=2)}\n".encode()}
 
 
-def read_bundle(folder: Path) -> Bundle:
-    """Read a bundle back; its weights are compared with their SHA-256 before anything parses them.
+def bundle_folder(path: Path) -> Path:
+    """The bundle of a run, or ``path`` itself where that is a bundle."""
+    return path if (path / DESCRIPTION).exists() else path / "bundle"
+
+
+def read_bundle(folder: Path, expected: Mapping[str, str] | None = None) -> Bundle:
+    """Read a bundle back; every file is compared with its SHA-256 before anything is built.
+
+    Args:
+        folder: of the bundle.
+        expected: SHA-256 of the files by name, where the caller knows them.
 
     Raises:
         ArtefactError: a file is missing, cut, changed, of another format or not as described.
     """
-    path = folder / _DESCRIPTION
+    path = folder / DESCRIPTION
+    content = _content(path, (expected or {}).get(DESCRIPTION))
     try:
-        found = json.loads(path.read_bytes(), object_pairs_hook=_without_code)
-        if found["format"] != FORMAT:
-            raise ValueError(f"of format {found['format']!r}, this program reads {FORMAT}")
-        model, preprocess = found["model"], found["preprocess"]
-        bundle = Bundle(
-            folder,
-            source=_text(model, "source"),
-            name=_text(model, "name"),
-            num_outputs=model["num_outputs"],
-            classes=_classes(found["classes"], model["num_outputs"]),
-            mean=_statistics(preprocess, "mean"),
-            std=_statistics(preprocess, "std"),
-            tensors={},
-        )
-        if min(bundle.std) <= 0:
-            raise ValueError(f"std must be above 0, not {bundle.std}")
-        digest = _text(found["files"], _WEIGHTS)
+        found = tensor_files.parsed(content)
+        digest = _text(found.pop("files"), WEIGHTS)
+        fields = _fields(found)
     except KeyError as error:
         raise _refused(path, f"it has no {error}") from error
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise _refused(path, str(error)) from error
-    return replace(bundle, tensors=_weights(folder / _WEIGHTS, digest))
-
-
-def _weights(path: Path, digest: str) -> dict[str, Tensor]:
+    weights = _content(folder / WEIGHTS, (expected or {}).get(WEIGHTS, digest))
     try:
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise ValueError("it is not what was written (its SHA-256 differs)")
-        tensors: dict[str, Tensor] = load(content)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        tensors, written = tensor_files.from_bytes(weights), tensor_files.described(weights)
+    except ValueError as error:
+        raise _refused(folder / WEIGHTS, str(error)) from error
+    if change := _first_difference(found, written):
+        raise _refused(path, f"it was changed after it was written: {change}")
+    return Bundle(folder, *fields, tensors=tensors)
+
+
+def _fields(
+    found: Mapping[str, Any],
+) -> tuple[Architecture, tuple[str, ...], Preprocess, Evaluated]:
+    """What a description says, checked."""
+    if found["format"] != FORMAT:
+        raise ValueError(f"of format {found['format']!r}, this program reads {FORMAT}")
+    model, evaluated = found["model"], found["evaluated"]
+    num_outputs = _whole(model, "num_outputs")
+    try:
+        augment = from_dict({"augment": evaluated["augment"]}).augment
+    except ConfigError as error:
+        raise ValueError(error.what) from error
+    if evaluated["precision"] not in ("fp32", "bf16"):
+        raise ValueError(f"precision is {evaluated['precision']!r}")
+    return (
+        Architecture(_text(model, "source"), _text(model, "name"), num_outputs),
+        _classes(found["classes"], num_outputs),
+        preprocess.from_dict(found["preprocess"]),
+        Evaluated(
+            evaluated["precision"],
+            max(1, _whole(evaluated, "batch_size")),
+            _whole(evaluated, "seed"),
+            augment,
+        ),
+    )
+
+
+def _content(path: Path, digest: str | None) -> bytes:
+    """A file whose SHA-256 is ``digest``, where that is known."""
+    try:
+        content = read_whole(path)
+    except OSError as error:
         raise _refused(path, str(error)) from error
-    return tensors
+    found = hashlib.sha256(content).hexdigest()
+    if digest not in (None, found):
+        raise _refused(path, f"it is not what was written: its SHA-256 is {found}, not {digest}")
+    return content
+
+
+def _first_difference(description: Any, written: Any, name: str = "") -> str | None:
+    """The first value of a description that is not the one that the weights were written with."""
+    if isinstance(description, dict) and isinstance(written, dict):
+        for key in dict.fromkeys([*written, *description]):
+            dotted = f"{name}.{key}" if name else key
+            if change := _first_difference(description.get(key), written.get(key), dotted):
+                return change
+        return None
+    if description == written:
+        return None
+    return f"{name or 'the description'} is {_short(description)}, not {_short(written)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def _refused(path: Path, reason: str) -> ArtefactError:
@@ -148,31 +221,24 @@ def _refused(path: Path, reason: str) -> ArtefactError:
     )
 
 
-def _without_code(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, unless it has a key that names code."""
-    if named := _CODE & {key for key, _ in pairs}:
-        raise ValueError(f"it has the key {min(named)}, which names code to run")
-    return dict(pairs)
-
-
 def _text(values: Mapping[str, Any], key: str) -> str:
     if not isinstance(value := values[key], str):
         raise ValueError(f"{key} must be text, not {value!r}")
     return value
 
 
-def _classes(names: Any, num_outputs: Any) -> tuple[str, ...]:
-    if not isinstance(num_outputs, int) or not isinstance(names, list):
-        raise ValueError("num_outputs must be a number and classes a list")
-    if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+def _whole(values: Mapping[str, Any], key: str) -> int:
+    value = values[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{key} must be a whole number, not {value!r}")
+    return value
+
+
+def _classes(names: Any, num_outputs: int) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("classes must be a list of texts")
+    if len(set(names)) != len(names):
         raise ValueError("classes must be texts, each once")
     if not 2 <= len(names) <= num_outputs:
         raise ValueError(f"{len(names)} classes do not fit {num_outputs} outputs")
     return tuple(names)
-
-
-def _statistics(preprocess: Mapping[str, Any], key: str) -> tuple[float, ...]:
-    values = preprocess[key]
-    if len(values) != 3 or not all(math.isfinite(value) for value in values):
-        raise ValueError(f"{key} must be three finite numbers, not {values!r}")
-    return tuple(float(value) for value in values)

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
+from runner import tensor_files
 from runner.errors import ArtefactError, TrainingError
 from runner.records import VERSION
 from runner.storage import sync_folder, unwritable, write_synced
@@ -34,7 +33,7 @@ _NAME = re.compile(rf"{_PREFIX}(\d+)({_SUPERSEDED})?")
 _TEMPORARY = ".tmp-"
 _GENERATIONS = 2
 # What reading a file raises that somebody cut, edited or wrote by another program.
-_UNUSABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
+_UNUSABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,7 @@ def write(
                     fix="a lower optim.lr",
                 )
     files = {
-        f"{group}.safetensors": save({name: _plain(tensor) for name, tensor in members.items()})
-        for group, members in tensors.items()
+        f"{group}.safetensors": tensor_files.to_bytes(members) for group, members in tensors.items()
     }
     content = {"record_version": VERSION, "identity": identity, "done": done, **state}
     files["state.json"] = (json.dumps(content, allow_nan=False) + "\n").encode()
@@ -163,7 +161,10 @@ def _read(path: Path, identity: str) -> tuple[dict[str, dict[str, Tensor]], dict
         )
     if state["identity"] != identity:
         raise ValueError(f"of run {state['identity']}, not of {identity}")
-    tensors = {name.removesuffix(".safetensors"): load(data) for name, data in contents.items()}
+    tensors = {
+        name.removesuffix(".safetensors"): tensor_files.from_bytes(data)
+        for name, data in contents.items()
+    }
     return tensors, state
 
 
@@ -175,11 +176,6 @@ def _parsed(name: str, content: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{name} holds {type(found).__name__}")
     return found
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    # A clone, since safetensors refuses tensors that share memory or are not contiguous.
-    return tensor.detach().cpu().contiguous().clone()
 
 
 def _committed(folder: Path) -> list[Path]:

@@ -194,6 +194,13 @@ def _contradictions(config: RunConfig) -> list[tuple[str, str]]:
                 f"model.name={config.model.name}",
             )
         )
+    if config.model.pretrained and config.model.weights is not None:
+        found.append(
+            (
+                f"model.pretrained=true means the default weights, not {config.model.weights}",
+                f"model.weights={config.model.weights}, or model.pretrained=true, not both",
+            )
+        )
     if chosen in ("folder", "table") and root is None:
         found.append(
             (
@@ -314,8 +321,9 @@ def _unread(config: RunConfig) -> list[tuple[str, str]]:
         "data.path_column": config.data.name == "table",
         "data.label_column": config.data.name == "table",
         "data.split_column": config.data.name == "table",
-        "normalize.mean": config.normalize.source == "fixed",
-        "normalize.std": config.normalize.source == "fixed",
+        "normalize.mean": config.normalize.source != "dataset",
+        "normalize.std": config.normalize.source != "dataset",
+        "normalize.allow_mismatch": config.model.weights is not None or config.model.pretrained,
         "augment.affine_probability": warps,
         "augment.lighting_probability": config.augment.max_lighting > 0,
         "augment.max_ratio": crops,

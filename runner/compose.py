@@ -51,6 +51,8 @@ _COSMETIC = (
     "data.cache_gb",
     "data.on_corrupt",
     "data.on_leak",
+    "normalize.allow_mismatch",
+    "model.pretrained",
     "eval.batch_size",
     "checkpoint.minutes",
 )
@@ -152,7 +154,13 @@ def asked(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def identity(config: RunConfig, num_classes: int, presize: int, fingerprint: str) -> dict[str, Any]:
+def identity(
+    config: RunConfig,
+    num_classes: int,
+    presize: int,
+    fingerprint: str,
+    weights: str | None = None,
+) -> dict[str, Any]:
     """What a run is, for ``RunFolder.check``: equal for equal values, however they were spelled.
 
     Args:
@@ -160,6 +168,7 @@ def identity(config: RunConfig, num_classes: int, presize: int, fingerprint: str
         num_classes: of the data.
         presize: of the data.
         fingerprint: of the data.
+        weights: identity of the pretrained weights, if any.
 
     Returns:
         ``values``, all that decides the result; ``fingerprint``; and ``identity``, sixteen hex
@@ -171,6 +180,7 @@ def identity(config: RunConfig, num_classes: int, presize: int, fingerprint: str
         config, num_classes=num_classes, presize=presize, device=kind, precision=precision
     )
     values = schema.to_dict(checks.effective(meant))
+    values["model"]["weights"] = weights
     for dotted in _COSMETIC:
         group, _, key = dotted.rpartition(".")
         (values[group] if group else values).pop(key)

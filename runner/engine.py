@@ -31,6 +31,7 @@ from runner.optim import (
     restore_optimizer,
     set_rates,
 )
+from runner.preprocess import Preprocess
 from runner.randomness import generator, torch_seed
 from runner.schedule import Moment, Stage, moment
 from runner.schema import Augment, RunConfig
@@ -49,8 +50,7 @@ class Learner:
         model: from normalized images (N, 3, H, W) to logits (N, K).
         groups: its parameters per layer group, from input to output.
         num_outputs: K.
-        mean: per channel, of the normalization.
-        std: per channel, of the normalization.
+        preprocess: how images become its inputs.
         device: where it computes.
         precision: ``fp32`` or ``bf16``.
         processes: that share the work.
@@ -59,8 +59,7 @@ class Learner:
     model: nn.Module
     groups: Sequence[Sequence[nn.Parameter]]
     num_outputs: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preprocess: Preprocess
     device: torch.device
     precision: str
     processes: Processes = ALONE
@@ -73,7 +72,7 @@ class Learner:
 
     def logits(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) float in 0..1 → logits (N, K) float32."""
-        inputs = normalize(images, self.mean, self.std)
+        inputs = normalize(images, self.preprocess.mean, self.preprocess.std)
         with self.autocast():
             outputs: Tensor = self.model(inputs.contiguous(memory_format=torch.channels_last))
         return outputs.float()

@@ -27,9 +27,9 @@ from runner.schema import Data, RunConfig, Tta
 from runner.tables import Table, to_csv
 
 if TYPE_CHECKING:
-    from runner.bundle import Bundle
     from runner.data.dataset import Dataset
     from runner.evaluation import Predictions
+    from runner.preprocess import Preprocess
 
 _ALLOWED = (
     "tta", "tta.KEY", "eval.batch_size", "device", "precision", "threads", "data.root",
@@ -64,14 +64,16 @@ class Run:
         folder: of the run.
         config: it was trained with.
         fingerprint: of its data.
-        network: source and name of the architecture, number of outputs, classes.
+        classes: names in the order of the labels.
+        bundle: SHA-256 of the files of its bundle.
         environment: it was trained in.
     """
 
     folder: RunFolder
     config: RunConfig
     fingerprint: str
-    network: tuple[str, str, int, tuple[str, ...]]
+    classes: tuple[str, ...]
+    bundle: dict[str, str]
     environment: dict[str, Any]
 
 
@@ -108,18 +110,19 @@ def read_run(path: Path) -> Run:
             fix="one of those that python -m runner.show lists as finished",
         )
     try:
-        data, model = result["data"], result["model"]
+        data = result["data"]
         return Run(
             folder,
             # Values, never text to compose: an interpolation in it stays the text that it is.
             checks.from_dict(result["config"]),
             str(data["fingerprint"]),
-            (model["source"], model["name"], model["num_outputs"], tuple(data["classes"])),
+            tuple(data["classes"]),
+            {str(name): str(digest) for name, digest in result["bundle"].items()},
             dict(result["environment"]),
         )
     except ConfigError as error:
         reason = f"it holds a configuration that is not ours: {error.what}"
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"it does not say what was trained: {error!r}"
     raise ArtefactError(reason, where=f"{where}/result.json", fix="a whole copy of the folder")
 
@@ -214,17 +217,20 @@ def evaluated(
     from runner.bundle import read_bundle
     from runner.environment import differences, environment
     from runner.evaluation import evaluate_variants
-    from runner.session import trained_learner
+    from runner.learners import trained_learner
     from runner.statistics import holm
     from runner.tricks.tta import cost, looks_used
 
     ttas = [config.tta for config in configs.values()]
     config = next(iter(configs.values()))
-    bundle = read_bundle(run.folder.path / "bundle")
-    _check_bundle(run, bundle)
-    dataset = load(config.data, config.largest_size, config.outputs)
-    _check_data(run, dataset, config.data)
-    learner = trained_learner(bundle, config)
+    bundle = read_bundle(run.folder.path / "bundle", run.bundle)
+    data = _stored_as(bundle.preprocess, config.data)
+    dataset = load(data, config.largest_size, config.outputs)
+    _check_data(run, dataset, data)
+    learner = trained_learner(
+        bundle, device=config.device, precision=config.precision, threads=config.threads
+    )
+    crop = bundle.preprocess.crop
     found = evaluate_variants(learner, dataset, config, ttas, progress=display.evaluation)
     assert found is not None  # nobody asks it to stop
     now = environment(learner.device, learner.precision, learner.processes)
@@ -243,32 +249,33 @@ def evaluated(
         "environment": now,
         "images": len(dataset.val),
         "seconds": found[0].seconds,
-        "forward_passes": len(looks_used([Tta(), *ttas])),
+        "forward_passes": len(looks_used([Tta(), *ttas], crop)),
         "difference_to_saved": difference,
         "rows": [
             {
                 "variant": name,
                 "tta": asdict(tta),
                 **measured,
-                "forward_passes": len(looks_used([tta])),
-                "pixels": cost(looks_used([tta])),
+                "forward_passes": len(looks_used([tta], crop)),
+                "pixels": cost(looks_used([tta], crop)),
             }
             for (name, tta), measured in zip(views, measures, strict=True)
         ],
     }
 
 
-def _check_bundle(run: Run, bundle: "Bundle") -> None:
-    if (bundle.source, bundle.name, bundle.num_outputs, bundle.classes) != run.network:
-        raise ArtefactError(
-            "the bundle is of another architecture or of other classes than the run",
-            where=str(bundle.folder.absolute()),
-            fix="the bundle folder of this very run",
-        )
+def _stored_as(preprocess: "Preprocess", data: Data) -> Data:
+    """``data`` with the images stored as the network is used to, whatever else they are now."""
+    return replace(
+        data,
+        presize=preprocess.presize,
+        max_aspect=preprocess.max_aspect,
+        interpolation=preprocess.interpolation,
+    )
 
 
 def _check_data(run: Run, dataset: "Dataset", data: Data) -> None:
-    if (dataset.fingerprint, dataset.classes) != (run.fingerprint, run.network[-1]):
+    if (dataset.fingerprint, dataset.classes) != (run.fingerprint, run.classes):
         raise ArtefactError(
             f"not the data of the run: fingerprint {dataset.fingerprint[:16]}…, and the run was "
             f"trained on {run.fingerprint[:16]}…",

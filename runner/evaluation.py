@@ -1,4 +1,4 @@
-"""Predictions of the validation split: plain, and with any number of TTAs in one pass over it."""
+"""Predictions of images: plain, and with any number of TTAs in one pass over them."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,12 +19,13 @@ from runner.data.batches import (
     view_squares,
 )
 from runner.data.dataset import Dataset
+from runner.data.store import Store
 from runner.engine import Learner, augmented, source_pixels, to_device
 from runner.errors import TrainingError
-from runner.schema import RunConfig, Tta
+from runner.schema import Augment, RunConfig, Tta
 from runner.tricks import augment as augmentation
 from runner.tricks.resize import to_size
-from runner.tricks.tta import PLAIN, Look, View, combine, looks, looks_used
+from runner.tricks.tta import Look, View, combine, looks, looks_used, plain_view
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,11 @@ def evaluate_variants(
 ) -> list[Predictions] | None:
     """Predict the validation split, plain and with several TTAs, in one pass over the data.
 
-    What several of them look at is computed once. Deterministic: only ``tta.passes`` draw anything,
-    keyed by (seed, pass, place in the split), so an image's prediction does not depend on which
-    others share its batch, nor a variant's on which others are asked for. Several processes take
-    turns at the batches, and each gets all predictions.
-
     Args:
         learner: what predicts.
         dataset: its validation split is predicted.
-        config: says the size, the augmentation of random passes and the seed; its ``tta`` is not
-            read.
+        config: says the augmentation of random passes, the seed and the batch size; its ``tta`` is
+            not read.
         variants: one or more.
         progress: told the number of batches done, and of all.
         should_stop: asked after every batch.
@@ -101,49 +97,135 @@ def evaluate_variants(
         TrainingError: a prediction is not finite; the last update took the weights too far.
     """
     started = time.perf_counter()
-    split, augment, size = dataset.val, config.augment, config.eval_size
+    split = dataset.val
+    found = probabilities(
+        learner,
+        dataset.store,
+        split.indices,
+        variants,
+        augment=config.augment,
+        seed=config.seed,
+        batch_size=config.eval.batch_size,
+        num_workers=dataset.num_workers(config.data.num_workers),
+        progress=progress,
+        should_stop=should_stop,
+    )
+    if found is None:
+        return None
+    if not all(np.isfinite(part).all() for part in (found.plain, *found.combined)):
+        raise TrainingError(
+            "a prediction is not finite",
+            where=f"evaluation of {len(split)} validation images, optim.lr={config.optim.lr:g}",
+            fix=f"a lower rate: optim.lr={config.optim.lr / 10:g}",
+        )
+    seconds = time.perf_counter() - started
+    crop = learner.preprocess.crop
+    return [
+        Predictions(split.labels, found.plain, combined, 1, len(looks_used([tta], crop)), seconds)
+        for tta, combined in zip(variants, found.combined, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """What a network says of n images.
+
+    Attributes:
+        plain: (n, K) float32, of the plain view.
+        combined: (n, K) float32 for each TTA.
+        broken: reason by row, of images that cannot be read; their probabilities mean nothing.
+    """
+
+    plain: NDArray[np.float32]
+    combined: list[NDArray[np.float32]]
+    broken: dict[int, str]
+
+
+def probabilities(
+    learner: Learner,
+    store: Store,
+    indices: Indices,
+    variants: Sequence[Tta],
+    *,
+    augment: Augment,
+    seed: int,
+    batch_size: int,
+    num_workers: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Probabilities | None:
+    """Predict images, plain and with several TTAs, in one pass over them.
+
+    What several of them look at is computed once. Deterministic: only ``tta.passes`` draw anything,
+    keyed by (seed, pass, row), so an image's prediction does not depend on which others share its
+    batch, nor a variant's on which others are asked for. Several processes take turns at the
+    batches, and each gets all predictions.
+
+    Args:
+        learner: what predicts; its ``preprocess`` says what it sees of an image.
+        store: of the images.
+        indices: (n,) of the images, in the order of the rows.
+        variants: TTAs, perhaps none.
+        augment: of random passes.
+        seed: of random passes.
+        batch_size: images per forward pass.
+        num_workers: processes that read ahead.
+        progress: told the number of batches done, and of all.
+        should_stop: asked after every batch.
+
+    Returns:
+        None when it should stop.
+    """
+    size, crop = learner.preprocess.size, learner.preprocess.crop
     # The plain view is always computed, and reused where it is one of the wanted ones.
-    shown = list(dict.fromkeys([PLAIN, *(look for tta in variants for look in looks(tta))]))
+    plain_look = plain_view(crop)
+    shown = list(
+        dict.fromkeys([plain_look, *(look for tta in variants for look in looks(tta, crop))])
+    )
     views = [look for look in shown if isinstance(look, View)]
     draws = {
-        look: augmentation.draw(augment, len(split), config.seed, "tta", look)
+        look: augmentation.draw(augment, len(indices), seed, "tta", look)
         for look in shown
         if isinstance(look, int)
     }
-    batches_of_all = evaluation_order(len(split), config.eval.batch_size)
+    batches_of_all = evaluation_order(len(indices), batch_size)
     order = [batches_of_all[number] for number in learner.processes.share(len(batches_of_all))]
 
-    def read(number: int) -> dict[Look, Pixels]:
-        indices = split.indices[order[number]]
-        held = Held(dataset.store, indices)
-        fixed = zip(views, view_squares(held, indices, views), strict=True)
+    def read(number: int) -> tuple[dict[Look, Pixels], dict[int, str]]:
+        rows = order[number]
+        held = Held(store, indices[rows])
+        fixed = zip(views, view_squares(held, indices[rows], views), strict=True)
         random = (
-            (look, source_pixels(held, indices, draw.rows(order[number]), augment))
+            (look, source_pixels(held, indices[rows], draw.rows(rows), augment))
             for look, draw in draws.items()
         )
-        return dict([*fixed, *random])
+        return dict([*fixed, *random]), held.broken
 
     def predict(look: Look, pixels: Pixels, rows: Indices) -> Tensor:
         if isinstance(look, View):
-            images = _show(pixels, look, size, learner.device)
+            images = _show(pixels, look, learner)
         else:
             images = augmented(pixels, draws[look].rows(rows), size, augment, learner.device)
-        return _predict(learner, images)
+        return torch.softmax(learner.logits(images), dim=1)
 
     learner.model.eval()
     plain, *combined = (
-        torch.zeros(len(split), learner.num_outputs, device=learner.device)
+        torch.zeros(len(indices), learner.num_outputs, device=learner.device)
         for _ in range(1 + len(variants))
     )
+    broken: dict[int, str] = {}
     is_stopped = False
-    batches = read_ahead(read, len(order), dataset.num_workers(config.data.num_workers))
+    batches = read_ahead(read, len(order), num_workers)
     with torch.inference_mode(), closing(batches):
-        for done, (rows, by_look) in enumerate(zip(order, batches, strict=True)):
+        for done, (rows, (by_look, unread)) in enumerate(zip(order, batches, strict=True)):
             seen = {look: predict(look, pixels, rows) for look, pixels in by_look.items()}
-            plain[rows] = seen[PLAIN]
+            plain[rows] = seen[plain_look]
             for tta, whole in zip(variants, combined, strict=True):
-                others = torch.stack([seen[look] for look in looks(tta)])
-                whole[rows] = combine(seen[PLAIN], others, tta)
+                others = torch.stack([seen[look] for look in looks(tta, crop)])
+                whole[rows] = combine(seen[plain_look], others, tta)
+            broken |= {
+                int(row): unread[int(indices[row])] for row in rows if indices[row] in unread
+            }
             progress(done + 1, len(order))
             if is_stopped := should_stop():
                 break
@@ -153,24 +235,12 @@ def evaluate_variants(
     all_plain, *all_combined = (
         learner.processes.sum(part).cpu().numpy() for part in (plain, *combined)
     )
-    if not all(np.isfinite(part).all() for part in (all_plain, *all_combined)):
-        raise TrainingError(
-            "a prediction is not finite",
-            where=f"evaluation of {len(split)} validation images, optim.lr={config.optim.lr:g}",
-            fix=f"a lower rate: optim.lr={config.optim.lr / 10:g}",
-        )
-    seconds = time.perf_counter() - started
-    return [
-        Predictions(split.labels, all_plain, found, 1, len(looks_used([tta])), seconds)
-        for tta, found in zip(variants, all_combined, strict=True)
-    ]
+    return Probabilities(all_plain, all_combined, broken)
 
 
-def _show(pixels: Pixels, view: View, size: int, device: torch.device) -> Tensor:
+def _show(pixels: Pixels, view: View, learner: Learner) -> Tensor:
     """The squares of a view, scaled and mirrored as it says."""
-    images = to_size(to_device(pixels, device), max(1, round(size * view.scale)))
+    preprocess = learner.preprocess
+    size = max(1, round(preprocess.size * view.scale))
+    images = to_size(to_device(pixels, learner.device), size, preprocess.interpolation)
     return images.flip(-1) if view.flip else images
-
-
-def _predict(learner: Learner, images: Tensor) -> Tensor:
-    return torch.softmax(learner.logits(images), dim=1)

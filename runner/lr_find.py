@@ -138,12 +138,14 @@ def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
 
     from runner.data.dataset import load_dataset
     from runner.display import Display
-    from runner.session import build_learner
+    from runner.learners import build_learner, fitted_to_weights
 
     with Display() as display:
+        config, weights = fitted_to_weights(config, display)
         cache = Path(config.outputs).expanduser() / "cache"
         dataset = load_dataset(config.data, config.largest_size, cache, display.work)
-        test = range_test(build_learner(config, dataset), dataset, config)
+        learner, _ = build_learner(config, dataset, weights=weights)
+        test = range_test(learner, dataset, config)
         _print(test, display.console)
     return {"suggestions": test.suggestions()}
 

@@ -37,7 +37,7 @@ from runner.errors import ArtefactError, ConfigError
 from runner.locks import is_held
 from runner.storage import read_whole, replace_whole, unwritable
 
-VERSION = 2
+VERSION = 3
 """Of the format and of what the numbers mean; part of a run's identity."""
 
 LOGS = ("metrics.jsonl", "timings.jsonl")

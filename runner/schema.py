@@ -55,6 +55,9 @@ class Data:
     max_aspect: float = option(
         2.0, "longest stored side / shortest; the ends beyond are cut off evenly", at_least=1
     )
+    interpolation: Literal["bilinear", "bicubic"] | None = option(
+        None, "of resizing; null: that of the weights with normalize=pretrained, else bilinear"
+    )
     batch_size: int = option(64, "images per training step", at_least=1)
     cache_gb: float = option(16.0, "larger sets stream from their files instead", at_least=0)
     num_workers: int | None = option(
@@ -72,11 +75,16 @@ class Data:
 class Normalize:
     """Per-channel statistics taken off the pixels: (x/255 - mean) / std."""
 
-    source: Literal["fixed", "dataset"] = option(
-        "fixed", "fixed: mean and std as given; dataset: measured on the training split"
+    source: Literal["fixed", "dataset", "pretrained"] = option(
+        "fixed",
+        "fixed: mean and std as given; dataset: measured on the training split; pretrained: those "
+        "that the weights were trained with",
     )
     mean: tuple[float, ...] = option((0.0, 0.0, 0.0), "per channel, on pixels in 0..1")
     std: tuple[float, ...] = option((1.0, 1.0, 1.0), "per channel, on pixels in 0..1", above=0)
+    allow_mismatch: bool = option(
+        False, "take other statistics than the pretrained weights were trained with"
+    )
 
 
 @dataclass(frozen=True)
@@ -172,6 +180,12 @@ class Model:
 
     source: Literal["xresnet", "torchvision", "timm"] = option("xresnet", "where name is looked up")
     name: str = option("xresnet18", "architecture, as its source spells it")
+    pretrained: bool = option(False, "start from the library's default weights: weights=DEFAULT")
+    weights: str | None = option(
+        None,
+        "where training starts: a file (.safetensors, .pth), a run or a bundle, or DEFAULT or "
+        "another name of torchvision's or timm's weights; null: from scratch",
+    )
     num_outputs: int | None = option(
         None, "outputs of the head; null: the number of classes", at_least=1
     )
@@ -240,6 +254,13 @@ class Eval:
     size: int | None = option(
         None, "evaluation size, px; null: the final training size", at_least=8, at_most=4096
     )
+    crop: float | None = option(
+        None,
+        "side of the centre square / short side; null: that of the weights with "
+        "normalize=pretrained, else 1",
+        above=0,
+        at_most=1,
+    )
     batch_size: int = option(256, "images per forward pass", at_least=1)
 
 
@@ -287,15 +308,34 @@ class RunConfig:
         return self.eval.size or self.size
 
     @property
+    def eval_crop(self) -> float:
+        """Side of the evaluated square, as a part of the short side."""
+        return self.eval.crop or 1.0
+
+    @property
+    def interpolation(self) -> Literal["bilinear", "bicubic"]:
+        """Of all resizing of stored and evaluated images."""
+        return self.data.interpolation or "bilinear"
+
+    @property
     def largest_size(self) -> int:
         """Largest size that is trained or evaluated at, px."""
         return max(self.size, self.eval_size)
 
     @property
+    def names_weights(self) -> bool:
+        """Whether something here speaks of pretrained weights."""
+        return (
+            self.model.weights is not None
+            or self.model.pretrained
+            or self.normalize.source == "pretrained"
+        )
+
+    @property
     def tricks(self) -> list[str]:
         """The tricks that are on, by the values of the config and not by how it was spelled."""
         names = {
-            "normalize": self.normalize != Normalize(),
+            "normalize": chooses_statistics(self),
             "progressive_resizing": self.resize.schedule != "fixed",
             "mixup": mixes_images(self.mixup),
             "cutmix": pastes_boxes(self.mixup),
@@ -303,6 +343,15 @@ class RunConfig:
             "tta": has_views(self.tta),
         }
         return [name for name, is_on in names.items() if is_on]
+
+
+def chooses_statistics(config: RunConfig) -> bool:
+    """Whether pixels are normalized; with pretrained weights, otherwise than those are used to."""
+    chosen, none = config.normalize, Normalize()
+    if chosen.source == "pretrained":
+        return False
+    is_none = (chosen.source, chosen.mean, chosen.std) == (none.source, none.mean, none.std)
+    return config.model.weights is not None or not is_none
 
 
 def mixes_images(mixup: Mixup) -> bool:
@@ -350,9 +399,9 @@ def resolved(
     """``config`` with every null and ``auto`` that decides a result replaced by what it means."""
     return replace(
         config,
-        data=replace(config.data, presize=presize),
+        data=replace(config.data, presize=presize, interpolation=config.interpolation),
         resize=replace(config.resize, size=config.size),
-        eval=replace(config.eval, size=config.eval_size),
+        eval=replace(config.eval, size=config.eval_size, crop=config.eval_crop),
         model=replace(config.model, num_outputs=config.model.num_outputs or num_classes),
         device=device,
         precision=precision,

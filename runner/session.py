@@ -1,35 +1,28 @@
 """One run from its checked configuration to its result on disk: assemble, fit, evaluate, record."""
 
+import hashlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from runner import checkpoint, signals
-from runner.bundle import Bundle, bundle_files
+from runner.bundle import Architecture, Evaluated, bundle_files
 from runner.data.dataset import Dataset
-from runner.data.statistics import training_statistics
 from runner.display import Display
 from runner.distributed import ALONE, Processes
 from runner.engine import Learner, Step, Training
 from runner.environment import differences, environment
 from runner.errors import ArtefactError, ConfigError, ProcessError, RunnerError, TrainingError
 from runner.evaluation import Predictions, evaluate
-from runner.hardware import device_kind, num_cores, used_precision
+from runner.learners import build_learner
 from runner.locks import locked
 from runner.meter import Meter
 from runner.metrics import classification_metrics
-from runner.models import (
-    build_model,
-    guard_strided_convolutions,
-    layer_groups,
-    share_batch_norm,
-)
-from runner.randomness import torch_seed
+from runner.models import Loaded, Weights
 from runner.records import RunFolder
 from runner.schedule import Stage, plan
 from runner.schema import RunConfig, to_dict
@@ -43,6 +36,7 @@ def train_and_evaluate(
     overrides: list[str],
     display: Display,
     processes: Processes = ALONE,
+    weights: Weights | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Train, evaluate and write the run folder, from where an earlier attempt left off.
 
@@ -54,6 +48,7 @@ def train_and_evaluate(
         overrides: the command's words.
         display: told how it goes.
         processes: that share the run.
+        weights: pretrained ones that ``config`` was fitted to.
 
     Returns:
         How it came to its result: ``finished``, ``resumed`` and finished, or ``skipped`` as another
@@ -72,7 +67,9 @@ def train_and_evaluate(
             where=f"{_batch_key(config, smallest)}={smallest}",
             fix=f"{_batch_key(config, smallest)}={processes.count}, or fewer processes",
         )
-    learner = build_learner(config, dataset, processes)
+    learner, loaded = build_learner(config, dataset, processes, weights)
+    if loaded is not None:
+        display.line(f"pretrained: {loaded}")
     with ExitStack() as stack:
         problem = None
         try:
@@ -86,6 +83,8 @@ def train_and_evaluate(
             folder.check(what)
             return "skipped", finished
         run = _Run(config, dataset, folder, str(what["identity"]), stages, learner, display)
+        if weights is not None and loaded is not None:
+            run.pretrained = _pretrained_facts(weights, loaded)
         try:
             with processes.first_alone():
                 if processes.is_first:
@@ -121,55 +120,6 @@ def train_and_evaluate(
 def _batch_key(config: RunConfig, batch_size: int) -> str:
     """The key that batches of this size come from."""
     return "data.batch_size" if config.data.batch_size == batch_size else "resize.first_batch_size"
-
-
-def build_learner(config: RunConfig, dataset: Dataset, processes: Processes = ALONE) -> Learner:
-    """The network with its initial weights, on its device, with its statistics."""
-    device = _device(config, processes)
-    if config.normalize.source == "dataset":
-        cache = Path(config.outputs).expanduser() / "cache"
-        with processes.first_alone():
-            mean, std = training_statistics(dataset, cache)
-    else:
-        mean, std = config.normalize.mean, config.normalize.std
-    num_outputs = config.model.num_outputs or len(dataset.classes)
-    if num_outputs < len(dataset.classes):
-        raise ConfigError(
-            f"{num_outputs} outputs cannot tell {len(dataset.classes)} classes apart",
-            where=f"model.num_outputs={num_outputs}",
-            fix="model.num_outputs=null",
-        )
-    model = build_model(
-        config.model.source,
-        config.model.name,
-        num_outputs,
-        seed=torch_seed(config.seed, "weights"),
-        dropout=config.model.dropout,
-    )
-    model = model.to(device).to(memory_format=torch.channels_last)
-    if processes.count > 1:
-        model = share_batch_norm(model, device)
-    groups = layer_groups(model) if config.optim.layer_groups == 3 else [list(model.parameters())]
-    guard_strided_convolutions(model)
-    precision = used_precision(config.precision, device.type, config.size)
-    return Learner(model, groups, num_outputs, mean, std, device, precision, processes)
-
-
-def trained_learner(bundle: Bundle, config: RunConfig) -> Learner:
-    """The network of a bundle on the device of ``config``, for evaluating.
-
-    Raises:
-        ArtefactError: the weights are of another architecture than the bundle says.
-        ConfigError: the device is not there, or a package that has the architecture.
-    """
-    device = _device(config)
-    model = build_model(bundle.source, bundle.name, bundle.num_outputs, seed=0)
-    bundle.load_into(model)
-    model = model.to(device).to(memory_format=torch.channels_last)
-    guard_strided_convolutions(model)
-    precision = used_precision(config.precision, device.type, config.size)
-    groups = [list(model.parameters())]
-    return Learner(model, groups, bundle.num_outputs, bundle.mean, bundle.std, device, precision)
 
 
 def _known(error: Exception, config: RunConfig) -> RunnerError | None:
@@ -228,6 +178,7 @@ class _Run:
         self._display = display
         self._training = Training(learner, dataset, stages, config)
         self._meter = Meter(stages, display)
+        self.pretrained: dict[str, Any] | None = None  # what is recorded of its weights
         # Now, before the code behind it can change.
         self._environment = environment(learner.device, learner.precision, learner.processes)
         self._saved = (0, False)  # steps done at the last checkpoint, and whether unevaluated
@@ -343,8 +294,7 @@ class _Run:
 
     def _result(self, predictions: Predictions) -> dict[str, Any]:
         config, dataset, learner, meter = self._config, self._dataset, self._learner, self._meter
-        if learner.processes.is_first:
-            self._write_files(predictions)
+        digests = self._write_files(predictions) if learner.processes.is_first else {}
         return {
             "tricks": config.tricks,
             "seed": config.seed,
@@ -366,37 +316,33 @@ class _Run:
                 "name": config.model.name,
                 "num_outputs": learner.num_outputs,
                 "num_parameters": sum(p.numel() for p in learner.model.parameters()),
-                "mean": list(learner.mean),
-                "std": list(learner.std),
+                "mean": list(learner.preprocess.mean),
+                "std": list(learner.preprocess.std),
+                "weights": self.pretrained,
             },
+            "bundle": digests,
             "config": to_dict(config),
             "environment": self._environment,
         }
 
-    def _write_files(self, predictions: Predictions) -> None:
+    def _write_files(self, predictions: Predictions) -> dict[str, str]:
+        """Write the predictions and the bundle; returns the SHA-256 of the bundle's files."""
         config, dataset, folder = self._config, self._dataset, self._folder
         folder.write_predictions(predictions.labels, predictions.plain, predictions.tta)
         bundle = bundle_files(
             self._learner.model,
-            architecture={
-                "source": config.model.source,
-                "name": config.model.name,
-                "num_outputs": self._learner.num_outputs,
-            },
+            architecture=Architecture(
+                config.model.source, config.model.name, self._learner.num_outputs
+            ),
             classes=dataset.classes,
-            preprocess={
-                "presize": dataset.presize,
-                "max_aspect": config.data.max_aspect,
-                "crop": "centre square",
-                "size": config.eval_size,
-                "interpolation": "bilinear, antialiased",
-                "mean": list(self._learner.mean),
-                "std": list(self._learner.std),
-                "color": "RGB, EXIF orientation applied, transparency over white",
-            },
+            preprocess=self._learner.preprocess,
+            evaluated=Evaluated(
+                self._learner.precision, config.eval.batch_size, config.seed, config.augment
+            ),
         )
         for name, content in bundle.items():
             folder.write_bytes(f"bundle/{name}", content)
+        return {name: hashlib.sha256(content).hexdigest() for name, content in bundle.items()}
 
 
 def _metrics(predictions: Predictions, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -405,6 +351,16 @@ def _metrics(predictions: Predictions, classes: tuple[str, ...]) -> dict[str, An
     return {
         "plain": {**plain, "forward_passes": predictions.passes_plain},
         "tta": {**tta, "forward_passes": predictions.passes_tta},
+    }
+
+
+def _pretrained_facts(weights: Weights, loaded: Loaded) -> dict[str, Any]:
+    return {
+        "name": weights.name,
+        "identity": weights.identity,
+        "loaded": loaded.num_loaded,
+        "fresh": list(loaded.fresh),
+        "unused": list(loaded.unused),
     }
 
 
@@ -422,22 +378,3 @@ def _data_facts(dataset: Dataset) -> dict[str, Any]:
         "leaked": len(dataset.leaked),
         "ignored": dataset.num_ignored,
     }
-
-
-def _device(config: RunConfig, processes: Processes = ALONE) -> torch.device:
-    """The device that is asked for, with as many CPU threads as are.
-
-    ``auto`` is the GPU where there is one; of several processes each has its own.
-    """
-    name = config.device
-    torch.set_num_threads(config.threads or max(1, num_cores() // processes.local_count))
-    device = torch.device(device_kind(name) if name == "auto" else name)
-    if device.type == "cuda" and processes.count > 1:
-        device = torch.device("cuda", processes.local_rank)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"this machine has {torch.cuda.device_count()} CUDA devices",
-            where=f"device={name}",
-            fix="device=cpu",
-        )
-    return device

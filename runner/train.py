@@ -43,11 +43,22 @@ def _run(
         display.line(f"note: {key} has no effect in this configuration")
     from runner.data.dataset import load_dataset
 
+    weights = None
+    if config.names_weights:
+        from runner.learners import fitted_to_weights
+
+        config, weights = fitted_to_weights(config, display)
     outputs = Path(config.outputs).expanduser()
     with processes.first_alone():
         dataset = load_dataset(config.data, config.largest_size, outputs / "cache", display.work)
     _tell(dataset, display)
-    what = compose.identity(config, len(dataset.classes), dataset.presize, dataset.fingerprint)
+    what = compose.identity(
+        config,
+        len(dataset.classes),
+        dataset.presize,
+        dataset.fingerprint,
+        weights.identity if weights else None,
+    )
     name = compose.folder_name(config, what["identity"])
     folder = RunFolder(Path(config.run_dir).expanduser() if config.run_dir else outputs / name)
     folder.check(what)
@@ -58,7 +69,9 @@ def _run(
         return folder, "skipped", result
     from runner.session import train_and_evaluate
 
-    return folder, *train_and_evaluate(config, dataset, folder, what, overrides, display, processes)
+    return folder, *train_and_evaluate(
+        config, dataset, folder, what, overrides, display, processes, weights
+    )
 
 
 def _tell(dataset: "Dataset", display: Display) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from runner.data.dataset import Dataset, Split
 from runner.engine import Learner
+from runner.preprocess import Preprocess
 from runner.schema import Budget, Data, Optim, RunConfig
 
 CLASSES = ("blue", "green", "red")
@@ -95,6 +96,12 @@ def small_network(num_outputs: int = len(CLASSES), *, seed: int = 0) -> nn.Seque
         )
 
 
+def small_preprocess(**changes: Any) -> Preprocess:
+    """The whole centre square at 16 px, without normalization."""
+    neutral = Preprocess(16, 2.0, 1.0, 16, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return replace(neutral, **changes)
+
+
 def small_learner(model: nn.Sequential, *, layer_groups: int = 1, **changes: Any) -> Learner:
     """On the CPU in fp32, without normalization unless ``changes`` say otherwise."""
     groups = [list(part.parameters()) for part in model]
@@ -104,8 +111,7 @@ def small_learner(model: nn.Sequential, *, layer_groups: int = 1, **changes: Any
         model=model,
         groups=groups,
         num_outputs=model[-1][-1].out_features,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
+        preprocess=small_preprocess(),
         device=torch.device("cpu"),
         precision="fp32",
     )

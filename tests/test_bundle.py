@@ -7,19 +7,25 @@ from typing import Any
 
 import pytest
 import torch
-from small import CLASSES, small_network
+from small import CLASSES, small_network, small_preprocess
 
-from runner.bundle import bundle_files, read_bundle
+from runner.bundle import Architecture, Evaluated, bundle_files, read_bundle
 from runner.errors import ArtefactError
+from runner.schema import Augment
 
-ARCHITECTURE = {"source": "xresnet", "name": "xresnet18", "num_outputs": 3}
-PREPROCESS = {"size": 16, "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
+ARCHITECTURE = Architecture("xresnet", "xresnet18", 3)
+PREPROCESS = small_preprocess(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), crop=0.875)
+EVALUATED = Evaluated("fp32", 256, 7, Augment(flip=0.5, max_rotate=10.0))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     files = bundle_files(
-        small_network(), architecture=ARCHITECTURE, classes=CLASSES, preprocess=PREPROCESS
+        small_network(),
+        architecture=ARCHITECTURE,
+        classes=CLASSES,
+        preprocess=PREPROCESS,
+        evaluated=EVALUATED,
     )
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -35,9 +41,8 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def test_what_was_written_is_read_back(folder: Path) -> None:
     bundle = read_bundle(folder)
-    assert (bundle.source, bundle.name, bundle.num_outputs) == ("xresnet", "xresnet18", 3)
-    assert bundle.classes == CLASSES
-    assert (bundle.mean, bundle.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    assert (bundle.architecture, bundle.classes) == (ARCHITECTURE, CLASSES)
+    assert (bundle.preprocess, bundle.evaluated) == (PREPROCESS, EVALUATED)
     model = small_network(seed=1)
     assert not torch.equal(model[0][0].weight, small_network()[0][0].weight)
     bundle.load_into(model)
@@ -52,7 +57,7 @@ def test_weights_of_another_network_are_refused(folder: Path) -> None:
 
 
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "another format": (lambda found: found.update(format=2), "of format 2"),
+    "another format": (lambda found: found.update(format=1), "of format 1"),
     "no format": (lambda found: found.pop("format"), "it has no 'format'"),
     "no statistics": (lambda found: found["preprocess"].pop("mean"), "it has no 'mean'"),
     "no digest": (lambda found: found["files"].clear(), "it has no 'model.safetensors'"),

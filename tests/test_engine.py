@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small import noise_images, small_config, small_dataset, small_learner, small_network
+from small import (
+    noise_images,
+    small_config,
+    small_dataset,
+    small_learner,
+    small_network,
+    small_preprocess,
+)
 from torch import nn
 
 from runner import checkpoint, compose, engine
@@ -88,7 +95,7 @@ def test_the_loss_equals_torch_alone(mixup, epsilon, normalized):
     model, batch = small_network(), a_batch()
     mean, std = (MEAN, STD) if normalized else ((0.0,) * 3, (1.0,) * 3)
     reference = copy.deepcopy(model).train()
-    learner = small_learner(model.train(), mean=mean, std=std)
+    learner = small_learner(model.train(), preprocess=small_preprocess(mean=mean, std=std))
     loss = one_step(learner, batch, mixup=mixup, epsilon=epsilon)
 
     inputs = (batch.pixels.canvas / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
@@ -187,7 +194,7 @@ def test_the_order_of_a_step(monkeypatch):
     spy(mixing, "mix_targets")
     spy(engine, "smooth")
     batch = replace(a_batch(size=20), draws=augmentation.draw(STANDARD, 6, 0, "augment", 0))
-    learner = small_learner(small_network(), mean=MEAN, std=STD)
+    learner = small_learner(small_network(), preprocess=small_preprocess(mean=MEAN, std=STD))
     one_step(learner, batch, size=12, augment=STANDARD, mixup=MIXUP, epsilon=0.1)
 
     images = [call for call in calls if call[0] in ("resample", "light", "mix_images", "normalize")]
@@ -533,8 +540,10 @@ def a_training(config, *, seed=0):
     learner = small_learner(
         model,
         layer_groups=config.optim.layer_groups,
-        mean=MEAN if config.normalize.source == "dataset" else mean,
-        std=STD if config.normalize.source == "dataset" else std,
+        preprocess=small_preprocess(
+            mean=MEAN if config.normalize.source == "dataset" else mean,
+            std=STD if config.normalize.source == "dataset" else std,
+        ),
         precision=config.precision,
     )
     return Training(learner, dataset, plan(config, len(dataset.train)), config)
@@ -754,9 +763,10 @@ def network():
     return trained(small_config(budget=Budget(epochs=6), optim=Optim(lr=3e-2)))
 
 
-def predicted(network, *, dataset=None, with_tta=True, **groups):
+def predicted(network, *, dataset=None, with_tta=True, preprocess=None, **groups):
     config = small_config(**groups)
-    return evaluate(small_learner(network), dataset or small_dataset(), config, with_tta=with_tta)
+    learner = small_learner(network, preprocess=preprocess or small_preprocess())
+    return evaluate(learner, dataset or small_dataset(), config, with_tta=with_tta)
 
 
 def test_plain_predictions_equal_torch_alone(network):
@@ -892,7 +902,7 @@ def test_the_evaluation_size_is_its_own(network):
     sizes = []
     handle = network.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[-1]))
     try:
-        predicted(network, tta=Tta(scales=(0.5, 1.0)), eval=Eval(size=20))
+        predicted(network, tta=Tta(scales=(0.5, 1.0)), preprocess=small_preprocess(size=20))
     finally:
         handle.remove()
     assert sorted(set(sizes)) == [10, 20]

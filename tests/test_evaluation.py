@@ -8,7 +8,7 @@ from small import small_config, small_dataset, small_learner, small_network
 
 from runner.evaluation import Predictions, evaluate, evaluate_variants
 from runner.schema import Augment, Eval, Tta
-from runner.tricks.tta import PLAIN, View, cost, looks, looks_used
+from runner.tricks.tta import View, cost, looks, looks_used, plain_view
 
 VARIANTS = (
     Tta(),
@@ -90,8 +90,8 @@ def test_reductions_of_the_same_views_are_those_of_numpy() -> None:
 def test_what_a_variant_costs() -> None:
     assert looks(Tta(passes=2)) == [0, 1]
     assert looks_used([Tta(passes=2)]) == {0, 1}
-    assert looks_used([Tta(passes=2, reduce="max")]) == {0, 1, PLAIN}
-    assert looks_used([Tta(scales=(2.0,), beta=0.5)]) == {PLAIN, View(scale=2.0)}
+    assert looks_used([Tta(passes=2, reduce="max")]) == {0, 1, plain_view()}
+    assert looks_used([Tta(scales=(2.0,), beta=0.5)]) == {plain_view(), View(scale=2.0)}
     assert cost(looks_used([Tta()])) == 1
     assert cost(looks_used([Tta(corners=True)])) == 5
     assert cost(looks_used([Tta(scales=(0.5, 1.0, 2.0), flip=True)])) == 2 * (0.25 + 1 + 4)

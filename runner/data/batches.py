@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from runner.data.images import BrokenImageError
 from runner.data.store import Store
 from runner.errors import RunnerError
 from runner.randomness import generator
@@ -39,10 +40,22 @@ class Pixels:
 
 
 class Held:
-    """The images of a batch, each read once though several views are cut from it."""
+    """The images of a batch, each read once though several views are cut from it.
+
+    Attributes:
+        broken: reason by index, of those that cannot be read; each is held as a black pixel.
+    """
 
     def __init__(self, store: Store, indices: Indices) -> None:
-        self._images = {int(index): store.rectangle(int(index)) for index in indices}
+        self.broken: dict[int, str] = {}
+        self._images = {int(index): self._read(store, int(index)) for index in indices}
+
+    def _read(self, store: Store, index: int) -> NDArray[np.uint8]:
+        try:
+            return store.rectangle(index)
+        except BrokenImageError as error:
+            self.broken[index] = str(error)
+            return np.zeros((1, 1, 3), np.uint8)
 
     def rectangle(self, index: int) -> NDArray[np.uint8]:
         """See :class:`runner.data.store.Store`."""

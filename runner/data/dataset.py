@@ -17,6 +17,7 @@ from runner.data.sources import list_images
 from runner.data.store import Progress, Store, StreamedStore, content_digests, open_store
 from runner.errors import DataError
 from runner.hardware import num_cores
+from runner.preprocess import Interpolation
 from runner.schema import Data
 from runner.tables import no_formula
 
@@ -59,6 +60,7 @@ class Dataset:
         num_ignored: files that are not images.
         notes: what the user should know, one sentence each.
         max_aspect: longest long side of the stored images, as a multiple of the short one.
+        interpolation: with which they were resized.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Dataset:
     num_ignored: int
     notes: tuple[str, ...]
     max_aspect: float = Data.max_aspect
+    interpolation: Interpolation = "bilinear"
 
     @property
     def is_streamed(self) -> bool:
@@ -112,6 +115,7 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
     listing = list_images(data, cache, _SPLIT_SEED, progress)
     short_side, aspect = typical_size(listing.images, data.max_aspect)
     presize = data.presize or min(2 * size, short_side or 2 * size)
+    interpolation = data.interpolation or "bilinear"
     digests = content_digests(listing.images, cache, progress)
     store, survey = open_store(
         listing.images,
@@ -119,6 +123,7 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
         cache,
         presize=presize,
         max_aspect=data.max_aspect,
+        interpolation=interpolation,
         cached=3 * len(digests) * aspect * presize**2 <= data.cache_gb * 1e9,
         progress=progress,
     )
@@ -159,6 +164,7 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
         listing.num_ignored,
         listing.notes,
         data.max_aspect,
+        interpolation,
     )
 
 

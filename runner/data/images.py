@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from runner.preprocess import Interpolation
+
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
@@ -26,6 +28,10 @@ SUFFIXES = frozenset(
 
 _BACKGROUND = (255, 255, 255)
 _MAX_PIXELS = 89_478_485  # where Pillow starts to warn
+_FILTERS: dict[Interpolation, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -216,11 +222,13 @@ def _from_deep_gray(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.where(is_transparent, np.uint8(_BACKGROUND[0]), levels))
 
 
-def rectangle(image: Image.Image, presize: int, max_aspect: float) -> NDArray[np.uint8]:
+def rectangle(
+    image: Image.Image, presize: int, max_aspect: float, interpolation: Interpolation = "bilinear"
+) -> NDArray[np.uint8]:
     """An RGB image as (height, width, 3) uint8 whose short side is ``presize``.
 
     The long side keeps its proportion up to ``max_aspect`` times the short one; what exceeds it is
-    cut off evenly at both ends. Antialiased bilinear interpolation.
+    cut off evenly at both ends. The interpolation is antialiased.
     """
     width, height = image.size
     longest = max_aspect * min(width, height)
@@ -230,7 +238,7 @@ def rectangle(image: Image.Image, presize: int, max_aspect: float) -> NDArray[np
     target = (max(1, round(kept_width * scale)), max(1, round(kept_height * scale)))
     box = (left, top, left + kept_width, top + kept_height)
     if target != image.size or box != (0, 0, width, height):
-        image = image.resize(target, Image.Resampling.BILINEAR, box=box)
+        image = image.resize(target, _FILTERS[interpolation], box=box)
     return np.asarray(image, dtype=np.uint8)
 
 

@@ -15,7 +15,7 @@ def training_statistics(
 
     Remembered below ``cache`` by the data's fingerprint and the shape of the stored images.
     """
-    stored = f"{dataset.presize}px-{dataset.max_aspect:g}"
+    stored = f"{dataset.presize}px-{dataset.max_aspect:g}-{dataset.interpolation}"
     path = cache / "statistics" / f"{dataset.fingerprint[:32]}-{stored}.json"
     if path.exists():
         remembered = json.loads(path.read_text())

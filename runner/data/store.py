@@ -25,6 +25,7 @@ from runner.data.images import BrokenImageError, Images, rectangle, to_rgb
 from runner.errors import DataError, StorageError
 from runner.hardware import num_cores
 from runner.locks import locked
+from runner.preprocess import Interpolation
 
 _FORMAT = 1  # raise when stored pixels would differ
 _BYTES_PER_PIXEL = 3
@@ -78,16 +79,25 @@ class StreamedStore:
     images: Images
     presize: int
     max_aspect: float
+    interpolation: Interpolation = "bilinear"
 
     def rectangle(self, index: int) -> NDArray[np.uint8]:
         """See :class:`Store`."""
         try:
-            image, _ = to_rgb(self.images.open(index))
+            return self.decode(index)[0]
         except BrokenImageError as error:
             raise DataError(
                 f"an image has become unreadable: {error}", where=self.images.name(index)
             ) from error
-        return rectangle(image, self.presize, self.max_aspect)
+
+    def decode(self, index: int) -> tuple[NDArray[np.uint8], str | None]:
+        """The rectangle, and the colour mode that the image was converted from, if it was.
+
+        Raises:
+            BrokenImageError: the image cannot be read.
+        """
+        image, mode = to_rgb(self.images.open(index))
+        return rectangle(image, self.presize, self.max_aspect, self.interpolation), mode
 
 
 def content_digests(images: Images, folder: Path, progress: Progress) -> list[str]:
@@ -116,6 +126,7 @@ def open_store(
     *,
     presize: int,
     max_aspect: float,
+    interpolation: Interpolation = "bilinear",
     cached: bool,
     progress: Progress,
 ) -> tuple[Store, Survey]:
@@ -127,40 +138,34 @@ def open_store(
         folder: root of the cache.
         presize: short side of the rectangles, px.
         max_aspect: longest long side, as a multiple of the short one.
+        interpolation: of the resizing.
         cached: keep the decoded pixels; or only check the images now, and decode them when needed.
         progress: told how far the building is.
 
     Raises:
         StorageError: the cache cannot be written.
     """
-    spelled = json.dumps([_FORMAT, presize, max_aspect, digests])
+    spelled = json.dumps([_FORMAT, presize, max_aspect, interpolation, digests])
     key = hashlib.sha256(spelled.encode()).hexdigest()[:32]
     target = folder / ("decoded" if cached else "surveyed") / f"{presize}px-{key}"
+    streamed = StreamedStore(images, presize, max_aspect, interpolation)
     with locked(target.with_name(target.name + ".lock")):
         if not target.exists():
-            _build(images, target, presize, max_aspect, keep_pixels=cached, progress=progress)
+            _build(streamed, target, keep_pixels=cached, progress=progress)
     found = json.loads((target / "survey.json").read_text())
     survey = Survey({int(index): why for index, why in found["broken"].items()}, found["converted"])
     if cached:
         return CachedStore(target), survey
-    return StreamedStore(images, presize, max_aspect), survey
+    return streamed, survey
 
 
-def _build(
-    images: Images,
-    target: Path,
-    presize: int,
-    max_aspect: float,
-    *,
-    keep_pixels: bool,
-    progress: Progress,
-) -> None:
+def _build(source: StreamedStore, target: Path, *, keep_pixels: bool, progress: Progress) -> None:
     """Decode every image into ``target``, which appears whole or not at all."""
+    images = source.images
 
     def convert(index: int) -> tuple[NDArray[np.uint8], str | None] | str:
         try:
-            image, mode = to_rgb(images.open(index))
-            return rectangle(image, presize, max_aspect), mode
+            return source.decode(index)
         except BrokenImageError as error:
             return str(error)
 

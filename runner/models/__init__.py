@@ -2,13 +2,19 @@
 
 from runner.models.build import build_model, layer_groups
 from runner.models.global_norm import share_batch_norm
+from runner.models.pretrained import Loaded, Weights, find_weights, fitted, load_weights
 from runner.models.strided import guard_strided_convolutions
 from runner.models.xresnet import xresnet
 
 __all__ = [
+    "Loaded",
+    "Weights",
     "build_model",
+    "find_weights",
+    "fitted",
     "guard_strided_convolutions",
     "layer_groups",
+    "load_weights",
     "share_batch_norm",
     "xresnet",
 ]

@@ -3,7 +3,7 @@
     >>> model = build_model("xresnet", "xresnet18", num_outputs=10, seed=0)
     >>> early, late, head = layer_groups(model)
 
-Weights are always fresh: a trick is compared from scratch, and nothing is downloaded.
+Weights are fresh here and nothing is downloaded; ``runner.models.pretrained`` gives them others.
 """
 
 import difflib
@@ -54,7 +54,7 @@ def build_model(
         "torchvision": _build_torchvision,
         "timm": _build_timm,
     }
-    _require_known(source, list(builders), key="model.source", owner="this package", thing="source")
+    require_known(source, list(builders), key="model.source", owner="this package", thing="source")
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that reseeds the accelerators too, whose state is not restored.
         torch.default_generator.manual_seed(seed)
@@ -77,7 +77,7 @@ def layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     In ResNets of 18, 34 and 50 layers that is stem and stages 1 and 2, stages 3 and 4, head, as
     fastai groups torchvision's. A model of a single layer has an empty body.
     """
-    head = {id(parameter) for module in _head(model) for parameter in module.parameters()}
+    head = {id(parameter) for module in head_of(model) for parameter in module.parameters()}
 
     def own_parameters(module: nn.Module) -> list[nn.Parameter]:
         return [p for p in module.parameters(recurse=False) if id(p) not in head]
@@ -109,14 +109,13 @@ def layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def _build_xresnet(name: str, num_outputs: int, dropout: float) -> nn.Module:
-    _require_known(name, list(_XRESNETS), key="model.name", owner="this package", thing="xresnet")
+    require_known(name, list(_XRESNETS), key="model.name", owner="this package", thing="xresnet")
     return xresnet(_XRESNETS[name], num_outputs, dropout=dropout)
 
 
 def _build_torchvision(name: str, num_outputs: int, dropout: float) -> nn.Module:
-    # With `module` the list leaves out detection, segmentation, video and quantized models.
-    known = torchvision.models.list_models(module=torchvision.models)
-    _require_known(name, known, key="model.name", owner="torchvision", thing="classifier")
+    known = torchvision_names()
+    require_known(name, known, key="model.name", owner="torchvision", thing="classifier")
 
     def build(**arguments: float) -> nn.Module:
         model: nn.Module = torchvision.models.get_model(
@@ -132,17 +131,9 @@ def _build_torchvision(name: str, num_outputs: int, dropout: float) -> nn.Module
 
 
 def _build_timm(name: str, num_outputs: int, dropout: float) -> nn.Module:
-    try:
-        # Optional, and its import takes seconds.
-        import timm
-    except ImportError as error:
-        raise ConfigError(
-            "models of timm need the package timm, which is not installed",
-            where="model.source=timm",
-            fix="pip install timm",
-        ) from error
+    timm = import_timm()
     # The check also keeps names such as `hf-hub:...` out, which timm would download.
-    _require_known(name, timm.list_models(), key="model.name", owner="timm", thing="model")
+    require_known(name, timm.list_models(), key="model.name", owner="timm", thing="model")
 
     def build(**arguments: float) -> nn.Module:
         model: nn.Module = timm.create_model(
@@ -176,7 +167,36 @@ def _with_dropout(
     )
 
 
-def _require_known(value: str, known: Sequence[str], *, key: str, owner: str, thing: str) -> None:
+def torchvision_names() -> list[str]:
+    """The classifiers of torchvision."""
+    # With `module` the list leaves out detection, segmentation, video and quantized models.
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
+
+
+def import_timm() -> Any:
+    """The package timm, which is optional and takes seconds to import.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(
+            "models of timm need the package timm, which is not installed",
+            where="model.source=timm",
+            fix="pip install timm",
+        ) from error
+    return timm
+
+
+def require_known(value: str, known: Sequence[str], *, key: str, owner: str, thing: str) -> None:
+    """Nothing where ``owner`` has ``value``.
+
+    Raises:
+        ConfigError: it has not, with the nearest that it has.
+    """
     if value in known:
         return
     # People paste names with the tag of pretrained weights, as in `resnet50.a1_in1k`.
@@ -189,7 +209,8 @@ def _require_known(value: str, known: Sequence[str], *, key: str, owner: str, th
     )
 
 
-def _head(model: nn.Module) -> list[nn.Module]:
+def head_of(model: nn.Module) -> list[nn.Module]:
+    """The modules of the head, as :func:`layer_groups` finds them."""
     get_classifier = getattr(model, "get_classifier", None)
     if callable(get_classifier):
         classifier = get_classifier()

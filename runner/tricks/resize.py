@@ -8,6 +8,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from runner.preprocess import Interpolation
 from runner.schema import Resize
 
 
@@ -36,8 +37,10 @@ def relative_pixels(num_steps: int, size: int, resize: Resize) -> float:
     return float(np.mean((sizes / size) ** 2))
 
 
-def to_size(images: Tensor, size: int) -> Tensor:
-    """Images (N, C, H, W) float as (N, C, size, size), by antialiased bilinear interpolation."""
+def to_size(images: Tensor, size: int, interpolation: Interpolation = "bilinear") -> Tensor:
+    """Images (N, C, H, W) float in 0..1 as (N, C, size, size), antialiased."""
     if images.shape[-2:] == (size, size):
         return images
-    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    resized = F.interpolate(images, (size, size), mode=interpolation, antialias=True)
+    # Bicubic weights are partly negative, and so overshoot at edges.
+    return resized.clamp_(0, 1) if interpolation == "bicubic" else resized

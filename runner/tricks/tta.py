@@ -35,17 +35,25 @@ class View:
     scale: float = 1.0
 
 
-PLAIN = View()
-
 Look = View | int
 """What one forward pass sees: a view, or the random pass of that number."""
 
 
-def views(tta: Tta) -> list[View]:
-    """The deterministic views of ``tta``; just the plain one where nothing is asked for."""
+def plain_view(crop: float = 1.0) -> View:
+    """The centre square that evaluation looks at, of side ``crop`` × short side."""
+    return View(side=crop)
+
+
+def views(tta: Tta, crop: float = 1.0) -> list[View]:
+    """The deterministic views of ``tta``; just the plain one where nothing is asked for.
+
+    Args:
+        tta: corners have a side of their own.
+        crop: side of all other squares / short side.
+    """
     places = [step / (tta.crops - 1) for step in range(tta.crops)] if tta.crops > 1 else [0.5]
     # A square as high as a wide image has no room to move vertically, so one number sets both.
-    squares = [(place, place, 1.0) for place in places]
+    squares = [(place, place, crop) for place in places]
     if tta.corners:
         squares += [(x, y, tta.corner_scale) for x, y in product((0.0, 1.0), repeat=2)]
     flips = (False, True) if tta.flip else (False,)
@@ -55,18 +63,18 @@ def views(tta: Tta) -> list[View]:
     ]
 
 
-def looks(tta: Tta) -> list[Look]:
+def looks(tta: Tta, crop: float = 1.0) -> list[Look]:
     """What ``tta`` combines, in order: its random passes, or else the views of :func:`views`."""
-    return [*range(tta.passes)] or [*views(tta)]
+    return [*range(tta.passes)] or [*views(tta, crop)]
 
 
-def looks_used(variants: Iterable[Tta]) -> set[Look]:
+def looks_used(variants: Iterable[Tta], crop: float = 1.0) -> set[Look]:
     """All that the combined predictions of ``variants`` rest on; each is one forward pass."""
     used: set[Look] = set()
     for tta in variants:
-        used.update(looks(tta))
+        used.update(looks(tta, crop))
         if tta.beta is not None or _includes_plain(tta):
-            used.add(PLAIN)
+            used.add(plain_view(crop))
     return used
 
 

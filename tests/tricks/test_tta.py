@@ -12,7 +12,7 @@ from torch import Tensor
 
 from runner.checks import from_dict
 from runner.schema import Tta
-from runner.tricks.tta import PLAIN, View, combine, cut, views
+from runner.tricks.tta import View, combine, cut, plain_view, views
 
 OPTIONS = Path(__file__).parents[2] / "conf" / "tta"
 NUM_VIEWS = {"none": 1, "flip": 2, "crops": 6, "ten_crop": 10, "scales": 6, "book": 1}
@@ -42,18 +42,18 @@ def test_every_option_is_in_the_table() -> None:
 def test_views_of_every_option(name: str) -> None:
     shown = views(option(name))
     assert len(shown) == len(set(shown)) == NUM_VIEWS[name]
-    assert PLAIN in shown
+    assert plain_view() in shown
 
 
 def test_nothing_asked_for_is_the_plain_view() -> None:
-    assert views(Tta()) == [PLAIN]
-    assert views(option("none")) == views(option("book")) == [PLAIN]
-    assert views(Tta(flip=True)) == [PLAIN, View(flip=True)]
+    assert views(Tta()) == [plain_view()]
+    assert views(option("none")) == views(option("book")) == [plain_view()]
+    assert views(Tta(flip=True)) == [plain_view(), View(flip=True)]
 
 
 def test_an_even_number_of_crops_leaves_the_centre_out() -> None:
     assert views(Tta(crops=2)) == [View(0, 0), View(1, 1)]
-    assert PLAIN in views(Tta(crops=5))
+    assert plain_view() in views(Tta(crops=5))
 
 
 @settings(deadline=None)
@@ -72,7 +72,7 @@ def test_views_are_a_product(crops: int, corners: bool, flip: bool, scales: list
     assert {view.scale for view in shown} == set(scales)
     unmirrored = [view for view in shown if not view.flip]
     assert len(unmirrored) * (1 + flip) == len(shown)
-    assert (PLAIN in shown) == (crops % 2 == 1 and 1.0 in scales)
+    assert (plain_view() in shown) == (crops % 2 == 1 and 1.0 in scales)
 
 
 @pytest.mark.parametrize("is_tall", [False, True])
@@ -83,7 +83,7 @@ def test_three_crops_of_a_rectangle(is_tall: bool) -> None:
     expected = [(0, 0), (0, 8), (0, 16)]
     assert starts == ([(y, x) for x, y in expected] if is_tall else expected)
     assert all(square.shape == (10, 10, 2) for square in squares)
-    assert np.array_equal(squares[1], cut(image, PLAIN))
+    assert np.array_equal(squares[1], cut(image, plain_view()))
 
 
 @settings(deadline=None)
@@ -104,7 +104,7 @@ def test_crops_reach_both_ends(height: int, width: int, crops: int) -> None:
 def test_corners(height: int, width: int, scale: float) -> None:
     image = coordinates(height, width)
     centre, *corners = (cut(image, view) for view in views(Tta(corners=True, corner_scale=scale)))
-    assert np.array_equal(centre, cut(image, PLAIN))
+    assert np.array_equal(centre, cut(image, plain_view()))
     side = max(1, round(scale * min(height, width)))
     assert all(corner.shape[:2] == (side, side) for corner in corners)
     for end in [(0, 0), (0, -1), (-1, 0), (-1, -1)]:

@@ -1,0 +1,157 @@
+"""A network with all that using it needs: to be trained as configured, or as a bundle holds it."""
+
+from pathlib import Path
+
+import torch
+
+from runner.bundle import Bundle
+from runner.data.dataset import Dataset
+from runner.data.statistics import training_statistics
+from runner.display import Display
+from runner.distributed import ALONE, Processes
+from runner.engine import Learner
+from runner.errors import ConfigError
+from runner.hardware import device_kind, num_cores, used_precision
+from runner.models import (
+    Loaded,
+    Weights,
+    build_model,
+    find_weights,
+    fitted,
+    guard_strided_convolutions,
+    layer_groups,
+    load_weights,
+    share_batch_norm,
+)
+from runner.preprocess import Preprocess
+from runner.randomness import torch_seed
+from runner.schema import RunConfig
+
+
+def fitted_to_weights(config: RunConfig, display: Display) -> tuple[RunConfig, Weights | None]:
+    """``config`` fitted to the pretrained weights that it names, and those; notes are told.
+
+    Raises:
+        ConfigError: there are no such weights, or they were trained with other statistics.
+        ArtefactError: their file is refused.
+    """
+    weights = find_weights(config.model)
+    config = fitted(config, weights)
+    if weights is not None and config.resize.schedule != "fixed":
+        display.line(
+            "warning: progressive resizing can hurt pretrained weights: training on smaller images "
+            "than they were trained on may damage them"
+        )
+    if weights is not None and config.data.name == "imagenette":
+        display.line(
+            "note: Imagenette is a part of ImageNet: weights from there have seen its images"
+        )
+    return config, weights
+
+
+def build_learner(
+    config: RunConfig,
+    dataset: Dataset,
+    processes: Processes = ALONE,
+    weights: Weights | None = None,
+) -> tuple[Learner, Loaded | None]:
+    """The network with its initial or pretrained weights, on its device, with its statistics.
+
+    Returns:
+        It, and what became of ``weights`` where there are any.
+
+    Raises:
+        ConfigError: the device is not there, or the network does not fit the data.
+        ArtefactError: the weights are of another architecture.
+        StorageError: the weights cannot be downloaded.
+    """
+    device = _device(config.device, config.threads, processes)
+    num_outputs = config.model.num_outputs or len(dataset.classes)
+    if num_outputs < len(dataset.classes):
+        raise ConfigError(
+            f"{num_outputs} outputs cannot tell {len(dataset.classes)} classes apart",
+            where=f"model.num_outputs={num_outputs}",
+            fix="model.num_outputs=null",
+        )
+    model = build_model(
+        config.model.source,
+        config.model.name,
+        num_outputs,
+        seed=torch_seed(config.seed, "weights"),
+        dropout=config.model.dropout,
+    )
+    with processes.first_alone():  # of several that would download the same file
+        loaded = load_weights(model, weights) if weights else None
+    model = model.to(device).to(memory_format=torch.channels_last)
+    if processes.count > 1:
+        model = share_batch_norm(model, device)
+    groups = layer_groups(model) if config.optim.layer_groups == 3 else [list(model.parameters())]
+    guard_strided_convolutions(model)
+    precision = used_precision(config.precision, device.type, config.size)
+    preprocess = _preprocess(config, dataset, processes)
+    learner = Learner(model, groups, num_outputs, preprocess, device, precision, processes)
+    return learner, loaded
+
+
+def trained_learner(bundle: Bundle, *, device: str, precision: str, threads: int) -> Learner:
+    """The network of a bundle, for predicting.
+
+    Args:
+        bundle: as it was read.
+        device: as the configuration spells it.
+        precision: ``fp32``, ``bf16``, or ``auto``: the one that the run evaluated in, where this
+            machine has it.
+        threads: of the CPU; 0: all cores.
+
+    Raises:
+        ArtefactError: the weights are of another architecture than the bundle says.
+        ConfigError: the device is not there, or a package that has the architecture.
+    """
+    place = _device(device, threads, ALONE)
+    architecture, size = bundle.architecture, bundle.preprocess.size
+    model = build_model(architecture.source, architecture.name, architecture.num_outputs, seed=0)
+    bundle.load_into(model)
+    model = model.to(place).to(memory_format=torch.channels_last)
+    guard_strided_convolutions(model)
+    if precision == "auto":
+        precision = bundle.evaluated.precision
+        if precision == "bf16":
+            precision = used_precision("auto", place.type, size)
+    groups = [list(model.parameters())]
+    return Learner(model, groups, architecture.num_outputs, bundle.preprocess, place, precision)
+
+
+def _preprocess(config: RunConfig, dataset: Dataset, processes: Processes) -> Preprocess:
+    if config.normalize.source == "dataset":
+        cache = Path(config.outputs).expanduser() / "cache"
+        with processes.first_alone():
+            mean, std = training_statistics(dataset, cache)
+    else:
+        mean, std = config.normalize.mean, config.normalize.std
+    return Preprocess(
+        presize=dataset.presize,
+        max_aspect=dataset.max_aspect,
+        crop=config.eval_crop,
+        size=config.eval_size,
+        interpolation=dataset.interpolation,
+        mean=mean,
+        std=std,
+    )
+
+
+def _device(name: str, threads: int, processes: Processes) -> torch.device:
+    """The device of that name, with as many CPU threads as are asked for.
+
+    ``auto`` is the GPU where there is one; of several processes each has its own.
+    """
+    torch.set_num_threads(threads or max(1, num_cores() // processes.local_count))
+    device = torch.device(device_kind(name) if name == "auto" else name)
+    if device.type == "cuda" and processes.count > 1:
+        device = torch.device("cuda", processes.local_rank)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"this machine has {torch.cuda.device_count()} CUDA devices",
+            where=f"device={name}",
+            fix="device=cpu",
+        )
+    return device

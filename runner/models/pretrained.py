@@ -1,0 +1,458 @@
+"""Weights to start from, and the statistics that they were trained with.
+
+A pretrained network knows only inputs like those it has seen, so its weights and its preprocessing
+are looked up together: from the library that offers both, or from the file that holds both.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runner import preprocess, tensor_files
+from runner.errors import ArtefactError, ConfigError, RunnerError, StorageError
+from runner.models.build import head_of, import_timm, require_known, torchvision_names
+from runner.preprocess import Preprocess
+from runner.schema import Data, Model, Normalize, RunConfig
+from runner.storage import read_whole
+
+_ASPECT = Data.max_aspect  # a centre square is the same, whatever is cut off the long side
+_TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+_PLACES = ("bundle/model.safetensors", "model.safetensors", "pytorch_model.bin")
+# Under these keys training programs keep the weights, the averaged ones first.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that were found, but not yet read.
+
+    Attributes:
+        name: what messages call them.
+        identity: changes when the weights do.
+        preprocess: that they were trained with; None where nothing says so.
+        hint: the nearest thing to it that is known; mostly empty.
+        read: gives the tensors by name.
+    """
+
+    name: str
+    identity: str
+    preprocess: Preprocess | None
+    read: Callable[[], dict[str, Tensor]]
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What became of pretrained weights in a network.
+
+    Attributes:
+        num_loaded: tensors that the network took.
+        fresh: tensors of the network that keep their initial values.
+        unused: tensors of the weights that the network has no place for.
+    """
+
+    num_loaded: int
+    fresh: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [f"{self.num_loaded} tensors loaded"]
+        for what, names in (("drawn anew", self.fresh), ("not used", self.unused)):
+            if names:
+                more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+                parts.append(f"{what}: {', '.join(names[:_SHOWN])}{more}")
+        return "; ".join(parts)
+
+
+def find_weights(model: Model) -> Weights | None:
+    """The weights that ``model`` names; None where it starts from scratch.
+
+    Raises:
+        ConfigError: there are none of that name.
+        ArtefactError: the file is refused.
+    """
+    name = "DEFAULT" if model.pretrained else model.weights
+    if name is None:
+        return None
+    if _is_path(name):
+        return _from_file(Path(name).expanduser(), model)
+    if model.source == "torchvision":
+        return _from_torchvision(model.name, name)
+    if model.source == "timm":
+        architecture, _, tag = model.name.partition(".")
+        return _from_timm(architecture, tag if tag and name == "DEFAULT" else name)
+    raise ConfigError(
+        "this package's own networks come without pretrained weights",
+        where=f"model={model.name} model.weights={name}",
+        fix="model.weights=FILE, or model=torchvision, or model=timm",
+    )
+
+
+def fitted(config: RunConfig, weights: Weights | None) -> RunConfig:
+    """``config`` with what its pretrained weights decide.
+
+    Statistics that are the weights' own are marked so: ``normalize.source`` is ``pretrained``, with
+    their mean and std. With ``normalize=pretrained`` size, crop, interpolation and the presize are
+    theirs too, where ``config`` leaves them open.
+
+    Raises:
+        ConfigError: the statistics are not those that the weights were trained with.
+    """
+    chosen = config.normalize
+    if weights is None:
+        if chosen.source == "pretrained":
+            raise ConfigError(
+                "without pretrained weights there are no statistics of theirs",
+                where="normalize=pretrained model.weights=null",
+                fix="model.pretrained=true, or model.weights=FILE, or normalize=dataset",
+            )
+        return config
+    architecture = config.model.name
+    if config.model.source == "timm":
+        architecture = architecture.partition(".")[0]  # the rest names weights
+    model = replace(config.model, name=architecture, pretrained=False, weights=weights.name)
+    config = replace(config, model=model)
+    own = weights.preprocess
+    if own is None:
+        return _without_metadata(config, weights)
+    if chosen.source == "pretrained":
+        is_given = (chosen.mean, chosen.std) != (Normalize.mean, Normalize.std)
+        if is_given and not _agree(chosen.mean + chosen.std, own.mean + own.std):
+            raise ConfigError(
+                f"normalize=pretrained means the weights' own mean {_list(own.mean)} "
+                f"std {_list(own.std)}",
+                where=f"normalize.mean={_list(chosen.mean)} normalize.std={_list(chosen.std)}",
+                fix="normalize=pretrained alone",
+            )
+        normalize = replace(chosen, mean=own.mean, std=own.std)
+        return replace(
+            config,
+            normalize=normalize,
+            resize=replace(config.resize, size=config.resize.size or own.size),
+            eval=replace(config.eval, crop=config.eval.crop or own.crop),
+            data=replace(
+                config.data,
+                interpolation=config.data.interpolation or own.interpolation,
+                presize=config.data.presize or _presize(config, own),
+            ),
+        )
+    if chosen.source == "fixed" and _agree(chosen.mean + chosen.std, own.mean + own.std):
+        return replace(config, normalize=replace(chosen, source="pretrained"))
+    if not chosen.allow_mismatch:
+        found = (
+            f"mean {_list(chosen.mean)} std {_list(chosen.std)}"
+            if chosen.source == "fixed"
+            else "those of the training split"
+        )
+        raise ConfigError(
+            f"the pretrained weights were trained with mean {_list(own.mean)} "
+            f"std {_list(own.std)}, not with {found}",
+            where=f"model.weights={weights.name} normalize.source={chosen.source}",
+            fix="normalize=pretrained, or normalize.allow_mismatch=true to see what it costs",
+        )
+    return config
+
+
+def _presize(config: RunConfig, own: Preprocess) -> int | None:
+    """Theirs, where the size is: then the crop needs no second resizing."""
+    return own.presize if config.resize.size in (None, own.size) else None
+
+
+def _without_metadata(config: RunConfig, weights: Weights) -> RunConfig:
+    """Only the user can know the statistics: they must be said."""
+    chosen = config.normalize
+    is_said = chosen.source == "fixed" and any(chosen.mean)
+    if is_said:
+        return replace(config, normalize=replace(chosen, source="pretrained"))
+    if chosen.allow_mismatch and chosen.source != "pretrained":
+        return config
+    raise ConfigError(
+        "nothing says with which statistics these weights were trained",
+        where=f"model.weights={weights.name} normalize.source={chosen.source}",
+        fix="normalize=imagenet, normalize=half or 'normalize.mean=[…]' 'normalize.std=[…]', as who "
+        f"trained them says{weights.hint}; or normalize.allow_mismatch=true to go without",
+    )
+
+
+def _agree(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """To the digits that statistics are given with."""
+    return all(abs(a - b) < 1e-4 for a, b in zip(one, other, strict=True))
+
+
+def _list(values: tuple[float, ...]) -> str:
+    return "[" + ",".join(f"{value:g}" for value in values) + "]"
+
+
+def load_weights(model: nn.Module, weights: Weights) -> Loaded:
+    """Give ``model`` pretrained weights; a head of another shape keeps its initial values.
+
+    Prefixes such as ``module.`` are found and taken off.
+
+    Raises:
+        ArtefactError: the weights are not of this architecture; ``model`` may be half loaded.
+        StorageError: they cannot be downloaded.
+    """
+    own = model.state_dict()
+    found = _without_prefix(weights.read(), own)
+    head = {id(parameter) for module in head_of(model) for parameter in module.parameters()}
+    in_head = {name for name, parameter in model.named_parameters() if id(parameter) in head}
+    taken = {
+        name: tensor
+        for name, tensor in found.items()
+        if name in own and tensor.shape == own[name].shape
+    }
+    fresh = [name for name in own if name not in taken]
+    # A counter that only BatchNorms without momentum read; old files lack it.
+    missing = [n for n in fresh if n not in in_head and not n.endswith("num_batches_tracked")]
+    if missing:
+        shapes = [
+            f"{name} {tuple(found[name].shape)} for {tuple(own[name].shape)}"
+            if name in found
+            else f"no {name}"
+            for name in missing[:_SHOWN]
+        ]
+        raise ArtefactError(
+            f"not the weights of this architecture: {len(missing)} of {len(own)} tensors are "
+            f"missing or of other shapes: {', '.join(shapes)}",
+            where=f"model.weights={weights.name}",
+            fix="model=… model.name=… as the weights were trained with",
+        )
+    model.load_state_dict(taken, strict=False)
+    unused = tuple(name for name in found if name not in taken)
+    return Loaded(len(taken), tuple(name for name in fresh if name in in_head), unused)
+
+
+def _without_prefix(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``found`` less the prefix that makes most of its names those of ``own``."""
+    prefixes = {""} | {
+        name.removesuffix(last)
+        for last in (min(own), max(own))
+        for name in found
+        if name.endswith(f".{last}")
+    }
+
+    def matches(prefix: str) -> int:
+        return sum(f"{prefix}{name}" in found for name in own)
+
+    best = max(sorted(prefixes, key=len), key=matches)
+    return {
+        name.removeprefix(best) if name.startswith(best) else name: tensor
+        for name, tensor in found.items()
+    }
+
+
+def _is_path(name: str) -> bool:
+    return os.sep in name or "." in name or Path(name).exists()
+
+
+def _from_file(path: Path, model: Model) -> Weights:
+    where = f"model.weights={path}"
+    if path.is_dir():
+        inside = [path / place for place in _PLACES if (path / place).is_file()]
+        if not inside:
+            raise ConfigError(
+                f"no weights in this folder: it has none of {', '.join(_PLACES)}",
+                where=where,
+                fix="model.weights=FILE",
+            )
+        path = inside[0]
+    if path.suffix not in (".safetensors", *_TORCH_SUFFIXES):
+        raise ConfigError(
+            f"weights are .safetensors or {', '.join(_TORCH_SUFFIXES)}",
+            where=where,
+            fix="a file with one of these endings",
+        )
+    try:
+        content = read_whole(path)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the weights: {error.strerror or error}", where=where, fix="another FILE"
+        ) from error
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        own = _metadata(path, content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _refused(path, error) from error
+
+    def read() -> dict[str, Tensor]:
+        again = read_whole(path)
+        if hashlib.sha256(again).hexdigest() != digest:
+            raise _refused(path, ValueError("it has changed since it was looked at"))
+        return _tensors(path, again)
+
+    hint = "" if own else _hint(model)
+    return Weights(str(path), f"sha256:{digest}", own, read, hint)
+
+
+def _metadata(path: Path, content: bytes) -> Preprocess | None:
+    """The preprocessing that the file itself describes, or timm's ``config.json`` beside it."""
+    if path.suffix == ".safetensors" and (found := tensor_files.described(content)):
+        return preprocess.from_dict(found["preprocess"])
+    beside = path.with_name("config.json")
+    if not beside.is_file():
+        return None
+    described = tensor_files.parsed(read_whole(beside)).get("pretrained_cfg")
+    return _of_timm(described) if isinstance(described, dict) else None
+
+
+def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return tensor_files.from_bytes(content)
+        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged pickles raise nearly everything
+        raise _refused(path, error) from error
+    for key in _WRAPPERS:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    tensors = found.items() if isinstance(found, dict) else ()
+    named = {str(name): tensor for name, tensor in tensors if isinstance(tensor, Tensor)}
+    if not named:
+        raise _refused(path, ValueError("it holds no tensors by name"))
+    return named
+
+
+def _refused(path: Path, error: Exception) -> ArtefactError:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return ArtefactError(
+        f"the weights are refused: {reason[:300]}",
+        where=f"model.weights={path}",
+        fix="a whole file that holds tensors and nothing else, best as .safetensors",
+    )
+
+
+def _from_torchvision(architecture: str, name: str) -> Weights:
+    import torchvision
+
+    require_known(
+        architecture, torchvision_names(), key="model.name", owner="torchvision", thing="classifier"
+    )
+    offered = torchvision.models.get_model_weights(architecture)
+    known = {entry.name: entry for entry in offered}
+    chosen = offered.DEFAULT if name == "DEFAULT" else known.get(name)
+    if chosen is None:
+        raise _unknown(name, list(known), f"torchvision's {architecture}")
+    says = chosen.transforms()
+    own = Preprocess(
+        presize=int(says.resize_size[0]),
+        max_aspect=_ASPECT,
+        crop=int(says.crop_size[0]) / int(says.resize_size[0]),
+        size=int(says.crop_size[0]),
+        interpolation=_interpolation(says.interpolation.value, chosen.name),
+        mean=tuple(says.mean),
+        std=tuple(says.std),
+    )
+
+    def read() -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = chosen.get_state_dict(
+            progress=False, check_hash=True, weights_only=True
+        )
+        return tensors
+
+    label = f"torchvision {architecture} {chosen.name}"
+    return Weights(chosen.name, label, own, _downloading(read, label))
+
+
+def _from_timm(architecture: str, name: str) -> Weights:
+    timm = import_timm()
+    require_known(architecture, timm.list_models(), key="model.name", owner="timm", thing="model")
+    known = [tag.partition(".")[2] for tag in timm.list_pretrained(f"{architecture}.*")]
+    if name not in known and not (name == "DEFAULT" and known):
+        raise _unknown(name, known, f"timm's {architecture}")
+    says = timm.get_pretrained_cfg(architecture if name == "DEFAULT" else f"{architecture}.{name}")
+
+    def read() -> dict[str, Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            model = timm.create_model(f"{architecture}.{says.tag}", pretrained=True)
+        tensors: dict[str, Tensor] = model.state_dict()
+        return tensors
+
+    label = f"timm {architecture}.{says.tag}"
+    return Weights(says.tag, label, _of_timm(says.to_dict()), _downloading(read, label))
+
+
+def _of_timm(says: Mapping[str, Any]) -> Preprocess:
+    """Timm's ``pretrained_cfg`` in our terms.
+
+    Raises:
+        ConfigError: it asks for what this program does not do.
+    """
+    _, height, width = says["input_size"]
+    if height != width or says["input_size"][0] != 3:
+        raise ConfigError(f"the weights take inputs of {says['input_size']}, not square RGB images")
+    crop = float(says.get("crop_pct") or 0.875)
+    # timm's `squash` and `border` are not ours: without a crop they come closest to the whole image.
+    if says.get("crop_mode", "center") != "center":
+        crop = 1.0
+    return Preprocess(
+        presize=int(height / crop),
+        max_aspect=_ASPECT,
+        crop=min(1.0, height / int(height / crop)),
+        size=int(height),
+        interpolation=_interpolation(str(says["interpolation"]), str(says.get("tag"))),
+        mean=tuple(says["mean"]),
+        std=tuple(says["std"]),
+    )
+
+
+def _interpolation(name: str, weights: str) -> preprocess.Interpolation:
+    if name == "bilinear":
+        return "bilinear"
+    if name in ("bicubic", "random"):
+        return "bicubic"
+    raise ConfigError(
+        f"the weights ask for the interpolation {name}, this program has bilinear and bicubic",
+        where=f"model.weights={weights}",
+        fix="other weights",
+    )
+
+
+def _hint(model: Model) -> str:
+    """What timm knows of the architecture's own weights, for whoever has to find out."""
+    if model.source != "timm":
+        return ""
+    says = import_timm().get_pretrained_cfg(model.name)
+    if says is None:
+        return ""
+    return (
+        f" (timm's own weights of {model.name} have mean {_list(says.mean)} std {_list(says.std)})"
+    )
+
+
+def _unknown(name: str, known: list[str], owner: str) -> ConfigError:
+    return ConfigError(
+        f"{owner} has no pretrained weights called {name}"
+        if known
+        else f"{owner} has no pretrained weights",
+        where=f"model.weights={name}",
+        fix=f"model.weights=FILE, or one of DEFAULT, {', '.join(known)}"
+        if known
+        else "model.weights=FILE, or another model.name",
+    )
+
+
+def _downloading(
+    read: Callable[[], dict[str, Tensor]], label: str
+) -> Callable[[], dict[str, Tensor]]:
+    def wrapped() -> dict[str, Tensor]:
+        try:
+            return read()
+        except RunnerError:
+            raise
+        except Exception as error:  # of many libraries: hashes, pickles, connections
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise StorageError(
+                f"cannot get the pretrained weights: {reason[:300]}",
+                where=label,
+                fix="a connection to the net, or model.weights=FILE of weights at hand",
+            ) from error
+
+    return wrapped

@@ -1,0 +1,98 @@
+"""How an image file becomes the input of a network: one description, for whoever needs it.
+
+Training-time evaluation, ``evaluate``, ``predict`` and ``export`` all take it from here, and it
+travels with the weights: a network that meets other statistics than it was trained with sees
+something else than was meant.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+POLICY = {
+    "frame": "first",
+    "orientation": "EXIF applied",
+    "transparency": "over white",
+    "depth": "16 bits scaled to 8",
+    "color": "RGB",
+}
+"""What ``runner.data.images`` does with every file, whatever the network."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From pixels to input, in this order; all resizing is antialiased.
+
+    Attributes:
+        presize: the short side is made this long, px.
+        max_aspect: what exceeds this multiple of the short side is cut off evenly at both ends.
+        crop: side of the centre square that is seen, as a part of the short side; in (0, 1].
+        size: to which that square is scaled, px.
+        interpolation: of both.
+        mean: of red, green and blue, taken off pixels in 0..1.
+        std: of red, green and blue, by which they are then divided; above 0.
+    """
+
+    presize: int
+    max_aspect: float
+    crop: float
+    size: int
+    interpolation: Interpolation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values with the policy, ready for JSON."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std), **POLICY}
+
+
+def from_dict(values: Mapping[str, Any]) -> Preprocess:
+    """What :meth:`Preprocess.to_dict` gave.
+
+    Raises:
+        KeyError: a value is missing.
+        ValueError: one is out of range, or the policy is not ours.
+        TypeError: one is of another type.
+    """
+    for name, value in POLICY.items():
+        if values[name] != value:
+            raise ValueError(f"{name} is {values[name]!r}, this program knows {value!r}")
+    if values["interpolation"] not in get_args(Interpolation):
+        raise ValueError(f"interpolation is {values['interpolation']!r}")
+    found = Preprocess(
+        presize=_number(values, "presize", whole=True),
+        max_aspect=_number(values, "max_aspect"),
+        crop=_number(values, "crop"),
+        size=_number(values, "size", whole=True),
+        interpolation=values["interpolation"],
+        mean=_statistics(values, "mean"),
+        std=_statistics(values, "std"),
+    )
+    if not (1 <= found.presize <= _LARGEST and 1 <= found.size <= _LARGEST):
+        raise ValueError(f"presize and size must be in 1..{_LARGEST} px")
+    if not (0 < found.crop <= 1 <= found.max_aspect <= _LARGEST):
+        raise ValueError("crop must be in 0..1, and max_aspect 1 or more")
+    if min(found.std) <= 0:
+        raise ValueError(f"std must be above 0, not {list(found.std)}")
+    return found
+
+
+_LARGEST = 16_384
+
+
+def _number(values: Mapping[str, Any], name: str, *, whole: bool = False) -> Any:
+    value = values[name]
+    kind = int if whole else int | float
+    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, not {value!r}")
+    return value
+
+
+def _statistics(values: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    found = values[name]
+    if not isinstance(found, list) or len(found) != 3:
+        raise ValueError(f"{name} must be three finite numbers, not {found!r}")
+    return tuple(float(_number({name: value}, name)) for value in found)

@@ -1,0 +1,72 @@
+"""Files of tensors that can be read without running anything: safetensors, and JSON in them."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+DESCRIPTION = "trick-runner"
+"""Key, in the metadata of a bundle's weights, of what ``model.json`` says."""
+
+# Keys by which Hydra and its kin name code to run; no file of ours has them.
+_CODE = {"_target_", "_partial_", "_args_"}
+
+
+def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The content of a safetensors file with these tensors, wherever they lie."""
+    plain = {
+        # A clone, since safetensors refuses tensors that share memory or are not contiguous.
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in tensors.items()
+    }
+    content: bytes = save(plain, dict(metadata) if metadata else None)
+    return content
+
+
+def from_bytes(content: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        tensors: dict[str, Tensor] = load(content)
+    except (SafetensorError, KeyError, OverflowError) as error:
+        raise ValueError(f"not a safetensors file: {error}") from error
+    return tensors
+
+
+def described(content: bytes) -> dict[str, Any] | None:
+    """The description in the metadata of a safetensors file; None where there is none.
+
+    Raises:
+        ValueError: the file has no header, or the description is none of ours.
+    """
+    length = int.from_bytes(content[:8], "little")
+    metadata = parsed(content[8 : 8 + length]).get("__metadata__")
+    text = metadata.get(DESCRIPTION) if isinstance(metadata, dict) else None
+    return parsed(text.encode()) if isinstance(text, str) else None
+
+
+def parsed(content: bytes) -> dict[str, Any]:
+    """An object of JSON.
+
+    Raises:
+        ValueError: it is none, or has a key that names code to run.
+    """
+
+    def without_code(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if named := _CODE & {key for key, _ in pairs}:
+            raise ValueError(f"it has the key {min(named)}, which names code to run")
+        return dict(pairs)
+
+    try:
+        found = json.loads(content, object_pairs_hook=without_code)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"it is no object of JSON but {type(found).__name__}")
+    return found
