@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from runner import __version__, preprocess, tensor_files
 from runner.checks import from_dict
-from runner.errors import ArtefactError, ConfigError
+from runner.errors import ArtefactError, ConfigError, DataError
 from runner.preprocess import Preprocess
+from runner.records import RunFolder
 from runner.schema import Augment
 from runner.storage import read_whole
 
@@ -121,9 +122,29 @@ def bundle_files(
     return {WEIGHTS: weights, DESCRIPTION: f"{json.dumps(whole, indent=2)}\n".encode()}
 
 
-def bundle_folder(path: Path) -> Path:
-    """The bundle of a run, or ``path`` itself where that is a bundle."""
-    return path if (path / DESCRIPTION).exists() else path / "bundle"
+def open_bundle(path: Path) -> Bundle:
+    """The bundle of a finished run, or the one that ``path`` itself is.
+
+    Raises:
+        DataError: there is neither.
+        ArtefactError: as of :func:`read_bundle`.
+    """
+    where = str(path.absolute())
+    if not path.is_dir():
+        raise DataError("no such folder", where=where, fix="a finished run, or a bundle")
+    if (path / DESCRIPTION).exists():
+        return read_bundle(path)
+    run = RunFolder(path)
+    result = run.result()
+    if result is not None:
+        return read_bundle(path / "bundle", result.get("bundle"))
+    what = f"no finished run (status: {run.status()['status']})" if run.is_begun else "no run"
+    raise DataError(
+        f"{what} and no bundle is here",
+        where=where,
+        fix="one of those that python -m runner.show lists as finished, or a folder with "
+        f"{WEIGHTS} and {DESCRIPTION}",
+    )
 
 
 def read_bundle(folder: Path, expected: Mapping[str, str] | None = None) -> Bundle:

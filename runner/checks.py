@@ -263,6 +263,20 @@ def _contradictions(config: RunConfig) -> list[tuple[str, str]]:
                 "optim.schedule=one_cycle",
             )
         )
+    if optim.frozen and optim.layer_groups != 3:
+        found.append(
+            (
+                f"optim.frozen=true freezes nothing with optim.layer_groups={optim.layer_groups}",
+                "optim.layer_groups=3",
+            )
+        )
+    if optim.frozen and (optim.schedule == "fine_tune" or resize.schedule == "book"):
+        found.append(
+            (
+                "optim.frozen=true freezes all the time, fine_tune and resize=book only at first",
+                "optim.frozen=false, or optim=linear_probe with resize=fixed",
+            )
+        )
     if resize.schedule == "progressive" and optim.schedule == "fine_tune":
         found.append(
             (
@@ -353,7 +367,7 @@ def _unread(config: RunConfig) -> list[tuple[str, str]]:
         "optim.decay_from": optim.schedule == "flat_cosine",
         "optim.div_final": optim.schedule != "constant",
         "optim.freeze_epochs": optim.schedule == "fine_tune" or resize.schedule == "book",
-        "optim.lr_spread": optim.layer_groups > 1,
+        "optim.lr_spread": optim.layer_groups > 1 and not optim.frozen,
         "tta.corner_scale": tta.corners,
         "tta.beta": has_views(tta),
         "tta.reduce": has_views(tta),

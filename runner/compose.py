@@ -111,6 +111,17 @@ def _plain(composed: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def config_of(words: Sequence[str]) -> RunConfig:
+    """The configuration of one run from its words; call :func:`register` before.
+
+    Raises:
+        ConfigError: as of :func:`run_config`; Hydra's own errors: see :func:`translated`.
+    """
+    check_arguments(words)
+    with _hydra():
+        return run_config(hydra.compose("config", overrides=list(words)))
+
+
 def jobs(words: Sequence[str]) -> list[list[str]]:
     """The words of every job of a sweep: all combinations of its values."""
     with _hydra():

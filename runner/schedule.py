@@ -167,6 +167,8 @@ def plan(config: RunConfig, num_train: int) -> tuple[Stage, ...]:
     whole = _stage(
         "training", config.budget.epochs, num_train, config.data.batch_size, at_full_size
     )
+    if optim.frozen:
+        whole = _frozen(whole, optim)
     if config.resize.schedule == "progressive":
         num_steps = whole.num_steps
         if config.resize.match == "compute":
@@ -182,7 +184,7 @@ def plan(config: RunConfig, num_train: int) -> tuple[Stage, ...]:
         )
     else:
         rate = partial(constant, value=optim.lr)
-    return (replace(whole, lr=rate, momentum=momentum, lr_factors=_spread(optim)),)
+    return (replace(whole, lr=rate, momentum=momentum, lr_factors=_factors(whole, optim)),)
 
 
 def constant_size(progress: float, size: int) -> int:
@@ -210,8 +212,7 @@ def _fine_tune(
     frozen: tuple[Stage, ...] = ()
     if optim.freeze_epochs:
         stage = _stage("frozen body", optim.freeze_epochs, num_train, batch_size, size)
-        factors = (*[_FROZEN_BODY_FACTOR] * (optim.layer_groups - 1), 1.0)
-        stage = replace(stage, frozen=True, lr_factors=factors)
+        stage = _frozen(stage, optim)
         frozen = (_one_cycle(stage, optim, optim.lr, _FROZEN_WARMUP, optim.div),)
     stage = _stage("fine-tuning", config.budget.epochs, num_train, batch_size, size)
     return (*frozen, _one_cycle(stage, optim, optim.lr / 2, _FINE_TUNE_WARMUP, _FINE_TUNE_DIV))
@@ -224,8 +225,17 @@ def _one_cycle(stage: Stage, optim: Optim, peak: float, warmup: float, div: floa
         momentum=partial(
             one_cycle_momentum, high=optim.momentum, low=optim.momentum_low, warmup=warmup
         ),
-        lr_factors=stage.lr_factors if stage.frozen else _spread(optim),
+        lr_factors=_factors(stage, optim),
     )
+
+
+def _frozen(stage: Stage, optim: Optim) -> Stage:
+    factors = (*[_FROZEN_BODY_FACTOR] * (optim.layer_groups - 1), 1.0)
+    return replace(stage, frozen=True, lr_factors=factors)
+
+
+def _factors(stage: Stage, optim: Optim) -> tuple[float, ...]:
+    return stage.lr_factors if stage.frozen else _spread(optim)
 
 
 def _spread(optim: Optim) -> tuple[float, ...]:

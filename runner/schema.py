@@ -213,6 +213,9 @@ class Optim:
     div_final: float = option(1e5, "ends at lr / div_final", at_least=1)
     momentum: float = option(0.95, "at the ends of one_cycle; β1 of adamw", at_least=0, below=1)
     momentum_low: float = option(0.85, "at the peak of one_cycle", at_least=0, below=1)
+    frozen: bool = option(
+        False, "with 3 layer groups: only the head and the BatchNorms train, all the time"
+    )
     freeze_epochs: int = option(1, "fine_tune: epochs with all but the head frozen", at_least=0)
     lr_spread: float = option(
         100.0, "with 3 layer groups: the first trains at lr / lr_spread", at_least=1

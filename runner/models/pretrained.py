@@ -177,8 +177,8 @@ def _without_metadata(config: RunConfig, weights: Weights) -> RunConfig:
     raise ConfigError(
         "nothing says with which statistics these weights were trained",
         where=f"model.weights={weights.name} normalize.source={chosen.source}",
-        fix="normalize=imagenet, normalize=half or 'normalize.mean=[…]' 'normalize.std=[…]', as who "
-        f"trained them says{weights.hint}; or normalize.allow_mismatch=true to go without",
+        fix="normalize=imagenet, normalize=half or 'normalize.mean=[…]' 'normalize.std=[…]'"
+        f"{weights.hint}: whoever trained them knows; normalize.allow_mismatch=true goes without",
     )
 
 
@@ -387,9 +387,9 @@ def _of_timm(says: Mapping[str, Any]) -> Preprocess:
     """
     _, height, width = says["input_size"]
     if height != width or says["input_size"][0] != 3:
-        raise ConfigError(f"the weights take inputs of {says['input_size']}, not square RGB images")
+        raise ConfigError(f"the weights take {says['input_size']} as inputs, not square RGB images")
     crop = float(says.get("crop_pct") or 0.875)
-    # timm's `squash` and `border` are not ours: without a crop they come closest to the whole image.
+    # timm's `squash` and `border` are not ours; without a crop ours comes closest to them.
     if says.get("crop_mode", "center") != "center":
         crop = 1.0
     return Preprocess(

@@ -1,0 +1,352 @@
+"""Say what is in images: ``python -m runner.predict RUN_OR_BUNDLE PATH…``.
+
+Everything comes from the bundle: weights, names of classes, and how a file becomes an input, by the
+very code that evaluated the network while it was trained. Torch is imported when prediction starts
+and not before, so that help and errors answer at once.
+"""
+
+import argparse
+import glob
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runner import checks, compose
+from runner.command import command, give
+from runner.display import Display, table_console
+from runner.errors import ArtefactError, DataError
+from runner.hardware import num_cores
+from runner.schema import RunConfig, Tta
+from runner.tables import Table, to_csv
+
+if TYPE_CHECKING:
+    from runner.bundle import Bundle
+    from runner.data.store import StreamedStore
+
+_PRINTED = 50  # rows on a terminal
+_LISTED = 20  # broken files in an error
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What was found in one image.
+
+    Attributes:
+        image: as it was named.
+        top: names of classes with their probabilities in 0..1, most probable first.
+        error: why it could not be read; empty if it could.
+    """
+
+    image: str
+    top: tuple[tuple[str, float], ...]
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The images to predict.
+
+    Attributes:
+        paths: in the order they were named; those of a folder by name.
+        num_ignored: files of folders that are no images by their names.
+    """
+
+    paths: tuple[str, ...]
+    num_ignored: int
+
+
+def find_images(words: Sequence[str], listed: Callable[[], Iterator[str]]) -> Inputs:
+    """The images that words name: files, folders with all below them, and patterns.
+
+    Args:
+        words: ``-`` stands for the paths of ``listed``. What exists is no pattern, and a pattern
+            without a match stays as it is: it will be told as missing.
+        listed: gives paths, as from standard input.
+    """
+    from runner.data.sources import scan_files
+
+    paths: list[str] = []
+    num_ignored = 0
+    for word in words:
+        named = list(listed()) if word == "-" else [word]
+        if word != "-" and not os.path.lexists(word):
+            named = sorted(glob.glob(word, recursive=True)) or [word]  # noqa: PTH207  any pattern
+        for path in named:
+            if not Path(path).is_dir():
+                paths.append(path)
+                continue
+            found, ignored = scan_files(Path(path))
+            paths += found
+            num_ignored += ignored
+    return Inputs(tuple(paths), num_ignored)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Files as images; ``rectangle`` raises BrokenImageError for one that cannot be read."""
+
+    source: "StreamedStore"
+
+    def rectangle(self, index: int) -> NDArray[np.uint8]:
+        """See :class:`runner.data.store.Store`."""
+        return self.source.decode(index)[0]
+
+
+def rank(
+    bundle: "Bundle",
+    paths: Sequence[str],
+    *,
+    top: int,
+    tta: Tta | None = None,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Ranking]:
+    """Predict image files.
+
+    Args:
+        bundle: of the network.
+        paths: of the images; a result for each, in order.
+        top: classes per image, 1 or more.
+        tta: views to combine; None: the plain one.
+        batch_size: images per forward pass; None: as the run was evaluated.
+        num_workers: processes that decode; None: as many as there are cores, where that pays.
+        device: as the configuration spells it.
+        precision: ``fp32``, ``bf16`` or ``auto``: as the run was evaluated, where that is fast.
+        threads: of the CPU; 0: all cores.
+        progress: told the number of batches done, and of all.
+
+    Raises:
+        ArtefactError: the weights are not of the architecture, or give no finite prediction.
+        ConfigError: the device is not there, or a package that has the architecture.
+    """
+    from runner.data.images import FileImages
+    from runner.data.store import StreamedStore
+    from runner.evaluation import probabilities
+    from runner.learners import trained_learner
+
+    how, evaluated = bundle.preprocess, bundle.evaluated
+    files = FileImages(Path(), tuple(paths))
+    source = StreamedStore(files, how.presize, how.max_aspect, how.interpolation)
+    batch_size = batch_size or evaluated.batch_size
+    if num_workers is None:  # processes take longer to start than a batch to decode
+        num_workers = num_cores() if len(paths) > batch_size else 0
+    found = probabilities(
+        trained_learner(bundle, device=device, precision=precision, threads=threads),
+        _Files(source),
+        np.arange(len(paths)),
+        [] if tta is None else [tta],
+        augment=evaluated.augment,
+        seed=evaluated.seed,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=progress,
+    )
+    assert found is not None  # nobody asks it to stop
+    predicted = found.plain if tta is None else found.combined[0]
+    if not np.isfinite(predicted).all():
+        raise ArtefactError(
+            "the network gives predictions that are not finite",
+            where=str(bundle.folder.absolute()),
+            fix="another run; its training went wrong",
+        )
+    names = [*bundle.classes]
+    names += [f"output {number}" for number in range(len(names), predicted.shape[1])]
+    return [
+        Ranking(path, (), found.broken[row])
+        if row in found.broken
+        else Ranking(path, _best(predicted[row], names, top))
+        for row, path in enumerate(paths)
+    ]
+
+
+def _best(
+    row: NDArray[np.float32], names: Sequence[str], top: int
+) -> tuple[tuple[str, float], ...]:
+    order = np.argsort(-row, kind="stable")[:top]
+    return tuple((names[index], float(row[index])) for index in order)
+
+
+def main() -> None:
+    """The command; see ``--help``."""
+    arguments = _parser().parse_intermixed_args()
+    command(lambda: _run(arguments), compose.translated)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m runner.predict",
+        description="Say what is in images, with the bundle of a trained network.",
+        epilog="Exit codes: 0 done, 2 usage, 3 some images could not be read (the others are "
+        "predicted), 7 the bundle was refused.",
+    )
+    parser.add_argument("bundle", metavar="RUN_OR_BUNDLE", type=Path, help="its folder")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH",
+        help="files, folders with all images below them, 'patterns/**/*.jpg', or - for a list on "
+        "standard input, one path a line",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tta", action="append", default=[], metavar="NAME",
+        help="test time augmentation: flip, book, crops, scales, ten_crop; then KEY=VALUE, such as "
+        "--tta crops --tta crops=5",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top", type=_positive, default=3, metavar="N", help="classes per image (default: 3)"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="a row per image; - prints it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the same as JSON; - prints it")
+    parser.add_argument(
+        "--batch-size", type=_positive, metavar="N", help="images at a time (default: the run's)"
+    )
+    parser.add_argument(
+        "--num-workers", type=_whole, metavar="N", help="processes that decode (default: by cores)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    parser.add_argument(
+        "--precision", default="auto", choices=("auto", "fp32", "bf16"),
+        help="default: the run's, where this machine is fast in it",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=_whole, default=0, help="of the CPU; 0: all cores")
+    return parser
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of 0 or more")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if (number := _whole(text)) == 0:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    config = _config(arguments.tta, arguments.device)
+    from runner.bundle import open_bundle
+
+    bundle = open_bundle(arguments.bundle)
+    inputs = find_images(arguments.paths, _listed)
+    if not inputs.paths:
+        raise DataError(
+            f"no images there ({inputs.num_ignored} other files)",
+            where=" ".join(arguments.paths),
+            fix="image files, or a folder with some",
+        )
+    with Display(stderr=True) as display:
+        if inputs.num_ignored:
+            display.line(f"note: {inputs.num_ignored} files that are no images by their names")
+        rankings = rank(
+            bundle,
+            inputs.paths,
+            top=arguments.top,
+            tta=config.tta if arguments.tta else None,
+            batch_size=arguments.batch_size,
+            num_workers=arguments.num_workers,
+            device=config.device,
+            precision=arguments.precision,
+            threads=arguments.threads,
+            progress=display.evaluation,
+        )
+    _report(bundle, rankings, arguments, config.tta if arguments.tta else None)
+    _tell_broken(rankings)
+
+
+def _config(tta: Sequence[str], device: str) -> RunConfig:
+    """The words of ``--tta`` and the device, checked."""
+    words = [f"tta.{word}" if "=" in word else f"tta={word}" for word in tta]
+    if not words:
+        return checks.changed(RunConfig(), {"device": device})
+    compose.register()
+    return checks.changed(RunConfig(), {**compose.asked(words), "device": device})
+
+
+def _listed() -> Iterator[str]:
+    """The paths on standard input, one a line."""
+    for line in sys.stdin.buffer:
+        if path := line.rstrip(b"\r\n"):
+            yield os.fsdecode(path)
+
+
+def _report(
+    bundle: "Bundle", rankings: Sequence[Ranking], arguments: argparse.Namespace, tta: Tta | None
+) -> None:
+    """Print the table, unless standard output is a target, and write what is asked for."""
+    places = range(1, min(arguments.top, bundle.architecture.num_outputs) + 1)
+    columns = [
+        "image",
+        "error",
+        *(f"{what}_{n}" for n in places for what in ("class", "probability")),
+    ]
+    content = {
+        "bundle": str(arguments.bundle),
+        "model": asdict(bundle.architecture),
+        "preprocess": bundle.preprocess.to_dict(),
+        "tta": None if tta is None else asdict(tta),
+        "images": [_entry(ranking) for ranking in rankings],
+    }
+    contents: dict[str, Callable[[], str]] = {
+        "csv": lambda: to_csv(columns, [_cells(ranking, len(columns)) for ranking in rankings]),
+        "json": lambda: json.dumps(content, indent=2) + "\n",
+    }
+    if give({"csv": arguments.csv, "json": arguments.json}, contents):
+        return
+    read = [ranking for ranking in rankings if not ranking.error]
+    table = Table(
+        f"{len(read):,} images, {bundle.architecture.name}" + (" with TTA" if tta else ""),
+        ("image", "class", "%", "then"),
+        tuple(_row(ranking) for ranking in read[:_PRINTED]),
+        ("image", "class", "then"),
+    )
+    console = table_console()
+    table.print(console)
+    if len(read) > _PRINTED:
+        console.print(f"and {len(read) - _PRINTED:,} more: --csv FILE has them all")
+
+
+def _entry(ranking: Ranking) -> dict[str, Any]:
+    if ranking.error:
+        return {"image": ranking.image, "error": ranking.error}
+    top = [{"class": name, "probability": value} for name, value in ranking.top]
+    return {"image": ranking.image, "top": top}
+
+
+def _cells(ranking: Ranking, width: int) -> list[Any]:
+    cells: list[Any] = [ranking.image, ranking.error]
+    cells += [cell for pair in ranking.top for cell in pair]
+    return cells + [""] * (width - len(cells))
+
+
+def _row(ranking: Ranking) -> tuple[str, ...]:
+    (name, probability), *others = ranking.top
+    then = ", ".join(f"{other} {100 * value:.1f}" for other, value in others)
+    return ranking.image, name, f"{100 * probability:.1f}", then
+
+
+def _tell_broken(rankings: Sequence[Ranking]) -> None:
+    broken = [f"  {ranking.image}: {ranking.error}" for ranking in rankings if ranking.error]
+    if not broken:
+        return
+    more = [f"  and {len(broken) - _LISTED} more"] if len(broken) > _LISTED else []
+    raise DataError(
+        f"{len(broken)} of {len(rankings)} images could not be read:\n"
+        + "\n".join([*broken[:_LISTED], *more]),
+        where="PATH",
+        fix="repair them or leave them out; all others are predicted",
+    )
+
+
+if __name__ == "__main__":
+    main()

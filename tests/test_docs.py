@@ -1,0 +1,84 @@
+"""The code that the documents show runs, and says what ``predict`` says."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from runner.bundle import Architecture, Evaluated, bundle_files, read_bundle
+from runner.models import build_model
+from runner.predict import rank
+from runner.preprocess import Preprocess
+from runner.schema import Augment
+
+PAGE = (Path(__file__).parent.parent / "docs" / "using-the-model-elsewhere.md").read_text()
+CLASSES = ("blue", "green", "red")
+CODE = dict(re.findall(r"<!-- test: (\w+) -->\n```python\n(.*?)```", PAGE, re.DOTALL))
+LOADER, USE = CODE["library"].split("model = ")
+
+
+def write_bundle(folder: Path, source: str, name: str) -> None:
+    model = build_model(source, name, len(CLASSES), seed=3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for module in model.modules():  # as after a training: every statistic is its own
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+                torch.nn.init.uniform_(module.weight, 0.2, 0.6)
+    files = bundle_files(
+        model,
+        architecture=Architecture(source, name, len(CLASSES)),
+        classes=CLASSES,
+        preprocess=Preprocess(72, 2.0, 0.875, 48, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
+        evaluated=Evaluated("fp32", 8, 0, Augment()),
+    )
+    folder.mkdir()
+    for file, content in files.items():
+        (folder / file).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("torchvision", "resnet18"), ("xresnet", "xresnet18"), ("xresnet", "xresnet50")],
+)
+def test_the_loader_says_what_predict_says(tmp_path: Path, source: str, name: str) -> None:
+    write_bundle(tmp_path / "bundle", source, name)
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 131, 3)).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = 6  # lies on its side
+    image.save(tmp_path / "image.jpg", exif=exif)
+    code = LOADER + (f"model = {USE}" if source == "torchvision" else CODE["xresnet"])
+    code += "print(json.dumps(probabilities.tolist()))\n"
+
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, text=True, capture_output=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    said, numbers = ran.stdout.splitlines()
+
+    bundle = read_bundle(tmp_path / "bundle")
+    (ranking,) = rank(bundle, [str(tmp_path / "image.jpg")], top=3, device="cpu", threads=1)
+    assert said.split()[0] == ranking.top[0][0]
+    assert dict(zip(CLASSES, json.loads(numbers), strict=True)) == pytest.approx(
+        dict(ranking.top), abs=1e-5
+    )
+    # Negative control: without the statistics it says something else.
+    assert "return (x - " in code
+    wrong = code.replace("return (x -", "return x  # (x -")
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", wrong], cwd=tmp_path, text=True, capture_output=True
+    )
+    assert json.loads(ran.stdout.splitlines()[1]) != pytest.approx(json.loads(numbers), abs=1e-5)
+
+
+def test_the_loader_is_short() -> None:
+    loader = CODE["library"].partition("probabilities = ")[0]
+    assert len([line for line in loader.splitlines() if line.strip()]) <= 16
