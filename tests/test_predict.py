@@ -1,0 +1,300 @@
+"""Predicting files: the run's own numbers, whatever is named and however it is read."""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import CLASSES, Command
+
+from runner import train
+from runner.bundle import Bundle, open_bundle
+from runner.errors import ArtefactError, DataError
+from runner.predict import Ranking, find_images, rank
+from runner.records import RunFolder
+from runner.schema import RunConfig, Tta
+
+BOOK = Tta(passes=4, beta=0.25)
+
+
+@pytest.fixture(scope="module")
+def run(
+    tiny_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    composed: Callable[..., RunConfig],
+) -> Path:
+    """A finished run with TTA and statistics of its own; 16 px of images of 24 × 32."""
+    words = [
+        "data=folder", f"data.root={tiny_folder}", "data.batch_size=16", "resize.size=16",
+        "eval.crop=0.9", "data.interpolation=bicubic", "normalize=dataset", "tta=book",
+        "eval.batch_size=7", "budget.epochs=1", "threads=1", "seed=3",
+        f"outputs={tmp_path_factory.mktemp('outputs')}",
+    ]  # fmt: skip
+    return Path(train.run(composed(*words), [])["folder"])
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path) -> Bundle:
+    return open_bundle(run)
+
+
+@pytest.fixture(scope="module")
+def val(tiny_folder: Path) -> list[str]:
+    return list(find_images([str(tiny_folder / "val")], iter).paths)
+
+
+def matrix(rankings: list[Ranking]) -> np.ndarray[Any, Any]:
+    """(n, K) probabilities in the order of the classes."""
+    return np.array([[dict(ranking.top)[name] for name in CLASSES] for ranking in rankings])
+
+
+def test_the_validation_folder_gives_the_saved_predictions(
+    bundle: Bundle, run: Path, val: list[str]
+) -> None:
+    saved = RunFolder(run).predictions()
+    plain = matrix(rank(bundle, val, top=3, threads=1))
+    assert np.array_equal(plain, saved["plain"].astype(float))
+    combined = matrix(rank(bundle, val, top=3, tta=BOOK, threads=1))
+    assert np.array_equal(combined, saved["tta"].astype(float))
+    # Negative control: the two differ, and so do the images.
+    assert not np.array_equal(plain, combined)
+    assert len(np.unique(plain, axis=0)) > len(plain) / 2
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 64}, {"num_workers": 2}])
+def test_batches_and_workers_change_nothing(
+    bundle: Bundle, val: list[str], settings: dict[str, int]
+) -> None:
+    whole = matrix(rank(bundle, val, top=3, threads=1))
+    again = matrix(rank(bundle, val, top=3, threads=1, **settings))
+    np.testing.assert_allclose(again, whole, rtol=0, atol=1e-5)
+
+
+def test_an_image_alone_is_predicted_as_among_others(bundle: Bundle, val: list[str]) -> None:
+    whole = matrix(rank(bundle, val, top=3, threads=1))
+    some = matrix(rank(bundle, val[::-5], top=3, threads=1))
+    np.testing.assert_allclose(some, whole[::-5], rtol=0, atol=1e-5)
+
+
+def test_broken_images_leave_the_others_as_they_are(
+    bundle: Bundle, val: list[str], tmp_path: Path
+) -> None:
+    for name, content in (("empty.png", b""), ("text.jpg", b"no image"), ("cut.png", b"\x89PNG")):
+        (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "pipe.png")
+    bad = [str(tmp_path / name) for name in ("empty.png", "text.jpg", "cut.png", "pipe.png", "no")]
+    mixed = [bad[0], *val[:5], *bad[1:3], *val[5:], *bad[3:]]
+    found = rank(bundle, mixed, top=3, threads=1, num_workers=1)
+    assert [ranking.image for ranking in found] == mixed
+    assert {ranking.image for ranking in found if ranking.error} == set(bad)
+    errors = {Path(ranking.image).name: ranking.error for ranking in found if ranking.error}
+    assert errors["empty.png"] == "is empty"
+    assert errors["text.jpg"] == "is not an image"
+    assert "No such file" in errors["no"]
+    assert "not a regular file" in errors["pipe.png"]
+    good = matrix([ranking for ranking in found if not ranking.error])
+    np.testing.assert_allclose(good, matrix(rank(bundle, val, top=3, threads=1)), rtol=0, atol=1e-5)
+
+
+def test_names_come_from_the_bundle_and_not_from_folders(
+    bundle: Bundle, val: list[str], tmp_path: Path
+) -> None:
+    flat = []
+    for number, path in enumerate(val):
+        flat.append(str(tmp_path / f"{number}.png"))
+        shutil.copy(path, flat[-1])
+    named, unnamed = (matrix(rank(bundle, paths, top=3, threads=1)) for paths in (val, flat))
+    assert np.array_equal(named, unnamed)
+
+
+def test_orientation_and_colour_modes_are_as_in_training(bundle: Bundle, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    upright = Image.fromarray(random.integers(0, 256, (24, 40, 3)).astype(np.uint8))
+    upright.save(tmp_path / "upright.png")
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    layer = upright.convert("RGBA")
+    layer.save(tmp_path / "opaque.png")
+    names = ["upright.png", "turned.png", "opaque.png"]
+    one, *others = matrix(rank(bundle, [str(tmp_path / name) for name in names], top=3, threads=1))
+    for other in others:
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-6)
+
+
+def test_the_most_probable_classes_come_first(bundle: Bundle, val: list[str]) -> None:
+    for ranking in rank(bundle, val, top=2, threads=1):
+        assert len(ranking.top) == 2
+        assert ranking.top[0][1] >= ranking.top[1][1]
+        assert sum(probability for _, probability in ranking.top) <= 1 + 1e-6
+
+
+def test_weights_that_are_not_finite_are_refused(bundle: Bundle, val: list[str]) -> None:
+    tensors = {name: tensor.clone() for name, tensor in bundle.tensors.items()}
+    tensors["head.3.bias"][0] = float("nan")
+    from dataclasses import replace
+
+    with pytest.raises(ArtefactError, match="not finite"):
+        rank(replace(bundle, tensors=tensors), val[:2], top=1, threads=1)
+
+
+# Which images words name.
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """b/2.png b/10.png b/note.txt a/2.png c[1].png x.JPG, as the current folder."""
+    for name in ("b/2.png", "b/10.png", "a/2.png", "c[1].png", "x.JPG"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path, format="PNG")
+    (tmp_path / "b" / "note.txt").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+NAMED = {
+    "a file": (["x.JPG"], ["x.JPG"]),
+    "as they are named": (["x.JPG", "a/2.png"], ["x.JPG", "a/2.png"]),
+    "a folder, by name": (["b"], ["b/10.png", "b/2.png"]),
+    "equal names in two folders": (["b/2.png", "a"], ["b/2.png", "a/2.png"]),
+    "named twice": (["x.JPG", "x.JPG"], ["x.JPG", "x.JPG"]),
+    "a pattern": (["*/2.png"], ["a/2.png", "b/2.png"]),
+    "a deep pattern": (["**/*.png"], ["a/2.png", "b/10.png", "b/2.png", "c[1].png"]),
+    "a pattern of folders": (["[ab]"], ["a/2.png", "b/10.png", "b/2.png"]),
+    "a name that looks like a pattern": (["c[1].png"], ["c[1].png"]),
+    "nothing there": (["*.gif", "no.png"], ["*.gif", "no.png"]),
+    "a list": (["x.JPG", "-"], ["x.JPG", "listed.png", "b/10.png", "b/2.png"]),
+    "everything below": (
+        ["."], ["./c[1].png", "./x.JPG", "./a/2.png", "./b/10.png", "./b/2.png"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_words_name(pictures: Path, name: str) -> None:
+    words, expected = NAMED[name]
+    found = find_images(words, lambda: iter(["listed.png", "b"]))
+    assert list(found.paths) == expected
+
+
+def test_files_that_are_no_images_are_counted(pictures: Path) -> None:
+    assert find_images(["b"], iter).num_ignored == 1
+    assert find_images(["b/note.txt"], iter).paths == ("b/note.txt",)  # who names it means it
+
+
+# The command.
+
+
+def test_the_command(command: Command, run: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    images = tiny_folder / "val" / "red"
+    (tmp_path / "bad.png").write_bytes(b"")
+    shutil.copytree(run / "bundle", tmp_path / "passed on")
+    done = command(
+        "passed on", str(images), "bad.png", "--top", "5", "--tta", "flip", "--csv", "rows.csv",
+        "--json", "-", module="runner.predict",
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert "1 of 9 images could not be read:\n  bad.png: is empty" in done.stderr
+    said = json.loads(done.stdout)
+    assert said["tta"]["flip"] is True
+    assert [entry["image"] for entry in said["images"]] == [
+        *(str(images / f"{number:03d}.png") for number in range(8)), "bad.png",
+    ]  # fmt: skip
+    assert said["images"][-1] == {"image": "bad.png", "error": "is empty"}
+    header, *rows = csv.reader(io.StringIO((tmp_path / "rows.csv").read_text()))
+    assert header[:4] == ["image", "error", "class_1", "probability_1"]
+    assert len(rows) == 9
+    assert {len(row) for row in rows} == {8}  # three classes, however many are asked for
+    assert float(rows[0][3]) == said["images"][0]["top"][0]["probability"]
+
+
+def test_a_list_on_standard_input_and_the_table(
+    run: Path, val: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = "\n".join(val[:3]) + "\n\n"
+    stdin = io.TextIOWrapper(io.BytesIO(listed.encode()))
+    assert called(monkeypatch, str(run), "-", "--threads", "1", stdin=stdin) == 0
+    shown = capsys.readouterr().out
+    assert "3 images, xresnet18" in shown
+    for path in val[:3]:
+        assert Path(path).name in shown
+
+
+def called(monkeypatch: pytest.MonkeyPatch, *words: str, stdin: Any = None) -> int:
+    """The command in this process; its exit code."""
+    from runner import predict
+
+    monkeypatch.setattr("sys.argv", ["predict", *words])
+    if stdin is not None:
+        monkeypatch.setattr("sys.stdin", stdin)
+    try:
+        predict.main()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+WRONG: dict[str, tuple[list[str], int, str]] = {
+    "no such run": (["nowhere", "x.png"], 3, "no such folder"),
+    "no run": (["empty", "x.png"], 3, "no run and no bundle is here"),
+    "unfinished": (["unfinished", "x.png"], 3, "no finished run"),
+    "no images": (["RUN", "empty"], 3, "no images there"),
+    "no path": (["RUN"], 2, "PATH"),
+    "top 0": (["RUN", "x.png", "--top", "0"], 2, "1 or more"),
+    "unknown tta": (["RUN", "x.png", "--tta", "flop"], 2, "did you mean flip?"),
+    "a wrong value": (["RUN", "x.png", "--tta", "crops=zero"], 2, "tta.crops"),
+    "a device": (["RUN", "x.png", "--device", "tpu"], 2, "device=tpu"),
+    "two on standard output": (["RUN", "VAL", "--csv", "-", "--json", "-"], 2, "standard output"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_mistakes_are_told(
+    run: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    words, code, reason = WRONG[name]
+    places = {"RUN": str(run), "VAL": str(tiny_folder / "val" / "red")}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(run, tmp_path / "unfinished")
+    (tmp_path / "unfinished" / "result.json").unlink()
+    assert called(monkeypatch, *(places.get(word, word) for word in words)) == code
+    assert reason in capsys.readouterr().err
+
+
+def test_a_changed_bundle_gives_no_predictions(
+    run: Path, val: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    shutil.copytree(run / "bundle", tmp_path / "bundle")
+    path = tmp_path / "bundle" / "model.json"
+    path.write_text(path.read_text().replace('"size": 16', '"size": 32'))
+    words = [str(tmp_path / "bundle"), *val, "--csv", str(tmp_path / "rows.csv")]
+    assert called(monkeypatch, *words) == 7
+    assert "preprocess.size is 32, not 16" in capsys.readouterr().err
+    assert not (tmp_path / "rows.csv").exists()
+
+
+def test_a_run_with_the_bundle_of_another_is_refused(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    result = json.loads((copy / "result.json").read_text())
+    result["bundle"]["model.json"] = "0" * 64
+    (copy / "result.json").write_text(json.dumps(result))
+    with pytest.raises(ArtefactError, match="SHA-256"):
+        open_bundle(copy)
+    with pytest.raises(DataError, match="no such folder"):
+        open_bundle(tmp_path / "nowhere")
