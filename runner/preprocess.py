@@ -87,7 +87,7 @@ def _number(values: Mapping[str, Any], name: str, *, whole: bool = False) -> Any
     value = values[name]
     kind = int if whole else int | float
     if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, not {value!r}")
+        raise ValueError(f"{name} must be a {'whole' if whole else 'finite'} number, not {value!r}")
     return value
 
 

@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 from small import Command, small_dataset
 
 from runner import compose, train
+from runner.bundle import Bundle, read_bundle
 from runner.data.dataset import Dataset, load_dataset
 from runner.display import Display
 from runner.errors import ArtefactError, ConfigError, DataError, RunnerError
@@ -226,7 +227,7 @@ def test_references_in_a_recorded_configuration_stay_text(copied: Path) -> None:
         lambda found: found["config"].update(_target_="os.system"),
         lambda found: found["config"]["tta"].update(crops="${oc.env:HOME}"),
         lambda found: found.update(data=[]),
-        lambda found: found["model"].pop("name"),
+        lambda found: found.pop("bundle"),
         lambda found: found.update(record_version=0),
     ],
 )
@@ -245,16 +246,21 @@ def test_what_is_not_the_runs_own_is_refused(runs: tuple[Path, Path], copied: Pa
     assert "data.root=" in caught.value.fix
     description = copied / "bundle" / "model.json"
     edit(description, lambda found: found["classes"].reverse())
-    with pytest.raises(ArtefactError, match="other classes"):
+    with pytest.raises(ArtefactError, match="it is not what was written: its SHA-256 is"):
         measured(copied)
 
 
-def test_statistics_come_from_the_bundle(runs: tuple[Path, Path], copied: Path) -> None:
+def test_statistics_come_from_the_bundle(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = {"mean": [0.5] * 3, "std": [0.2] * 3}
     edit(copied / "result.json", lambda found: found["config"]["normalize"].update(wrong))
     assert measured(copied)["difference_to_saved"] == 0
-    description = copied / "bundle" / "model.json"
-    edit(description, lambda found: found["preprocess"].update(wrong))  # negative control
+
+    def read_others(folder: Path, expected: dict[str, str]) -> Bundle:
+        found = read_bundle(folder, expected)
+        other = replace(found.preprocess, mean=(0.5,) * 3, std=(0.2,) * 3)
+        return replace(found, preprocess=other)
+
+    monkeypatch.setattr("runner.bundle.read_bundle", read_others)  # negative control
     assert measured(copied)["difference_to_saved"] > 1e-3
 
 
