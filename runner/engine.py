@@ -1,7 +1,7 @@
 """Training, from pixels to numbers; a step reads in the order it runs."""
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 
@@ -153,8 +153,8 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     whole = learner.processes.sum(loss.detach() / learner.processes.count)
-    gradients = [p.grad for group in learner.groups for p in group if p.grad is not None]
-    if not torch.isfinite(whole + torch.nn.utils.get_total_norm(gradients)):
+    sums = [p.grad.sum() for group in learner.groups for p in group if p.grad is not None]
+    if not torch.isfinite(whole + torch.stack(sums).sum()):
         raise TrainingError(f"the loss or a gradient is not finite (loss {float(whole):g})")
     optimizer.step()
     return whole
@@ -168,18 +168,20 @@ def augmented(
     device: torch.device,
 ) -> Tensor:
     """Raw pixels as augmented images (N, 3, size, size) float in 0..1 on ``device``."""
-    images = to_device(pixels, device)
-    if augmentation.changes_geometry(augment):
-        maps = augmentation.homographies(draws, pixels.extents)
-        images = augmentation.resample(
-            images, _tensor(maps, device), _tensor(pixels.extents, device), size
-        )
-    else:
-        images = to_size(images, size)
-    if augment.max_lighting > 0:
-        brightness, contrast = _tensor(draws.brightness, device), _tensor(draws.contrast, device)
-        images = augmentation.light(images, brightness, contrast)
-    return images
+    maps = _tensor(augmentation.homographies(draws, pixels.extents), device)
+    extents = _tensor(pixels.extents, device)
+    brightness, contrast = _tensor(draws.brightness, device), _tensor(draws.contrast, device)
+
+    def augment_some(images: Tensor, rows: slice) -> Tensor:
+        if augmentation.changes_geometry(augment):
+            images = augmentation.resample(images, maps[rows], extents[rows], size).div_(255)
+        else:
+            images = to_size(images.div_(255), size)
+        if augment.max_lighting > 0:
+            images = augmentation.light(images, brightness[rows], contrast[rows])
+        return images
+
+    return by_parts(augment_some, pixels, device)
 
 
 class Training:
@@ -332,9 +334,24 @@ def source_pixels(
     return squares(store, indices, draws.place)
 
 
-def to_device(pixels: Pixels, device: torch.device) -> Tensor:
-    """Raw pixels as floats in 0..1 on ``device``, (N, 3, H, W)."""
-    return pixels.canvas.to(device, non_blocking=True).float().div_(255)
+_CACHED_FLOATS = 2**19  # of the canvas: with what is made of it, they fill a core's own cache
+
+
+def by_parts(
+    work: Callable[[Tensor, slice], Tensor], pixels: Pixels, device: torch.device
+) -> Tensor:
+    """``work`` of raw pixels as floats in 0..255 on ``device``; images alone decide its results.
+
+    On a CPU it gets a few images at a time, with their rows: what it makes of them stays in the
+    cache then, where a whole batch would go through memory at each of its operations.
+    """
+    canvas = pixels.canvas
+    count, floats = len(canvas), canvas[0].numel()
+    most = max(1, _CACHED_FLOATS // floats) if device.type == "cpu" else count
+    parts = [slice(start, start + most) for start in range(0, count, most)]
+    return torch.cat(
+        [work(canvas[rows].to(device, non_blocking=True).float(), rows) for rows in parts]
+    )
 
 
 def _tensor(array: NDArray[np.float64] | NDArray[np.int64], device: torch.device) -> Tensor:

@@ -20,7 +20,7 @@ from runner.data.batches import (
 )
 from runner.data.dataset import Dataset
 from runner.data.store import Store
-from runner.engine import Learner, augmented, source_pixels, to_device
+from runner.engine import Learner, augmented, by_parts, source_pixels
 from runner.errors import TrainingError
 from runner.schema import Augment, RunConfig, Tta
 from runner.tricks import augment as augmentation
@@ -201,13 +201,6 @@ def probabilities(
         )
         return dict([*fixed, *random]), held.broken
 
-    def predict(look: Look, pixels: Pixels, rows: Indices) -> Tensor:
-        if isinstance(look, View):
-            images = _show(pixels, look, learner)
-        else:
-            images = augmented(pixels, draws[look].rows(rows), size, augment, learner.device)
-        return torch.softmax(learner.logits(images), dim=1)
-
     learner.model.eval()
     plain, *combined = (
         torch.zeros(len(indices), learner.num_outputs, device=learner.device)
@@ -218,7 +211,14 @@ def probabilities(
     batches = read_ahead(read, len(order), num_workers)
     with torch.inference_mode(), closing(batches):
         for done, (rows, (by_look, unread)) in enumerate(zip(order, batches, strict=True)):
-            seen = {look: predict(look, pixels, rows) for look, pixels in by_look.items()}
+            seen = {}
+            for look, pixels in by_look.items():
+                if isinstance(look, View):
+                    images = _show(pixels, look, learner)
+                else:
+                    drawn = draws[look].rows(rows)
+                    images = augmented(pixels, drawn, size, augment, learner.device)
+                seen[look] = _predict(learner, images)
             plain[rows] = seen[plain_look]
             for tta, whole in zip(variants, combined, strict=True):
                 others = torch.stack([seen[look] for look in looks(tta, crop)])
@@ -238,9 +238,17 @@ def probabilities(
     return Probabilities(all_plain, all_combined, broken)
 
 
+def _predict(learner: Learner, images: Tensor) -> Tensor:
+    return torch.softmax(learner.logits(images), dim=1)
+
+
 def _show(pixels: Pixels, view: View, learner: Learner) -> Tensor:
     """The squares of a view, scaled and mirrored as it says."""
     preprocess = learner.preprocess
     size = max(1, round(preprocess.size * view.scale))
-    images = to_size(to_device(pixels, learner.device), size, preprocess.interpolation)
-    return images.flip(-1) if view.flip else images
+
+    def show_some(images: Tensor, rows: slice) -> Tensor:
+        images = to_size(images.div_(255), size, preprocess.interpolation)
+        return images.flip(-1) if view.flip else images
+
+    return by_parts(show_some, pixels, learner.device)

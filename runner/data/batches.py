@@ -158,7 +158,8 @@ def _as_read(item: T) -> T:
 def _together(images: Sequence[NDArray[np.uint8]]) -> Pixels:
     extents = np.array([image.shape[:2] for image in images], np.int64)
     height, width = extents.max(axis=0)
-    canvas = np.zeros((len(images), height, width, 3), np.uint8)
+    is_full = bool((extents == extents[0]).all())  # nothing remains to be zero then
+    canvas = (np.empty if is_full else np.zeros)((len(images), height, width, 3), np.uint8)
     for row, image in zip(canvas, images, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
     return Pixels(torch.from_numpy(canvas).permute(0, 3, 1, 2), extents)

@@ -149,7 +149,7 @@ def resample(images: Tensor, maps: Tensor, extents: Tensor, size: int) -> Tensor
     """Sample each image once through its homography; beyond the region it is mirrored.
 
     Args:
-        images: (N, C, H, W) float; image n fills the top left ``extents[n]`` of it.
+        images: (N, C, H, W) float, of any range; image n fills the top left ``extents[n]`` of it.
         maps: (N, 3, 3) float from output to input points.
         extents: (N, 2) float, height and width of each region, px.
         size: of the output, px.
@@ -161,21 +161,25 @@ def resample(images: Tensor, maps: Tensor, extents: Tensor, size: int) -> Tensor
     if min(images.shape[-2:]) > 2 * size:
         images, extents = _averaged(images, extents, size)
     axis = (torch.arange(size, device=images.device, dtype=maps.dtype) + 0.5) * 2 / size - 1
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    points = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(1, -1, 3)
-    mapped = points @ maps.transpose(1, 2)
+    # From the left and top edges on, 0..2: adding the last row of a map adds 1 to what it gives.
+    maps = maps + maps[:, 2:] * maps.new_tensor([1, 1, 0])[:, None]
+    # The products maps · (x, y, 1), as sums of a row and a column: (N, 3, S, S).
+    along_x = maps[:, :, 0, None, None] * axis
+    along_y = (maps[:, :, 1, None] * axis + maps[:, :, 2, None]).unsqueeze(-1)
+    mapped = along_x + along_y
     # A warp near its limit can put the horizon on a pixel; the clamp keeps it finite.
-    source = mapped[..., :2] / mapped[..., 2:].clamp_min(1e-6)
-    mirrored = 1 - (torch.remainder(source + 1, 4) - 2).abs()
-    regions = extents.flip(1).unsqueeze(1)  # (N, 1, 2): width, height, as x and y
+    source = mapped[:, :2].div_(mapped[:, 2:].clamp_min_(1e-6))
+    # Mirrored, and from the right and bottom edges on: 2 is 0 there, and -1 and 3 are both 1.
+    mirrored = source.remainder_(4).sub_(2).abs_()
+    regions = extents.flip(1)[..., None, None]  # (N, 2, 1, 1): width, height, as x and y
     # Half a pixel inside the edge, so that bilinear weights never reach out of the region.
-    limit = 1 - 1 / regions
-    mirrored = torch.maximum(torch.minimum(mirrored, limit), -limit)
-    canvas = torch.tensor([images.shape[-1], images.shape[-2]], device=images.device)
-    grid = (mirrored + 1) * regions / canvas - 1
+    torch.clamp(mirrored, 1 / regions, 2 - 1 / regions, out=mirrored)
+    canvas = images.new_tensor([images.shape[-1], images.shape[-2]])[:, None, None]
+    part = regions / canvas
+    grid = mirrored.mul_(-part).add_(2 * part - 1)
     return F.grid_sample(
         images,
-        grid.view(len(images), size, size, 2).to(images.dtype),
+        grid.permute(0, 2, 3, 1).to(images.dtype),
         mode="bilinear",
         padding_mode="border",
         align_corners=False,
@@ -191,8 +195,8 @@ def light(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
         contrast: (N,) > 0; 1 is neutral.
     """
     shape = (-1, 1, 1, 1)
-    shift = torch.logit(brightness).view(shape)
-    return torch.sigmoid((torch.logit(images, eps=1e-7) + shift) * contrast.view(shape))
+    logits = torch.logit(images, eps=1e-7)
+    return logits.add_(torch.logit(brightness).view(shape)).mul_(contrast.view(shape)).sigmoid_()
 
 
 def _averaged(images: Tensor, extents: Tensor, size: int) -> tuple[Tensor, Tensor]:

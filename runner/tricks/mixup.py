@@ -25,17 +25,19 @@ class Mix:
         weight: (N,) float32 in 0..1, of the image's own pixels.
         boxes: (N, 4) int64, top, bottom, left, right of the partner's pasted box; may be empty.
         share: (N,) float32 in 0..1, of the image's own label.
+        has_boxes: whether any box is not empty.
     """
 
     partner: Tensor
     weight: Tensor
     boxes: Tensor
     share: Tensor
+    has_boxes: bool = True
 
     def to(self, device: torch.device) -> "Mix":
         """The same on ``device``."""
         parts = (self.partner, self.weight, self.boxes, self.share)
-        return Mix(*(part.to(device, non_blocking=True) for part in parts))
+        return Mix(*(part.to(device, non_blocking=True) for part in parts), self.has_boxes)
 
     def part(self, mine: NDArray[np.int64]) -> tuple["Mix", NDArray[np.int64]]:
         """The mix of the images ``mine``, and the rows it needs: theirs, then those of partners."""
@@ -45,7 +47,11 @@ class Mix:
         place[needed] = np.arange(len(needed))
         kept = torch.from_numpy(mine)
         return Mix(
-            torch.from_numpy(place[partners]), self.weight[kept], self.boxes[kept], self.share[kept]
+            torch.from_numpy(place[partners]),
+            self.weight[kept],
+            self.boxes[kept],
+            self.share[kept],
+            self.has_boxes,
         ), needed
 
 
@@ -73,6 +79,7 @@ def draw(rng: np.random.Generator, mixup: Mixup, num_images: int, height: int, w
         torch.from_numpy(weight[rows].astype(np.float32)),
         torch.from_numpy(boxes[rows]),
         torch.from_numpy(share[rows].astype(np.float32)),
+        bool(covered[rows].any()),
     )
 
 
@@ -88,6 +95,8 @@ def mix_images(images: Tensor, mix: Mix) -> Tensor:
     """
     partners, own = images[mix.partner], images[: len(mix.partner)]
     mixed = torch.lerp(partners, own, mix.weight.view(-1, 1, 1, 1).to(images.dtype))
+    if not mix.has_boxes:
+        return mixed
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device).view(1, -1, 1)
     columns = torch.arange(width, device=images.device).view(1, 1, -1)
