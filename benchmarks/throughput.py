@@ -60,7 +60,7 @@ def measured(size: int, data: Path, arguments: argparse.Namespace) -> dict[str, 
         for row, (name, variant) in PEERS.items() if arguments.peers else ():
             settings = {
                 "data": str(data), "size": size, "batch_size": BATCH_SIZE, "threads": 2,
-                "num_workers": 2, "seed": 0, "mixup_alpha": 0.4, "smoothing": 0.1,
+                "num_workers": None, "seed": 0, "mixup_alpha": 0.4, "smoothing": 0.1,
                 "variant": variant,
             }  # fmt: skip
             log = outputs / f"{row}.log"

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -136,8 +136,11 @@ def train_step(
 ) -> Tensor:
     """One update; returns the training loss of the whole step, a scalar on the device.
 
+    Where the loss or a gradient is not finite, the weights stay as they are. Nothing here waits for
+    a GPU, so there the loss that comes back is NaN then, and :func:`require_finite` tells.
+
     Raises:
-        TrainingError: the loss or a gradient is not finite; the weights are as before.
+        TrainingError: the loss or a gradient is not finite, on a CPU.
     """
     images = augmented(batch.pixels, batch.draws, size, augment, learner.device)
     labels = batch.labels.to(learner.device, non_blocking=True)
@@ -154,10 +157,24 @@ def train_step(
     torch.autograd.backward(loss)
     whole = learner.processes.sum(loss.detach() / learner.processes.count)
     sums = [p.grad.sum() for group in learner.groups for p in group if p.grad is not None]
-    if not torch.isfinite(whole + torch.stack(sums).sum()):
-        raise TrainingError(f"the loss or a gradient is not finite (loss {float(whole):g})")
+    is_finite = torch.isfinite(whole + torch.stack(sums).sum())
+    # Fused optimizers change nothing where this is 1, as after an overflow of mixed precision.
+    optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
     optimizer.step()
-    return whole
+    loss = torch.where(is_finite, whole, torch.nan)
+    if loss.device.type == "cpu":
+        require_finite(loss)
+    return loss
+
+
+def require_finite(loss: Tensor) -> None:
+    """Nothing, unless ``loss`` is that of a step that was not made; waits for a GPU.
+
+    Raises:
+        TrainingError: it is.
+    """
+    if not torch.isfinite(loss):
+        raise TrainingError("the loss or a gradient is not finite")
 
 
 def augmented(
@@ -237,11 +254,19 @@ class Training:
                 self._config,
                 learner.processes,
             )
+            before: tuple[Moment, Tensor] | None = None
             with closing(batches):
                 for now in moments:
                     started = time.perf_counter()
                     learner.model.train()  # the caller may have evaluated since the last step
                     loss = self._step(learner, optimizer, now, next(batches))
+                    # A GPU is given the next step before the loss of one is looked at: it never
+                    # waits, and a step that was not finite has changed nothing.
+                    for then in (before, (now, loss) if now.ends_epoch else None):
+                        if then is not None:
+                            with self._told(then[0]):
+                                require_finite(then[1])
+                    before = (now, loss)
                     self.done += 1
                     yield Step(
                         now.stage, now.epoch, self.done, self.total, now.size,
@@ -276,15 +301,21 @@ class Training:
         # Layers such as dropout draw from torch's global generator.
         torch.manual_seed(layer_seed(config.seed, now, learner.processes.rank))
         set_rates(optimizer, now.lr, now.momentum)
-        try:
+        with self._told(now):
             return train_step(
                 learner, optimizer, batch, now.size, config.augment, config.smoothing.epsilon
             )
+
+    @contextmanager
+    def _told(self, now: Moment) -> Iterator[None]:
+        """Errors of the block are those of one step."""
+        try:
+            yield
         except TrainingError as error:
             raise TrainingError(
                 error.what,
                 where=f"epoch {now.epoch + 1}, step {now.step + 1}, lr {now.lr:.3g}",
-                fix=f"a lower rate: optim.lr={config.optim.lr / 10:g}",
+                fix=f"a lower rate: optim.lr={self._config.optim.lr / 10:g}",
             ) from error
 
 

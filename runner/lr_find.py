@@ -62,7 +62,7 @@ def range_test(learner: "Learner", dataset: "Dataset", config: RunConfig) -> Ran
     """
     import torch
 
-    from runner.engine import train_step, training_batches
+    from runner.engine import require_finite, train_step, training_batches
     from runner.optim import build_optimizer, set_rates
     from runner.schedule import moment, plan
 
@@ -90,6 +90,7 @@ def range_test(learner: "Learner", dataset: "Dataset", config: RunConfig) -> Ran
                     learner, optimizer, next(batches), config.size, config.augment,
                     config.smoothing.epsilon,
                 )  # fmt: skip
+                require_finite(loss)
             except TrainingError:
                 if not losses:
                     raise

@@ -37,7 +37,8 @@ class Mix:
     def to(self, device: torch.device) -> "Mix":
         """The same on ``device``."""
         parts = (self.partner, self.weight, self.boxes, self.share)
-        return Mix(*(part.to(device, non_blocking=True) for part in parts), self.has_boxes)
+        partner, weight, boxes, share = (part.to(device, non_blocking=True) for part in parts)
+        return Mix(partner, weight, boxes, share, self.has_boxes)
 
     def part(self, mine: NDArray[np.int64]) -> tuple["Mix", NDArray[np.int64]]:
         """The mix of the images ``mine``, and the rows it needs: theirs, then those of partners."""

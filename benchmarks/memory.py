@@ -1,0 +1,133 @@
+"""Peak memory of a training, and how throughput and memory grow with the number of images.
+
+    python -m benchmarks.memory --data FOLDER_OR_ARCHIVE --json FILE [--images 1000 10000 100000]
+
+The data is a folder of hard links to the training images of the archive, as many as asked for,
+once from the decoded cache and once streamed from the files. Memory is what is not a file's pages,
+which the system takes back when it needs them (RssAnon and RssShmem of Linux), of the process and
+of those that it starts; sampled twenty times a second from its start on.
+"""
+
+import itertools
+import os
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import add_data_option, own_worker, parser, report, unpacked
+from runner.tables import Table
+
+
+class Memory:
+    """Peak memory of processes while the block runs; ``find`` gives their numbers."""
+
+    def __init__(self, parent: int) -> None:
+        self.peak = 0
+        self._parent = parent
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Memory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(0.05):
+            self.peak = max(self.peak, sum(map(_anonymous, _descendants(self._parent))))
+
+
+def _descendants(parent: int) -> list[int]:
+    found, left = [], [parent]
+    while left:
+        number = left.pop()
+        try:
+            below = Path(f"/proc/{number}/task/{number}/children").read_text().split()
+        except OSError:
+            continue
+        found += list(map(int, below))
+        left += list(map(int, below))
+    return found
+
+
+def _anonymous(number: int) -> int:
+    try:
+        status = Path(f"/proc/{number}/status").read_text()
+    except OSError:
+        return 0
+    return 1024 * sum(map(int, re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+)", status, re.MULTILINE)))
+
+
+def linked(source: Path, target: Path, count: int) -> Path:
+    """A data set of ``count`` training images, hard links to those of ``source`` over and over."""
+    folder = target / str(count)
+    if folder.exists():
+        return folder
+    images = sorted((source / "train").rglob("*.JPEG"))
+    for number, image in zip(range(count), itertools.cycle(images), strict=False):
+        place = folder / "train" / image.parent.name
+        place.mkdir(parents=True, exist_ok=True)
+        os.link(image, place / f"{number}.JPEG")
+    for image in sorted((source / "val").rglob("*.JPEG"))[::8]:
+        place = folder / "val" / image.parent.name
+        place.mkdir(parents=True, exist_ok=True)
+        os.link(image, place / image.name)
+    return folder
+
+
+def main() -> None:
+    """The command; see ``--help``."""
+    options = parser("memory", "Memory and throughput by the number of images.")
+    add_data_option(options)
+    options.add_argument("--images", type=int, nargs="+", default=[1_000, 10_000])
+    options.add_argument("--steps", type=int, default=60, help="of each measurement")
+    arguments = options.parse_args()
+    outputs = arguments.outputs.absolute()
+    rows, results = [], []
+    with unpacked(arguments.data) as data:
+        for count, kind in itertools.product(arguments.images, ("cached", "streamed")):
+            folder = linked(data, data.parent / "linked", count)
+            words = [
+                "data=folder", f"data.root='{folder}'", "resize.size=64", "+trick=[mixup]",
+                f"outputs='{outputs}'", f"data.cache_gb={1000 if kind == 'cached' else 0}",
+            ]  # fmt: skip
+            result = _measured(words, arguments.steps, outputs / "memory.log")
+            results.append({"images": count, "kind": kind, **result})
+            rows.append(
+                (
+                    f"{count:,}",
+                    kind,
+                    f"{result['peak_bytes'] / 1e9:.2f}",
+                    f"{result['start_seconds']:.1f}",
+                    f"{result['images_per_second']:.0f}",
+                )
+            )
+    columns = ("images", "kind", "peak memory, GB", "start, s", "images/s")
+    table = Table("memory and throughput by data", columns, tuple(rows), ("kind",))
+    report("memory", table, {"results": results}, arguments.json)
+
+
+def _measured(words: list[str], steps: int, log: Path) -> dict[str, Any]:
+    settings = {"words": words, "role": "run"}
+    with own_worker(settings, log):
+        pass  # fills the cache
+    begun = time.perf_counter()
+    with Memory(os.getpid()) as memory, own_worker(settings, log) as worker:
+        start = time.perf_counter() - begun
+        worker.ask("train", steps=3)
+        said = worker.ask("train", steps=steps)
+        worker.ask("validate")
+    return {
+        "peak_bytes": memory.peak,
+        "start_seconds": start,
+        "images_per_second": said["images"] / said["seconds"],
+    }
+
+
+if __name__ == "__main__":
+    main()

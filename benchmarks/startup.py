@@ -1,0 +1,71 @@
+"""How long commands take to answer, and to begin training.
+
+    python -m benchmarks.startup --json FILE
+
+On the embedded data, whole processes from the start, with Python's compiled files and the image
+cache in place. ``first step`` ends when the first update of the weights has been made.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from benchmarks.measure import Spread, Stopwatch, parser, report
+from runner.tables import Table
+
+_FIRST_STEP = """
+import os, sys
+sys.argv = ["runner.train", *sys.argv[1:]]
+from runner.train import main
+import runner.session, runner.engine
+made = runner.engine.train_step
+def then_end(*arguments):
+    made(*arguments)
+    os._exit(0)
+runner.engine.train_step = then_end
+main()
+"""
+
+
+def main() -> None:
+    """The command; see ``--help``."""
+    options = parser("startup", "Seconds until commands answer or train.")
+    options.add_argument("--repeats", type=int, default=7)
+    arguments = options.parse_args()
+    python = [sys.executable, "-m"]
+    outputs = f"outputs={arguments.outputs.absolute()}/startup"
+    run = [*python, "runner.train", outputs, "budget=smoke"]
+    subprocess.run(run, check=True, capture_output=True)  # noqa: S603  our own command
+    commands = {
+        "--help": [*python, "runner.train", "--help"],
+        "--cfg job": [*python, "runner.train", "+trick=mixup", "--cfg", "job"],
+        "a typing error": [*python, "runner.train", "+trick=mixpu"],
+        "a finished run": run,
+        "report": [*python, "runner.report", outputs.partition("=")[2]],
+        "show": [*python, "runner.show", outputs],
+        "predict --help": [*python, "runner.predict", "--help"],
+        "first step": [sys.executable, "-c", _FIRST_STEP, f"{outputs}/first", "force=true"],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for turn in range(1 + arguments.repeats):
+        for name, command in commands.items():
+            taken = _seconds(command)
+            if turn > 0:
+                seconds[name].append(taken)
+    found = {name: Spread(tuple(values)) for name, values in seconds.items()}
+    rows = tuple((name, str(spread)) for name, spread in found.items())
+    table = Table("seconds, median [min, max]", ("command", "seconds"), rows, ("command",))
+    results = [{"command": name, "seconds": spread.to_dict()} for name, spread in found.items()]
+    report("startup", table, {"results": results}, arguments.json)
+
+
+def _seconds(command: Sequence[str]) -> float:
+    with Stopwatch() as watch:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode not in (0, 2):
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return watch.seconds
+
+
+if __name__ == "__main__":
+    main()

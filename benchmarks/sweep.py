@@ -1,0 +1,95 @@
+"""A sweep of twelve jobs beside twelve runs in turn.
+
+    python -m benchmarks.sweep --json FILE [--words KEY=VALUE …]
+
+On the embedded data, twelve seeds of one epoch each. A single run starts Python, imports torch and
+opens the data anew; a sweep does so once. ``between jobs`` is what a sweep spends on a job besides
+its training and evaluation.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.measure import Spread, Stopwatch, parser, ratio, report
+from runner.tables import Table
+
+_WAYS = {
+    "a sweep": [],
+    "joblib": ["hydra/launcher=joblib"],
+}
+
+
+def main() -> None:
+    """The command; see ``--help``."""
+    options = parser("sweep", "A sweep beside its runs in turn.")
+    options.add_argument("--jobs", type=int, default=12)
+    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--words", nargs="*", default=["budget=smoke"], help="of every run")
+    options.add_argument("--ways", nargs="*", default=list(_WAYS), choices=list(_WAYS))
+    arguments = options.parse_args()
+    folder = arguments.outputs.absolute() / "sweep"
+    common = [sys.executable, "-m", "runner.train", f"outputs={folder}", *arguments.words]
+    subprocess.run([*common, "seed=99"], check=True, capture_output=True)  # noqa: S603  warm-up
+    taken: dict[str, list[float]] = {}
+    between: dict[str, list[float]] = {}
+    for _ in range(arguments.repeats):
+        _forget_runs(folder)
+        with Stopwatch() as watch:
+            for seed in range(arguments.jobs):
+                command = [*common, f"seed={seed}"]
+                subprocess.run(command, check=True, capture_output=True)  # noqa: S603
+        _add("runs in turn", watch.seconds, folder, taken, between)
+        for way in arguments.ways:
+            _forget_runs(folder)
+            command = [*common, "-m", f"seed=range({arguments.jobs})", *_WAYS[way]]
+            with Stopwatch() as watch:
+                subprocess.run(command, check=True, capture_output=True)  # noqa: S603
+            _add(way, watch.seconds, folder, taken, between)
+    rows, results = [], []
+    for way, values in taken.items():
+        spread, besides = Spread(tuple(values)), Spread(tuple(between[way]))
+        part = ratio(spread, Spread(tuple(taken["runs in turn"])))
+        rows.append((way, str(spread), str(part), str(besides)))
+        results.append(
+            {
+                "way": way,
+                "seconds": spread.to_dict(),
+                "ratio_to_runs_in_turn": part.to_dict(),
+                "between_jobs": besides.to_dict(),
+            }
+        )
+    table = Table(
+        f"{arguments.jobs} jobs ({' '.join(arguments.words)}), median [min, max]",
+        ("way", "seconds", "ratio to runs in turn", "between jobs, s"),
+        tuple(rows),
+        ("way",),
+    )
+    report("sweep", table, {"jobs": arguments.jobs, "results": results}, arguments.json)
+
+
+def _add(
+    way: str,
+    seconds: float,
+    folder: Path,
+    taken: dict[str, list[float]],
+    between: dict[str, list[float]],
+) -> None:
+    spent = [
+        json.loads(path.read_text())["budget"]["seconds"] for path in folder.glob("*/result.json")
+    ]
+    taken.setdefault(way, []).append(seconds)
+    between.setdefault(way, []).append((seconds - sum(spent)) / len(spent))
+
+
+def _forget_runs(folder: Path) -> None:
+    """All but the cache, which stays warm."""
+    for path in folder.iterdir():
+        if path.name != "cache":
+            shutil.rmtree(path)
+
+
+if __name__ == "__main__":
+    main()
