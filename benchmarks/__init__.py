@@ -1,0 +1,1 @@
+"""Speed comparisons of trick-runner with its peers."""
