@@ -1,0 +1,139 @@
+"""The training loop that people write around PyTorch's own parts: for timm and torchvision.
+
+As in the training scripts of both projects: one step after the other, mixup on the batch, autocast
+around the model and the loss if asked for. Whole trainings use AdamW and a one-cycle schedule,
+which is what fastai does unasked, so that accuracies after the same epochs can be compared.
+"""
+
+import os
+import random
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from protocol import Contestant, Settings
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader
+
+NUM_CLASSES = 10
+# Of the steps that are only timed; whole trainings are told theirs.
+STEP_LR = 3e-3
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class PlainContestant(Contestant):
+    """A loop around the parts that a subclass makes.
+
+    A subclass sets ``train_loader``, ``val_loader`` and ``criterion`` before it calls `begin`.
+    """
+
+    train_loader: DataLoader
+    val_loader: DataLoader
+    criterion: nn.Module
+
+    def __init__(self, settings: Settings) -> None:
+        torch.set_num_threads(settings.threads)
+        self.settings = settings
+        self.tuned = settings.variant == "tuned"
+
+    @abstractmethod
+    def make_model(self) -> nn.Module:
+        """A model with fresh weights."""
+
+    @abstractmethod
+    def make_optimizer(self, model: nn.Module, lr: float) -> Optimizer:
+        """The optimizer for it."""
+
+    def mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixup, where the loader has not done it."""
+        return images, targets
+
+    def begin(self) -> None:
+        """Make what is timed, and count it."""
+        self._start(self.settings.seed, STEP_LR)
+        self.batches = self._endless()
+        self.num_parameters = sum(weight.numel() for weight in self.model.parameters())
+        self.num_workers = self.train_loader.num_workers
+        self.batches_ahead = self.num_workers * (self.train_loader.prefetch_factor or 0)
+
+    def facts(self) -> dict[str, object]:
+        """How it was set up."""
+        return {
+            "variant": self.settings.variant,
+            "precision": "bfloat16 autocast" if self.tuned else "float32",
+            "channels_last": self.tuned,
+            "train_transform": str(self.train_loader.dataset.transform),
+            "val_transform": str(self.val_loader.dataset.transform),
+        }
+
+    def train(self, steps: int) -> tuple[int, float]:
+        """See `Contestant`."""
+        self.model.train()
+        images = 0
+        for _ in range(steps):
+            batch = next(self.batches)
+            images += len(batch[0])
+            loss = self._step(*batch)
+        return images, loss.item()
+
+    def epochs(self, epochs: int, lr: float, seed: int, done: Callable[[float], None]) -> None:
+        """See `Contestant`."""
+        # Ends the loading processes of the epoch that was only timed up to some step.
+        self.batches.close()
+        self._start(seed, lr)
+        schedule = OneCycleLR(
+            self.optimizer, lr, epochs=epochs, steps_per_epoch=len(self.train_loader)
+        )
+        for _ in range(epochs):
+            self.model.train()
+            for batch in self.train_loader:
+                self._step(*batch)
+                schedule.step()
+            done(self.validate()[1])
+        self.batches = self._endless()
+
+    def validate(self) -> tuple[int, float]:
+        """See `Contestant`."""
+        self.model.eval()
+        total = right = 0
+        with torch.inference_mode(), self._autocast():
+            for images, targets in self.val_loader:
+                outputs = self.model(self._formatted(images))
+                right += (outputs.argmax(1) == targets).sum().item()
+                total += len(targets)
+        return total, right / total
+
+    def _start(self, seed: int, lr: float) -> None:
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002, timm draws from it
+        torch.manual_seed(seed)
+        self.model = self.make_model()
+        if self.tuned:
+            self.model.to(memory_format=torch.channels_last)
+        self.optimizer = self.make_optimizer(self.model, lr)
+
+    def _endless(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield from self.train_loader
+
+    def _step(self, images: Tensor, targets: Tensor) -> Tensor:
+        images, targets = self.mix(images, targets)
+        with self._autocast():
+            loss = self.criterion(self.model(self._formatted(images)), targets)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.tuned)
+
+    def _formatted(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=torch.channels_last) if self.tuned else images

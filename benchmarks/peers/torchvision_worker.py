@@ -1,0 +1,90 @@
+"""torchvision's usual recipe on a plain PyTorch loop: a contestant; see ``protocol.py``.
+
+    PYTHON torchvision_worker.py '{"data": "imagenette2-160"}'
+
+`ImageFolder`, ``DataLoader``, transforms of version 2 (random crops of 8 to 100 % of the area and
+flips of the PIL image, as its reference script has it by default), `v2.MixUp` in the collate
+function as its documentation shows it, cross entropy with label smoothing, AdamW. The model is
+timm's ``resnet18d``, which is what the other contestants train; without timm it is torchvision's
+``resnet18``, whose stem is another and cheaper one: ``facts`` says which. The variant ``tuned``
+adds bfloat16 and channels last.
+"""
+
+import torch
+import torchvision
+from plain import NUM_CLASSES, PlainContestant, num_cores
+from protocol import Settings, serve
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.utils.data import DataLoader, default_collate
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+try:
+    import timm
+except ImportError:
+    timm = None
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# The reference script's --val-resize-size 256 and --val-crop-size 224.
+RESIZE_OVER_CROP = 256 / 224
+
+
+class MixedBatch:
+    """The collate function that mixes; a class, since processes that load data may unpickle it."""
+
+    def __init__(self, alpha: float) -> None:
+        self.mixup = v2.MixUp(alpha=alpha, num_classes=NUM_CLASSES)
+
+    def __call__(self, samples: list) -> tuple[Tensor, Tensor]:
+        """A batch of images, and of labels as probabilities."""
+        return self.mixup(*default_collate(samples))
+
+
+class Torchvision(PlainContestant):
+    """torchvision's parts in `PlainContestant`'s loop."""
+
+    name = f"torchvision {torchvision.__version__.partition('+')[0]}"
+    packages = ("torchvision", "torch", "numpy", "pillow")
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        asked = settings.num_workers
+        common = {
+            "batch_size": settings.batch_size,
+            "num_workers": num_cores() if asked is None else asked,
+        }
+        to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+        crop = v2.RandomResizedCrop(settings.size)
+        center = [v2.Resize(round(settings.size * RESIZE_OVER_CROP)), v2.CenterCrop(settings.size)]
+        self.train_loader = DataLoader(
+            ImageFolder(
+                f"{settings.data}/train", v2.Compose([crop, v2.RandomHorizontalFlip(), *to_tensor])
+            ),
+            shuffle=True,
+            collate_fn=MixedBatch(settings.mixup_alpha),
+            **common,
+        )
+        self.val_loader = DataLoader(
+            ImageFolder(f"{settings.data}/val", v2.Compose([*center, *to_tensor])), **common
+        )
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=settings.smoothing)
+        self.begin()
+
+    def facts(self) -> dict[str, object]:
+        """How it was set up, and with which model."""
+        return {**super().facts(), "model": "timm resnet18d" if timm else "torchvision resnet18"}
+
+    def make_model(self) -> nn.Module:
+        """The same model as the others', where timm is there."""
+        if timm is None:
+            return torchvision.models.resnet18(num_classes=NUM_CLASSES)
+        return timm.create_model("resnet18d", num_classes=NUM_CLASSES)
+
+    def make_optimizer(self, model: nn.Module, lr: float) -> Optimizer:
+        """AdamW."""
+        return AdamW(model.parameters(), lr=lr)
+
+
+if __name__ == "__main__":
+    serve(Torchvision)
