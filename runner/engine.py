@@ -21,6 +21,7 @@ from runner.data.batches import (
     training_order,
 )
 from runner.data.dataset import Dataset
+from runner.data.resident import ResidentStore
 from runner.data.store import Store
 from runner.distributed import ALONE, Processes
 from runner.errors import TrainingError
@@ -353,7 +354,10 @@ def training_batches(
         pixels = source_pixels(dataset.store, split.indices[rows], drawn, augment)
         return Batch(pixels, torch.from_numpy(split.labels[rows]), drawn, mix, batch_size)
 
-    return read_ahead(read, len(moments), dataset.num_workers(config.data.num_workers))
+    # Processes cannot share what is on a GPU, and there is nothing to wait for.
+    is_resident = isinstance(dataset.store, ResidentStore)
+    num_workers = 0 if is_resident else dataset.num_workers(config.data.num_workers)
+    return read_ahead(read, len(moments), num_workers)
 
 
 def source_pixels(

@@ -12,6 +12,7 @@ import torch
 from runner import checkpoint, signals
 from runner.bundle import Architecture, Evaluated, bundle_files
 from runner.data.dataset import Dataset
+from runner.data.resident import resident
 from runner.display import Display
 from runner.distributed import ALONE, Processes
 from runner.engine import Learner, Step, Training
@@ -70,6 +71,7 @@ def train_and_evaluate(
     learner, loaded = build_learner(config, dataset, processes, weights)
     if loaded is not None:
         display.line(f"pretrained: {loaded}")
+    dataset = resident(dataset, learner.device)
     with ExitStack() as stack:
         problem = None
         try:

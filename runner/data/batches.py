@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from runner.data.images import BrokenImageError
+from runner.data.resident import ResidentStore
 from runner.data.store import Store
 from runner.errors import RunnerError
 from runner.randomness import generator
@@ -31,7 +32,8 @@ class Pixels:
     """Raw pixels of N images.
 
     Attributes:
-        canvas: (N, 3, H, W) uint8, in channels-last memory; image n fills the top left of it.
+        canvas: (N, 3, H, W) uint8, in channels-last memory; image n fills the top left of it. On
+            the CPU, or on a GPU that holds the whole data set.
         extents: (N, 2) int64, height and width of each image on its canvas, px.
     """
 
@@ -85,6 +87,9 @@ def squares(store: Store, indices: Indices, places: NDArray[np.float64]) -> Pixe
         indices: (N,) into the store.
         places: (N, 2) in 0..1, x and y.
     """
+    if isinstance(store, ResidentStore):
+        canvas = store.squares(indices, places)
+        return Pixels(canvas, np.full((len(indices), 2), canvas.shape[-1]))
     cuts = [
         cut(store.rectangle(int(index)), View(x, y))
         for index, (x, y) in zip(indices, places, strict=True)

@@ -57,18 +57,26 @@ class Survey:
 
 
 class CachedStore:
-    """Rectangles in one memory-mapped file."""
+    """Rectangles in one memory-mapped file.
+
+    Attributes:
+        offsets: (n,) int64, of the first byte of each image.
+        shapes: (n, 2) int32, height and width of each image, px.
+        pixels: (bytes,) uint8, of all images, row by row, red, green and blue of each pixel.
+        pixels_path: the file of the pixels.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._offsets = np.load(folder / "offsets.npy", allow_pickle=False)
-        self._shapes = np.load(folder / "shapes.npy", allow_pickle=False)
-        self._pixels = np.memmap(folder / "pixels.u8", dtype=np.uint8, mode="r")
+        self.offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+        self.shapes = np.load(folder / "shapes.npy", allow_pickle=False)
+        self.pixels_path = folder / "pixels.u8"
+        self.pixels = np.memmap(self.pixels_path, dtype=np.uint8, mode="r")
 
     def rectangle(self, index: int) -> NDArray[np.uint8]:
         """See :class:`Store`."""
-        height, width = self._shapes[index]
-        start = self._offsets[index]
-        flat = self._pixels[start : start + int(height) * int(width) * _BYTES_PER_PIXEL]
+        height, width = self.shapes[index]
+        start = self.offsets[index]
+        flat = self.pixels[start : start + int(height) * int(width) * _BYTES_PER_PIXEL]
         return flat.reshape(height, width, _BYTES_PER_PIXEL)
 
 
