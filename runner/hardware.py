@@ -3,8 +3,10 @@
 Without torch where that is possible, so that a finished run can answer at once.
 """
 
+import ctypes
 import os
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -15,6 +17,7 @@ Precision = Literal["fp32", "bf16"]
 # 28 px and 1.7 times as fast at 64 px. Small images wait for memory, not for multiplications; the
 # threshold lies between.
 _SMALLEST_BF16_SIZE = 32
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def num_cores() -> int:
@@ -53,6 +56,19 @@ def fastest_precision(kind: str, size: int) -> Precision:
 
         return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"
     return "bf16" if size >= _SMALLEST_BF16_SIZE and _cpu_has_bf16() else "fp32"
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator of the C library keep what tensors free, for the next ones.
+
+    By default it returns every large block to the system, which hands it out again page by page,
+    filled with zeros: a tenth of the time of a training step at 128 px. Nothing where the library
+    is another than glibc.
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def cpu_name() -> str:

@@ -11,7 +11,7 @@ from runner.display import Display
 from runner.distributed import ALONE, Processes
 from runner.engine import Learner
 from runner.errors import ConfigError
-from runner.hardware import device_kind, num_cores, used_precision
+from runner.hardware import device_kind, keep_freed_memory, num_cores, used_precision
 from runner.models import (
     Loaded,
     Weights,
@@ -87,6 +87,9 @@ def build_learner(
         model = share_batch_norm(model, device)
     groups = layer_groups(model) if config.optim.layer_groups == 3 else [list(model.parameters())]
     guard_strided_convolutions(model)
+    if config.compile != "none":
+        # In place, so that the names of the weights stay. One program for each image size.
+        model.compile(mode=config.compile, dynamic=False)
     precision = used_precision(config.precision, device.type, config.size)
     preprocess = _preprocess(config, dataset, processes)
     learner = Learner(model, groups, num_outputs, preprocess, device, precision, processes)
@@ -145,6 +148,7 @@ def _device(name: str, threads: int, processes: Processes) -> torch.device:
     ``auto`` is the GPU where there is one; of several processes each has its own.
     """
     torch.set_num_threads(threads or max(1, num_cores() // processes.local_count))
+    keep_freed_memory()
     device = torch.device(device_kind(name) if name == "auto" else name)
     if device.type == "cuda" and processes.count > 1:
         device = torch.device("cuda", processes.local_rank)

@@ -293,6 +293,9 @@ class RunConfig:
     seed: int = option(0, "of every random draw", at_least=0, below=2**63)
     device: str = option("auto", "auto, cpu, cuda, cuda:1 …")
     precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto: bf16 where hardware has it")
+    compile: Literal["none", "default", "reduce-overhead"] = option(
+        "none", "mode of torch.compile for the network; reduce-overhead: CUDA graphs"
+    )
     threads: int = option(0, "CPU threads; 0: all cores", at_least=0)
     outputs: str = option("outputs", "root of everything written")
     run_dir: str | None = option(
