@@ -28,7 +28,9 @@ from runner.models import build_model
 from runner.predict import rank
 from runner.preprocess import Preprocess
 from runner.schema import Augment, RunConfig
+from runner.tricks.normalize import normalize
 
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 REAL = ArrayImages("fashion", load_fashion().val_images[::150])
 
 
@@ -154,6 +156,7 @@ def untrained(source: str, name: str, size: int) -> Bundle:
     model = build_model(source, name, len(CLASSES), seed=3)
     pixels = torch.from_numpy(load_fashion().train_images[:64]).float().div(255)[:, None]
     images = nn.functional.interpolate(pixels, (size, size)).expand(-1, 3, -1, -1)
+    images = normalize(images, MEAN, STD)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         for module in model.modules():
@@ -169,7 +172,7 @@ def untrained(source: str, name: str, size: int) -> Bundle:
         Path("untrained"),
         Architecture(source, name, len(CLASSES)),
         CLASSES,
-        Preprocess(size, 2.0, 1.0, size, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
+        Preprocess(size, 2.0, 1.0, size, "bicubic", MEAN, STD),
         Evaluated("fp32", 8, 0, Augment()),
         model.state_dict(),
     )
