@@ -161,44 +161,44 @@ def _squares(images: "Images", rows: NDArray[np.int64], learner: "Learner") -> "
     """Images as the network sees them but for normalization, by the code that predicts."""
     from runner.data.batches import view_squares
     from runner.data.store import StreamedStore
-    from runner.engine import to_device
     from runner.tricks.resize import to_size
     from runner.tricks.tta import plain_view
 
     how = learner.preprocess
     store = StreamedStore(images, how.presize, how.max_aspect, how.interpolation)
     (pixels,) = view_squares(store, rows, [plain_view(how.crop)])
-    return to_size(to_device(pixels, learner.device), how.size, how.interpolation)
+    return to_size(pixels.canvas.float().div_(255), how.size, how.interpolation)
 
 
 def main() -> None:
     """The command; see ``--help``."""
-    arguments = _parser().parse_args()
+    arguments = parser().parse_args()
     command(lambda: _run(arguments), compose.translated)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The words that the command takes."""
+    words = argparse.ArgumentParser(
         prog="python -m runner.export",
         description="Write a trained network as one file, normalization inside, that runs without "
         "trick-runner. It is checked against the network on real images first.",
         epilog="Exit codes: 0 done, 2 usage, 3 an image could not be read, 4 the file could not be "
         "written, 7 the bundle was refused, or the program, which is then not written.",
     )
-    parser.add_argument("bundle", metavar="RUN_OR_BUNDLE", type=Path, help="its folder")
-    parser.add_argument(
+    words.add_argument("bundle", metavar="RUN_OR_BUNDLE", type=Path, help="its folder")
+    words.add_argument(
         "--format", choices=tuple(SUFFIXES), default="onnx",
         help="onnx: for ONNX Runtime and its kin; torch: for torch.export.load (default: onnx)",
     )  # fmt: skip
-    parser.add_argument(
+    words.add_argument(
         "--output", type=Path, metavar="FILE", help="default: model.onnx or model.pt2, here"
     )
-    parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
-    parser.add_argument(
+    words.add_argument("--force", action="store_true", help="replace FILE if it is there")
+    words.add_argument(
         "--images", nargs="+", default=[], type=Path, metavar="PATH",
         help="files and folders of images to check on (default: some of the embedded ones)",
     )  # fmt: skip
-    return parser
+    return words
 
 
 def _run(arguments: argparse.Namespace) -> None:

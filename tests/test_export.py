@@ -16,21 +16,17 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image, ImageOps
-from small import CLASSES
-from torch import nn
+from small import CLASSES, untrained_bundle
 
 from runner import export, programs, train
-from runner.bundle import Architecture, Bundle, Evaluated, open_bundle
+from runner.bundle import Bundle, open_bundle
 from runner.data.embedded import load_fashion
 from runner.data.images import ArrayImages, FileImages
 from runner.errors import ArtefactError, ConfigError
-from runner.models import build_model
 from runner.predict import rank
 from runner.preprocess import Preprocess
-from runner.schema import Augment, RunConfig
-from runner.tricks.normalize import normalize
+from runner.schema import RunConfig
 
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 REAL = ArrayImages("fashion", load_fashion().val_images[::150])
 
 
@@ -105,7 +101,6 @@ def test_a_program_says_what_predict_says_of_files(
     squares = np.stack([square(path, how) for path in val])
     own = predicted(bundle, val)
     found = as_a_user(made[kind].content, kind, squares)
-    print(kind, np.abs(found - own).max(), made[kind].difference, made[kind].rounding)
     # Half a level of rounding here, as predict resizes in floats.
     assert np.abs(found - own).max() < 0.02
     assert own.std(axis=0).max() > 0.05
@@ -151,36 +146,12 @@ ARCHITECTURES = [
 ]  # fmt: skip
 
 
-def untrained(source: str, name: str, size: int) -> Bundle:
-    """Weights by chance with statistics by real images, as after a training."""
-    model = build_model(source, name, len(CLASSES), seed=3)
-    pixels = torch.from_numpy(load_fashion().train_images[:64]).float().div(255)[:, None]
-    images = nn.functional.interpolate(pixels, (size, size)).expand(-1, 3, -1, -1)
-    images = normalize(images, MEAN, STD)
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                module.momentum = None  # the plain mean
-        model.train()(images)
-        logits = model.eval()(images)
-        head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-        head.weight /= logits.std()  # neither sure of everything nor of nothing
-        head.bias.sub_(logits.mean(0)).div_(logits.std())
-    return Bundle(
-        Path("untrained"),
-        Architecture(source, name, len(CLASSES)),
-        CLASSES,
-        Preprocess(size, 2.0, 1.0, size, "bicubic", MEAN, STD),
-        Evaluated("fp32", 8, 0, Augment()),
-        model.state_dict(),
-    )
-
-
 @pytest.mark.parametrize(("source", "name", "size"), ARCHITECTURES)
 def test_architectures_at_odd_sizes(source: str, name: str, size: int, tmp_path: Path) -> None:
-    bundle = untrained(source, name, size)
+    statistics = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    bundle = untrained_bundle(
+        source, name, Preprocess(size, 2.0, 1.0, size, "bicubic", *statistics)
+    )
     random = np.random.default_rng(0)
     paths = []
     for number, pixels in enumerate(load_fashion().val_images[:4]):
@@ -192,7 +163,6 @@ def test_architectures_at_odd_sizes(source: str, name: str, size: int, tmp_path:
     done = export.export(bundle, "onnx", REAL, threads=1)
     found = as_a_user(done.content, "onnx", squares)
     own = predicted(bundle, paths)
-    print(name, size, np.abs(found - own).max(), own.std(axis=0), done.difference)
     # No rounding between: the square that is seen has the size of the input.
     assert np.abs(found - own).max() < 1e-5
     assert done.rounding < 1e-5
