@@ -229,9 +229,9 @@ def _run(arguments: argparse.Namespace) -> None:
             f"checked on {done.num_images:,} images: differs from the network by at most "
             f"{done.difference:.1g} in a probability"
         )
-        if done.rounding > 0:
+        if done.rounding > 1e-5:  # and not what another order of memory makes
             display.line(
-                f"note: predict resizes without rounding to whole levels; for these images that "
+                "note: predict resizes without rounding to whole levels; for these images that "
                 f"makes up to {done.rounding:.1g} in a probability"
             )
 
