@@ -12,10 +12,14 @@ import torch
 from PIL import Image
 from torch import nn
 
+from runner.bundle import Architecture, Bundle, Evaluated
 from runner.data.dataset import Dataset, Split
+from runner.data.embedded import load_fashion
 from runner.engine import Learner
+from runner.models import build_model
 from runner.preprocess import Preprocess
-from runner.schema import Budget, Data, Optim, RunConfig
+from runner.schema import Augment, Budget, Data, Optim, RunConfig
+from runner.tricks.normalize import normalize
 
 CLASSES = ("blue", "green", "red")
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -129,3 +133,30 @@ def small_config(**groups: Any) -> RunConfig:
         threads=1,
     )
     return replace(config, **groups)
+
+
+def untrained_bundle(source: str, name: str, preprocess: Preprocess) -> Bundle:
+    """Weights by chance that tell real images apart as trained ones do."""
+    model = build_model(source, name, len(CLASSES), seed=3)
+    pixels = torch.from_numpy(load_fashion().train_images[:64]).float().div(255)[:, None]
+    images = nn.functional.interpolate(pixels, (preprocess.size,) * 2).expand(-1, 3, -1, -1)
+    images = normalize(images, preprocess.mean, preprocess.std)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                module.momentum = None  # the plain mean
+        model.train()(images)
+        logits = model.eval()(images)
+        head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+        head.weight /= logits.std()  # neither sure of everything nor of nothing
+        head.bias.sub_(logits.mean(0)).div_(logits.std())
+    return Bundle(
+        Path("untrained"),
+        Architecture(source, name, len(CLASSES)),
+        CLASSES,
+        preprocess,
+        Evaluated("fp32", 8, 0, Augment()),
+        model.state_dict(),
+    )

@@ -31,7 +31,7 @@ FLOORS = [
     {"tricks", "tensor_files"},
     {"schedule", "data", "models", "optim", "bundle", "checkpoint", "environment"},
     {"compose", "engine"},
-    {"evaluation", "learners"},
+    {"evaluation", "learners", "programs"},
     {"meter"},
     {"session", "hydra_command", "sweep"},
     {
@@ -42,6 +42,7 @@ FLOORS = [
         "report.__main__",
         "evaluate",
         "predict",
+        "export",
         "data.__main__",
     },
 ]
@@ -55,7 +56,7 @@ GROUND = {
 HYDRA = {"compose.py", "hydra_command.py", "trick_runner.py"}
 NO_TORCH = FLOORS[0] | {
     "compose", "hydra_command", "sweep", "train", "lr_find", "show", "report", "report.__main__",
-    "evaluate", "predict", "data.__main__",
+    "evaluate", "predict", "export", "data.__main__",
 }  # fmt: skip
 
 

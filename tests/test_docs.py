@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import untrained_bundle
 
 from runner.bundle import Architecture, Evaluated, bundle_files, read_bundle
+from runner.data.embedded import load_fashion
+from runner.data.images import ArrayImages
+from runner.export import export
 from runner.models import build_model
 from runner.predict import rank
 from runner.preprocess import Preprocess
@@ -77,6 +81,38 @@ def test_the_loader_says_what_predict_says(tmp_path: Path, source: str, name: st
         [sys.executable, "-W", "ignore", "-c", wrong], cwd=tmp_path, text=True, capture_output=True
     )
     assert json.loads(ran.stdout.splitlines()[1]) != pytest.approx(json.loads(numbers), abs=1e-5)
+
+
+def test_an_exported_program_says_what_predict_says(tmp_path: Path) -> None:
+    how = Preprocess(72, 2.0, 0.875, 48, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    bundle = untrained_bundle("torchvision", "resnet18", how)
+    real = ArrayImages("fashion", load_fashion().val_images[:9])
+    done = export(bundle, "onnx", real, threads=1)
+    (tmp_path / "model.onnx").write_bytes(done.content)
+    shirt = Image.fromarray(load_fashion().val_images[1])
+    shirt.resize((131, 90)).save(tmp_path / "image.jpg")
+    code = CODE["onnx"] + "print(json.dumps(probabilities.tolist()))\n"
+
+    said, numbers = run_in(tmp_path, code)
+    (ranking,) = rank(bundle, [str(tmp_path / "image.jpg")], top=3, device="cpu", threads=1)
+    assert said.split()[0] == ranking.top[0][0]
+    found = dict(zip(CLASSES, json.loads(numbers), strict=True))
+    # It rounds to whole levels where predict does not, and this network is a sensitive one.
+    assert found == pytest.approx(dict(ranking.top), abs=0.02)
+    # Negative control: without the crop it says something else.
+    assert "image.crop(" in code
+    _, numbers = run_in(tmp_path, code.replace('* how["crop"])', ")"))
+    found = dict(zip(CLASSES, json.loads(numbers), strict=True))
+    assert found != pytest.approx(dict(ranking.top), abs=0.04)
+
+
+def run_in(folder: Path, code: str) -> list[str]:
+    """The lines that code prints."""
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=folder, text=True, capture_output=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.splitlines()
 
 
 def test_the_loader_is_short() -> None:

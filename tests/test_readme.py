@@ -11,7 +11,7 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from runner import compose
+from runner import compose, export
 from runner.evaluate import variants
 from runner.report.__main__ import parser
 from runner.schema import RunConfig
@@ -35,6 +35,9 @@ def test_there_are_commands() -> None:
 def test_a_command_is_accepted(command: str, composed: Callable[..., RunConfig]) -> None:
     _, module, *words = shlex.split(command)
     assert importlib.util.find_spec(module)
+    if module == "runner.export":
+        export.parser().parse_args(words)
+        return
     compose.check_arguments(words)
     overrides = [word for word in words if "=" in word]
     if module == "runner.report":

@@ -1,0 +1,257 @@
+"""Write a network as one file that runs elsewhere: ``python -m runner.export RUN_OR_BUNDLE``.
+
+What is written is held against the network itself on real images first: no agreement, no file.
+"""
+
+import argparse
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runner import compose
+from runner.command import command
+from runner.display import Display
+from runner.errors import ArtefactError, ConfigError, DataError, RunnerError
+from runner.storage import write_output
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from runner.bundle import Bundle
+    from runner.data.images import Images
+    from runner.engine import Learner
+    from runner.programs import Run
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+TOLERANCE = 1e-4
+"""By which a probability may differ from the network's own; less of small ones among many classes.
+
+Other kernels round otherwise: trained networks differ by 1e-6 or so, wrong statistics by 1e-2.
+"""
+
+_BATCHES = 1, 7, 32  # images; the last one repeats
+_EMBEDDED_STEP = 24  # of the 1,500 embedded validation images every 24th: all classes are there
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A program that agrees with its network.
+
+    Attributes:
+        content: of the file.
+        num_images: on which it was checked.
+        difference: the largest to the network's own probabilities for the same squares.
+        rounding: the largest that rounding the squares to uint8 makes in the network's own.
+    """
+
+    content: bytes = field(repr=False)
+    num_images: int
+    difference: float
+    rounding: float
+
+
+def export(bundle: "Bundle", kind: str, images: "Images", *, threads: int = 0) -> Exported:
+    """The network of a bundle as a program of ONNX or ``torch.export``, checked.
+
+    Args:
+        bundle: of the network.
+        kind: one of ``SUFFIXES``.
+        images: real ones, 1 or more, to check the program on.
+        threads: of the CPU; 0: all cores.
+
+    Raises:
+        ArtefactError: the weights are not of the architecture or give no finite prediction, or
+            the program does not say what the network says.
+        ConfigError: a package is missing, or the architecture cannot be exported.
+        DataError: an image cannot be read.
+    """
+    from torch import contiguous_format
+
+    from runner import programs
+    from runner.learners import trained_learner
+
+    write, read = {
+        "onnx": (programs.to_onnx, programs.from_onnx),
+        "torch": (programs.to_torch, programs.from_torch),
+    }[kind]
+    learner = trained_learner(bundle, device="cpu", precision="fp32", threads=threads)
+    learner.model.eval()
+    # A copy, so that what is done to it cannot reach what it is compared with; and in the plain
+    # order of memory, as the formats store it.
+    model = copy.deepcopy(learner.model).to(memory_format=contiguous_format)
+    about = programs.description(bundle)
+    try:
+        with warnings.catch_warnings():
+            # The exporters warn of their own internals. What matters is checked below.
+            warnings.simplefilter("ignore")
+            content = write(replace(learner, model=model), about)
+            run, written = read(content)
+        if written != about:
+            raise ValueError("its metadata is not what was to be written")
+        difference, rounding = _compared(learner, images, run, bundle.folder)
+    except RunnerError:
+        raise
+    except Exception as error:  # of any kind: these are compilers
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ConfigError(
+            f"{bundle.architecture.name} cannot be exported: {reason}",
+            where=f"--format {kind}",
+            fix=f"--format {'torch' if kind == 'onnx' else 'onnx'}, or the bundle as it is",
+        ) from error
+    return Exported(content, len(images), difference, rounding)
+
+
+def _compared(
+    learner: "Learner", images: "Images", run: "Run", folder: Path
+) -> tuple[float, float]:
+    """The largest differences of :class:`Exported`, batch by batch.
+
+    Raises:
+        ArtefactError: the program does not say what the network says, or that is not finite.
+    """
+    import torch
+
+    def probabilities(squares: "Tensor") -> NDArray[np.float32]:
+        with torch.inference_mode():
+            found: NDArray[np.float32] = torch.softmax(learner.logits(squares), dim=1).numpy()
+        return found
+
+    largest = rounding = 0.0
+    for rows in _batches(len(images)):
+        squares = _squares(images, rows, learner)
+        levels = squares.mul(255).round().to(torch.uint8).contiguous()
+        own, found = probabilities(levels.float().div(255)), run(levels.numpy())
+        if not np.isfinite(own).all():
+            raise ArtefactError(
+                "the network gives predictions that are not finite",
+                where=str(folder.absolute()),
+                fix="another run; its training went wrong",
+            )
+        if own.shape != found.shape:
+            raise ValueError(f"it gives {found.shape} for {own.shape}")
+        difference = np.abs(found - own)
+        allowed = TOLERANCE * np.clip(10 * own, min(1, 10 / learner.num_outputs), 1)
+        if not (difference <= allowed).all():  # not a number is no agreement
+            raise ArtefactError(
+                "the exported program does not say what the network says: a probability differs "
+                f"by {difference.max():.2g}",
+                where=str(folder.absolute()),
+                fix="nothing was written; another version of torch or onnxruntime, or the bundle "
+                "as it is",
+            )
+        largest = max(largest, float(difference.max()))
+        rounding = max(rounding, float(np.abs(probabilities(squares) - own).max()))
+    return largest, rounding
+
+
+def _batches(count: int) -> list[NDArray[np.int64]]:
+    """Positions in batches of several lengths, as a program for any number must take them."""
+    first, second, rest = _BATCHES
+    parts = np.split(np.arange(count), [first, *range(first + second, count, rest)])
+    return [part for part in parts if len(part)]
+
+
+def _squares(images: "Images", rows: NDArray[np.int64], learner: "Learner") -> "Tensor":
+    """Images as the network sees them but for normalization, by the code that predicts."""
+    from runner.data.batches import view_squares
+    from runner.data.store import StreamedStore
+    from runner.tricks.resize import to_size
+    from runner.tricks.tta import plain_view
+
+    how = learner.preprocess
+    store = StreamedStore(images, how.presize, how.max_aspect, how.interpolation)
+    (pixels,) = view_squares(store, rows, [plain_view(how.crop)])
+    return to_size(pixels.canvas.float().div_(255), how.size, how.interpolation)
+
+
+def main() -> None:
+    """The command; see ``--help``."""
+    arguments = parser().parse_args()
+    command(lambda: _run(arguments), compose.translated)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The words that the command takes."""
+    words = argparse.ArgumentParser(
+        prog="python -m runner.export",
+        description="Write a trained network as one file, normalization inside, that runs without "
+        "trick-runner. It is checked against the network on real images first.",
+        epilog="Exit codes: 0 done, 2 usage, 3 an image could not be read, 4 the file could not be "
+        "written, 7 the bundle was refused, or the program, which is then not written.",
+    )
+    words.add_argument("bundle", metavar="RUN_OR_BUNDLE", type=Path, help="its folder")
+    words.add_argument(
+        "--format", choices=tuple(SUFFIXES), default="onnx",
+        help="onnx: for ONNX Runtime and its kin; torch: for torch.export.load (default: onnx)",
+    )  # fmt: skip
+    words.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: model.onnx or model.pt2, here"
+    )
+    words.add_argument("--force", action="store_true", help="replace FILE if it is there")
+    words.add_argument(
+        "--images", nargs="+", default=[], type=Path, metavar="PATH",
+        help="files and folders of images to check on (default: some of the embedded ones)",
+    )  # fmt: skip
+    return words
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    kind = arguments.format
+    target = arguments.output or Path(f"model{SUFFIXES[kind]}")
+    if target.is_dir():
+        fix = f"--output {target / f'model{SUFFIXES[kind]}'}"
+        raise ConfigError("FILE is a folder", where=str(target.absolute()), fix=fix)
+    if target.is_file() and not arguments.force:
+        fix = "--force to replace it, or --output FILE"
+        raise ConfigError("the file is there already", where=str(target.absolute()), fix=fix)
+    if kind == "onnx":
+        from runner.programs import onnx_packages
+
+        onnx_packages()  # first, as all else takes seconds
+    from runner.bundle import open_bundle
+
+    bundle = open_bundle(arguments.bundle)
+    done = export(bundle, kind, _images(arguments.images))
+    write_output(target, done.content)
+    size = bundle.preprocess.size
+    with Display() as display:
+        display.line(
+            f"{target}: {len(done.content) / 1e6:.1f} MB, {bundle.architecture.name}, uint8 images "
+            f"(N, 3, {size}, {size}) to probabilities of {len(bundle.classes)} classes"
+        )
+        display.line(
+            f"checked on {done.num_images:,} images: differs from the network by at most "
+            f"{done.difference:.1g} in a probability"
+        )
+        if done.rounding > 1e-5:  # and not what another order of memory makes
+            display.line(
+                "note: predict resizes without rounding to whole levels; for these images that "
+                f"makes up to {done.rounding:.1g} in a probability"
+            )
+
+
+def _images(words: Sequence[Path]) -> "Images":
+    """The images to check on."""
+    from runner.data.embedded import load_fashion
+    from runner.data.images import ArrayImages, FileImages
+    from runner.data.sources import scan_files
+
+    if not words:
+        return ArrayImages("fashion", load_fashion().val_images[::_EMBEDDED_STEP])
+    paths = [
+        path for word in words for path in (scan_files(word)[0] if word.is_dir() else [str(word)])
+    ]
+    if not paths:
+        where = " ".join(map(str, words))
+        raise DataError("no images there", where=f"--images {where}", fix="files, or leave it out")
+    return FileImages(Path(), tuple(paths))
+
+
+if __name__ == "__main__":
+    main()
