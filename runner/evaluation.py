@@ -179,13 +179,13 @@ def probabilities(
     size, crop = learner.preprocess.size, learner.preprocess.crop
     # The plain view is always computed, and reused where it is one of the wanted ones.
     plain_look = plain_view(crop)
-    shown = list(
+    wanted = list(
         dict.fromkeys([plain_look, *(look for tta in variants for look in looks(tta, crop))])
     )
-    views = [look for look in shown if isinstance(look, View)]
+    views = [look for look in wanted if isinstance(look, View)]
     draws = {
         look: augmentation.draw(augment, len(indices), seed, "tta", look)
-        for look in shown
+        for look in wanted
         if isinstance(look, int)
     }
     batches_of_all = evaluation_order(len(indices), batch_size)
@@ -214,7 +214,7 @@ def probabilities(
             seen = {}
             for look, pixels in by_look.items():
                 if isinstance(look, View):
-                    images = _show(pixels, look, learner)
+                    images = shown(pixels, look, learner)
                 else:
                     drawn = draws[look].rows(rows)
                     images = augmented(pixels, drawn, size, augment, learner.device)
@@ -242,8 +242,8 @@ def _predict(learner: Learner, images: Tensor) -> Tensor:
     return torch.softmax(learner.logits(images), dim=1)
 
 
-def _show(pixels: Pixels, view: View, learner: Learner) -> Tensor:
-    """The squares of a view, scaled and mirrored as it says."""
+def shown(pixels: Pixels, view: View, learner: Learner) -> Tensor:
+    """The squares of a view, scaled and mirrored as it says: (N, 3, S, S) float in 0..1."""
     preprocess = learner.preprocess
     size = max(1, round(preprocess.size * view.scale))
 

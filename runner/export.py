@@ -161,13 +161,14 @@ def _squares(images: "Images", rows: NDArray[np.int64], learner: "Learner") -> "
     """Images as the network sees them but for normalization, by the code that predicts."""
     from runner.data.batches import view_squares
     from runner.data.store import StreamedStore
-    from runner.tricks.resize import to_size
+    from runner.evaluation import shown
     from runner.tricks.tta import plain_view
 
     how = learner.preprocess
     store = StreamedStore(images, how.presize, how.max_aspect, how.interpolation)
-    (pixels,) = view_squares(store, rows, [plain_view(how.crop)])
-    return to_size(pixels.canvas.float().div_(255), how.size, how.interpolation)
+    plain = plain_view(how.crop)
+    (pixels,) = view_squares(store, rows, [plain])
+    return shown(pixels, plain, learner)
 
 
 def main() -> None:
