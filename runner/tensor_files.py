@@ -22,8 +22,15 @@ def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None =
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in tensors.items()
     }
-    content: bytes = save(plain, dict(metadata) if metadata else None)
-    return content
+    content: bytes = save(plain)
+    if not metadata:
+        return content
+    # Not safetensors' own `metadata`, which comes out in another order from time to time.
+    length = int.from_bytes(content[:8], "little")
+    header = {"__metadata__": dict(metadata), **json.loads(content[8 : 8 + length])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors lie aligned
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def from_bytes(content: bytes) -> dict[str, Tensor]:
