@@ -53,7 +53,10 @@ def described(content: bytes) -> dict[str, Any] | None:
         ValueError: the file has no header, or the description is none of ours.
     """
     length = int.from_bytes(content[:8], "little")
-    metadata = parsed(content[8 : 8 + length]).get("__metadata__")
+    try:
+        metadata = parsed(content[8 : 8 + length]).get("__metadata__")
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"not a safetensors file: {error}") from error
     text = metadata.get(DESCRIPTION) if isinstance(metadata, dict) else None
     return parsed(text.encode()) if isinstance(text, str) else None
 

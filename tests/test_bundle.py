@@ -75,6 +75,9 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a mean that is none": (
         lambda found: found["preprocess"].update(mean=[0, float("nan"), 0]), "finite",
     ),
+    "a number without end": (
+        lambda found: found["preprocess"].update(presize=10**400), "presize must be a whole",
+    ),
     "two channels": (lambda found: found["preprocess"].update(mean=[0, 0]), "three"),
     "a number for text": (lambda found: found["model"].update(name=7), "must be text"),
 }  # fmt: skip

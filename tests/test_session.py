@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from small import CLASSES, small_config, small_dataset, small_learner, small_network
 
-from runner import checkpoint, engine, hardware, learners, records
+from runner import checkpoint, engine, hardware, learners, preprocess, records
 from runner.display import Display
 from runner.distributed import Processes
 from runner.errors import ArtefactError, BusyError, ConfigError, StorageError, TrainingError
@@ -229,11 +229,12 @@ def test_the_bundle_reloads_to_the_same_predictions(finished, config):
     content = (bundle / "model.safetensors").read_bytes()
     assert description["files"] == {"model.safetensors": hashlib.sha256(content).hexdigest()}
     assert description["classes"] == list(CLASSES)
-    preprocess = description["preprocess"]
-    assert (preprocess["size"], preprocess["presize"]) == (16, 16)
+    how = preprocess.from_dict(description["preprocess"])
+    assert (how.size, how.presize) == (16, 16)
+    assert how.mean == config.normalize.mean
 
     model = small_network(description["model"]["num_outputs"], seed=1)
-    learner = small_learner(model, mean=tuple(preprocess["mean"]), std=tuple(preprocess["std"]))
+    learner = small_learner(model, preprocess=how)
     fresh = evaluate(learner, small_dataset(), config, with_tta=True)
     model.load_state_dict(load_file(bundle / "model.safetensors"))
     again = evaluate(learner, small_dataset(), config, with_tta=True)
