@@ -411,8 +411,9 @@ def _of_timm(says: Mapping[str, Any]) -> Preprocess:
     if height != width or says["input_size"][0] != 3:
         raise ConfigError(f"the weights take {says['input_size']} as inputs, not square RGB images")
     crop = float(says.get("crop_pct") or 0.875)
-    # timm's `squash` and `border` are not ours; without a crop ours comes closest to them.
-    if says.get("crop_mode", "center") != "center":
+    # timm's `squash` and `border`, and crops beyond the image, which it fills with black, are not
+    # ours; without a crop ours comes closest to them.
+    if says.get("crop_mode", "center") != "center" or crop > 1:
         crop = 1.0
     found = Preprocess(
         presize=int(height / crop),
