@@ -383,7 +383,7 @@ def test_another_architecture_is_refused_with_names_and_shapes(tmp_path: Path) -
     assert "no 1.0.bias" in error.what
     assert error.where == f"model.weights={path}"
     torch.save(build_model("torchvision", "resnet18", 3, seed=0).state_dict(), tmp_path / "r.pth")
-    with pytest.raises(ArtefactError, match="no stem.0.conv.weight"):
+    with pytest.raises(ArtefactError, match=r"no stem\.0\.conv\.weight"):
         load_weights(build_model("xresnet", "xresnet18", 3, seed=0), of_file(tmp_path / "r.pth"))
 
 
