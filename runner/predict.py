@@ -304,6 +304,8 @@ def _report(
     if give({"csv": arguments.csv, "json": arguments.json}, contents):
         return
     read = [ranking for ranking in rankings if not ranking.error]
+    if not read:  # why is told in a moment
+        return
     table = Table(
         f"{len(read):,} images, {bundle.architecture.name}" + (" with TTA" if tta else ""),
         ("image", "class", "%", "then"),

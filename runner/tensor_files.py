@@ -67,16 +67,19 @@ def parsed(content: bytes) -> dict[str, Any]:
     Raises:
         ValueError: it is none, or has a key that names code to run.
     """
-
-    def without_code(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if named := _CODE & {key for key, _ in pairs}:
-            raise ValueError(f"it has the key {min(named)}, which names code to run")
-        return dict(pairs)
-
     try:
-        found = json.loads(content, object_pairs_hook=without_code)
+        found = json.loads(content)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(found, dict):
         raise ValueError(f"it is no object of JSON but {type(found).__name__}")
+    below: list[tuple[str, Any]] = [("", found)]
+    while below:
+        place, value = below.pop()
+        if isinstance(value, dict):
+            if named := _CODE & value.keys():
+                raise ValueError(f"it has the key {place}{min(named)}, which names code to run")
+            below += [(f"{place}{key}.", item) for key, item in value.items()]
+        elif isinstance(value, list):
+            below += [(f"{place}{index}.", item) for index, item in enumerate(value)]
     return found

@@ -65,8 +65,16 @@ def test_what_is_none_is_told(name: str) -> None:
         tensor_files.from_bytes(WRONG[name])
 
 
-def test_code_in_a_description_is_refused() -> None:
-    for text in ('{"_target_": "os.system"}', '{"a": [{"_partial_": true}]}'):
-        content = tensor_files.to_bytes(TENSORS, {tensor_files.DESCRIPTION: text})
-        with pytest.raises(ValueError, match="names code to run"):
-            tensor_files.described(content)
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('{"_target_": "os.system"}', "_target_"),
+        ('{"a": [1, {"b": {"_partial_": true}}]}', "a.1.b._partial_"),
+        ('{"a": {"_args_": ["ls"]}, "c": 0}', "a._args_"),
+    ],
+)
+def test_code_in_a_description_is_refused_with_its_key(text: str, key: str) -> None:
+    content = tensor_files.to_bytes(TENSORS, {tensor_files.DESCRIPTION: text})
+    with pytest.raises(ValueError, match=rf"it has the key {key}, which names code to run"):
+        tensor_files.described(content)
+    assert tensor_files.parsed(text.replace("_", "").encode())  # negative control
