@@ -1,4 +1,4 @@
-"""``python -m runner.data stats``: an option of ``normalize`` to paste, of the training split alone."""
+"""``python -m runner.data stats``: an option of ``normalize``, of the training split alone."""
 
 import json
 import re
