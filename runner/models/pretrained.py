@@ -255,12 +255,12 @@ def _without_prefix(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
 
 
 def _is_path(name: str) -> bool:
-    return os.sep in name or "." in name or Path(name).exists()
+    return os.sep in name or "." in name or os.path.exists(name)  # noqa: PTH110  false for any text
 
 
 def _from_file(path: Path, model: Model) -> Weights:
     where = f"model.weights={path}"
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  false for any text
         inside = [path / place for place in _PLACES if (path / place).is_file()]
         if not inside:
             raise ConfigError(
@@ -277,9 +277,10 @@ def _from_file(path: Path, model: Model) -> Weights:
         )
     try:
         content = read_whole(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"cannot read the weights: {error.strerror or error}", where=where, fix="another FILE"
+            f"cannot read the weights: {reason}", where=where, fix="another FILE"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
     own = _metadata(path, content)
@@ -443,7 +444,11 @@ def _hint(model: Model) -> str:
     """What timm knows of the architecture's own weights, for whoever has to find out."""
     if model.source != "timm":
         return ""
-    says = import_timm().get_pretrained_cfg(model.name)
+    timm = import_timm()
+    try:
+        says = timm.get_pretrained_cfg(model.name)
+    except RuntimeError:  # an unknown tag; the file is what counts
+        says = None
     if says is None:
         return ""
     return (

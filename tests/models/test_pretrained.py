@@ -118,6 +118,8 @@ UNKNOWN = {
         "a file",
     ),
     "no file": (Model(weights="nowhere/model.pth"), "No such file", "another FILE"),
+    "no name of a file": (Model(weights="a\0b.pth"), "embedded null byte", "another FILE"),
+    "a name too long": (Model(weights="x" * 5000 + ".pth"), "File name too long", "another FILE"),
     "a text": (Model(weights="README.md"), "weights are .safetensors or", "a file"),
 }
 
@@ -773,6 +775,14 @@ def test_timms_statistics_are_the_hint_for_a_file_of_its_architecture(tmp_path: 
     with pytest.raises(ConfigError) as caught:
         fitted(replace(asked(), model=model), find_weights(model))
     assert "tf_efficientnet_lite0 have mean [0.5,0.5,0.5] std [0.5,0.5,0.5]" in caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["resnet18.no_such_tag", "no_such_network"])
+def test_an_unknown_network_has_no_hint(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("timm")
+    torch.save(trained_tensors(), tmp_path / "model.pth")
+    model = Model(source="timm", name=name, weights=str(tmp_path / "model.pth"))
+    assert found(model).hint == ""
 
 
 def test_statistics_of_no_weights_are_an_error() -> None:
