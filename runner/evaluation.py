@@ -206,7 +206,7 @@ def probabilities(
             images = _show(pixels, look, learner)
         else:
             images = augmented(pixels, draws[look].rows(rows), size, augment, learner.device)
-        return torch.softmax(learner.logits(images), dim=1)
+        return _predict(learner, images)
 
     learner.model.eval()
     plain, *combined = (
@@ -244,3 +244,7 @@ def _show(pixels: Pixels, view: View, learner: Learner) -> Tensor:
     size = max(1, round(preprocess.size * view.scale))
     images = to_size(to_device(pixels, learner.device), size, preprocess.interpolation)
     return images.flip(-1) if view.flip else images
+
+
+def _predict(learner: Learner, images: Tensor) -> Tensor:
+    return torch.softmax(learner.logits(images), dim=1)

@@ -191,9 +191,9 @@ def distance(place: Place, reference: Place) -> float:
 
 
 def keep_batch_norms_apart() -> None:
-    from runner import session
+    from runner import learners
 
-    session.share_batch_norm = lambda model, device: model
+    learners.share_batch_norm = lambda model, device: model
 
 
 def forget_the_shares() -> None:
