@@ -63,12 +63,13 @@ def range_test(learner: "Learner", dataset: "Dataset", config: RunConfig) -> Ran
     import torch
 
     from runner.engine import require_finite, train_step, training_batches
-    from runner.optim import build_optimizer, set_rates
+    from runner.optim import build_optimizer, freeze_body, set_rates
     from runner.schedule import moment, plan
 
     stage = plan(config, len(dataset.train))[-1]
     before = copy.deepcopy(learner.model.state_dict())
     was_training = learner.model.training
+    freeze_body(learner.model, learner.groups, frozen=stage.frozen)
     optimizer = build_optimizer(learner.groups, config.optim, stage.lr_factors)
     rates: list[float] = []
     losses: list[float] = []
@@ -100,6 +101,7 @@ def range_test(learner: "Learner", dataset: "Dataset", config: RunConfig) -> Ran
             losses.append(average / (1 - _SMOOTHING ** (step + 1)))
             if losses[-1] > _STOP_AT * min(losses):
                 break
+    freeze_body(learner.model, learner.groups, frozen=False)
     learner.model.load_state_dict(before)
     learner.model.zero_grad(set_to_none=True)
     learner.model.train(was_training)

@@ -179,11 +179,12 @@ def _best(
 
 def main() -> None:
     """The command; see ``--help``."""
-    arguments = _parser().parse_intermixed_args()
+    arguments = parser().parse_intermixed_args()
     command(lambda: _run(arguments), compose.translated)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The words that the command takes."""
     parser = argparse.ArgumentParser(
         prog="python -m runner.predict",
         description="Say what is in images, with the bundle of a trained network.",
@@ -304,6 +305,8 @@ def _report(
     if give({"csv": arguments.csv, "json": arguments.json}, contents):
         return
     read = [ranking for ranking in rankings if not ranking.error]
+    if not read:  # why is told in a moment
+        return
     table = Table(
         f"{len(read):,} images, {bundle.architecture.name}" + (" with TTA" if tta else ""),
         ("image", "class", "%", "then"),

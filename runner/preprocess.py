@@ -5,7 +5,6 @@ travels with the weights: a network that meets other statistics than it was trai
 something else than was meant.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -81,13 +80,17 @@ def from_dict(values: Mapping[str, Any]) -> Preprocess:
 
 
 _LARGEST = 16_384
+_ABSURD = 1e9
 
 
 def _number(values: Mapping[str, Any], name: str, *, whole: bool = False) -> Any:
     value = values[name]
     kind = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a {'whole' if whole else 'finite'} number, not {value!r}")
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    # Beyond that bound an int may have no float, and nothing here has a use for it.
+    if not is_number or not abs(value) <= _ABSURD:
+        shown = repr(value)[:80]
+        raise ValueError(f"{name} must be a {'whole' if whole else 'finite'} number, not {shown}")
     return value
 
 

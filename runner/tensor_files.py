@@ -22,8 +22,15 @@ def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None =
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in tensors.items()
     }
-    content: bytes = save(plain, dict(metadata) if metadata else None)
-    return content
+    content: bytes = save(plain)
+    if not metadata:
+        return content
+    # Not safetensors' own `metadata`, which comes out in another order from time to time.
+    length = int.from_bytes(content[:8], "little")
+    header = {"__metadata__": dict(metadata), **json.loads(content[8 : 8 + length])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors lie aligned
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def from_bytes(content: bytes) -> dict[str, Tensor]:
@@ -46,7 +53,10 @@ def described(content: bytes) -> dict[str, Any] | None:
         ValueError: the file has no header, or the description is none of ours.
     """
     length = int.from_bytes(content[:8], "little")
-    metadata = parsed(content[8 : 8 + length]).get("__metadata__")
+    try:
+        metadata = parsed(content[8 : 8 + length]).get("__metadata__")
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"not a safetensors file: {error}") from error
     text = metadata.get(DESCRIPTION) if isinstance(metadata, dict) else None
     return parsed(text.encode()) if isinstance(text, str) else None
 
@@ -57,16 +67,19 @@ def parsed(content: bytes) -> dict[str, Any]:
     Raises:
         ValueError: it is none, or has a key that names code to run.
     """
-
-    def without_code(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if named := _CODE & {key for key, _ in pairs}:
-            raise ValueError(f"it has the key {min(named)}, which names code to run")
-        return dict(pairs)
-
     try:
-        found = json.loads(content, object_pairs_hook=without_code)
+        found = json.loads(content)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(found, dict):
         raise ValueError(f"it is no object of JSON but {type(found).__name__}")
+    below: list[tuple[str, Any]] = [("", found)]
+    while below:
+        place, value = below.pop()
+        if isinstance(value, dict):
+            if named := _CODE & value.keys():
+                raise ValueError(f"it has the key {place}{min(named)}, which names code to run")
+            below += [(f"{place}{key}.", item) for key, item in value.items()]
+        elif isinstance(value, list):
+            below += [(f"{place}{index}.", item) for index, item in enumerate(value)]
     return found

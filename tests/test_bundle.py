@@ -50,6 +50,22 @@ def test_what_was_written_is_read_back(folder: Path) -> None:
         assert torch.equal(model.state_dict()[name], tensor), name
 
 
+def test_a_reference_stays_the_text_that_it_is(tmp_path: Path) -> None:
+    names = ("${oc.env:HOME}", "${hydra:runtime.cwd}")
+    files = bundle_files(
+        small_network(2),
+        architecture=Architecture("xresnet", "${oc.env:HOME}", 2),
+        classes=names,
+        preprocess=PREPROCESS,
+        evaluated=EVALUATED,
+    )
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    bundle = read_bundle(tmp_path)
+    assert bundle.classes == names
+    assert bundle.architecture.name == "${oc.env:HOME}"
+
+
 def test_weights_of_another_network_are_refused(folder: Path) -> None:
     bundle = read_bundle(folder)
     with pytest.raises(ArtefactError, match="not the weights of xresnet18"):
@@ -65,8 +81,10 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda found: found["files"].update({"model.safetensors": "0" * 64}), "SHA-256",
     ),
     "code at the top": (lambda found: found.update(_target_="os.system"), "_target_"),
-    "code within": (lambda found: found["model"].update(x=[{"_partial_": True}]), "_partial_"),
-    "arguments": (lambda found: found["preprocess"].update(_args_=["ls"]), "_args_"),
+    "code within": (
+        lambda found: found["model"].update(x=[{"_partial_": True}]), "key model.x.0._partial_",
+    ),
+    "arguments": (lambda found: found["preprocess"].update(_args_=["ls"]), "key preprocess._args_"),
     "more classes": (lambda found: found["classes"].append("violet"), "4 classes do not fit"),
     "a class twice": (lambda found: found["classes"].__setitem__(0, "red"), "each once"),
     "a deviation of zero": (
@@ -74,6 +92,9 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "a mean that is none": (
         lambda found: found["preprocess"].update(mean=[0, float("nan"), 0]), "finite",
+    ),
+    "a number without end": (
+        lambda found: found["preprocess"].update(presize=10**400), "presize must be a whole",
     ),
     "two channels": (lambda found: found["preprocess"].update(mean=[0, 0]), "three"),
     "a number for text": (lambda found: found["model"].update(name=7), "must be text"),

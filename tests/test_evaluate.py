@@ -1,6 +1,7 @@
 """Evaluating again: the run's own numbers come back, variants make a table, mistakes are told."""
 
 import csv
+import hashlib
 import json
 import shutil
 import sys
@@ -16,11 +17,12 @@ from scipy.stats import binomtest
 from small import Command, small_dataset
 
 from runner import compose, train
-from runner.bundle import Bundle, read_bundle
+from runner.bundle import bundle_files, read_bundle
 from runner.data.dataset import Dataset, load_dataset
 from runner.display import Display
 from runner.errors import ArtefactError, ConfigError, DataError, RunnerError
 from runner.evaluate import averaged, configurations, evaluated, read_run, variants
+from runner.models import build_model
 from runner.records import RunFolder
 from runner.schema import Data, RunConfig, Tta
 
@@ -228,6 +230,7 @@ def test_references_in_a_recorded_configuration_stay_text(copied: Path) -> None:
         lambda found: found["config"]["tta"].update(crops="${oc.env:HOME}"),
         lambda found: found.update(data=[]),
         lambda found: found.pop("bundle"),
+        lambda found: found.update(bundle=["model.json"]),
         lambda found: found.update(record_version=0),
     ],
 )
@@ -246,21 +249,38 @@ def test_what_is_not_the_runs_own_is_refused(runs: tuple[Path, Path], copied: Pa
     assert "data.root=" in caught.value.fix
     description = copied / "bundle" / "model.json"
     edit(description, lambda found: found["classes"].reverse())
-    with pytest.raises(ArtefactError, match="it is not what was written: its SHA-256 is"):
+    with pytest.raises(ArtefactError, match="SHA-256") as caught:
         measured(copied)
+    assert caught.value.where == str(description)
+    assert caught.value.exit_code == 7
 
 
-def test_statistics_come_from_the_bundle(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_come_from_the_bundle(runs: tuple[Path, Path], copied: Path) -> None:
     wrong = {"mean": [0.5] * 3, "std": [0.2] * 3}
     edit(copied / "result.json", lambda found: found["config"]["normalize"].update(wrong))
     assert measured(copied)["difference_to_saved"] == 0
-
-    def read_others(folder: Path, expected: dict[str, str]) -> Bundle:
-        found = read_bundle(folder, expected)
-        other = replace(found.preprocess, mean=(0.5,) * 3, std=(0.2,) * 3)
-        return replace(found, preprocess=other)
-
-    monkeypatch.setattr("runner.bundle.read_bundle", read_others)  # negative control
+    description = copied / "bundle" / "model.json"
+    content = description.read_bytes()
+    edit(description, lambda found: found["preprocess"].update(wrong))
+    with pytest.raises(ArtefactError, match="SHA-256"):
+        measured(copied)
+    # Negative control: a whole bundle with other statistics, whose digests the run knows.
+    description.write_bytes(content)
+    bundle = read_bundle(copied / "bundle")
+    model = build_model("xresnet", "xresnet18", 3, seed=0)
+    bundle.load_into(model)
+    other = replace(bundle.preprocess, mean=(0.5,) * 3, std=(0.2,) * 3)
+    files = bundle_files(
+        model,
+        architecture=bundle.architecture,
+        classes=bundle.classes,
+        preprocess=other,
+        evaluated=bundle.evaluated,
+    )
+    for name, data in files.items():
+        (copied / "bundle" / name).write_bytes(data)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    edit(copied / "result.json", lambda found: found.update(bundle=digests))
     assert measured(copied)["difference_to_saved"] > 1e-3
 
 

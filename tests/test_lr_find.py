@@ -1,13 +1,17 @@
 """The learning rate finder: its suggestions, and that it leaves everything as it was."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from small import small_config, small_dataset, small_learner, small_network
 
+from runner import engine
 from runner.errors import DataError
 from runner.lr_find import RangeTest, range_test
-from runner.schema import Data
+from runner.schema import Data, Optim
 
 
 def falling_then_rising() -> RangeTest:
@@ -59,6 +63,28 @@ def test_the_network_and_the_random_state_are_as_before() -> None:
     assert test.rates[0] == 1e-7
     assert np.all(np.diff(test.rates) > 0)
     assert len(test.rates) == len(test.losses) > 50
+
+
+def test_a_frozen_body_is_frozen_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = small_learner(small_network(), layer_groups=3)
+    convolution, head = learner.model[0][0].weight, learner.model[2][2].weight
+    start = [convolution.clone(), head.clone()]
+    moved: list[tuple[bool, bool]] = []
+    step = engine.train_step
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        loss = step(*arguments)
+        pairs = zip((convolution, head), start, strict=True)
+        moved.append(tuple(not torch.equal(now, before) for now, before in pairs))
+        return loss
+
+    monkeypatch.setattr(engine, "train_step", watched)
+    optim = Optim(layer_groups=3, frozen=True)
+    range_test(learner, small_dataset(), small_config(optim=optim))
+    assert moved[-1] == (False, True)
+    assert all(parameter.requires_grad for parameter in learner.model.parameters())
+    range_test(learner, small_dataset(), small_config(optim=replace(optim, frozen=False)))
+    assert moved[-1] == (True, True)  # negative control
 
 
 def test_it_stops_when_the_loss_has_grown_fourfold() -> None:

@@ -1,6 +1,7 @@
 """Predicting files: the run's own numbers, whatever is named and however it is read."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -112,6 +113,52 @@ def test_names_come_from_the_bundle_and_not_from_folders(
         shutil.copy(path, flat[-1])
     named, unnamed = (matrix(rank(bundle, paths, top=3, threads=1)) for paths in (val, flat))
     assert np.array_equal(named, unnamed)
+
+
+def test_a_subset_of_the_classes_changes_no_name(
+    bundle: Bundle, val: list[str], tmp_path: Path
+) -> None:
+    reds = [path for path in val if "/red/" in path]
+    folder = tmp_path / "blue"  # the name of a class that they are not of
+    folder.mkdir()
+    for path in reds:
+        shutil.copy(path, folder)
+    some = find_images([str(folder)], iter).paths
+    whole = matrix(rank(bundle, val, top=3, threads=1))[[val.index(path) for path in reds]]
+    found = matrix(rank(bundle, some, top=3, threads=1))
+    assert 0 < len(reds) < len(val)
+    np.testing.assert_allclose(found, whole, rtol=0, atol=1e-5)
+
+
+def test_an_image_named_twice_is_predicted_twice(bundle: Bundle, val: list[str]) -> None:
+    first, again, other = rank(bundle, [val[0], val[0], val[1]], top=3, threads=1)
+    assert first.image == again.image
+    np.testing.assert_allclose(matrix([first]), matrix([again]), rtol=0, atol=1e-6)
+    assert matrix([first]).tolist() != matrix([other]).tolist()
+
+
+def test_tta_is_the_mean_of_the_views_it_names(
+    bundle: Bundle, val: list[str], tmp_path: Path
+) -> None:
+    mirrored = []
+    for number, path in enumerate(val):
+        mirrored.append(str(tmp_path / f"{number}.png"))
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored[-1])
+    plain, other = (matrix(rank(bundle, paths, top=3, threads=1)) for paths in (val, mirrored))
+    off = matrix(rank(bundle, val, top=3, tta=Tta(), threads=1))
+    assert np.array_equal(off, plain)
+    flip = matrix(rank(bundle, val, top=3, tta=Tta(flip=True), threads=1))
+    np.testing.assert_allclose(flip, (plain + other) / 2, rtol=0, atol=1e-5)
+    assert np.abs(flip - plain).max() > 1e-3  # negative control
+    np.testing.assert_allclose(flip.sum(axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("tta", [Tta(flip=True), Tta(crops=3), Tta(scales=(1.0, 1.5))])
+def test_tta_depends_on_no_order_and_no_batch(bundle: Bundle, val: list[str], tta: Tta) -> None:
+    whole = matrix(rank(bundle, val, top=3, tta=tta, threads=1))
+    np.testing.assert_allclose(whole.sum(axis=1), 1, atol=1e-6)
+    again = matrix(rank(bundle, val[::-1], top=3, tta=tta, batch_size=1, threads=1))
+    np.testing.assert_allclose(again[::-1], whole, rtol=0, atol=1e-5)
 
 
 def test_orientation_and_colour_modes_are_as_in_training(bundle: Bundle, tmp_path: Path) -> None:
@@ -249,6 +296,8 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "unfinished": (["unfinished", "x.png"], 3, "no finished run"),
     "no images": (["RUN", "empty"], 3, "no images there"),
     "no path": (["RUN"], 2, "PATH"),
+    "an image that is not there": (["RUN", "gone.png"], 3, "gone.png: No such file"),
+    "a pattern without a match": (["RUN", "*.jpg"], 3, "1 of 1 images could not be read"),
     "top 0": (["RUN", "x.png", "--top", "0"], 2, "1 or more"),
     "unknown tta": (["RUN", "x.png", "--tta", "flop"], 2, "did you mean flip?"),
     "a wrong value": (["RUN", "x.png", "--tta", "crops=zero"], 2, "tta.crops"),
@@ -276,16 +325,56 @@ def test_mistakes_are_told(
     assert reason in capsys.readouterr().err
 
 
+CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "another size": (
+        lambda found: found["preprocess"].update(size=32), "preprocess.size is 32, not 16",
+    ),
+    "another mean": (
+        lambda found: found["preprocess"].update(mean=[0.5, 0.5, 0.5]),
+        "preprocess.mean is [0.5, 0.5, 0.5], not [0.",
+    ),
+    "another deviation": (
+        lambda found: found["preprocess"].update(std=[1.0, 1.0, 1.0]),
+        "preprocess.std is [1.0, 1.0, 1.0], not [0.",
+    ),
+    "no mean": (lambda found: found["preprocess"].pop("mean"), "it has no 'mean'"),
+    "no deviation": (lambda found: found["preprocess"].pop("std"), "it has no 'std'"),
+    "no size": (lambda found: found["preprocess"].pop("size"), "it has no 'size'"),
+    "classes in another order": (
+        lambda found: found["classes"].reverse(),
+        'classes is ["red", "green", "blue"], not ["blue", "green", "red"]',
+    ),
+    "a class less": (lambda found: found["classes"].pop(), 'classes is ["blue", "green"], not'),
+    "no classes": (lambda found: found.pop("classes"), "it has no 'classes'"),
+    "a key more": (lambda found: found.update(note="x"), 'note is "x", not null'),
+    "code": (
+        lambda found: found["preprocess"].update(_target_="os.system"),
+        "the key preprocess._target_, which names code",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("of_run", [False, True])
 def test_a_changed_bundle_gives_no_predictions(
     run: Path, val: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], name: str, of_run: bool,
 ) -> None:  # fmt: skip
-    shutil.copytree(run / "bundle", tmp_path / "bundle")
-    path = tmp_path / "bundle" / "model.json"
-    path.write_text(path.read_text().replace('"size": 16', '"size": 32'))
-    words = [str(tmp_path / "bundle"), *val, "--csv", str(tmp_path / "rows.csv")]
+    """Alone it says which value was changed; in its run, which hash is not that of the result."""
+    change, reason = CHANGES[name]
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    path = copy / "bundle" / "model.json"
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+    words = [str(copy if of_run else path.parent), *val, "--csv", str(tmp_path / "rows.csv")]
     assert called(monkeypatch, *words) == 7
-    assert "preprocess.size is 32, not 16" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    if of_run:
+        expected = json.loads((copy / "result.json").read_text())["bundle"]["model.json"]
+        reason = f"its SHA-256 is {hashlib.sha256(path.read_bytes()).hexdigest()}, not {expected}"
+    assert reason in told
+    assert f"where: {path}" in told
     assert not (tmp_path / "rows.csv").exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from runner import compose, export
+from runner import compose, export, predict
 from runner.evaluate import variants
 from runner.report.__main__ import parser
 from runner.schema import RunConfig
@@ -42,6 +42,14 @@ def test_a_command_is_accepted(command: str, composed: Callable[..., RunConfig])
     overrides = [word for word in words if "=" in word]
     if module == "runner.report":
         parser().parse_args(words)
+        return
+    if module == "runner.predict":
+        predict.parser().parse_intermixed_args(words)
+        return
+    if module == "runner.data":
+        assert words.pop(0) == "stats"
+        assert words == overrides
+        composed(*words)
         return
     if module == "runner.evaluate":
         runs = {word for word in words if word.startswith("outputs/")}

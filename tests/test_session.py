@@ -16,11 +16,12 @@ import yaml
 from safetensors.torch import load_file
 from small import CLASSES, small_config, small_dataset, small_learner, small_network
 
-from runner import engine, hardware, records, session
+from runner import checkpoint, engine, hardware, learners, preprocess, records
 from runner.display import Display
 from runner.distributed import Processes
 from runner.errors import ArtefactError, BusyError, ConfigError, StorageError, TrainingError
 from runner.evaluation import evaluate
+from runner.learners import build_learner
 from runner.locks import locked
 from runner.records import RunFolder
 from runner.schema import (
@@ -37,7 +38,7 @@ from runner.schema import (
     Tta,
     to_dict,
 )
-from runner.session import build_learner, train_and_evaluate
+from runner.session import train_and_evaluate
 from runner.signals import Interrupted, raise_on_signals
 
 TRICKS = {
@@ -54,7 +55,7 @@ def small_model(source, name, num_outputs, *, seed, dropout):
 
 @pytest.fixture(autouse=True)
 def _small_models(monkeypatch):
-    monkeypatch.setattr(session, "build_model", small_model)
+    monkeypatch.setattr(learners, "build_model", small_model)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -94,7 +95,7 @@ def finished(config, tmp_path_factory):
     """The folder of a run with every trick on but progressive resizing, and its result."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "build_model", small_model)
+        patch.setattr(learners, "build_model", small_model)
         result = run(folder, config, overrides=["seed=5", "+api_token=hush"])
     return folder, result
 
@@ -228,11 +229,12 @@ def test_the_bundle_reloads_to_the_same_predictions(finished, config):
     content = (bundle / "model.safetensors").read_bytes()
     assert description["files"] == {"model.safetensors": hashlib.sha256(content).hexdigest()}
     assert description["classes"] == list(CLASSES)
-    preprocess = description["preprocess"]
-    assert (preprocess["size"], preprocess["presize"]) == (16, 16)
+    how = preprocess.from_dict(description["preprocess"])
+    assert (how.size, how.presize) == (16, 16)
+    assert how.mean == config.normalize.mean
 
     model = small_network(description["model"]["num_outputs"], seed=1)
-    learner = small_learner(model, mean=tuple(preprocess["mean"]), std=tuple(preprocess["std"]))
+    learner = small_learner(model, preprocess=how)
     fresh = evaluate(learner, small_dataset(), config, with_tta=True)
     model.load_state_dict(load_file(bundle / "model.safetensors"))
     again = evaluate(learner, small_dataset(), config, with_tta=True)
@@ -381,7 +383,7 @@ def test_rows_of_steps_that_were_lost_are_written_once(finished, config, tmp_pat
     """The row of the first epoch is there, its checkpoint is not."""
     folder = RunFolder(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(session.checkpoint, "write", lambda *_: crash())
+        patch.setattr(checkpoint, "write", lambda *_: crash())
         with pytest.raises(RuntimeError, match="a crash"):
             run(folder, config)
     assert len(rows(folder)) == len(rows(folder, "timings.jsonl")) == 1
@@ -486,7 +488,7 @@ def test_times_are_not_among_the_metrics(finished):
 def test_tricks_do_not_change_the_initial_weights(tmp_path):
     def initial(**groups):
         config = small_config(outputs=str(tmp_path), **groups)
-        model = build_learner(config, small_dataset()).model
+        model = build_learner(config, small_dataset())[0].model
         return torch.cat([value.flatten().double() for value in model.state_dict().values()])
 
     baseline = initial()
@@ -498,14 +500,14 @@ def test_tricks_do_not_change_the_initial_weights(tmp_path):
 def test_dataset_statistics_are_of_the_training_split(tmp_path):
     dataset = small_dataset()
     config = small_config(normalize=Normalize(source="dataset"), outputs=str(tmp_path))
-    learner = build_learner(config, dataset)
+    learner, _ = build_learner(config, dataset)
     pixels = np.concatenate(
         [dataset.store.images[index].reshape(-1, 3) for index in dataset.train.indices]
     )
-    assert learner.mean == pytest.approx((pixels / 255).mean(axis=0))
-    assert learner.std == pytest.approx((pixels / 255).std(axis=0))
+    assert learner.preprocess.mean == pytest.approx((pixels / 255).mean(axis=0))
+    assert learner.preprocess.std == pytest.approx((pixels / 255).std(axis=0))
     everything = np.concatenate([image.reshape(-1, 3) for image in dataset.store.images])
-    assert learner.mean != pytest.approx((everything / 255).mean(axis=0), rel=1e-6)
+    assert learner.preprocess.mean != pytest.approx((everything / 255).mean(axis=0), rel=1e-6)
 
 
 def test_fewer_outputs_than_classes_are_refused(tmp_path):
@@ -541,7 +543,7 @@ def test_a_gpu_that_is_not_there(monkeypatch, name):
 def test_precision_by_machine_or_by_word(monkeypatch, precision):
     monkeypatch.setattr(hardware, "fastest_precision", lambda kind, size: precision)
     for asked in ("auto", precision):
-        learner = build_learner(small_config(precision=asked), small_dataset())
+        learner, _ = build_learner(small_config(precision=asked), small_dataset())
         assert (learner.device.type, learner.precision) == ("cpu", precision)
 
 

@@ -7,6 +7,7 @@ are looked up together: from the library that offers both, or from the file that
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,8 +125,7 @@ def fitted(config: RunConfig, weights: Weights | None) -> RunConfig:
     if own is None:
         return _without_metadata(config, weights)
     if chosen.source == "pretrained":
-        is_given = (chosen.mean, chosen.std) != (Normalize.mean, Normalize.std)
-        if is_given and not _agree(chosen.mean + chosen.std, own.mean + own.std):
+        if _given(chosen) and not _agree(chosen.mean + chosen.std, own.mean + own.std):
             raise ConfigError(
                 f"normalize=pretrained means the weights' own mean {_list(own.mean)} "
                 f"std {_list(own.std)}",
@@ -169,7 +169,7 @@ def _presize(config: RunConfig, own: Preprocess) -> int | None:
 def _without_metadata(config: RunConfig, weights: Weights) -> RunConfig:
     """Only the user can know the statistics: they must be said."""
     chosen = config.normalize
-    is_said = chosen.source == "fixed" and any(chosen.mean)
+    is_said = chosen.source == "fixed" and _given(chosen)
     if is_said:
         return replace(config, normalize=replace(chosen, source="pretrained"))
     if chosen.allow_mismatch and chosen.source != "pretrained":
@@ -180,6 +180,11 @@ def _without_metadata(config: RunConfig, weights: Weights) -> RunConfig:
         fix="normalize=imagenet, normalize=half or 'normalize.mean=[…]' 'normalize.std=[…]'"
         f"{weights.hint}: whoever trained them knows; normalize.allow_mismatch=true goes without",
     )
+
+
+def _given(chosen: Normalize) -> bool:
+    """Whether mean or std are others than none."""
+    return (chosen.mean, chosen.std) != (Normalize.mean, Normalize.std)
 
 
 def _agree(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
@@ -250,12 +255,12 @@ def _without_prefix(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
 
 
 def _is_path(name: str) -> bool:
-    return os.sep in name or "." in name or Path(name).exists()
+    return os.sep in name or "." in name or os.path.exists(name)  # noqa: PTH110  false for any text
 
 
 def _from_file(path: Path, model: Model) -> Weights:
     where = f"model.weights={path}"
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  false for any text
         inside = [path / place for place in _PLACES if (path / place).is_file()]
         if not inside:
             raise ConfigError(
@@ -272,15 +277,13 @@ def _from_file(path: Path, model: Model) -> Weights:
         )
     try:
         content = read_whole(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"cannot read the weights: {error.strerror or error}", where=where, fix="another FILE"
+            f"cannot read the weights: {reason}", where=where, fix="another FILE"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
-    try:
-        own = _metadata(path, content)
-    except (ValueError, KeyError, TypeError) as error:
-        raise _refused(path, error) from error
+    own = _metadata(path, content)
 
     def read() -> dict[str, Tensor]:
         again = read_whole(path)
@@ -293,14 +296,22 @@ def _from_file(path: Path, model: Model) -> Weights:
 
 
 def _metadata(path: Path, content: bytes) -> Preprocess | None:
-    """The preprocessing that the file itself describes, or timm's ``config.json`` beside it."""
-    if path.suffix == ".safetensors" and (found := tensor_files.described(content)):
-        return preprocess.from_dict(found["preprocess"])
-    beside = path.with_name("config.json")
-    if not beside.is_file():
-        return None
-    described = tensor_files.parsed(read_whole(beside)).get("pretrained_cfg")
-    return _of_timm(described) if isinstance(described, dict) else None
+    """The preprocessing that the file itself describes, or timm's ``config.json`` beside it.
+
+    Raises:
+        ArtefactError: there is such a description, and it is none.
+    """
+    says = path
+    try:
+        if path.suffix == ".safetensors" and (found := tensor_files.described(content)):
+            return preprocess.from_dict(found["preprocess"])
+        says = path.with_name("config.json")
+        if not says.is_file():
+            return None
+        described = tensor_files.parsed(read_whole(says)).get("pretrained_cfg")
+        return _of_timm(described) if isinstance(described, dict) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        raise _refused(says, error) from error
 
 
 def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
@@ -321,12 +332,23 @@ def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
 
 
 def _refused(path: Path, error: Exception) -> ArtefactError:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return ArtefactError(
-        f"the weights are refused: {reason[:300]}",
+        f"the weights are refused: {_reason(error)}",
         where=f"model.weights={path}",
         fix="a whole file that holds tensors and nothing else, best as .safetensors",
     )
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, in a line; without torch's advice, which is to run what a file asks for."""
+    text = str(error).strip()
+    if named := re.search(r"GLOBAL (\S+)", text):
+        return f"it asks for {named[1]}, and only tensors are read"
+    if "weights_only" in text:
+        return "it is no file of tensors that torch.save wrote"
+    if isinstance(error, KeyError):
+        return f"it has no {text}"
+    return text.partition("\n")[0][:300] or f"it is empty or cut ({type(error).__name__})"
 
 
 def _from_torchvision(architecture: str, name: str) -> Weights:
@@ -384,15 +406,17 @@ def _of_timm(says: Mapping[str, Any]) -> Preprocess:
 
     Raises:
         ConfigError: it asks for what this program does not do.
+        ValueError: a value is out of range. KeyError, TypeError and ArithmeticError: it is none.
     """
     _, height, width = says["input_size"]
     if height != width or says["input_size"][0] != 3:
         raise ConfigError(f"the weights take {says['input_size']} as inputs, not square RGB images")
     crop = float(says.get("crop_pct") or 0.875)
-    # timm's `squash` and `border` are not ours; without a crop ours comes closest to them.
-    if says.get("crop_mode", "center") != "center":
+    # timm's `squash` and `border`, and crops beyond the image, which it fills with black, are not
+    # ours; without a crop ours comes closest to them.
+    if says.get("crop_mode", "center") != "center" or crop > 1:
         crop = 1.0
-    return Preprocess(
+    found = Preprocess(
         presize=int(height / crop),
         max_aspect=_ASPECT,
         crop=min(1.0, height / int(height / crop)),
@@ -401,6 +425,7 @@ def _of_timm(says: Mapping[str, Any]) -> Preprocess:
         mean=tuple(says["mean"]),
         std=tuple(says["std"]),
     )
+    return preprocess.from_dict(found.to_dict())  # checked: it may come from a file
 
 
 def _interpolation(name: str, weights: str) -> preprocess.Interpolation:
@@ -419,7 +444,11 @@ def _hint(model: Model) -> str:
     """What timm knows of the architecture's own weights, for whoever has to find out."""
     if model.source != "timm":
         return ""
-    says = import_timm().get_pretrained_cfg(model.name)
+    timm = import_timm()
+    try:
+        says = timm.get_pretrained_cfg(model.name)
+    except RuntimeError:  # an unknown tag; the file is what counts
+        says = None
     if says is None:
         return ""
     return (
@@ -448,9 +477,8 @@ def _downloading(
         except RunnerError:
             raise
         except Exception as error:  # of many libraries: hashes, pickles, connections
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise StorageError(
-                f"cannot get the pretrained weights: {reason[:300]}",
+                f"cannot get the pretrained weights: {_reason(error)}",
                 where=label,
                 fix="a connection to the net, or model.weights=FILE of weights at hand",
             ) from error
