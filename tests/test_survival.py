@@ -26,6 +26,8 @@ import pytest
 from kill import CACHE, DISK, FORK, PREDICT, STEP, SYNC, Attempt, Place, Setup, Trap
 from small import COLOURS, write_images
 
+from runner.records import VERSION
+
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
     pytest.mark.timeout(600),
@@ -425,13 +427,13 @@ def test_files_of_another_version_are_refused(stopped: Stopped, old: str) -> Non
     again = place.run()
     assert ended(again, 7)
     assert "version 99" in again.err
-    assert re.search("(reads|writes) 2", again.err)
+    assert re.search(f"(reads|writes) {VERSION}", again.err)
     assert again.count(STEP) == 0
 
 
 def change_version(path: Path) -> None:
     content = json.loads(path.read_text())
-    assert content["record_version"] == 2
+    assert content["record_version"] == VERSION
     path.write_text(json.dumps({**content, "record_version": 99}))
 
 
