@@ -323,7 +323,7 @@ def test_a_manifest_that_is_none_is_refused(two, manifest):
 
 
 def test_a_state_that_is_none_is_refused(two):
-    for content in (b"[]", b"null", b"3", b"{}", b"\xff", b'{"record_version": 2}'):
+    for content in (b"[]", b"null", b"3", b"{}", b"\xff", b'{"record_version": %d}' % VERSION):
         relist(path_of(two, 8), "state.json", content)
         assert_is(newest(two, ID), 4)
 

@@ -313,7 +313,7 @@ def test_a_folder_of_another_record_version_is_refused_with_both(folder, version
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", "3", "{}", '{"record_version": 2}', "\x00",
+    ["", "{", "[]", "null", "3", "{}", f'{{"record_version": {VERSION}}}', "\x00",
      json.dumps({"record_version": VERSION, **WHAT, "values": 3})],
 )  # fmt: skip
 def test_a_folder_that_does_not_say_whose_it_is_is_refused(folder, text):
