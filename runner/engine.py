@@ -15,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 from runner.data.batches import (
     Indices,
     Pixels,
-    in_a_thread,
     read_ahead,
     rectangles,
     squares,
@@ -90,7 +89,6 @@ class Batch:
         draws: of the M images.
         mix: of the first N; None where nothing is mixed, and then M = N.
         num_images: in the step, over all processes.
-        images: the M images augmented, where that was done ahead of the step.
     """
 
     pixels: Pixels
@@ -98,7 +96,6 @@ class Batch:
     draws: augmentation.Draws
     mix: mixing.Mix | None
     num_images: int
-    images: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -146,9 +143,7 @@ def train_step(
     Raises:
         TrainingError: the loss or a gradient is not finite, on a CPU.
     """
-    images = batch.images
-    if images is None:
-        images = augmented(batch.pixels, batch.draws, size, augment, learner.device)
+    images = augmented(batch.pixels, batch.draws, size, augment, learner.device)
     labels = batch.labels.to(learner.device, non_blocking=True)
     targets = one_hot(labels, learner.num_outputs)
     if batch.mix is not None:
@@ -260,8 +255,6 @@ class Training:
                 self._config,
                 learner.processes,
             )
-            if self._works_ahead():
-                batches = in_a_thread(self._augmented(batches, moments))
             before: tuple[Moment, Tensor] | None = None
             with closing(batches):
                 for now in moments:
@@ -281,24 +274,6 @@ class Training:
                         self._stages[now.stage].batch_size, loss, now.lr, now.ends_epoch,
                         time.perf_counter() - started,
                     )  # fmt: skip
-
-    def _works_ahead(self) -> bool:
-        """Whether a second thread makes batches: on a CPU with several cores, without workers."""
-        has_workers = self._dataset.num_workers(self._config.data.num_workers) > 0
-        is_cpu = self._learner.device.type == "cpu"
-        return is_cpu and not has_workers and torch.get_num_threads() > 1
-
-    def _augmented(
-        self, batches: Generator[Batch, None, None], moments: Sequence[Moment]
-    ) -> Generator[Batch, None, None]:
-        """The batches of some steps with their images augmented on the CPU."""
-        device = self._learner.device
-        with closing(batches):
-            for now, batch in zip(moments, batches, strict=True):
-                images = augmented(
-                    batch.pixels, batch.draws, now.size, self._config.augment, device
-                )
-                yield replace(batch, images=images)
 
     def _begin_stage(self, now: Moment) -> tuple[Learner, torch.optim.Optimizer]:
         learner, stage = self._learner, self._stages[now.stage]

@@ -6,8 +6,6 @@ any number of workers.
 
 import multiprocessing
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -136,24 +134,6 @@ def read_ahead(read: Callable[[int], T], count: int, num_workers: int) -> Genera
     finally:
         # Now and not when the last reference goes: an error on its way up may hold one.
         workers._shutdown_workers()
-
-
-def in_a_thread(items: Generator[T, None, None]) -> Generator[T, None, None]:
-    """``items``, each made in a thread of its own while the one before it is in use.
-
-    That thread computes with one core: it fills the gaps that the others leave.
-    """
-    num_threads = torch.get_num_threads()
-    with ThreadPoolExecutor(1) as thread, closing(items):
-        thread.submit(torch.set_num_threads, 1).result()
-        torch.set_num_threads(num_threads)  # that other one also speaks for threads to come
-        pending = thread.submit(next, items, None)
-        try:
-            while (item := pending.result()) is not None:
-                pending = thread.submit(next, items, None)
-                yield item
-        finally:
-            thread.shutdown()  # before ``items`` is closed, which must not be at work then
 
 
 class _Reads(Dataset[T | RunnerError]):
