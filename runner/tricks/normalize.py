@@ -25,7 +25,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     shape = (1, -1, 1, 1)
     offset = torch.tensor(mean, dtype=images.dtype, device=images.device).view(shape)
     scale = torch.tensor(std, dtype=images.dtype, device=images.device).view(shape)
-    return (images - offset) / scale
+    return (images - offset).div_(scale)
 
 
 def channel_statistics(
