@@ -87,7 +87,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env={**os.environ, **(environment or {})},
+                env=environment,
             )
         self.facts = self._answer()
         self.name = str(self.facts["name"])
@@ -132,7 +132,12 @@ def peer_worker(peers: Path, name: str, settings: Mapping[str, Any], log: Path) 
     if not python.exists():
         sys.exit(f"no {python}: make the environments with python -m benchmarks.peers {peers}")
     script = Path(__file__).parent / "peers" / f"{name}_worker.py"
-    return Worker([str(python), str(script)], settings, log)
+    return Worker([str(python), str(script)], settings, log, peer_environment())
+
+
+def peer_environment() -> dict[str, str]:
+    """The variables of this process, without those by which it finds its own packages."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def throughput(

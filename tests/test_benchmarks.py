@@ -1,0 +1,100 @@
+"""The benchmarks measure what they say: turns, ratios round by round, the real training loop."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import measure
+from benchmarks.measure import Spread, Worker, ratio, throughput
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = sorted(
+    path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main" in path.read_text()
+)
+
+FAKE = """
+import json, sys
+settings = json.loads(sys.argv[1])
+print(json.dumps({"ready": True, "name": "fake"}), flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    with open(settings["diary"], "a") as diary:
+        diary.write(settings["letter"])
+    if asked["command"] == "die":
+        sys.exit("out of order")
+    images = 10 * asked["steps"]
+    print(json.dumps({"seconds": settings["seconds"], "images": images}), flush=True)
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path):
+    """A contestant that takes as long as it is told, and writes down whose turn it was."""
+
+    def start(letter: str, seconds: float) -> Worker:
+        diary = str(tmp_path / "diary")
+        settings = {"letter": letter, "seconds": seconds, "diary": diary}
+        return Worker([sys.executable, "-c", FAKE], settings, tmp_path / "log")
+
+    return start
+
+
+def test_contestants_take_turns_and_the_warm_up_does_not_count(fake, tmp_path: Path) -> None:
+    with fake("a", 2.0) as one, fake("b", 4.0) as other:
+        found = throughput({"one": one, "other": other}, images=64, batch_size=16, repeats=3)
+    assert (tmp_path / "diary").read_text() == "ab" * 4
+    assert found["one"].values == (20.0,) * 3  # 4 steps of 10 images in 2 seconds
+    assert ratio(found["one"], found["other"]).values == (2.0,) * 3
+
+
+def test_a_contestant_that_dies_is_told_with_its_last_words(fake) -> None:
+    with fake("a", 1.0) as worker, pytest.raises(SystemExit, match="out of order"):
+        worker.ask("die")
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    slow_machine_in_round_two = Spread((100.0, 50.0, 100.0)), Spread((200.0, 100.0, 200.0))
+    found = ratio(*slow_machine_in_round_two)
+    assert found.values == (0.5, 0.5, 0.5)
+    assert found.median == 0.5
+    assert str(found) == "0.5 [0.5, 0.5]"
+    assert found.to_dict()["values"] == [0.5, 0.5, 0.5]
+
+
+def test_peers_do_not_see_this_projects_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "somewhere")
+    assert "PYTHONPATH" not in measure.peer_environment()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_benchmark_explains_itself(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--help"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--json" in done.stdout
+
+
+@pytest.mark.parametrize("role", ["run", "limit"])
+def test_the_own_contestant_trains_for_real(tiny_words, tmp_path: Path, role: str) -> None:
+    settings = {"words": [*tiny_words, f"outputs={tmp_path}"], "role": role}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    asked = [{"command": "train", "steps": 7}, {"command": "validate"}, {"command": "memory"}]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.own_worker", json.dumps(settings)],
+        input="\n".join(map(json.dumps, asked)) + "\n",
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ready, trained, validated, memory = map(json.loads, done.stdout.splitlines())
+    assert ready["num_parameters"] == 11_197_283  # xresnet18 with three outputs
+    assert trained["images"] == 7 * 16  # over the ends of epochs
+    assert trained["loss"] > 0
+    assert validated["images"] == 24
+    assert ("accuracy" in validated) == (role == "run")
+    assert memory["peak_bytes"] > memory["rss_anonymous_bytes"] > 0
