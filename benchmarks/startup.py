@@ -42,7 +42,7 @@ def main() -> None:
         "a typing error": [*python, "runner.train", "+trick=mixpu"],
         "a finished run": run,
         "report": [*python, "runner.report", outputs.partition("=")[2]],
-        "show": [*python, "runner.show", outputs],
+        "show": [*python, "runner.show", outputs.partition("=")[2]],
         "predict --help": [*python, "runner.predict", "--help"],
         "first step": [sys.executable, "-c", _FIRST_STEP, f"{outputs}/first", "force=true"],
     }
