@@ -382,7 +382,7 @@ _CACHED_FLOATS = 2**20  # of the canvas; measured on two cores at 64 and 128 px
 def by_parts(
     work: Callable[[Tensor, slice], Tensor], pixels: Pixels, device: torch.device
 ) -> Tensor:
-    """``work`` of raw pixels as floats in 0..255 on ``device``; images alone decide its results.
+    """``work`` of raw pixels as floats in 0..255 on ``device``; it treats each image by itself.
 
     On a CPU it gets a few images at a time, with their rows: what it makes of them stays in the
     cache then, where a whole batch would go through memory at each of its operations.

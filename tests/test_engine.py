@@ -70,6 +70,30 @@ def one_step(learner, batch, *, size=12, augment=None, mixup=None, epsilon=0.0, 
     return train_step(learner, optimizer, batch, size, augment or Augment(), epsilon)
 
 
+@pytest.mark.parametrize("crop_from", ["square", "rectangle"])
+@pytest.mark.parametrize("size", [4, 12, 17])
+@pytest.mark.parametrize(("light", "rounding"), [(0.0, 0.0), (0.2, 1e-7)])
+def test_augmenting_a_few_images_at_a_time_changes_nothing(
+    monkeypatch, crop_from, size, light, rounding
+):
+    batch = a_batch(count=7, size=12)
+    augment = Augment(crop_from, 0.5, flip=0.5, max_rotate=10.0, max_zoom=1.1, max_warp=0.2,
+                      max_lighting=light)  # fmt: skip
+    draws = augmentation.draw(augment, 7, 0, "augment", 0)
+
+    def augmented(floats):
+        monkeypatch.setattr(engine, "_CACHED_FLOATS", floats)
+        return engine.augmented(batch.pixels, draws, size, augment, torch.device("cpu"))
+
+    whole = augmented(10**9)
+    assert whole.shape == (7, 3, size, size)
+    for floats in (1, 2 * 3 * 12 * 12, 5 * 3 * 12 * 12):
+        # Logarithms round otherwise at the end of a tensor, where vectors are not full.
+        assert (augmented(floats) - whole).abs().max() <= rounding
+    draws = replace(draws, flip=~draws.flip)  # negative control
+    assert (augmented(10**9) - whole).abs().max() > 1e-3
+
+
 def weights(model):
     """Everything that training changes, as one vector."""
     return torch.cat([value.flatten().double() for value in model.state_dict().values()])

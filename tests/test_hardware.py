@@ -61,5 +61,24 @@ def test_named_devices() -> None:
     assert hardware.device_kind("cuda:1") == "cuda"
 
 
+def test_freed_memory_is_kept_where_the_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Library:
+        def mallopt(self, name: int, value: int) -> int:
+            asked.append((name, value))
+            return 1
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Library())
+    hardware.keep_freed_memory()
+    assert asked == [(-4, 0), (-1, 2**31 - 1)]  # M_MMAP_MAX, M_TRIM_THRESHOLD
+
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    hardware.keep_freed_memory()  # another C library: nothing, and no error
+
+
 def test_cores_are_those_of_this_process() -> None:
     assert hardware.num_cores() >= 1

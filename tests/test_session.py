@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 from small import CLASSES, small_config, small_dataset, small_learner, small_network
+from torch import nn
 
 from runner import checkpoint, engine, hardware, learners, preprocess, records
 from runner.display import Display
@@ -495,6 +496,17 @@ def test_tricks_do_not_change_the_initial_weights(tmp_path):
     for group, trick in {**TRICKS, "resize": Resize(schedule="progressive", size=16)}.items():
         assert torch.equal(initial(**{group: trick}), baseline)
     assert not torch.equal(initial(seed=1), baseline)
+
+
+def test_compiling_is_asked_for_and_keeps_the_names_of_the_weights(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(nn.Module, "compile", lambda model, **options: asked.append(options))
+    config = small_config(outputs=str(tmp_path))
+    plain = build_learner(config, small_dataset())[0].model
+    assert asked == []
+    compiled = build_learner(replace(config, compile="reduce-overhead"), small_dataset())[0].model
+    assert asked == [{"mode": "reduce-overhead", "dynamic": False}]
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
 
 
 def test_dataset_statistics_are_of_the_training_split(tmp_path):

@@ -374,3 +374,12 @@ def test_equal_to_fastai() -> None:
     assert 0.5 <= mix.weight.min() < mix.weight.max() <= 1
     torch.testing.assert_close(mix_images(images, mix), theirs.learn.xb[0])
     torch.testing.assert_close(mix_targets(targets, mix), theirs.learn.yb[0])
+
+
+@pytest.mark.parametrize("cutmix", [0.0, 0.05, 1.0])
+def test_whether_there_are_boxes_is_known(cutmix: float) -> None:
+    mixup = Mixup(probability=1.0, cutmix=cutmix)
+    for seed in range(20):
+        mix = draw(np.random.default_rng(seed), mixup, 4, 16, 16)
+        top, bottom, left, right = mix.boxes.unbind(1)
+        assert mix.has_boxes == bool(((bottom > top) & (right > left)).any())
