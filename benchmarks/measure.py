@@ -117,6 +117,9 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            stream.close()
         self._process.wait()
 
 

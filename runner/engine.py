@@ -260,7 +260,8 @@ class Training:
             with closing(batches):
                 for now in moments:
                     started = time.perf_counter()
-                    if not learner.model.training:  # the caller has evaluated
+                    # The caller may have evaluated the network, within what shares it.
+                    if not self._learner.model.training:
                         learner.model.train()
                     loss = self._step(learner, optimizer, now, next(batches))
                     # A GPU is given the next step before the loss of one is looked at: it never
