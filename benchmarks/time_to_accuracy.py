@@ -1,4 +1,4 @@
-"""Seconds to the accuracy that fastai reaches in five epochs, by ``recipe=speedrun``.
+"""Seconds of whole trainings and what they reach, beside fastai's five epochs.
 
     python -m benchmarks.time_to_accuracy --data FOLDER_OR_ARCHIVE [--peers FOLDER] --json FILE
 
@@ -34,7 +34,9 @@ def main() -> None:
     options.add_argument("--peers", type=Path, metavar="FOLDER", help="the peers' environments")
     options.add_argument("--seeds", type=int, default=5)
     options.add_argument("--peer-seeds", type=int, default=1, help="of fastai, minutes each")
-    options.add_argument("--words", nargs="*", default=["+recipe=speedrun"], help="of every run")
+    options.add_argument(
+        "--words", nargs="*", default=["+recipe=small", "normalize=imagenet"], help="of every run"
+    )
     arguments = options.parse_args()
     folder = arguments.outputs.absolute() / "time_to_accuracy"
     results = []
