@@ -269,7 +269,14 @@ def test_broken_images_are_named_or_skipped_and_counted(
     }
 
 
-@pytest.mark.parametrize("name", ["with space", "żółw", "a=b", "per%cent", "[x]", "emoji😀", "#1"])
+SPELLINGS = ("with space", "żółw", "a=b", "per%cent", "[x]", "emoji😀", "#1")
+
+
+@pytest.mark.parametrize(
+    "name",
+    # Together, and where that fails, each alone to tell which it is.
+    [" ".join(SPELLINGS), *(pytest.param(name, marks=pytest.mark.slow) for name in SPELLINGS)],
+)
 def test_paths_of_any_spelling_work_when_quoted(
     command: Command, tmp_path: Path, tiny_folder: Path, tiny_words: TinyWords, name: str
 ) -> None:
