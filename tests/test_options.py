@@ -13,6 +13,8 @@ from runner import compose, schema, tensor_files, train
 from runner.models import build_model
 from runner.schema import RunConfig
 
+# Deeper than the others and of the same code, seconds each.
+SLOW = {("model", "xresnet101"), ("model", "xresnet152")}
 OPTIONS = sorted(
     (path.parent.name, path.stem)
     for path in compose.CONF_DIR.glob("*/*.yaml")
@@ -53,7 +55,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("group", "name"), OPTIONS)
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [pytest.param(*option, marks=[pytest.mark.slow] * (option in SLOW)) for option in OPTIONS],
+)
 def test_every_option_trains(
     trained: Callable[..., dict[str, object]], weights: Path, group: str, name: str
 ) -> None:

@@ -311,7 +311,7 @@ def check(rates: dict[str, float], repetitions: int) -> None:
     assert power > 0.4, "the control: what is there is also found"
 
 
-@pytest.mark.parametrize("n", [3, 5, 10])
+@pytest.mark.parametrize("n", [3, 5, pytest.param(10, marks=pytest.mark.slow)])
 def test_intervals_and_verdicts_are_as_good_as_they_say(n: int) -> None:
     check(simulate(n, 30, 400, effect=0.08), 30)
 
