@@ -31,20 +31,20 @@ def main() -> None:
     options.add_argument("--ways", nargs="*", default=list(_WAYS), choices=list(_WAYS))
     arguments = options.parse_args()
     folder = arguments.outputs.absolute() / "sweep"
-    common = [sys.executable, "-m", "runner.train", f"outputs={folder}", *arguments.words]
-    subprocess.run([*common, "seed=99"], check=True, capture_output=True)  # noqa: S603  warm-up
+    train, words = [sys.executable, "-m", "runner.train"], [f"outputs={folder}", *arguments.words]
+    subprocess.run([*train, *words, "seed=99"], check=True, capture_output=True)  # noqa: S603  warm-up
     taken: dict[str, list[float]] = {}
     between: dict[str, list[float]] = {}
     for _ in range(arguments.repeats):
         _forget_runs(folder)
         with Stopwatch() as watch:
             for seed in range(arguments.jobs):
-                command = [*common, f"seed={seed}"]
+                command = [*train, *words, f"seed={seed}"]
                 subprocess.run(command, check=True, capture_output=True)  # noqa: S603
         _add("runs in turn", watch.seconds, folder, taken, between)
         for way in arguments.ways:
             _forget_runs(folder)
-            command = [*common, "-m", f"seed=range({arguments.jobs})", *_WAYS[way]]
+            command = [*train, "-m", *words, f"seed=range({arguments.jobs})", *_WAYS[way]]
             with Stopwatch() as watch:
                 subprocess.run(command, check=True, capture_output=True)  # noqa: S603
             _add(way, watch.seconds, folder, taken, between)
