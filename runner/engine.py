@@ -222,9 +222,15 @@ class Training:
         self._config = config
         self._in_stage: tuple[Learner, torch.optim.Optimizer] | None = None
         self._saved: dict[str, Tensor] = {}  # of the optimizer, until its stage begins again
+        self._unseen: tuple[Moment, Tensor] | None = None  # the last step and its loss
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All that the steps to come depend on, besides ``done``."""
+        """All that the steps to come depend on, besides ``done``.
+
+        Raises:
+            TrainingError: the last step was not finite: nobody goes on from there.
+        """
+        self._look_at_the_last_loss()
         optimizer = optimizer_tensors(self._in_stage[1]) if self._in_stage else self._saved
         return {"model": self._learner.model.state_dict(), "optimizer": optimizer}
 
@@ -256,7 +262,6 @@ class Training:
                 self._config,
                 learner.processes,
             )
-            before: tuple[Moment, Tensor] | None = None
             with closing(batches):
                 for now in moments:
                     started = time.perf_counter()
@@ -264,13 +269,10 @@ class Training:
                     if not self._learner.model.training:
                         learner.model.train()
                     loss = self._step(learner, optimizer, now, next(batches))
-                    # A GPU is given the next step before the loss of one is looked at: it never
-                    # waits, and a step that was not finite has changed nothing.
-                    for then in (before, (now, loss) if now.ends_epoch else None):
-                        if then is not None:
-                            with self._told(then[0]):
-                                require_finite(then[1])
-                    before = (now, loss)
+                    self._look_at_the_last_loss()  # while a GPU is at this step
+                    self._unseen = (now, loss)
+                    if now.ends_epoch:
+                        self._look_at_the_last_loss()
                     self.done += 1
                     yield Step(
                         now.stage, now.epoch, self.done, self.total, now.size,
@@ -290,6 +292,13 @@ class Training:
             parallel = DistributedDataParallel(learner.model)
             learner = replace(learner, model=parallel)
         return learner, optimizer
+
+    def _look_at_the_last_loss(self) -> None:
+        """Tell of a step that was not finite; it has changed nothing."""
+        if self._unseen is not None:
+            (now, loss), self._unseen = self._unseen, None
+            with self._told(now):
+                require_finite(loss)
 
     def _rest_of_epoch(self) -> Iterator[Moment]:
         for before in range(self.done, self.total):

@@ -319,6 +319,39 @@ def test_the_message_says_where_training_diverged(how):
     assert caught.value.fix == "a lower rate: optim.lr=0.001"
 
 
+@pytest.mark.parametrize(("bad", "known_after"), [(2, 3), (4, 4)], ids=["mid-epoch", "epoch end"])
+def test_a_step_that_only_the_device_knows_to_be_bad_is_told_soon(monkeypatch, bad, known_after):
+    """On a GPU a step does not raise: its loss is NaN, and is looked at a step later."""
+    config, dataset = small_config(optim=Optim(lr=1e-2, schedule="constant")), small_dataset()
+    made = []
+
+    def on_a_gpu(*arguments):
+        made.append(len(made) + 1)
+        loss = train_step(*arguments)
+        return torch.full_like(loss, torch.nan) if made[-1] == bad else loss
+
+    monkeypatch.setattr(engine, "train_step", on_a_gpu)
+    training = Training(small_learner(small_network()), dataset, plan(config, 33), config)
+    with pytest.raises(TrainingError) as caught:
+        for _ in training:
+            pass
+    assert made[-1] == known_after
+    assert caught.value.where == f"epoch 1, step {bad}, lr 0.01"
+
+
+def test_nothing_is_saved_after_a_step_that_was_not_finite(monkeypatch):
+    config, dataset = small_config(), small_dataset()
+    training = Training(small_learner(small_network()), dataset, plan(config, 33), config)
+    steps = iter(training)
+    next(steps)
+    training.tensors()  # negative control: of a good step there is something to save
+    monkeypatch.setattr(engine, "train_step", lambda *_: torch.tensor(torch.nan))
+    next(steps)
+    with pytest.raises(TrainingError, match="not finite"):
+        training.tensors()
+    steps.close()
+
+
 # ── The loop ───────────────────────────────────────────────────────────────────────────────────
 
 
