@@ -23,6 +23,7 @@ from torch import Tensor
 
 from runner import compose
 from runner.data.dataset import Dataset, load_dataset
+from runner.data.resident import resident
 from runner.display import Display
 from runner.engine import Learner, Training
 from runner.evaluation import evaluate
@@ -43,10 +44,9 @@ class Contestant:
         self.config: RunConfig = compose.config_of(words)
         cache = Path(self.config.outputs) / "cache"
         with Display(quiet=True) as display:
-            self.dataset: Dataset = load_dataset(
-                self.config.data, self.config.largest_size, cache, display.work
-            )
-        self.learner: Learner = build_learner(self.config, self.dataset)[0]
+            dataset = load_dataset(self.config.data, self.config.largest_size, cache, display.work)
+        self.learner: Learner = build_learner(self.config, dataset)[0]
+        self.dataset: Dataset = resident(dataset, self.learner.device)
         self.role = role
         self._steps: Steps = self._limit() if role == "limit" else self._run()
 
