@@ -10,7 +10,7 @@ import hydra
 import pytest
 from small import COLOURS, Command, write_images
 
-from runner import compose
+from runner import compose, train
 from runner.schema import RunConfig
 
 
@@ -42,6 +42,24 @@ def composed() -> Callable[..., RunConfig]:
             return compose.run_config(hydra.compose("config", overrides=list(words)))
 
     return compose_words
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    tiny_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    composed: Callable[..., RunConfig],
+) -> Callable[..., Path]:
+    """A function that trains :func:`tiny_folder` with more words; the folder of the run."""
+
+    def train_words(*words: str) -> Path:
+        config = composed(
+            "data=folder", f"data.root={tiny_folder}", "data.batch_size=16", "resize.size=16",
+            "budget.epochs=1", "threads=1", f"outputs={tmp_path_factory.mktemp('outputs')}", *words,
+        )  # fmt: skip
+        return Path(train.run(config, [])["folder"])
+
+    return train_words
 
 
 @pytest.fixture

@@ -18,14 +18,13 @@ import torch
 from PIL import Image, ImageOps
 from small import CLASSES, untrained_bundle
 
-from runner import export, programs, train
+from runner import export, programs
 from runner.bundle import Bundle, open_bundle
 from runner.data.embedded import load_fashion
 from runner.data.images import ArrayImages, FileImages
 from runner.errors import ArtefactError, ConfigError
 from runner.predict import rank
 from runner.preprocess import Preprocess
-from runner.schema import RunConfig
 
 REAL = ArrayImages("fashion", load_fashion().val_images[::150])
 
@@ -64,18 +63,11 @@ def predicted(bundle: Bundle, paths: list[str]) -> np.ndarray[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def run(
-    tiny_folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    composed: Callable[..., RunConfig],
-) -> Path:
+def run(finished_run: Callable[..., Path]) -> Path:
     """A finished run with statistics of its own, that sees a part of each image at another size."""
-    words = [
-        "data=folder", f"data.root={tiny_folder}", "data.batch_size=16", "resize.size=16",
-        "eval.crop=0.9", "data.interpolation=bicubic", "normalize=dataset", "budget.epochs=3",
-        "threads=1", f"outputs={tmp_path_factory.mktemp('outputs')}",
-    ]  # fmt: skip
-    return Path(train.run(composed(*words), [])["folder"])
+    return finished_run(
+        "eval.crop=0.9", "data.interpolation=bicubic", "normalize=dataset", "budget.epochs=3"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,7 @@ import pytest
 import torch
 from small import Command
 
-from runner import train
 from runner.records import VERSION
-from runner.schema import RunConfig
 
 UNSAFE = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", "COLUMNS": "400"}
 
@@ -36,16 +34,8 @@ class Touch:
 
 
 @pytest.fixture(scope="module")
-def finished(
-    tiny_folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    composed: Callable[..., RunConfig],
-) -> Path:
-    words = [
-        "data=folder", f"data.root={tiny_folder}", "data.batch_size=16", "resize.size=16",
-        "budget.epochs=1", "threads=1", f"outputs={tmp_path_factory.mktemp('outputs')}",
-    ]  # fmt: skip
-    return Path(train.run(composed(*words), [])["folder"])
+def finished(finished_run: Callable[..., Path]) -> Path:
+    return finished_run()
 
 
 @pytest.fixture

@@ -15,30 +15,22 @@ import pytest
 from PIL import Image
 from small import CLASSES, Command
 
-from runner import train
 from runner.bundle import Bundle, open_bundle
 from runner.errors import ArtefactError, DataError
 from runner.predict import Ranking, find_images, rank
 from runner.records import RunFolder
-from runner.schema import RunConfig, Tta
+from runner.schema import Tta
 
 BOOK = Tta(passes=4, beta=0.25)
 
 
 @pytest.fixture(scope="module")
-def run(
-    tiny_folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    composed: Callable[..., RunConfig],
-) -> Path:
+def run(finished_run: Callable[..., Path]) -> Path:
     """A finished run with TTA and statistics of its own; 16 px of images of 24 × 32."""
-    words = [
-        "data=folder", f"data.root={tiny_folder}", "data.batch_size=16", "resize.size=16",
+    return finished_run(
         "eval.crop=0.9", "data.interpolation=bicubic", "normalize=dataset", "tta=book",
-        "eval.batch_size=7", "budget.epochs=1", "threads=1", "seed=3",
-        f"outputs={tmp_path_factory.mktemp('outputs')}",
-    ]  # fmt: skip
-    return Path(train.run(composed(*words), [])["folder"])
+        "eval.batch_size=7", "seed=3",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
