@@ -62,8 +62,7 @@ def keep_freed_memory() -> None:
     """Let the allocator of the C library keep what tensors free, for the next ones.
 
     By default it returns every large block to the system, which hands it out again page by page,
-    filled with zeros: a tenth of the time of a training step at 128 px. Nothing where the library
-    is another than glibc.
+    filled with zeros, at every step of a training. Nothing where the library is another than glibc.
     """
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
