@@ -54,6 +54,7 @@ _COSMETIC = (
     "normalize.allow_mismatch",
     "model.pretrained",
     "eval.batch_size",
+    "eval.every",
     "checkpoint.minutes",
 )
 

@@ -18,10 +18,10 @@ from runner.models import (
     build_model,
     find_weights,
     fitted,
-    guard_strided_convolutions,
     layer_groups,
     load_weights,
     share_batch_norm,
+    suit_convolutions,
 )
 from runner.preprocess import Preprocess
 from runner.randomness import torch_seed
@@ -86,7 +86,8 @@ def build_learner(
     if processes.count > 1:
         model = share_batch_norm(model, device)
     groups = layer_groups(model) if config.optim.layer_groups == 3 else [list(model.parameters())]
-    guard_strided_convolutions(model)
+    if device.type == "cpu":
+        suit_convolutions(model)
     if config.compile != "none":
         # In place, so that the names of the weights stay. One program for each image size.
         model.compile(mode=config.compile, dynamic=False)
@@ -115,7 +116,8 @@ def trained_learner(bundle: Bundle, *, device: str, precision: str, threads: int
     model = build_model(architecture.source, architecture.name, architecture.num_outputs, seed=0)
     bundle.load_into(model)
     model = model.to(place).to(memory_format=torch.channels_last)
-    guard_strided_convolutions(model)
+    if place.type == "cpu":
+        suit_convolutions(model)
     if precision == "auto":
         precision = bundle.evaluated.precision
         if precision == "bf16":

@@ -1,4 +1,4 @@
-"""What a run has used and reached so far: its rows, epoch by epoch, over every attempt at it."""
+"""What a run has used and reached so far, a row per evaluation, over every attempt at it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,20 +14,21 @@ from runner.schedule import Stage, moment
 
 
 class Meter:
-    """Adds up what training used, per epoch and in all, over every attempt at the run."""
+    """Adds up what training used, per row and in all, over every attempt at the run."""
 
     _KEPT = ("steps", "images", "pixels", "seconds", "eval_seconds", "_images", "_seconds")
 
-    def __init__(self, stages: tuple[Stage, ...], display: Display) -> None:
+    def __init__(self, stages: tuple[Stage, ...], display: Display, every: int = 1) -> None:
+        """A row is of ``every`` epochs; the last one may be of fewer."""
         self.num_epochs = sum(stage.num_epochs for stage in stages)
-        self._stages = stages
+        self._stages, self._every = stages, every
         self._display = display
         self.steps, self.images, self.pixels = 0, 0, 0
         self.seconds, self.eval_seconds = 0.0, 0.0
         self._accuracy = float("nan")
-        self._begin_epoch()
+        self._begin_row()
 
-    def _begin_epoch(self) -> None:
+    def _begin_row(self) -> None:
         self._losses: list[torch.Tensor] = []
         self._images, self._seconds = 0, 0.0
 
@@ -43,14 +44,18 @@ class Meter:
             setattr(self, name, state[name])
 
     @property
-    def is_within_epoch(self) -> bool:
+    def is_within_row(self) -> bool:
         """Whether steps were made that are in no row yet."""
         return bool(self._losses)
 
     @property
-    def is_epoch_over(self) -> bool:
-        """Whether all steps of an epoch were made that has not been evaluated."""
-        return bool(self._losses) and moment(self._stages, self.steps - 1).ends_epoch
+    def is_row_over(self) -> bool:
+        """Whether all steps of a row were made, which has not been evaluated."""
+        if not self._losses:
+            return False
+        last = moment(self._stages, self.steps - 1)
+        is_wanted = (last.epoch + 1) % self._every == 0 or last.epoch + 1 == self.num_epochs
+        return last.ends_epoch and is_wanted
 
     def step(self, step: Step) -> None:
         """Count a step, and show it when the display is due."""
@@ -71,10 +76,10 @@ class Meter:
                 f"{name}, epoch {step.epoch + 1}/{self.num_epochs}", step.done, step.total, note
             )
 
-    def end_epoch(
+    def end_row(
         self, predictions: Predictions, classes: tuple[str, ...]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The rows of the epoch that was just evaluated: what it came to, and the time it took.
+        """The rows of the epochs just evaluated: what they came to, and the time they took.
 
         The validation loss is plain, whatever the training loss.
         """
@@ -104,5 +109,5 @@ class Meter:
             "total_seconds": self.seconds + self.eval_seconds,
             "images_per_second": self._images / self._seconds,
         }
-        self._begin_epoch()
+        self._begin_row()
         return row, timing

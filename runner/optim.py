@@ -1,6 +1,7 @@
 """The optimizer: torch's own, with the field's rules for what is decayed and what is frozen."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,31 @@ def build_optimizer(
         return torch.optim.SGD(
             parameter_groups, lr=0.0, momentum=0.9, nesterov=optim.nesterov, fused=True
         )
-    return torch.optim.AdamW(
-        parameter_groups, lr=0.0, betas=(0.9, optim.beta2), eps=optim.eps, fused=True
+    return _AdamW(parameter_groups, lr=0.0, betas=(0.9, optim.beta2), eps=optim.eps, fused=True)
+
+
+class _AdamW(torch.optim.AdamW):
+    """Torch's own, without the copy of every gradient that its CPU kernel makes of channels last.
+
+    The kernel walks through memory, whatever the shape, so it is shown a parameter's tensors in the
+    order in which they lie there.
+    """
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
+        has_complex: bool = super()._init_group(group, *lists)  # type: ignore[no-untyped-call]
+        shaped = lists[:4]  # parameters, gradients, both averages; the rest are single numbers
+        for row, tensors in enumerate(zip(*shaped, strict=True)):
+            if all(map(_is_channels_last_on_cpu, tensors)):
+                for each, tensor in zip(shaped, tensors, strict=True):
+                    each[row] = tensor.permute(0, 2, 3, 1)
+        return has_complex
+
+
+def _is_channels_last_on_cpu(tensor: Tensor) -> bool:
+    return (
+        tensor.ndim == 4
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous(memory_format=torch.channels_last)
     )
 
 

@@ -4,8 +4,8 @@
     config.yaml      the resolved configuration
     overrides.txt    the command's own words, one a line
     status.json      running, finished, failed or interrupted, why, and who is at it
-    metrics.jsonl    a row per epoch; equal for equal runs, however often they were interrupted
-    timings.jsonl    a row per epoch: what depends on the machine and the hour
+    metrics.jsonl    a row per evaluation; equal for equal runs, however often they were interrupted
+    timings.jsonl    a row per evaluation: what depends on the machine and the hour
     split.csv.gz     every image with its split, label and SHA-256
     checkpoints/     what an unfinished run goes on from (runner/checkpoint.py)
     predictions.npz  labels (n,), plain (n, K), tta (n, K): probabilities per validation image

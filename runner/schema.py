@@ -265,6 +265,9 @@ class Eval:
         at_most=1,
     )
     batch_size: int = option(256, "images per forward pass", at_least=1)
+    every: int = option(
+        1, "epochs from one evaluation to the next; always after the last", at_least=1
+    )
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ class _Run:
         self._learner = learner
         self._display = display
         self._training = Training(learner, dataset, stages, config)
-        self._meter = Meter(stages, display)
+        self._meter = Meter(stages, display, config.eval.every)
         self.pretrained: dict[str, Any] | None = None  # what is recorded of its weights
         # Now, before the code behind it can change.
         self._environment = environment(learner.device, learner.precision, learner.processes)
@@ -214,7 +214,7 @@ class _Run:
             self._folder.rewind(found.state["logs"])
         for difference in differences(found.state["environment"], self._environment):
             self._display.line(f"note: {difference}: the result is the same but for rounding")
-        self._saved = (found.done, self._meter.is_epoch_over)
+        self._saved = (found.done, self._meter.is_row_over)
         self._display.line(f"going on {self.progress}")
         return True
 
@@ -241,7 +241,7 @@ class _Run:
     def _follow(self, steps: Iterator[Step], is_asked: Callable[[], bool]) -> Predictions | None:
         training = self._training
         while True:
-            if self._meter.is_epoch_over:
+            if self._meter.is_row_over:
                 predictions = evaluate(
                     self._learner,
                     self._dataset,
@@ -252,7 +252,7 @@ class _Run:
                 )
                 if predictions is None:
                     return None
-                self._end_epoch(predictions)
+                self._end_row(predictions)
                 if training.done == training.total:
                     return predictions
             if self._is_save_due():
@@ -261,8 +261,8 @@ class _Run:
                 return None
             self._meter.step(next(steps))
 
-    def _end_epoch(self, predictions: Predictions) -> None:
-        row, timing = self._meter.end_epoch(predictions, self._dataset.classes)
+    def _end_row(self, predictions: Predictions) -> None:
+        row, timing = self._meter.end_row(predictions, self._dataset.classes)
         if self._learner.processes.is_first:
             self._folder.append_row(row)
             self._folder.append_row(timing, "timings.jsonl")
@@ -272,13 +272,13 @@ class _Run:
         """Every ``checkpoint.minutes``; at an epoch's end already when it costs little by then."""
         elapsed = time.monotonic() - self._saved_at
         is_cheap = self._save_seconds <= _LARGEST_SAVING * elapsed
-        is_at_epoch_end = self._training.done > 0 and not self._meter.is_within_epoch
+        is_at_epoch_end = self._training.done > 0 and not self._meter.is_within_row
         return elapsed >= 60 * self._config.checkpoint.minutes or (is_at_epoch_end and is_cheap)
 
     def _save(self) -> None:
         """Commit a checkpoint, unless there is one of this very step."""
         started = time.monotonic()
-        done, place = self._training.done, (self._training.done, self._meter.is_epoch_over)
+        done, place = self._training.done, (self._training.done, self._meter.is_row_over)
         if self._learner.processes.is_first and place != self._saved:
             checkpoint.write(
                 self._folder.checkpoints,

@@ -98,7 +98,7 @@ def test_a_value_on_the_command_line_beats_an_overlay(
     assert composed(*order).mixup.alpha == 0.2
 
 
-@pytest.mark.parametrize("recipe", ["book", "small"])
+@pytest.mark.parametrize("recipe", ["book", "small", "speedrun"])
 def test_recipes_compose_with_tricks(composed: Composed, recipe: str) -> None:
     config = composed(f"+recipe={recipe}", "+trick=[mixup,label_smoothing]")
     assert {"mixup", "label_smoothing"} <= set(config.tricks)
@@ -235,7 +235,7 @@ def identity(config: RunConfig, fingerprint: str = "f") -> str:
 
 SAME = [
     "outputs=elsewhere", "device=cpu", "precision=fp32", "threads=3", "force=true",
-    "data.num_workers=2", "data.cache_gb=0", "eval.batch_size=7", "run_dir=there",
+    "data.num_workers=2", "data.cache_gb=0", "eval.batch_size=7", "eval.every=3", "run_dir=there",
     "checkpoint.minutes=0",
     # spelled out
     "resize.size=28", "eval.size=28", "model.num_outputs=10", "optim.lr=0.003", "data.presize=28",

@@ -346,3 +346,29 @@ def test_the_state_of_other_parameters_is_refused():
     other = build_optimizer([[nn.Parameter(torch.zeros(3))]], Optim(), [1.0])
     with pytest.raises(LookupError):
         restore_optimizer(other, state)
+
+
+def test_channels_last_on_the_cpu_is_updated_without_copies_and_alike():
+    """The same numbers as contiguous weights get, whose gradients the kernel does not copy."""
+    random = torch.Generator().manual_seed(0)
+    values = [torch.randn(6, 5, 3, 3, generator=random), torch.randn(4, 1, 1, 1, generator=random)]
+    plain = [nn.Parameter(value.clone()) for value in values]
+    last = [nn.Parameter(v.contiguous(memory_format=torch.channels_last)) for v in values]
+    optimizers = [build_optimizer([group], Optim(), [1.0]) for group in (plain, last)]
+    for step in range(3):
+        for group, optimizer in zip((plain, last), optimizers, strict=True):
+            random.manual_seed(step)
+            for parameter in group:
+                drawn = torch.randn(parameter.shape, generator=random)
+                parameter.grad = torch.empty_like(parameter).copy_(drawn)
+            set_rates(optimizer, 1e-2, 0.9)
+            with torch.profiler.profile() as profile:
+                optimizer.step()
+            copies = sum(event.name == "aten::clone" for event in profile.events())
+            assert copies == 0
+    for ours, theirs in zip(last, plain, strict=True):
+        assert ours.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    kept, expected = map(optimizer_tensors, reversed(optimizers))
+    assert kept["0.exp_avg"].shape == (6, 5, 3, 3)
+    torch.testing.assert_close(kept, expected, rtol=1e-6, atol=1e-7)

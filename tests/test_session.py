@@ -7,6 +7,7 @@ import json
 import re
 import signal
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -131,6 +132,35 @@ def test_the_folder_holds_every_file_of_the_format(finished):
         "model.json", "model.safetensors",
     }  # fmt: skip
     assert status(folder)["status"] == "finished"
+
+
+@pytest.mark.usefixtures("_signals")
+@pytest.mark.parametrize(
+    ("every", "evaluated"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (3, [3, 5]), (9, [5])]
+)
+def test_rarer_evaluations_change_nothing_but_the_rows(
+    config, tmp_path, monkeypatch, every, evaluated
+):
+    config = replace(config, budget=replace(config.budget, epochs=5))
+    often, seldom = RunFolder(tmp_path / "often"), RunFolder(tmp_path / "seldom")
+    expected = run(often, config)
+    config = replace(config, eval=replace(config.eval, every=every))
+    at_step(monkeypatch, 10, lambda: signal.raise_signal(signal.SIGTERM))  # within a row, resumed
+    with pytest.raises(Interrupted):
+        run(seldom, config)
+    how, found = attempt(seldom, config)
+    assert how == "resumed"
+    assert found["metrics"] == expected["metrics"]
+    assert [row["epoch"] for row in rows(seldom)] == evaluated
+    # What was trained is counted once, whatever the rows.
+    assert found["budget"]["images"] == expected["budget"]["images"] == rows(seldom)[-1]["images"]
+    by_epoch = {row["epoch"]: row for row in rows(often)}
+    before = 0
+    for row in rows(seldom):
+        whole = [by_epoch[epoch]["train_loss"] for epoch in range(before + 1, row["epoch"] + 1)]
+        assert row["train_loss"] == pytest.approx(fmean(whole))
+        assert row["val_loss"] == by_epoch[row["epoch"]]["val_loss"]
+        before = row["epoch"]
 
 
 def test_the_result_says_what_was_done(finished, config):

@@ -222,7 +222,7 @@ class Fastai(Contestant):
             xresnet18(n_out=NUM_CLASSES),
             loss_func=LabelSmoothingCrossEntropy(eps=self.settings.smoothing),
             metrics=accuracy,
-            cbs=[MixUp(self.settings.mixup_alpha), *self._precision()],
+            cbs=[*self._mixing(), *self._precision()],
         )
 
     def _evaluator(self) -> Learner:
@@ -234,6 +234,10 @@ class Fastai(Contestant):
             metrics=accuracy,
             cbs=self._precision(),
         )
+
+    def _mixing(self) -> list[FastaiCallback]:
+        alpha = self.settings.mixup_alpha
+        return [MixUp(alpha)] if alpha > 0 else []
 
     def _precision(self) -> list[FastaiCallback]:
         return [ChannelsLast(), CpuBfloat16()] if self.settings.variant == "tuned" else []

@@ -1,9 +1,9 @@
 """Image classifiers by name, and their parameters in groups from input to output."""
 
 from runner.models.build import build_model, layer_groups
+from runner.models.convolutions import suit_convolutions
 from runner.models.global_norm import share_batch_norm
 from runner.models.pretrained import Loaded, Weights, find_weights, fitted, load_weights
-from runner.models.strided import guard_strided_convolutions
 from runner.models.xresnet import xresnet
 
 __all__ = [
@@ -12,9 +12,9 @@ __all__ = [
     "build_model",
     "find_weights",
     "fitted",
-    "guard_strided_convolutions",
     "layer_groups",
     "load_weights",
     "share_batch_norm",
+    "suit_convolutions",
     "xresnet",
 ]

@@ -1,0 +1,120 @@
+"""Convolutions on the CPU, where those of the library are wrong or slow on very small maps.
+
+*Wrong*, seen with torch 2.15 on CPUs with AVX-512 or AMX bfloat16: the weight gradient of a 3×3
+convolution with stride 2, padding 1 and an input of 1×1 holds uninitialized memory at the eight
+places that see only padding. It is silent where it happens to be finite. Deep networks meet it on
+small images (xresnet18 at 16 px). With stride 1 the output is the same single pixel and the
+gradient is right.
+
+*Slow*: where a batch has few places to compute at all, as in the last layers on small images, the
+bfloat16 kernels reach a half to a quarter of the speed of the matrix products that a convolution
+is. So it is computed by these there; ``benchmarks/NOTES.md`` has the times. Sums are in another
+order, which is rounding in bfloat16. Only in training, so that predictions do not depend on how
+many images are predicted at a time.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_FEW_PLACES = 1024  # in a batch; with more the library is faster
+_Pair = tuple[int, int]
+
+
+class CpuConv2d(nn.Conv2d):
+    """As its parent, whose class it takes the place of."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name of the parent's argument
+        """(N, C, H, W) → (N, O, H', W')."""
+        assert not isinstance(self.padding, str)
+        is_point = input.shape[-2:] == (1, 1) and self._keeps_points(self.padding)
+        stride = (1, 1) if is_point else self.stride
+        if self._is_plain_bfloat16() and _num_places(input, self, stride) <= _FEW_PLACES:
+            return _Products.apply(  # type: ignore[no-any-return, no-untyped-call]
+                input.bfloat16(), self.weight.bfloat16(), stride, self.padding
+            )
+        return F.conv2d(
+            input, self.weight, self.bias, stride, self.padding, self.dilation, self.groups
+        )
+
+    def _keeps_points(self, padding: _Pair) -> bool:
+        """Whether one pixel gives one pixel at any stride: the padding makes up for the kernel."""
+        return all(
+            2 * pad == dilation * (kernel - 1) and kernel > 1
+            for pad, dilation, kernel in zip(padding, self.dilation, self.kernel_size, strict=True)
+        )
+
+    def _is_plain_bfloat16(self) -> bool:
+        return (
+            self.training
+            and self.groups == 1
+            and self.dilation == (1, 1)
+            and self.bias is None
+            and torch.is_autocast_enabled("cpu")
+            and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        )
+
+
+class _Products(torch.autograd.Function):
+    """A convolution without bias as products of matrices: places × taps, taps × channels."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, stride: _Pair, padding: _Pair) -> Tensor:  # noqa: A002
+        ctx.save_for_backward(input, weight)
+        ctx.stride, ctx.padding = stride, padding
+        windows = _windows(input, weight, stride, padding)
+        outputs = windows.flatten(3) @ _channels_last(weight).flatten(1).T
+        return outputs.permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        input, weight = ctx.saved_tensors  # noqa: A001
+        of_input = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_input = _input_gradient(gradient, input.shape, weight, ctx.stride, ctx.padding)
+        if ctx.needs_input_grad[1]:
+            windows = _windows(input, weight, ctx.stride, ctx.padding)
+            product = _channels_last(gradient).flatten(0, 2).T @ windows.flatten(3).flatten(0, 2)
+            of_weight = product.view(_channels_last(weight).shape).permute(0, 3, 1, 2)
+        return of_input, of_weight, None, None
+
+
+def _input_gradient(
+    gradient: Tensor, shape: torch.Size, weight: Tensor, stride: _Pair, padding: _Pair
+) -> Tensor:
+    is_convolution = stride == (1, 1) and gradient.shape[-2:] == shape[-2:]
+    if not is_convolution:
+        return torch.nn.grad.conv2d_input(shape, weight, gradient, stride, padding)
+    taps = _channels_last(weight).flatten(1, 2).transpose(0, 1).flip(0).flatten(0, 1)
+    product = _windows(gradient, weight, stride, padding).flatten(3) @ taps
+    return product.permute(0, 3, 1, 2)
+
+
+def _windows(input: Tensor, weight: Tensor, stride: _Pair, padding: _Pair) -> Tensor:  # noqa: A002
+    """What each place sees: (N, H', W', KH, KW, C)."""
+    padded = F.pad(_channels_last(input), (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    height, width = weight.shape[-2:]
+    seen = padded.unfold(1, height, stride[0]).unfold(2, width, stride[1])
+    return seen.permute(0, 1, 2, 4, 5, 3)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.permute(0, 2, 3, 1)
+
+
+def _num_places(input: Tensor, convolution: nn.Conv2d, stride: _Pair) -> int:  # noqa: A002
+    places = len(input)
+    for axis, side in enumerate(input.shape[-2:]):
+        reach = side + 2 * int(convolution.padding[axis]) - convolution.kernel_size[axis]
+        places *= reach // stride[axis] + 1
+    return places
+
+
+def suit_convolutions(model: nn.Module) -> None:
+    """Let the plain convolutions of ``model`` be computed as suits a CPU; weights stay theirs."""
+    for module in model.modules():
+        is_plain = type(module) is nn.Conv2d and module.padding_mode == "zeros"
+        if is_plain and not isinstance(module.padding, str):
+            module.__class__ = CpuConv2d
