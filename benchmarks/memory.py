@@ -10,6 +10,7 @@ of those that it starts; sampled twenty times a second from its start on.
 
 import itertools
 import os
+import random
 import re
 import threading
 import time
@@ -69,12 +70,13 @@ def linked(source: Path, target: Path, count: int) -> Path:
     folder = target / str(count)
     if folder.exists():
         return folder
-    images = sorted((source / "train").rglob("*.JPEG"))
+    images = sorted(path for path in (source / "train").rglob("*") if path.is_file())
+    random.Random(0).shuffle(images)  # noqa: S311  so that few images are of all classes
     for number, image in zip(range(count), itertools.cycle(images), strict=False):
         place = folder / "train" / image.parent.name
         place.mkdir(parents=True, exist_ok=True)
-        os.link(image, place / f"{number}.JPEG")
-    for image in sorted((source / "val").rglob("*.JPEG"))[::8]:
+        os.link(image, place / f"{number}{image.suffix}")
+    for image in sorted(path for path in (source / "val").rglob("*") if path.is_file())[::8]:
         place = folder / "val" / image.parent.name
         place.mkdir(parents=True, exist_ok=True)
         os.link(image, place / image.name)

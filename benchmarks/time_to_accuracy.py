@@ -8,6 +8,7 @@ start, and its accuracy is that after the last epoch.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ def main() -> None:
     folder = arguments.outputs.absolute() / "time_to_accuracy"
     results = []
     with unpacked(arguments.data) as data:
-        words = [*arguments.words, f"data.root='{data}'", f"outputs='{folder}'", "force=true"]
+        words = [*arguments.words, f"data.root='{data}'", f"outputs='{folder}'"]
         _run([*words, "budget.epochs=1", "checkpoint.minutes=60"], folder)  # fills the cache
         own = [_run([*words, f"seed={seed}"], folder) for seed in arguments.seeds]
         results.append(_entry("trick-runner", own))
@@ -63,7 +64,8 @@ def main() -> None:
         (
             entry["contestant"],
             f"{entry['n']}",
-            f"{100 * entry['accuracy']:.2f} ± {100 * entry['deviation']:.2f}",
+            f"{100 * entry['accuracy']:.2f}"
+            + (f" ± {100 * entry['deviation']:.2f}" if entry["n"] > 1 else ""),
             str(Spread(tuple(entry["seconds"]))),
         )
         for entry in results
@@ -77,6 +79,7 @@ def main() -> None:
 def _run(words: Sequence[str], folder: Path) -> dict[str, Any]:
     """Seconds and accuracy of a whole command."""
     place = folder / "run"
+    shutil.rmtree(place, ignore_errors=True)
     command = [sys.executable, "-m", "runner.train", *words, f"run_dir='{place}'"]
     with Stopwatch() as watch:
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import measure
+from benchmarks import growth, measure, memory
 from benchmarks.measure import Spread, Worker, ratio, throughput
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("evaluate", "memory", "startup", "sweep", "throughput", "time_to_accuracy")
+COMMANDS = (
+    "evaluate", "growth", "memory", "startup", "sweep", "throughput", "time_to_accuracy",
+)  # fmt: skip
 
 FAKE = """
 import json, sys
@@ -96,3 +98,35 @@ def test_the_own_contestant_trains_for_real(tiny_words, tmp_path: Path, role: st
     assert validated["images"] == 24
     assert ("accuracy" in validated) == (role == "run")
     assert memory["peak_bytes"] > memory["rss_anonymous_bytes"] > 0
+
+
+def benchmark(name: str, *words: str) -> None:
+    subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *words], cwd=ROOT, check=True)
+
+
+@pytest.mark.slow
+def test_whole_commands_are_timed_to_their_accuracy(tiny_folder: Path, tmp_path: Path) -> None:
+    words = ("data=folder", "data.batch_size=16", "resize.size=16", "budget.epochs=2")
+    options = ("--outputs", f"{tmp_path}", "--json", f"{tmp_path / 'found.json'}")
+    benchmark(
+        "time_to_accuracy", "--data", f"{tiny_folder}", *options, "--seeds", "4", "5",
+        "--words", *words,
+    )  # fmt: skip
+    (own,) = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert own["n"] == len(own["seconds"]) == 2
+    assert all(0 <= accuracy <= 1 for accuracy in own["accuracies"])
+    assert all(1 < seconds < 60 for seconds in own["seconds"])
+
+
+@pytest.mark.slow
+def test_growth_is_measured_and_drawn(tiny_folder: Path, tmp_path: Path) -> None:
+    data = memory.linked(tiny_folder, tmp_path, 130)
+    assert len(list((data / "train").rglob("*.*"))) == 130
+    images = memory.by_images(data, [70], 1, tmp_path)
+    assert [entry["kind"] for entry in images] == ["cached", "streamed"]
+    jobs = growth.sweeps(data, [1, 2], tmp_path)
+    for entry in (*images, *jobs):
+        assert 1e8 < entry["peak_bytes"] < 3e9
+    size = [{"size": 64, "images_per_second": 1.0, "peak_bytes": 1}]
+    growth.draw({"images": images, "size": size, "jobs": jobs}, tmp_path / "figure.svg")
+    assert "jobs of a sweep" in (tmp_path / "figure.svg").read_text()
