@@ -4,8 +4,9 @@
 
 The data is a folder of hard links to the training images of the archive, as many as asked for,
 once from the decoded cache and once streamed from the files. Memory is what is not a file's pages,
-which the system takes back when it needs them (RssAnon and RssShmem of Linux), of the process and
-of those that it starts; sampled twenty times a second from its start on.
+which the system takes back when it needs them (Pss_Anon and Pss_Shmem of Linux), of the process and
+of those that it starts, where what they share counts once; sampled ten times a second from its
+start on. The first start fills the cache, unless an earlier command with these ``--outputs`` has.
 """
 
 import itertools
@@ -40,7 +41,7 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._is_over.wait(0.05):
+        while not self._is_over.wait(0.1):
             self.peak = max(self.peak, sum(map(_anonymous, _descendants(self._parent))))
 
 
@@ -59,10 +60,10 @@ def _descendants(parent: int) -> list[int]:
 
 def _anonymous(number: int) -> int:
     try:
-        status = Path(f"/proc/{number}/status").read_text()
+        status = Path(f"/proc/{number}/smaps_rollup").read_text()
     except OSError:
         return 0
-    return 1024 * sum(map(int, re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+)", status, re.MULTILINE)))
+    return 1024 * sum(map(int, re.findall(r"^Pss_(?:Anon|Shmem):\s+(\d+)", status, re.MULTILINE)))
 
 
 def linked(source: Path, target: Path, count: int) -> Path:

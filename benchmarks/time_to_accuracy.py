@@ -2,9 +2,9 @@
 
     python -m benchmarks.time_to_accuracy --data FOLDER_OR_ARCHIVE [--peers FOLDER] --json FILE
 
-Whole commands are timed, from a warm image cache: Python's start, imports, training with an
-evaluation after each epoch, and the result on disk. fastai is timed in its favour: without its
-start, and its accuracy is that after the last epoch.
+Whole commands are timed, from a warm image cache: Python's start, imports, training, evaluation
+(once, with the recipe's ``eval.every``) and the result on disk. fastai validates after each epoch,
+as it comes; its start is not counted.
 """
 
 import json

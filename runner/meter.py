@@ -44,18 +44,17 @@ class Meter:
             setattr(self, name, state[name])
 
     @property
-    def is_within_row(self) -> bool:
-        """Whether steps were made that are in no row yet."""
-        return bool(self._losses)
+    def ends_epoch(self) -> bool:
+        """Whether the last step was the last of an epoch."""
+        return self.steps > 0 and moment(self._stages, self.steps - 1).ends_epoch
 
     @property
     def is_row_over(self) -> bool:
         """Whether all steps of a row were made, which has not been evaluated."""
-        if not self._losses:
+        if not self._losses or not self.ends_epoch:
             return False
-        last = moment(self._stages, self.steps - 1)
-        is_wanted = (last.epoch + 1) % self._every == 0 or last.epoch + 1 == self.num_epochs
-        return last.ends_epoch and is_wanted
+        epochs = moment(self._stages, self.steps - 1).epoch + 1
+        return epochs % self._every == 0 or epochs == self.num_epochs
 
     def step(self, step: Step) -> None:
         """Count a step, and show it when the display is due."""

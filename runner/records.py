@@ -4,7 +4,7 @@
     config.yaml      the resolved configuration
     overrides.txt    the command's own words, one a line
     status.json      running, finished, failed or interrupted, why, and who is at it
-    metrics.jsonl    a row per evaluation; equal for equal runs, however often they were interrupted
+    metrics.jsonl    a row per evaluation (eval.every); equal for equal runs, however interrupted
     timings.jsonl    a row per evaluation: what depends on the machine and the hour
     split.csv.gz     every image with its split, label and SHA-256
     checkpoints/     what an unfinished run goes on from (runner/checkpoint.py)

@@ -272,7 +272,7 @@ class _Run:
         """Every ``checkpoint.minutes``; at an epoch's end already when it costs little by then."""
         elapsed = time.monotonic() - self._saved_at
         is_cheap = self._save_seconds <= _LARGEST_SAVING * elapsed
-        is_at_epoch_end = self._training.done > 0 and not self._meter.is_within_row
+        is_at_epoch_end = self._meter.ends_epoch and not self._meter.is_row_over
         return elapsed >= 60 * self._config.checkpoint.minutes or (is_at_epoch_end and is_cheap)
 
     def _save(self) -> None:

@@ -4,13 +4,15 @@ SIGTERM comes from schedulers and ``kill``, SIGINT from Ctrl-C, SIGUSR2 from sub
 a job's time is up.
 """
 
+import ctypes
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 class Interrupted(KeyboardInterrupt):
@@ -100,3 +102,13 @@ def ignore_signals() -> None:
     """In a helper process: its parent decides when it ends, also when the whole group is told."""
     for signum in _ENDING:
         signal.signal(signum, signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """In a helper process: be killed when its parent dies, however that came about; on Linux.
+
+    A worker of torch's DataLoader does notice, but on its way out waits for somebody to take what
+    it has read, for ever and with all its memory. The parent is the thread that made the process.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

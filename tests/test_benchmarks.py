@@ -124,7 +124,7 @@ def test_growth_is_measured_and_drawn(tiny_folder: Path, tmp_path: Path) -> None
     assert len(list((data / "train").rglob("*.*"))) == 130
     images = memory.by_images(data, [70], 1, tmp_path)
     assert [entry["kind"] for entry in images] == ["cached", "streamed"]
-    jobs = growth.sweeps(data, [1, 2], tmp_path)
+    jobs = growth.sweeps(data, [2, 3], tmp_path)
     for entry in (*images, *jobs):
         assert 1e8 < entry["peak_bytes"] < 3e9
     size = [{"size": 64, "images_per_second": 1.0, "peak_bytes": 1}]

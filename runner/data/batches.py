@@ -20,7 +20,7 @@ from runner.data.resident import ResidentStore
 from runner.data.store import Store
 from runner.errors import RunnerError
 from runner.randomness import generator
-from runner.signals import held_back, ignore_signals
+from runner.signals import end_with_parent, held_back, ignore_signals
 from runner.tricks.tta import View, cut
 
 Indices = NDArray[np.int64]
@@ -153,6 +153,7 @@ class _Reads(Dataset[T | RunnerError]):
 
 def _begin_worker(number: int) -> None:
     ignore_signals()
+    end_with_parent()
 
 
 def _as_read(item: T) -> T:

@@ -7,8 +7,9 @@ small images (xresnet18 at 16 px). With stride 1 the output is the same single p
 gradient is right.
 
 *Slow*: where a batch has few places to compute at all, as in the last layers on small images, the
-bfloat16 kernels reach a half to a quarter of the speed of the matrix products that a convolution
-is. So it is computed by these there; ``benchmarks/NOTES.md`` has the times. Sums are in another
+bfloat16 kernels can be far slower than the matrix products that a convolution is: a half to a
+quarter of their speed with 512 channels on 2×2 maps (torch 2.14 on an AMD EPYC with AVX-512;
+``benchmarks/NOTES.md``). So these compute it there. Sums are in another
 order, which is rounding in bfloat16. Only in training, so that predictions do not depend on how
 many images are predicted at a time.
 """
@@ -18,9 +19,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
-_FEW_PLACES = 1024  # in a batch; with more the library is faster
-_Pair = tuple[int, int]
+_FEW_PLACES = 1024  # in a batch; up to 4,096 it made no difference, 256 was slower
+_Pair = tuple[int, ...]  # of height and width
 
 
 class CpuConv2d(nn.Conv2d):
@@ -32,9 +34,11 @@ class CpuConv2d(nn.Conv2d):
         is_point = input.shape[-2:] == (1, 1) and self._keeps_points(self.padding)
         stride = (1, 1) if is_point else self.stride
         if self._is_plain_bfloat16() and _num_places(input, self, stride) <= _FEW_PLACES:
-            return _Products.apply(  # type: ignore[no-any-return, no-untyped-call]
+            outputs: Tensor = _Products.apply(
                 input.bfloat16(), self.weight.bfloat16(), stride, self.padding
             )
+            # Here and not in there: torch lets nobody change a view that a Function returns.
+            return outputs.permute(0, 3, 1, 2)
         return F.conv2d(
             input, self.weight, self.bias, stride, self.padding, self.dilation, self.groups
         )
@@ -58,25 +62,28 @@ class CpuConv2d(nn.Conv2d):
 
 
 class _Products(torch.autograd.Function):
-    """A convolution without bias as products of matrices: places × taps, taps × channels."""
+    """A convolution without bias as products of matrices: places × taps, taps × channels.
+
+    From (N, C, H, W) to (N, H', W', O).
+    """
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, stride: _Pair, padding: _Pair) -> Tensor:  # noqa: A002
         ctx.save_for_backward(input, weight)
         ctx.stride, ctx.padding = stride, padding
         windows = _windows(input, weight, stride, padding)
-        outputs = windows.flatten(3) @ _channels_last(weight).flatten(1).T
-        return outputs.permute(0, 3, 1, 2)
+        return windows.flatten(3) @ _channels_last(weight).flatten(1).T
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         input, weight = ctx.saved_tensors  # noqa: A001
         of_input = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_input = _input_gradient(gradient, input.shape, weight, ctx.stride, ctx.padding)
+            of_outputs = gradient.permute(0, 3, 1, 2)
+            of_input = _input_gradient(of_outputs, input.shape, weight, ctx.stride, ctx.padding)
         if ctx.needs_input_grad[1]:
             windows = _windows(input, weight, ctx.stride, ctx.padding)
-            product = _channels_last(gradient).flatten(0, 2).T @ windows.flatten(3).flatten(0, 2)
+            product = gradient.flatten(0, 2).T @ windows.flatten(3).flatten(0, 2)
             of_weight = product.view(_channels_last(weight).shape).permute(0, 3, 1, 2)
         return of_input, of_weight, None, None
 
@@ -86,7 +93,8 @@ def _input_gradient(
 ) -> Tensor:
     is_convolution = stride == (1, 1) and gradient.shape[-2:] == shape[-2:]
     if not is_convolution:
-        return torch.nn.grad.conv2d_input(shape, weight, gradient, stride, padding)
+        found: Tensor = conv2d_input(shape, weight, gradient, stride, padding)  # type: ignore[no-untyped-call]
+        return found
     taps = _channels_last(weight).flatten(1, 2).transpose(0, 1).flip(0).flatten(0, 1)
     product = _windows(gradient, weight, stride, padding).flatten(3) @ taps
     return product.permute(0, 3, 1, 2)

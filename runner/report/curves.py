@@ -80,6 +80,8 @@ def _lead(ours: Curve, theirs: Curve) -> Lead | None:
         return None
     grid = np.unique(np.concatenate([ours.x, theirs.x, [first, last]]))
     grid = grid[(grid >= first) & (grid <= last)]
+    if len(grid) < 2:  # a point each, with rare evaluations, is no course
+        return None
     gap = np.interp(grid, ours.x, ours.mean) - np.interp(grid, theirs.x, theirs.mean)
     signs = np.sign(gap)
     ends = np.flatnonzero(signs)

@@ -195,7 +195,8 @@ def _sort_in(path: Path, found: Found) -> None:
             name = str(status["status"])
             reason = str(status["reason"]).partition("\n")[0] or _REASONS.get(name, "")
             if name == "running":
-                reason = f"{len(folder.rows())} epochs done"
+                epochs = [row["epoch"] for row in folder.rows() if "epoch" in row]
+                reason = f"{epochs[-1] if epochs else 0} epochs done"
             found.unranked.append(Unranked(path.name, name, reason))
         else:
             found.runs.append(_run(path, result))

@@ -1,4 +1,9 @@
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -215,3 +220,51 @@ def test_workers_end_when_nobody_wants_more():
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+ORPHANS = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from runner.data import batches
+
+if sys.argv[1] == "forgotten":
+    batches.end_with_parent = lambda: None
+def read(number):
+    return torch.zeros(300_000, dtype=torch.uint8).tolist()  # through the pipe, which it fills
+ahead = batches.read_ahead(read, 100, 2)
+next(ahead)
+children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+print(children, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
+@pytest.mark.parametrize("how", ["as it is", "forgotten"])
+def test_no_worker_outlives_a_parent_that_is_killed(how: str, tmp_path: Path) -> None:
+    script = tmp_path / "orphans.py"
+    script.write_text(ORPHANS)
+    with subprocess.Popen(
+        [sys.executable, str(script), how],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        workers = [int(number) for number in parent.stdout.readline().split()]
+        assert len(workers) == 2
+    until = time.monotonic() + 8  # the loader itself looks every five seconds
+    while (alive := [w for w in workers if is_running(w)]) and time.monotonic() < until:
+        time.sleep(0.1)
+    for worker in alive:
+        os.kill(worker, signal.SIGKILL)
+    assert bool(alive) == (how == "forgotten")
+
+
+def is_running(process: int) -> bool:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"

@@ -129,6 +129,15 @@ def test_elsewhere_the_library_computes_bit_for_bit(change: Callable[[nn.Conv2d]
         assert torch.equal(convolution(inputs), expected)
 
 
+def test_outputs_may_be_changed_in_place() -> None:
+    layers = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.ReLU(inplace=True))
+    suit_convolutions(layers)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = layers(torch.randn(2, 8, 4, 4))
+    torch.autograd.backward(outputs.float().sum())
+    assert layers[0].weight.grad.abs().sum() > 0
+
+
 def test_many_places_are_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
     convolution = nn.Conv2d(8, 8, 3, padding=1, bias=False)
     suit_convolutions(convolution)
