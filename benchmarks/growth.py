@@ -74,7 +74,7 @@ def sweeps(data: Path, numbers: Sequence[int], outputs: Path) -> Entries:
         folder = outputs / f"jobs-{number}"
         shutil.rmtree(folder, ignore_errors=True)
         words = ["data=folder", f"data.root='{data}'", "resize.size=32", "budget=smoke",
-                 f"outputs='{folder}'", "force=true"]  # fmt: skip
+                 f"outputs='{folder}'"]  # fmt: skip
         command = [sys.executable, "-m", "runner.train", "-m", *words, f"seed=range({number})"]
         started = time.time()
         with Memory(os.getpid()) as memory:

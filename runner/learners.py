@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from runner.bundle import Bundle
 from runner.data.dataset import Dataset
@@ -82,12 +83,10 @@ def build_learner(
     )
     with processes.first_alone():  # of several that would download the same file
         loaded = load_weights(model, weights) if weights else None
-    model = model.to(device).to(memory_format=torch.channels_last)
+    model = _placed(model, device)
     if processes.count > 1:
         model = share_batch_norm(model, device)
     groups = layer_groups(model) if config.optim.layer_groups == 3 else [list(model.parameters())]
-    if device.type == "cpu":
-        suit_convolutions(model)
     if config.compile != "none":
         # In place, so that the names of the weights stay. One program for each image size.
         model.compile(mode=config.compile, dynamic=False)
@@ -115,15 +114,20 @@ def trained_learner(bundle: Bundle, *, device: str, precision: str, threads: int
     architecture, size = bundle.architecture, bundle.preprocess.size
     model = build_model(architecture.source, architecture.name, architecture.num_outputs, seed=0)
     bundle.load_into(model)
-    model = model.to(place).to(memory_format=torch.channels_last)
-    if place.type == "cpu":
-        suit_convolutions(model)
+    model = _placed(model, place)
     if precision == "auto":
         precision = bundle.evaluated.precision
         if precision == "bf16":
             precision = used_precision("auto", place.type, size)
     groups = [list(model.parameters())]
     return Learner(model, groups, architecture.num_outputs, bundle.preprocess, place, precision)
+
+
+def _placed(model: nn.Module, device: torch.device) -> nn.Module:
+    """``model`` on its device, in the memory format and with the convolutions that suit it."""
+    if device.type == "cpu":
+        suit_convolutions(model)
+    return model.to(device).to(memory_format=torch.channels_last)
 
 
 def _preprocess(config: RunConfig, dataset: Dataset, processes: Processes) -> Preprocess:

@@ -44,17 +44,18 @@ class Meter:
             setattr(self, name, state[name])
 
     @property
-    def ends_epoch(self) -> bool:
+    def is_epoch_over(self) -> bool:
         """Whether the last step was the last of an epoch."""
         return self.steps > 0 and moment(self._stages, self.steps - 1).ends_epoch
 
     @property
     def is_row_over(self) -> bool:
         """Whether all steps of a row were made, which has not been evaluated."""
-        if not self._losses or not self.ends_epoch:
+        if not self._losses:
             return False
-        epochs = moment(self._stages, self.steps - 1).epoch + 1
-        return epochs % self._every == 0 or epochs == self.num_epochs
+        last = moment(self._stages, self.steps - 1)
+        epochs = last.epoch + 1
+        return last.ends_epoch and (epochs % self._every == 0 or epochs == self.num_epochs)
 
     def step(self, step: Step) -> None:
         """Count a step, and show it when the display is due."""

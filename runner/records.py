@@ -229,6 +229,10 @@ class RunFolder:
                     rows += [row] if isinstance(row, dict) else []
         return rows
 
+    def last_row(self) -> dict[str, Any]:
+        """The newest row of the metrics; empty before the first."""
+        return (self.rows() or [{}])[-1]
+
     def log_marks(self) -> dict[str, list[int | str]]:
         """Length in bytes and SHA-256 of each log, for :meth:`rewind`."""
         contents = {name: self._log(name) for name in LOGS}

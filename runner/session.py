@@ -272,8 +272,9 @@ class _Run:
         """Every ``checkpoint.minutes``; at an epoch's end already when it costs little by then."""
         elapsed = time.monotonic() - self._saved_at
         is_cheap = self._save_seconds <= _LARGEST_SAVING * elapsed
-        is_at_epoch_end = self._meter.ends_epoch and not self._meter.is_row_over
-        return elapsed >= 60 * self._config.checkpoint.minutes or (is_at_epoch_end and is_cheap)
+        return elapsed >= 60 * self._config.checkpoint.minutes or (
+            is_cheap and self._meter.is_epoch_over
+        )
 
     def _save(self) -> None:
         """Commit a checkpoint, unless there is one of this very step."""

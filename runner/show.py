@@ -30,7 +30,7 @@ def rows(outputs: Path) -> Iterator[dict[str, Any]]:
         )
     for folder in run_folders(outputs):
         status = folder.status()
-        last = (folder.rows() or [{}])[-1]
+        last = folder.last_row()
         yield {
             "name": folder.path.name,
             "status": status["status"],

@@ -220,12 +220,14 @@ class Attempt:
 
     @property
     def is_paused(self) -> bool:
-        return _stat(self.pid)[0] == "T"
+        return process_stat(self.pid)[0] == "T"
 
     def group(self) -> list[int]:
         """The processes of its group that are alive, itself included."""
         pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-        return [pid for pid in pids if (found := _stat(pid))[1] == self.pid and found[0] != "Z"]
+        return [
+            pid for pid in pids if (found := process_stat(pid))[1] == self.pid and found[0] != "Z"
+        ]
 
 
 _attempts: list[Attempt] = []
@@ -239,7 +241,7 @@ def end_all() -> None:
     _attempts.clear()
 
 
-def _stat(pid: int) -> tuple[str, int]:
+def process_stat(pid: int) -> tuple[str, int]:
     """State and group of a process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

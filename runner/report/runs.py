@@ -195,8 +195,7 @@ def _sort_in(path: Path, found: Found) -> None:
             name = str(status["status"])
             reason = str(status["reason"]).partition("\n")[0] or _REASONS.get(name, "")
             if name == "running":
-                epochs = [row["epoch"] for row in folder.rows() if "epoch" in row]
-                reason = f"{epochs[-1] if epochs else 0} epochs done"
+                reason = f"{folder.last_row().get('epoch', 0)} epochs done"
             found.unranked.append(Unranked(path.name, name, reason))
         else:
             found.runs.append(_run(path, result))

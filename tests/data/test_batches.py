@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kill import process_stat
 
 from runner.data.batches import (
     evaluation_order,
@@ -255,16 +256,8 @@ def test_no_worker_outlives_a_parent_that_is_killed(how: str, tmp_path: Path) ->
         workers = [int(number) for number in parent.stdout.readline().split()]
         assert len(workers) == 2
     until = time.monotonic() + 8  # the loader itself looks every five seconds
-    while (alive := [w for w in workers if is_running(w)]) and time.monotonic() < until:
+    while (alive := [w for w in workers if process_stat(w)[0] != "Z"]) and time.monotonic() < until:
         time.sleep(0.1)
     for worker in alive:
         os.kill(worker, signal.SIGKILL)
     assert bool(alive) == (how == "forgotten")
-
-
-def is_running(process: int) -> bool:
-    try:
-        status = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
