@@ -31,6 +31,7 @@ from runner.optim import (
     optimizer_tensors,
     restore_optimizer,
     set_rates,
+    skip_unless,
 )
 from runner.preprocess import Preprocess
 from runner.randomness import generator, torch_seed
@@ -73,7 +74,6 @@ class Learner:
 
     def logits(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) float in 0..1 → logits (N, K) float32."""
-        images = images.contiguous(memory_format=torch.channels_last)
         inputs = normalize(images, self.preprocess.mean, self.preprocess.std)
         with self.autocast():
             outputs: Tensor = self.model(inputs)
@@ -159,18 +159,19 @@ def train_step(
     torch.autograd.backward(loss)
     whole = learner.processes.sum(loss.detach() / learner.processes.count)
     sums = [p.grad.sum() for group in learner.groups for p in group if p.grad is not None]
-    is_finite = torch.isfinite(whole + torch.stack(sums).sum())
-    # Fused optimizers change nothing where this is 1, as after an overflow of mixed precision.
-    optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+    witness = whole + torch.stack(sums).sum()
+    if witness.device.type == "cpu":
+        require_finite(witness)
+    else:
+        is_finite = torch.isfinite(witness)
+        skip_unless(optimizer, is_finite)
+        whole = torch.where(is_finite, whole, torch.nan)
     optimizer.step()
-    loss = torch.where(is_finite, whole, torch.nan)
-    if loss.device.type == "cpu":
-        require_finite(loss)
-    return loss
+    return whole
 
 
 def require_finite(loss: Tensor) -> None:
-    """Nothing, unless ``loss`` is that of a step that was not made; waits for a GPU.
+    """Nothing, unless ``loss`` is not finite; waits for a GPU.
 
     Raises:
         TrainingError: it is.
@@ -188,12 +189,12 @@ def augmented(
 ) -> Tensor:
     """Raw pixels as augmented images (N, 3, size, size) float in 0..1 on ``device``."""
     maps = _tensor(augmentation.homographies(draws, pixels.extents), device)
-    extents = _tensor(pixels.extents, device)
     brightness, contrast = _tensor(draws.brightness, device), _tensor(draws.contrast, device)
 
     def augment_some(images: Tensor, rows: slice) -> Tensor:
         if augmentation.changes_geometry(augment):
-            images = augmentation.resample(images, maps[rows], extents[rows], size).div_(255)
+            extents = pixels.extents[rows]
+            images = augmentation.resample(images, maps[rows], extents, size).div_(255)
         else:
             images = to_size(images.div_(255), size)
         if augment.max_lighting > 0:
@@ -366,7 +367,8 @@ def training_batches(
         if config.mixup.probability > 0 and now.progress < config.mixup.until:
             rng = generator(config.seed, "mixup", epoch, now.step)
             mix = mixing.draw(rng, config.mixup, batch_size, now.size, now.size)
-            mix, needed = mix.part(mine)
+            if processes.count > 1:
+                mix, needed = mix.part(mine)
         rows, drawn = rows[needed], drawn.rows(needed)
         pixels = source_pixels(dataset.store, split.indices[rows], drawn, augment)
         return Batch(pixels, torch.from_numpy(split.labels[rows]), drawn, mix, batch_size)
@@ -386,7 +388,7 @@ def source_pixels(
     return squares(store, indices, draws.place)
 
 
-_CACHED_FLOATS = 2**20  # of the canvas; measured on two cores at 64 and 128 px
+_CACHED_FLOATS = 2**19  # of the canvas; measured on two cores at 64 and 128 px
 
 
 def by_parts(
@@ -399,11 +401,17 @@ def by_parts(
     """
     canvas = pixels.canvas
     count, floats = len(canvas), canvas[0].numel()
-    most = max(1, _CACHED_FLOATS // floats) if device.type == "cpu" else count
-    parts = [slice(start, start + most) for start in range(0, count, most)]
-    return torch.cat(
-        [work(canvas[rows].to(device, non_blocking=True).float(), rows) for rows in parts]
-    )
+    num_parts = -(-count * floats // _CACHED_FLOATS) if device.type == "cpu" else 1
+    most = -(-count // num_parts)
+    whole: Tensor | None = None
+    for start in range(0, count, most):
+        rows = slice(start, min(start + most, count))
+        part = work(canvas[rows].to(device, non_blocking=True).float(), rows)
+        if whole is None:
+            whole = part.new_empty(count, *part.shape[1:])
+        whole[rows] = part
+    assert whole is not None
+    return whole
 
 
 def _tensor(array: NDArray[np.float64] | NDArray[np.int64], device: torch.device) -> Tensor:

@@ -74,6 +74,12 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> N
             group["momentum"] = momentum
 
 
+def skip_unless(optimizer: torch.optim.Optimizer, is_finite: Tensor) -> None:
+    """Let the next step change nothing unless ``is_finite``, a bool scalar; waits for no GPU."""
+    # Fused optimizers change nothing where this is 1, as after an overflow of mixed precision.
+    optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as ``number of the parameter.name``, for :func:`restore_optimizer`."""
     return {

@@ -93,11 +93,12 @@ def small_network(num_outputs: int = len(CLASSES), *, seed: int = 0) -> nn.Seque
     """Without padding: a constant image gives the same features at every size."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return nn.Sequential(
+        network = nn.Sequential(
             nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()),
             nn.Sequential(nn.Conv2d(6, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU()),
             nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_outputs)),
         )
+    return network.to(memory_format=torch.channels_last)  # as every network is placed
 
 
 def small_preprocess(**changes: Any) -> Preprocess:

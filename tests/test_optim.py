@@ -14,6 +14,7 @@ from runner.optim import (
     optimizer_tensors,
     restore_optimizer,
     set_rates,
+    skip_unless,
 )
 from runner.schema import Optim
 
@@ -372,3 +373,32 @@ def test_channels_last_on_the_cpu_is_updated_without_copies_and_alike():
     kept, expected = map(optimizer_tensors, reversed(optimizers))
     assert kept["0.exp_avg"].shape == (6, 5, 3, 3)
     torch.testing.assert_close(kept, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_step_that_is_skipped_changes_nothing(name):
+    ours, like_ours = parameters(), parameters()
+    optimizer = build_optimizer([ours], Optim(name=name), [1.0])
+    plain = build_optimizer([like_ours], Optim(name=name), [1.0])
+    for step, (lr, momentum) in enumerate(RATES):
+        for each, members in ((optimizer, ours), (plain, like_ours)):
+            set_rates(each, lr, momentum)
+            for parameter, gradient in zip(members, gradients(step), strict=True):
+                parameter.grad = gradient.clone()
+        skip_unless(optimizer, torch.tensor(True))
+        optimizer.step()
+        plain.step()
+        assert all(map(torch.equal, ours, like_ours))
+
+        before = copy.deepcopy((ours, optimizer.state_dict()["state"]))
+        for parameter in ours:
+            parameter.grad.fill_(torch.nan)
+        skip_unless(optimizer, torch.tensor(False))
+        optimizer.step()
+        after = optimizer.state_dict()["state"]
+        assert all(map(torch.equal, ours, before[0]))
+        for key, values in before[1].items():
+            assert all(torch.equal(after[key][name], old) for name, old in values.items())
+    skip_unless(optimizer, torch.tensor(True))  # negative control
+    optimizer.step()
+    assert all(parameter.isnan().all() for parameter in ours)

@@ -5,6 +5,7 @@ any number of workers.
 """
 
 import multiprocessing
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,6 +26,11 @@ from runner.tricks.tta import View, cut
 
 Indices = NDArray[np.int64]
 T = TypeVar("T")
+
+# Stored pixels are read-only, and torch warns of that once in a process; nobody writes to them.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.broadcast_to(np.uint8(0), 1))
 
 
 @dataclass(frozen=True)
@@ -163,9 +169,12 @@ def _as_read(item: T) -> T:
 
 def _together(images: Sequence[NDArray[np.uint8]]) -> Pixels:
     extents = np.array([image.shape[:2] for image in images], np.int64)
-    height, width = extents.max(axis=0)
-    is_full = bool((extents == extents[0]).all())  # nothing remains to be zero then
-    canvas = (np.empty if is_full else np.zeros)((len(images), height, width, 3), np.uint8)
-    for row, image in zip(canvas, images, strict=True):
-        row[: image.shape[0], : image.shape[1]] = image
-    return Pixels(torch.from_numpy(canvas).permute(0, 3, 1, 2), extents)
+    pixels = [torch.from_numpy(image) for image in images]  # torch copies large ones in threads
+    if (extents == extents[0]).all():
+        canvas = torch.stack(pixels)
+    else:
+        height, width = extents.max(axis=0).tolist()
+        canvas = torch.zeros(len(images), height, width, 3, dtype=torch.uint8)
+        for row, image in zip(canvas, pixels, strict=True):
+            row[: len(image), : image.shape[1]] = image
+    return Pixels(canvas.permute(0, 3, 1, 2), extents)

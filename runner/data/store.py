@@ -70,7 +70,8 @@ class CachedStore:
         self.offsets = np.load(folder / "offsets.npy", allow_pickle=False)
         self.shapes = np.load(folder / "shapes.npy", allow_pickle=False)
         self.pixels_path = folder / "pixels.u8"
-        self.pixels = np.memmap(self.pixels_path, dtype=np.uint8, mode="r")
+        # As a plain array, since each slice of a memmap object takes microseconds.
+        self.pixels = np.memmap(self.pixels_path, dtype=np.uint8, mode="r").view(np.ndarray)
 
     def rectangle(self, index: int) -> NDArray[np.uint8]:
         """See :class:`Store`."""

@@ -145,13 +145,13 @@ def homographies(draws: Draws, extents: NDArray[np.int64]) -> Floats:
     return composed
 
 
-def resample(images: Tensor, maps: Tensor, extents: Tensor, size: int) -> Tensor:
+def resample(images: Tensor, maps: Tensor, extents: NDArray[np.int64], size: int) -> Tensor:
     """Sample each image once through its homography; beyond the region it is mirrored.
 
     Args:
         images: (N, C, H, W) float, of any range; image n fills the top left ``extents[n]`` of it.
         maps: (N, 3, 3) float from output to input points.
-        extents: (N, 2) float, height and width of each region, px.
+        extents: (N, 2), height and width of each region, px.
         size: of the output, px.
 
     Returns:
@@ -161,22 +161,24 @@ def resample(images: Tensor, maps: Tensor, extents: Tensor, size: int) -> Tensor
     if min(images.shape[-2:]) > 2 * size:
         images, extents = _averaged(images, extents, size)
     axis = (torch.arange(size, device=images.device, dtype=maps.dtype) + 0.5) * 2 / size - 1
-    # From the left and top edges on, 0..2: adding the last row of a map adds 1 to what it gives.
-    maps = maps + maps[:, 2:] * maps.new_tensor([1, 1, 0])[:, None]
+    # From the left and top edges on, in quarters of the period of the mirror images: 0..1/2.
+    maps = torch.cat([(maps[:, :2] + maps[:, 2:]) / 4, maps[:, 2:]], dim=1)
     # The products maps · (x, y, 1), as sums of a row and a column: (N, 3, S, S).
     along_x = maps[:, :, 0, None, None] * axis
     along_y = (maps[:, :, 1, None] * axis + maps[:, :, 2, None]).unsqueeze(-1)
     mapped = along_x + along_y
     # A warp near its limit can put the horizon on a pixel; the clamp keeps it finite.
     source = mapped[:, :2].div_(mapped[:, 2:].clamp_min_(1e-6))
-    # Mirrored, and from the right and bottom edges on: 2 is 0 there, and -1 and 3 are both 1.
-    mirrored = source.remainder_(4).sub_(2).abs_()
-    regions = extents.flip(1)[..., None, None]  # (N, 2, 1, 1): width, height, as x and y
-    # Half a pixel inside the edge, so that bilinear weights never reach out of the region.
-    torch.clamp(mirrored, 1 / regions, 2 - 1 / regions, out=mirrored)
-    canvas = images.new_tensor([images.shape[-1], images.shape[-2]])[:, None, None]
-    part = regions / canvas
-    grid = mirrored.mul_(-part).add_(2 * part - 1)
+    # Mirrored, and from the right and bottom edges on: 1/2 is 0 there, and -1/4 and 3/4 are 1/4.
+    mirrored = source.frac_().abs_().sub_(0.5).abs_()
+    part: Tensor | float = 1.0  # of the canvas that is filled, (N, 2, 1, 1), as x and y
+    if not np.array_equal(extents, np.broadcast_to(images.shape[-2:], extents.shape)):
+        regions = torch.from_numpy(extents).flip(1)[..., None, None].to(maps)
+        part = regions / maps.new_tensor([images.shape[-1], images.shape[-2]])[:, None, None]
+        # Half a pixel inside the edge, so that bilinear weights never reach out of the region; at
+        # the edge of the canvas the padding does that.
+        torch.clamp(mirrored, 0.25 / regions, 0.5 - 0.25 / regions, out=mirrored)
+    grid = mirrored.mul_(-4 * part).add_(2 * part - 1)
     return F.grid_sample(
         images,
         grid.permute(0, 2, 3, 1).to(images.dtype),
@@ -199,13 +201,15 @@ def light(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
     return logits.add_(torch.logit(brightness).view(shape)).mul_(contrast.view(shape)).sigmoid_()
 
 
-def _averaged(images: Tensor, extents: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _averaged(
+    images: Tensor, extents: NDArray[np.int64], size: int
+) -> tuple[Tensor, NDArray[np.int64]]:
     """Average over areas every region that shrinks by more than 2×, until it shrinks by 2×.
 
     Region by region, so that neither the padding nor the other images of the batch have a part in
     it. Returns a smaller canvas and the extents on it.
     """
-    before = [(round(height), round(width)) for height, width in extents.tolist()]
+    before = [(height, width) for height, width in extents.tolist()]
     after = {}
     for region in before:
         shrink = max(1.0, min(region) / size / 2)
@@ -216,7 +220,7 @@ def _averaged(images: Tensor, extents: Tensor, size: int) -> tuple[Tensor, Tenso
         rows = [row for row, each in enumerate(before) if each == region]
         inside = images[rows, :, : region[0], : region[1]]
         canvas[rows, :, :height, :width] = F.interpolate(inside, (height, width), mode="area")
-    return canvas, extents.new_tensor([after[region] for region in before])
+    return canvas, np.array([after[region] for region in before])
 
 
 def _identity(count: int) -> Floats:

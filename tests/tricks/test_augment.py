@@ -74,7 +74,7 @@ def show(images: Tensor, draws: Draws, size: int, *regions: tuple[int, int]) -> 
     """``images`` augmented; the regions are whole canvases where none are given."""
     regions = regions or ((images.shape[-2], images.shape[-1]),) * len(images)
     maps = torch.from_numpy(maps_of(draws, *regions)).to(images.dtype)
-    return resample(images, maps, torch.tensor(regions, dtype=images.dtype), size)
+    return resample(images, maps, np.array(regions), size)
 
 
 def random_images(*shape: int, seed: int = 0) -> Tensor:
