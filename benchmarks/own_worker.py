@@ -26,7 +26,7 @@ from runner.data.dataset import Dataset, load_dataset
 from runner.data.resident import resident
 from runner.display import Display
 from runner.engine import Learner, Training
-from runner.evaluation import evaluate
+from runner.evaluation import evaluate, images_per_pass
 from runner.learners import build_learner
 from runner.meter import Meter
 from runner.optim import build_optimizer, set_rates
@@ -113,7 +113,7 @@ class Contestant:
 
     def _forward_only(self, images: int) -> None:
         learner, config = self.learner, self.config
-        size, most = config.eval_size, config.eval.batch_size
+        size, most = config.eval_size, images_per_pass(config, learner)
         batch = torch.randn(most, 3, size, size, device=learner.device)
         batch = batch.contiguous(memory_format=torch.channels_last)
         learner.model.eval()

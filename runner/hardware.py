@@ -70,6 +70,15 @@ def keep_freed_memory() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def give_back_freed_memory() -> None:
+    """Undo :func:`keep_freed_memory` for what is free now, in a process that was just forked.
+
+    It shares that memory only until its parent writes to it, and would then keep a copy.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def cpu_name() -> str:
     """The processor's own name, or its architecture."""
     return _cpu_info().get("model name", os.uname().machine)

@@ -264,7 +264,9 @@ class Eval:
         above=0,
         at_most=1,
     )
-    batch_size: int = option(256, "images per forward pass", at_least=1)
+    batch_size: int | None = option(
+        None, "images per forward pass; null: 256, on a CPU fewer above 64 px", at_least=1
+    )
     every: int = option(
         1, "epochs from one evaluation to the next; always after the last", at_least=1
     )

@@ -18,7 +18,7 @@ from runner.distributed import ALONE, Processes
 from runner.engine import Learner, Step, Training
 from runner.environment import differences, environment
 from runner.errors import ArtefactError, ConfigError, ProcessError, RunnerError, TrainingError
-from runner.evaluation import Predictions, evaluate
+from runner.evaluation import Predictions, evaluate, images_per_pass
 from runner.learners import build_learner
 from runner.locks import locked
 from runner.meter import Meter
@@ -134,8 +134,9 @@ def _known(error: Exception, config: RunConfig) -> RunnerError | None:
         train, val = config.data.batch_size, config.eval.batch_size
         return ProcessError(
             "out of memory",
-            where=f"data.batch_size={train} eval.batch_size={val}",
-            fix=f"data.batch_size={max(1, train // 2)} eval.batch_size={max(1, val // 2)}",
+            where=f"data.batch_size={train} eval.batch_size={val or 'null'}",
+            fix=f"data.batch_size={max(1, train // 2)} "
+            f"eval.batch_size={max(1, (val or train) // 2)}",
         )
     if "DataLoader worker" in str(error):
         return ProcessError(
@@ -340,7 +341,10 @@ class _Run:
             classes=dataset.classes,
             preprocess=self._learner.preprocess,
             evaluated=Evaluated(
-                self._learner.precision, config.eval.batch_size, config.seed, config.augment
+                self._learner.precision,
+                images_per_pass(config, self._learner),
+                config.seed,
+                config.augment,
             ),
         )
         for name, content in bundle.items():

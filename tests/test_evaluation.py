@@ -1,12 +1,14 @@
 """Several TTAs in one pass: each as if it were alone, and nothing computed twice."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from small import small_config, small_dataset, small_learner, small_network
+import torch
+from small import small_config, small_dataset, small_learner, small_network, small_preprocess
 
-from runner.evaluation import Predictions, evaluate, evaluate_variants
+from runner.evaluation import Predictions, evaluate, evaluate_variants, images_per_pass
 from runner.schema import Augment, Eval, Tta
 from runner.tricks.tta import View, cost, looks, looks_used, plain_view
 
@@ -96,3 +98,17 @@ def test_what_a_variant_costs() -> None:
     assert cost(looks_used([Tta(corners=True)])) == 5
     assert cost(looks_used([Tta(scales=(0.5, 1.0, 2.0), flip=True)])) == 2 * (0.25 + 1 + 4)
     assert cost(looks_used([Tta(passes=4, beta=0.25)])) == 5
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "asked", "expected"),
+    [
+        ("cpu", 28, None, 256), ("cpu", 64, None, 256), ("cpu", 65, None, 248),
+        ("cpu", 128, None, 64), ("cpu", 224, None, 20), ("cpu", 4096, None, 1),
+        ("cpu", 224, 300, 300), ("cuda", 224, None, 256), ("cuda", 224, 7, 7),
+    ],
+)  # fmt: skip
+def test_images_of_a_forward_pass(device: str, size: int, asked: int | None, expected: int) -> None:
+    learner = small_learner(small_network(), preprocess=small_preprocess(size=size))
+    learner = replace(learner, device=torch.device(device))
+    assert images_per_pass(small_config(eval=Eval(batch_size=asked)), learner) == expected

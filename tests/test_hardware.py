@@ -1,5 +1,7 @@
 """What ``auto`` means, with and without torch's help."""
 
+import platform
+import subprocess
 import sys
 
 import pytest
@@ -78,6 +80,30 @@ def test_freed_memory_is_kept_where_the_library_can(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("ctypes.CDLL", missing)
     hardware.keep_freed_memory()  # another C library: nothing, and no error
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of that C library")
+def test_memory_that_is_free_can_be_given_back() -> None:
+    code = """
+import os, sys
+import numpy as np
+from runner import hardware
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+hardware.keep_freed_memory()
+blocks = [np.ones(2**20) for _ in range(20)]  # 8 MiB each
+kept = blocks[10]
+del blocks
+print(resident())
+hardware.give_back_freed_memory()
+print(resident(), kept.sum() == 2**20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after, is_whole = done.stdout.split()
+    assert float(before) - float(after) > 100  # of the 160 that were kept until then
+    assert is_whole == "True"
 
 
 def test_cores_are_those_of_this_process() -> None:

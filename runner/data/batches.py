@@ -20,6 +20,7 @@ from runner.data.images import BrokenImageError
 from runner.data.resident import ResidentStore
 from runner.data.store import Store
 from runner.errors import RunnerError
+from runner.hardware import give_back_freed_memory
 from runner.randomness import generator
 from runner.signals import end_with_parent, held_back, ignore_signals
 from runner.tricks.tta import View, cut
@@ -160,6 +161,7 @@ class _Reads(Dataset[T | RunnerError]):
 def _begin_worker(number: int) -> None:
     ignore_signals()
     end_with_parent()
+    give_back_freed_memory()
 
 
 def _as_read(item: T) -> T:
