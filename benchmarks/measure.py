@@ -155,11 +155,9 @@ def throughput(
         repeats: rounds that count.
         warmup: rounds before them that do not.
     """
-    settle = 0.5  # seconds; workers of the contestant before may still be reading ahead
     found: dict[str, list[float]] = {name: [] for name in workers}
     for turn in range(warmup + repeats):
         for name, worker in workers.items():
-            time.sleep(settle)
             said = worker.ask("train", steps=max(1, round(images / batch_size)))
             if turn >= warmup:
                 found[name].append(said["images"] / said["seconds"])

@@ -8,7 +8,6 @@ no checks.
 """
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -122,13 +121,6 @@ class Contestant:
                 learner.model(batch[: min(most, images - start)])
         self._synchronize()
 
-    def memory(self) -> dict[str, Any]:
-        """Peak resident memory, bytes, and what of it is not a file's, now."""
-        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        status = Path("/proc/self/status").read_text().splitlines()
-        anonymous = next(line.split()[1] for line in status if line.startswith("RssAnon"))
-        return {"peak_bytes": peak, "rss_anonymous_bytes": 1024 * int(anonymous)}
-
     def _synchronize(self) -> None:
         if self.learner.device.type == "cuda":
             torch.cuda.synchronize(self.learner.device)
@@ -154,7 +146,6 @@ def main() -> None:
             "train": contestant.train,
             "validate": contestant.validate,
             "tta": contestant.tta,
-            "memory": contestant.memory,
         }
         for line in sys.stdin:
             asked = json.loads(line)

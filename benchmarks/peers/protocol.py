@@ -12,7 +12,6 @@ sleep:
 | ``{"command": "epochs", "epochs": 5, "lr": 3e-3}`` | ``seconds``, and lists, see below |
 | ``{"command": "validate"}`` | ``seconds``, ``images``, ``accuracy`` |
 | ``{"command": "tta"}`` | the same, where the contestant has it |
-| ``{"command": "memory"}`` | bytes, see `_memory` |
 | ``{"command": "quit"}``, or the end of the input | none; the process ends |
 
 ``epochs`` answers the ``seconds`` of everything, and of each epoch with the validation at its end
@@ -147,8 +146,6 @@ def _carry_out(
             images, accuracy = getattr(contestant, command)()
             seconds = time.perf_counter() - started
             return {"seconds": seconds, "images": images, "accuracy": accuracy}
-        case "memory":
-            return _memory()
         case _:
             raise ValueError(f"unknown command {command!r}")
 
@@ -178,27 +175,6 @@ def _epochs(contestant: Contestant, *, epochs: int, lr: float, seed: int) -> dic
         "accuracy": accuracies,
         "epoch_seconds": [after - before for before, after in pairwise(times)],
     }
-
-
-def _memory() -> dict[str, Any]:
-    """Bytes of this process, and those of its loading processes that they share with nobody."""
-    status = _kibibytes(Path("/proc/self/status"))
-    children = [process.pid for process in multiprocessing.active_children()]
-    return {
-        "rss_anonymous_bytes": status["RssAnon"] * 1024,
-        "peak_rss_bytes": status["VmHWM"] * 1024,
-        "loaders": len(children),
-        "loaders_private_bytes": sum(
-            1024 * (rollup["Private_Clean"] + rollup["Private_Dirty"])
-            for rollup in (_kibibytes(Path(f"/proc/{pid}/smaps_rollup")) for pid in children)
-        ),
-    }
-
-
-def _kibibytes(path: Path) -> dict[str, int]:
-    """The lines ``Name:  123 kB`` of a file below /proc."""
-    lines = (line.partition(":") for line in path.read_text().splitlines())
-    return {name: int(rest.split()[0]) for name, _, rest in lines if rest.endswith(" kB")}
 
 
 def _wait_for_rest() -> None:
