@@ -510,7 +510,9 @@ def test_who_comes_after_a_killed_one_goes_on_at_once(
 
 
 @pytest.mark.parametrize(
-    "words", [("resize.size=1024",), ("eval.size=1024",)], ids=["training", "evaluation"]
+    "words",
+    [("resize.size=1024",), ("eval.size=1024", "eval.batch_size=24")],
+    ids=["training", "evaluation"],
 )
 def test_memory_that_does_not_suffice(make: Make, words: tuple[str, ...]) -> None:
     place = make("data.batch_size=48", *words)
