@@ -171,10 +171,10 @@ def train_step(
 
 
 def require_finite(loss: Tensor) -> None:
-    """Nothing, unless ``loss`` is not finite; waits for a GPU.
+    """Nothing where ``loss`` is finite; waits for a GPU.
 
     Raises:
-        TrainingError: it is.
+        TrainingError: it is not.
     """
     if not torch.isfinite(loss):
         raise TrainingError("the loss or a gradient is not finite")

@@ -173,7 +173,7 @@ def resample(images: Tensor, maps: Tensor, extents: NDArray[np.int64], size: int
     mirrored = source.frac_().abs_().sub_(0.5).abs_()
     part: Tensor | float = 1.0  # of the canvas that is filled, (N, 2, 1, 1), as x and y
     if not np.array_equal(extents, np.broadcast_to(images.shape[-2:], extents.shape)):
-        regions = torch.from_numpy(extents).flip(1)[..., None, None].to(maps)
+        regions = torch.from_numpy(extents).flip(1)[..., None, None].to(maps, non_blocking=True)
         part = regions / maps.new_tensor([images.shape[-1], images.shape[-2]])[:, None, None]
         # Half a pixel inside the edge, so that bilinear weights never reach out of the region; at
         # the edge of the canvas the padding does that.
