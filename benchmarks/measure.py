@@ -22,8 +22,8 @@ from statistics import median
 from typing import Any
 
 from runner.display import table_console
-from runner.hardware import cpu_name, num_cores, num_gpus
-from runner.storage import write_output
+from runner.machine.files import write_output
+from runner.machine.hardware import cpu_name, num_cores, num_gpus
 from runner.tables import Table
 
 _PACKAGES = ("trick-runner", "torch", "torchvision", "numpy")

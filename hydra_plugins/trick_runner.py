@@ -33,12 +33,12 @@ from omegaconf import DictConfig, read_write
 
 from runner import compose
 from runner.display import print_job, print_sweep
-from runner.distributed import from_environment
 from runner.errors import BusyError, ConfigError, RunnerError, SweepError
-from runner.hardware import num_cores, num_gpus
-from runner.locks import is_held
+from runner.machine.hardware import num_cores, num_gpus
+from runner.machine.locks import is_held
+from runner.machine.processes import from_environment
+from runner.machine.signals import Interrupted, raise_on_signals
 from runner.records import RunFolder
-from runner.signals import Interrupted, raise_on_signals
 from runner.sweep import ALIVE, SweepFolder, Watch
 
 _POLL_SECONDS = 1.0

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from runner import tensor_files
 from runner.errors import ArtefactError, TrainingError
+from runner.machine.files import sync_folder, unwritable, write_synced
 from runner.records import VERSION
-from runner.storage import sync_folder, unwritable, write_synced
 
 _PREFIX = "step-"
 _SUPERSEDED = "-old"  # while another of the same step takes its place

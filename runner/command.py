@@ -9,8 +9,8 @@ from pathlib import Path
 
 from runner.display import printable
 from runner.errors import ConfigError, ProcessError, RunnerError
-from runner.signals import raise_on_signals
-from runner.storage import write_output
+from runner.machine.files import write_output
+from runner.machine.signals import raise_on_signals
 
 
 def command(

@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner import checks, schema
 from runner.errors import ConfigError
-from runner.hardware import device_kind, used_precision
+from runner.machine.hardware import device_kind, used_precision
 from runner.records import VERSION
 from runner.schema import RunConfig
 

@@ -23,8 +23,8 @@ from runner.data.batches import (
 from runner.data.dataset import Dataset
 from runner.data.resident import ResidentStore
 from runner.data.store import Store
-from runner.distributed import ALONE, Processes
 from runner.errors import TrainingError
+from runner.machine.processes import ALONE, Processes
 from runner.optim import (
     build_optimizer,
     freeze_body,

@@ -215,9 +215,9 @@ def evaluated(
         DataError: the data cannot be read.
     """
     from runner.bundle import read_bundle
-    from runner.environment import differences, environment
     from runner.evaluation import evaluate_variants
     from runner.learners import trained_learner
+    from runner.machine.environment import differences, environment
     from runner.statistics import holm
     from runner.tricks.tta import cost, looks_used
 

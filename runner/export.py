@@ -18,7 +18,7 @@ from runner import compose
 from runner.command import command
 from runner.display import Display
 from runner.errors import ArtefactError, ConfigError, DataError, RunnerError
-from runner.storage import write_output
+from runner.machine.files import write_output
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 
 from runner import compose
 from runner.command import command
-from runner.distributed import from_environment
 from runner.errors import ConfigError, RunnerError
+from runner.machine.processes import from_environment
 from runner.schema import RunConfig
 
 Work = Callable[[RunConfig, list[str]], dict[str, Any]]

@@ -9,10 +9,10 @@ from runner.bundle import Bundle
 from runner.data.dataset import Dataset
 from runner.data.statistics import training_statistics
 from runner.display import Display
-from runner.distributed import ALONE, Processes
 from runner.engine import Learner
 from runner.errors import ConfigError
-from runner.hardware import device_kind, keep_freed_memory, num_cores, used_precision
+from runner.machine.hardware import device_kind, keep_freed_memory, num_cores, used_precision
+from runner.machine.processes import ALONE, Processes
 from runner.models import (
     Loaded,
     Weights,

@@ -22,7 +22,7 @@ from runner import checks, compose
 from runner.command import command, give
 from runner.display import Display, table_console
 from runner.errors import ArtefactError, DataError
-from runner.hardware import num_cores
+from runner.machine.hardware import num_cores
 from runner.schema import RunConfig, Tta
 from runner.tables import Table, to_csv
 

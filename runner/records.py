@@ -34,8 +34,8 @@ import yaml
 from numpy.typing import NDArray
 
 from runner.errors import ArtefactError, ConfigError
-from runner.locks import is_held
-from runner.storage import read_whole, replace_whole, unwritable
+from runner.machine.files import read_whole, replace_whole, unwritable
+from runner.machine.locks import is_held
 
 VERSION = 3
 """Of the format and of what the numbers mean; part of a run's identity."""

@@ -9,18 +9,19 @@ from typing import Any
 
 import torch
 
-from runner import checkpoint, signals
+from runner import checkpoint
 from runner.bundle import Architecture, Evaluated, bundle_files
 from runner.data.dataset import Dataset
 from runner.data.resident import resident
 from runner.display import Display
-from runner.distributed import ALONE, Processes
 from runner.engine import Learner, Step, Training
-from runner.environment import differences, environment
 from runner.errors import ArtefactError, ConfigError, ProcessError, RunnerError, TrainingError
 from runner.evaluation import Predictions, evaluate, images_per_pass
 from runner.learners import build_learner
-from runner.locks import locked
+from runner.machine import signals
+from runner.machine.environment import differences, environment
+from runner.machine.locks import locked
+from runner.machine.processes import ALONE, Processes
 from runner.meter import Meter
 from runner.metrics import classification_metrics
 from runner.models import Loaded, Weights

@@ -26,9 +26,9 @@ from types import FrameType
 from typing import Any
 
 from runner.errors import BusyError
-from runner.locks import locked
+from runner.machine.files import replace_whole
+from runner.machine.locks import locked
 from runner.records import redacted_words
-from runner.storage import replace_whole
 
 ALIVE = ("waiting", "running")
 _TOLD = ("finished", "skipped", "resumed", "failed")

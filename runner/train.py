@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from runner import checks, compose
 from runner.display import Display
-from runner.distributed import Processes, from_environment, joined
-from runner.hardware import device_kind
 from runner.hydra_command import hydra_command
+from runner.machine.hardware import device_kind
+from runner.machine.processes import Processes, from_environment, joined
 from runner.records import RunFolder
 from runner.schema import RunConfig
 

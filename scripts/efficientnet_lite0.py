@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from runner import tensor_files
+from runner.machine.files import write_output
 from runner.preprocess import Preprocess
-from runner.storage import write_output
 
 # timm has `efficientnet_lite0` too, with the same tensors: a network that pads otherwise. It loads
 # these weights and computes something else.

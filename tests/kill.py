@@ -131,7 +131,8 @@ def limit_memory(megabytes: int) -> None:
 
 def live_yesterday(zone: str) -> None:
     """The clock is a day behind, in another time zone."""
-    from runner import locks, records
+    from runner import records
+    from runner.machine import locks
 
     class Yesterday(datetime):
         @classmethod

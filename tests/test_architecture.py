@@ -10,26 +10,21 @@ SOURCES = sorted([*(ROOT / "runner").rglob("*.py"), *(ROOT / "hydra_plugins").rg
 
 # Imports go down only: a module knows modules of lower floors, and those of its own package.
 FLOORS = [
+    {"errors", "randomness"},
+    {"machine"},
     {
-        "errors",
         "schema",
         "checks",
-        "randomness",
         "records",
-        "locks",
         "metrics",
         "display",
         "tables",
         "statistics",
         "command",
-        "hardware",
-        "signals",
-        "storage",
-        "distributed",
         "preprocess",
     },
     {"tricks", "tensor_files"},
-    {"schedule", "data", "models", "optim", "bundle", "checkpoint", "environment"},
+    {"schedule", "data", "models", "optim", "bundle", "checkpoint"},
     {"compose", "engine"},
     {"evaluation", "learners", "programs"},
     {"meter"},
@@ -48,13 +43,10 @@ FLOORS = [
 ]
 # The ground floor's few dependencies among itself.
 GROUND = {
-    ("checks", "errors"), ("checks", "schema"), ("records", "errors"), ("locks", "errors"),
-    ("records", "locks"), ("records", "storage"), ("storage", "errors"), ("distributed", "errors"),
-    ("distributed", "signals"), ("tables", "display"), ("command", "display"),
-    ("command", "errors"), ("command", "signals"), ("command", "storage"),
+    ("checks", "schema"), ("tables", "display"), ("command", "display"),
 }  # fmt: skip
 HYDRA = {"compose.py", "hydra_command.py", "trick_runner.py"}
-NO_TORCH = FLOORS[0] | {
+NO_TORCH = FLOORS[0] | FLOORS[1] | FLOORS[2] | {
     "compose", "hydra_command", "sweep", "train", "lr_find", "show", "report", "report.__main__",
     "evaluate", "predict", "export", "data.__main__",
 }  # fmt: skip

@@ -206,7 +206,7 @@ def test_batches(count: int, expected: list[int]) -> None:
 def called(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     """The command in this process; its exit code."""
     monkeypatch.setattr("sys.argv", ["export", *words])
-    monkeypatch.setattr("runner.hardware.num_cores", lambda: 1)
+    monkeypatch.setattr("runner.machine.hardware.num_cores", lambda: 1)
     try:
         export.main()
     except SystemExit as exit_:

@@ -26,8 +26,8 @@ from small import small_config, small_dataset, small_learner, small_network
 from test_sweep import HOOK, at_work, statuses, wait_until
 from torch import nn
 
-from runner.distributed import from_environment, joined
 from runner.errors import ConfigError
+from runner.machine.processes import from_environment, joined
 from runner.models import share_batch_norm
 from runner.models.global_norm import GlobalBatchNorm2d
 from runner.schema import Eval, Tta

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from runner.errors import ArtefactError, ConfigError, StorageError
-from runner.locks import locked
+from runner.machine.locks import locked
 from runner.records import LOGS, VERSION, RunFolder, redacted, run_folders
 
 RESULT = {"config": {"seed": 3}, "command": ["python", "seed=3"], "metrics": {"accuracy": 0.5}}

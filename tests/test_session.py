@@ -18,13 +18,15 @@ from safetensors.torch import load_file
 from small import CLASSES, small_config, small_dataset, small_learner, small_network
 from torch import nn
 
-from runner import checkpoint, engine, hardware, learners, preprocess, records
+from runner import checkpoint, engine, learners, preprocess, records
 from runner.display import Display
-from runner.distributed import Processes
 from runner.errors import ArtefactError, BusyError, ConfigError, StorageError, TrainingError
 from runner.evaluation import evaluate
 from runner.learners import build_learner
-from runner.locks import locked
+from runner.machine import hardware
+from runner.machine.locks import locked
+from runner.machine.processes import Processes
+from runner.machine.signals import Interrupted, raise_on_signals
 from runner.records import RunFolder
 from runner.schema import (
     Augment,
@@ -41,7 +43,6 @@ from runner.schema import (
     to_dict,
 )
 from runner.session import train_and_evaluate
-from runner.signals import Interrupted, raise_on_signals
 
 TRICKS = {
     "normalize": Normalize(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),

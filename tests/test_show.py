@@ -8,7 +8,7 @@ import pytest
 from small import Command
 
 from runner.errors import DataError
-from runner.locks import locked
+from runner.machine.locks import locked
 from runner.records import RunFolder
 from runner.show import rows
 

@@ -16,7 +16,7 @@ from runner.data.listing import Listing
 from runner.data.sources import list_images
 from runner.data.store import Progress, Store, StreamedStore, content_digests, open_store
 from runner.errors import DataError
-from runner.hardware import num_cores
+from runner.machine.hardware import num_cores
 from runner.preprocess import Interpolation
 from runner.schema import Data
 from runner.tables import no_formula

@@ -24,7 +24,7 @@ from typing import IO, Self
 from urllib.parse import urlsplit
 
 from runner.errors import ArtefactError, ConfigError, RunnerError, StorageError
-from runner.locks import locked
+from runner.machine.locks import locked
 
 # Called with the bytes done so far and in all (None where nobody knows).
 Progress = Callable[[int, int | None], None]

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from runner.data.images import BrokenImageError, Images, rectangle, to_rgb
 from runner.errors import DataError, StorageError
-from runner.hardware import num_cores
-from runner.locks import locked
+from runner.machine.hardware import num_cores
+from runner.machine.locks import locked
 from runner.preprocess import Interpolation
 
 _FORMAT = 1  # raise when stored pixels would differ

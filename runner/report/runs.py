@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner.errors import ArtefactError, DataError
+from runner.machine.files import read_whole
 from runner.records import RunFolder
-from runner.storage import read_whole
 
 METRICS = ("accuracy", "nll", "brier", "ece")
 VIEWS = ("plain", "tta")

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner.errors import StorageError
+from runner.machine.files import read_whole, replace_whole
 from runner.report.runs import VIEWS, Run
-from runner.storage import read_whole, replace_whole
 
 _FORMAT = 1
 

@@ -18,7 +18,7 @@ import pytest
 from runner.data import download
 from runner.data.download import fetch, unpack
 from runner.errors import ArtefactError, ConfigError, StorageError
-from runner.locks import locked
+from runner.machine.locks import locked
 
 ROOT = Path(__file__).parents[2]
 CONTENT = hashlib.shake_256(b"any").digest(1_000_000)

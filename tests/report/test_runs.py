@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from runner.errors import ArtefactError, DataError
-from runner.locks import locked
+from runner.machine.locks import locked
 from runner.records import VERSION, RunFolder
 from runner.report import text
 from runner.report.answer import Answer, answer

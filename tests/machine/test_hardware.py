@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from runner import hardware
+from runner.machine import hardware
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")
@@ -87,7 +87,7 @@ def test_memory_that_is_free_can_be_given_back() -> None:
     code = """
 import os, sys
 import numpy as np
-from runner import hardware
+from runner.machine import hardware
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -12,12 +12,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from runner.errors import BusyError, StorageError
-from runner.locks import is_held, locked
+from runner.machine.locks import is_held, locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from runner.locks import locked
+from runner.machine.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     if sys.argv[2:] == ["start"]:  # a child that outlives its parent
@@ -136,7 +136,7 @@ def test_who_only_asks_makes_nobody_busy(path):
     """Asking takes the lock for a moment; who wants it tries more than once."""
     take(path)
     asking = (
-        "import sys, time\nfrom pathlib import Path\nfrom runner.locks import is_held\n"
+        "import sys, time\nfrom pathlib import Path\nfrom runner.machine.locks import is_held\n"
         "print('asks', flush=True)\nend = time.monotonic() + 1\n"
         "while time.monotonic() < end: is_held(Path(sys.argv[1]))"
     )
@@ -169,7 +169,8 @@ def test_an_exception_of_the_block_passes_and_frees_it(path):
 
 def test_the_end_of_a_child_does_not_free_it(path):
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom runner.locks import is_held, locked\n"
+        "import os, sys\nfrom pathlib import Path\n"
+        "from runner.machine.locks import is_held, locked\n"
         "path = Path(sys.argv[1])\n"
         "with locked(path):\n"
         "    pid = os.fork()\n"

@@ -3,21 +3,24 @@
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-import torchvision
+from typing import TYPE_CHECKING, Any
 
 from runner import __version__
-from runner.distributed import Processes
-from runner.hardware import cpu_name, num_cores
+from runner.machine.hardware import cpu_name, num_cores
+from runner.machine.processes import Processes
+
+if TYPE_CHECKING:
+    import torch
 
 _DECISIVE = ("torch", "device", "precision", "threads", "processes")
 
 
-def environment(device: torch.device, precision: str, processes: Processes) -> dict[str, Any]:
+def environment(device: "torch.device", precision: str, processes: Processes) -> dict[str, Any]:
     """The facts, as values for JSON."""
+    import numpy as np
+    import torch
+    import torchvision
+
     return {
         "runner": __version__,
         "revision": _revision(),
@@ -43,7 +46,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _revision() -> str | None:
     """The git commit of this code where it runs from a checkout, with + for local changes."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from runner.errors import ConfigError, RunnerError, StorageError
-from runner.signals import at_once
+from runner.machine.signals import at_once
 
 if TYPE_CHECKING:
     import numpy as np

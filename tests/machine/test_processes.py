@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import small_config, small_dataset, small_learner, small_network
 
-from runner import distributed
-from runner.distributed import ALONE, Processes, from_environment, joined
 from runner.errors import BusyError, ConfigError, RunnerError, StorageError
+from runner.machine import processes as distributed
+from runner.machine.processes import ALONE, Processes, from_environment, joined
 from runner.schema import Augment, Budget, Eval, Mixup, Optim, Resize, Tta
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -286,11 +286,13 @@ def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
               "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}  # fmt: skip
-    code = f"import test_distributed; test_distributed.work({str(folder)!r})"
+    code = f"import test_processes; test_processes.work({str(folder)!r})"
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
+    shared["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     both = [
         subprocess.Popen(
             [sys.executable, "-c", code],
-            cwd=Path(__file__).parent,
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from runner.errors import StorageError
-from runner.storage import replace_whole, sync_folder, unwritable, write_synced
+from runner.machine.files import replace_whole, sync_folder, unwritable, write_synced
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

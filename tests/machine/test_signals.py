@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from runner.signals import Interrupted, at_once, deferred, ignore_signals, raise_on_signals
+from runner.machine.signals import Interrupted, at_once, deferred, ignore_signals, raise_on_signals
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
@@ -27,7 +27,7 @@ def in_a_process(code):
     """Exit code (negative for a signal) and output of a Python process; ``say`` prints at once."""
     lines = [
         "import os, signal, sys, threading, time",
-        "from runner.signals import *",
+        "from runner.machine.signals import *",
         "def say(text): print(text, flush=True)",
         "def send(signum): os.kill(os.getpid(), signum); time.sleep(0)",
         code,

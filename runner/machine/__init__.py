@@ -1,0 +1,1 @@
+"""The machine under a run: cores, devices, processes, signals, locks and files."""
