@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runner import compose
+from runner.config import compose
+from runner.config.schema import RunConfig
 from runner.data.dataset import Dataset, load_dataset
 from runner.data.resident import resident
 from runner.display import Display
@@ -30,7 +31,6 @@ from runner.learners import build_learner
 from runner.meter import Meter
 from runner.optim import build_optimizer, set_rates
 from runner.schedule import plan
-from runner.schema import RunConfig
 
 Steps = Iterator[Tensor]
 

@@ -31,7 +31,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, read_write
 
-from runner import compose
+from runner.config import compose
+from runner.config.complaints import translated
 from runner.display import print_job, print_sweep
 from runner.errors import BusyError, ConfigError, RunnerError, SweepError
 from runner.machine.hardware import num_cores, num_gpus
@@ -175,7 +176,7 @@ class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
                 )
                 compose.run_config(composed)
             except Exception as error:
-                problem = error if isinstance(error, RunnerError) else compose.translated(error)
+                problem = error if isinstance(error, RunnerError) else translated(error)
                 if problem is None:
                     raise
                 problems.setdefault(f"{problem.what}  [{' '.join(job)}]", problem)

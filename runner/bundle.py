@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from runner import __version__, preprocess, tensor_files
-from runner.checks import from_dict
+from runner.config.checks import from_dict
+from runner.config.schema import Augment
 from runner.errors import ArtefactError, ConfigError, DataError
 from runner.machine.files import read_whole
 from runner.preprocess import Preprocess
 from runner.records import RunFolder
-from runner.schema import Augment
 
 FORMAT = 2
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"

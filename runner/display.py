@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from runner.config.words import own_words
+
 TABLE_WIDTH = 120
 """Columns of characters that the widest table needs."""
 _REFRESH_SECONDS = 0.5  # how often the loss is read: on a GPU that waits for the step
@@ -189,9 +191,3 @@ def print_sweep(
             text = f"{outcome['status']}: {own_words(outcome['job'], jobs)}\n  {outcome['error']}"
             text += f"\n  log: {log(number)}" if log(number).exists() else ""
             console.print(printable(text), markup=False, soft_wrap=True)
-
-
-def own_words(job: Sequence[str], jobs: Sequence[Sequence[str]]) -> str:
-    """The words of a job that not all the others share; all of them for a single job."""
-    shared = set.intersection(*(set(words) for words in jobs))
-    return " ".join([word for word in job if word not in shared] or job)

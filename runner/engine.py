@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from runner.config.schema import Augment, RunConfig
 from runner.data.batches import (
     Indices,
     Pixels,
@@ -36,7 +37,6 @@ from runner.optim import (
 from runner.preprocess import Preprocess
 from runner.randomness import generator, torch_seed
 from runner.schedule import Moment, Stage, moment
-from runner.schema import Augment, RunConfig
 from runner.tricks import augment as augmentation
 from runner.tricks import mixup as mixing
 from runner.tricks.normalize import normalize

@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runner import checks, compose
 from runner.command import command, give
-from runner.display import Display, own_words, table_console
+from runner.config import checks, compose
+from runner.config.complaints import translated
+from runner.config.options import GROUPS
+from runner.config.schema import Data, RunConfig, Tta
+from runner.config.words import own_words
+from runner.display import Display, table_console
 from runner.errors import ArtefactError, ConfigError, DataError
 from runner.metrics import classification_metrics
 from runner.records import RunFolder
-from runner.schema import Data, RunConfig, Tta
 from runner.tables import Table, to_csv
 
 if TYPE_CHECKING:
@@ -83,7 +86,7 @@ class Variant:
 
     Attributes:
         name: its words that not all variants share.
-        values: what its words set; see :func:`runner.compose.asked`.
+        values: what its words set; see :func:`runner.config.compose.asked`.
         note: what the user should know; mostly empty.
     """
 
@@ -132,7 +135,7 @@ def variants(words: Sequence[str], *, is_sweep: bool) -> list[Variant]:
 
     Raises:
         ConfigError: a word would need training again, or is none. Hydra's own errors:
-            see :func:`runner.compose.translated`.
+            see :func:`runner.config.complaints.translated`.
     """
     for word in words:
         _check_word(word)
@@ -164,7 +167,7 @@ def _check_word(word: str) -> None:
     if key in _ALLOWED or re.fullmatch(r"tta\.\w+", key):
         return
     allowed = f"allowed here: {', '.join(_ALLOWED)}"
-    if key in checks.known_keys() or key in compose.GROUPS:
+    if key in checks.known_keys() or key in GROUPS:
         raise ConfigError(
             f"another {key} needs training again",
             where=word,
@@ -367,7 +370,7 @@ def _table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
 def main() -> None:
     """The command; see ``--help``."""
     arguments = _parser().parse_intermixed_args()
-    command(lambda: _run(arguments), compose.translated)
+    command(lambda: _run(arguments), translated)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from runner.config.schema import Augment, RunConfig, Tta
 from runner.data.batches import (
     Held,
     Indices,
@@ -22,7 +23,6 @@ from runner.data.dataset import Dataset
 from runner.data.store import Store
 from runner.engine import Learner, augmented, by_parts, source_pixels
 from runner.errors import TrainingError
-from runner.schema import Augment, RunConfig, Tta
 from runner.tricks import augment as augmentation
 from runner.tricks.resize import to_size
 from runner.tricks.tta import Look, View, combine, looks, looks_used, plain_view

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from runner import compose
 from runner.command import command
+from runner.config.complaints import translated
 from runner.display import Display
 from runner.errors import ArtefactError, ConfigError, DataError, RunnerError
 from runner.machine.files import write_output
@@ -174,7 +174,7 @@ def _squares(images: "Images", rows: NDArray[np.int64], learner: "Learner") -> "
 def main() -> None:
     """The command; see ``--help``."""
     arguments = parser().parse_args()
-    command(lambda: _run(arguments), compose.translated)
+    command(lambda: _run(arguments), translated)
 
 
 def parser() -> argparse.ArgumentParser:

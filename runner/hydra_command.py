@@ -12,11 +12,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from runner import compose
 from runner.command import command
+from runner.config import compose
+from runner.config.complaints import translated
+from runner.config.options import CONF_DIR
+from runner.config.schema import RunConfig
 from runner.errors import ConfigError, RunnerError
 from runner.machine.processes import from_environment
-from runner.schema import RunConfig
 
 Work = Callable[[RunConfig, list[str]], dict[str, Any]]
 """Does one job: takes its configuration and the words it was asked for with, returns a summary."""
@@ -43,16 +45,14 @@ def hydra_command(work: Work, *, can_sweep: bool = True) -> None:
         compose.check_arguments(sys.argv[1:])
         compose.register()
         _check_mode(can_sweep)
-        hydra.main(version_base="1.3", config_path=str(compose.CONF_DIR), config_name="config")(
-            job
-        )()
+        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)()
         for outcome in outcomes:
             if "error" in outcome:
                 raise outcome["error"]
 
     command(
         body,
-        compose.translated,
+        translated,
         if_interrupted="interrupted; the same command goes on from here"
         if can_sweep
         else "interrupted",
@@ -84,5 +84,5 @@ def _check_mode(can_sweep: bool) -> None:
         words = list(arguments.overrides)
         if arguments.config_dir:
             words.append(f"hydra.searchpath=['file://{Path(arguments.config_dir).absolute()}']")
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(compose.CONF_DIR)):
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
             compose.run_config(hydra.compose("config", overrides=words))

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from runner.bundle import Bundle
+from runner.config.schema import RunConfig
 from runner.data.dataset import Dataset
 from runner.data.statistics import training_statistics
 from runner.display import Display
@@ -26,7 +27,6 @@ from runner.models import (
 )
 from runner.preprocess import Preprocess
 from runner.randomness import torch_seed
-from runner.schema import RunConfig
 
 
 def fitted_to_weights(config: RunConfig, display: Display) -> tuple[RunConfig, Weights | None]:

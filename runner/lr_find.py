@@ -16,8 +16,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from runner.config.schema import RunConfig
 from runner.errors import TrainingError
-from runner.schema import RunConfig
 
 if TYPE_CHECKING:
     from runner.data.dataset import Dataset

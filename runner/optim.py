@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from runner.schema import Optim
+from runner.config.schema import Optim
 
 
 def build_optimizer(

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runner import checks, compose
 from runner.command import command, give
+from runner.config import checks, compose
+from runner.config.complaints import translated
+from runner.config.schema import RunConfig, Tta
 from runner.display import Display, table_console
 from runner.errors import ArtefactError, DataError
 from runner.machine.hardware import num_cores
-from runner.schema import RunConfig, Tta
 from runner.tables import Table, to_csv
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def _best(
 def main() -> None:
     """The command; see ``--help``."""
     arguments = parser().parse_intermixed_args()
-    command(lambda: _run(arguments), compose.translated)
+    command(lambda: _run(arguments), translated)
 
 
 def parser() -> argparse.ArgumentParser:

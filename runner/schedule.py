@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from runner.config.schema import Optim, Resize, RunConfig
 from runner.errors import DataError
-from runner.schema import Optim, Resize, RunConfig
 from runner.tricks.resize import first_size, relative_pixels, size_at
 
 _FROZEN_WARMUP = 0.99  # fastai's fine_tune: the rate only rises while the body is frozen

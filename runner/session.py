@@ -11,6 +11,7 @@ import torch
 
 from runner import checkpoint
 from runner.bundle import Architecture, Evaluated, bundle_files
+from runner.config.schema import RunConfig, to_dict
 from runner.data.dataset import Dataset
 from runner.data.resident import resident
 from runner.display import Display
@@ -27,7 +28,6 @@ from runner.metrics import classification_metrics
 from runner.models import Loaded, Weights
 from runner.records import RunFolder
 from runner.schedule import Stage, plan
-from runner.schema import RunConfig, to_dict
 
 
 def train_and_evaluate(

@@ -7,13 +7,14 @@ configuration errors and finished runs answer at once.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner import checks, compose
+from runner.config import checks
+from runner.config.schema import RunConfig
 from runner.display import Display
 from runner.hydra_command import hydra_command
+from runner.identity import folder_name, identity
 from runner.machine.hardware import device_kind
 from runner.machine.processes import Processes, from_environment, joined
 from runner.records import RunFolder
-from runner.schema import RunConfig
 
 if TYPE_CHECKING:
     from runner.data.dataset import Dataset
@@ -52,14 +53,14 @@ def _run(
     with processes.first_alone():
         dataset = load_dataset(config.data, config.largest_size, outputs / "cache", display.work)
     _tell(dataset, display)
-    what = compose.identity(
+    what = identity(
         config,
         len(dataset.classes),
         dataset.presize,
         dataset.fingerprint,
         weights.identity if weights else None,
     )
-    name = compose.folder_name(config, what["identity"])
+    name = folder_name(config, what["identity"])
     folder = RunFolder(Path(config.run_dir).expanduser() if config.run_dir else outputs / name)
     folder.check(what)
     result = None if config.force else folder.result()

@@ -10,8 +10,10 @@ import hydra
 import pytest
 from small import COLOURS, Command, write_images
 
-from runner import compose, train
-from runner.schema import RunConfig
+from runner import train
+from runner.config import compose
+from runner.config.options import CONF_DIR
+from runner.config.schema import RunConfig
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -38,7 +40,7 @@ def composed() -> Callable[..., RunConfig]:
     compose.register()
 
     def compose_words(*words: str) -> RunConfig:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(compose.CONF_DIR)):
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
             return compose.run_config(hydra.compose("config", overrides=list(words)))
 
     return compose_words

@@ -12,9 +12,8 @@ SOURCES = sorted([*(ROOT / "runner").rglob("*.py"), *(ROOT / "hydra_plugins").rg
 FLOORS = [
     {"errors", "randomness"},
     {"machine"},
+    {"config"},
     {
-        "schema",
-        "checks",
         "records",
         "metrics",
         "display",
@@ -25,7 +24,7 @@ FLOORS = [
     },
     {"tricks", "tensor_files"},
     {"schedule", "data", "models", "optim", "bundle", "checkpoint"},
-    {"compose", "engine"},
+    {"identity", "engine"},
     {"evaluation", "learners", "programs"},
     {"meter"},
     {"session", "hydra_command", "sweep"},
@@ -43,11 +42,11 @@ FLOORS = [
 ]
 # The ground floor's few dependencies among itself.
 GROUND = {
-    ("checks", "schema"), ("tables", "display"), ("command", "display"),
+    ("tables", "display"), ("command", "display"),
 }  # fmt: skip
-HYDRA = {"compose.py", "hydra_command.py", "trick_runner.py"}
-NO_TORCH = FLOORS[0] | FLOORS[1] | FLOORS[2] | {
-    "compose", "hydra_command", "sweep", "train", "lr_find", "show", "report", "report.__main__",
+HYDRA = {"compose.py", "complaints.py", "hydra_command.py", "trick_runner.py"}
+NO_TORCH = FLOORS[0] | FLOORS[1] | FLOORS[2] | FLOORS[3] | {
+    "identity", "hydra_command", "sweep", "train", "lr_find", "show", "report", "report.__main__",
     "evaluate", "predict", "export", "data.__main__",
 }  # fmt: skip
 

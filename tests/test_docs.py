@@ -13,13 +13,13 @@ from PIL import Image
 from small import untrained_bundle
 
 from runner.bundle import Architecture, Evaluated, bundle_files, read_bundle
+from runner.config.schema import Augment
 from runner.data.embedded import load_fashion
 from runner.data.images import ArrayImages
 from runner.export import export
 from runner.models import build_model
 from runner.predict import rank
 from runner.preprocess import Preprocess
-from runner.schema import Augment
 
 PAGE = (Path(__file__).parent.parent / "docs" / "using-the-model-elsewhere.md").read_text()
 CLASSES = ("blue", "green", "red")

@@ -17,15 +17,9 @@ from small import (
 )
 from torch import nn
 
-from runner import checkpoint, compose, engine
-from runner.data.batches import Pixels
-from runner.data.dataset import Split
-from runner.engine import Batch, Training, train_step
-from runner.errors import TrainingError
-from runner.evaluation import evaluate
-from runner.optim import build_optimizer, set_rates
-from runner.schedule import moment, plan
-from runner.schema import (
+from runner import checkpoint, engine
+from runner.config.options import CONF_DIR
+from runner.config.schema import (
     Augment,
     Budget,
     Data,
@@ -37,6 +31,13 @@ from runner.schema import (
     Smoothing,
     Tta,
 )
+from runner.data.batches import Pixels
+from runner.data.dataset import Split
+from runner.engine import Batch, Training, train_step
+from runner.errors import TrainingError
+from runner.evaluation import evaluate
+from runner.optim import build_optimizer, set_rates
+from runner.schedule import moment, plan
 from runner.tricks import augment as augmentation
 from runner.tricks import mixup as mixing
 
@@ -551,7 +552,7 @@ def test_mixing_stops_where_it_is_told(until):
 OPTIONS = [
     f"{'+' if path.parent.name == 'trick' else ''}{path.parent.name}={path.stem}"
     for group in ("trick", "normalize", "augment", "resize", "mixup", "smoothing", "optim")
-    for path in sorted((compose.CONF_DIR / group).glob("*.yaml"))
+    for path in sorted((CONF_DIR / group).glob("*.yaml"))
 ]
 # … and what no option sets, or only together.
 WORDS = [
@@ -580,7 +581,7 @@ BASE = (
 
 
 def test_every_trick_is_among_what_is_stopped():
-    tricks = {path.stem for path in (compose.CONF_DIR / "trick").iterdir()}
+    tricks = {path.stem for path in (CONF_DIR / "trick").iterdir()}
     assert tricks == {"all", "baseline", "label_smoothing", "mixup", "normalize",
                       "progressive_resizing", "tta"}  # fmt: skip
     assert {f"+trick={name}" for name in tricks} <= set(WORDS)

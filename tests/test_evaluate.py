@@ -16,15 +16,16 @@ import pytest
 from scipy.stats import binomtest
 from small import Command, small_dataset
 
-from runner import compose, train
+from runner import train
 from runner.bundle import bundle_files, read_bundle
+from runner.config.complaints import translated
+from runner.config.schema import Data, RunConfig, Tta
 from runner.data.dataset import Dataset, load_dataset
 from runner.display import Display
 from runner.errors import ArtefactError, ConfigError, DataError, RunnerError
 from runner.evaluate import averaged, configurations, evaluated, read_run, variants
 from runner.models import build_model
 from runner.records import RunFolder
-from runner.schema import Data, RunConfig, Tta
 
 BOOK = Tta(passes=4, beta=0.25)
 
@@ -181,7 +182,7 @@ def test_a_wrong_word_is_told(word: str, what: str, fix: str) -> None:
     with pytest.raises(Exception) as caught:  # noqa: PT011  ours, or Hydra's to be translated
         variants([word], is_sweep=False)
     error = caught.value
-    known = error if isinstance(error, RunnerError) else compose.translated(error)
+    known = error if isinstance(error, RunnerError) else translated(error)
     assert isinstance(known, ConfigError)
     assert what in known.what
     assert fix in known.fix

@@ -8,8 +8,8 @@ import pytest
 import torch
 from small import small_config, small_dataset, small_learner, small_network, small_preprocess
 
+from runner.config.schema import Augment, Eval, Tta
 from runner.evaluation import Predictions, evaluate, evaluate_variants, images_per_pass
-from runner.schema import Augment, Eval, Tta
 from runner.tricks.tta import View, cost, looks, looks_used, plain_view
 
 VARIANTS = (

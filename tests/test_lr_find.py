@@ -9,9 +9,9 @@ import torch
 from small import small_config, small_dataset, small_learner, small_network
 
 from runner import engine
+from runner.config.schema import Data, Optim
 from runner.errors import DataError
 from runner.lr_find import RangeTest, range_test
-from runner.schema import Data, Optim
 
 
 def falling_then_rising() -> RangeTest:

@@ -8,6 +8,7 @@ import torch
 from small import small_learner, small_network
 from torch import nn
 
+from runner.config.schema import Optim
 from runner.optim import (
     build_optimizer,
     freeze_body,
@@ -16,7 +17,6 @@ from runner.optim import (
     set_rates,
     skip_unless,
 )
-from runner.schema import Optim
 
 # (learning rate, momentum) of a few steps, as a cycle changes them.
 RATES = [(1e-3, 0.95), (1e-2, 0.9), (3e-2, 0.85), (1e-2, 0.9), (1e-3, 0.95)]

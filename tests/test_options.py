@@ -9,19 +9,21 @@ from pathlib import Path
 import pytest
 from small import small_preprocess
 
-from runner import compose, schema, tensor_files, train
+from runner import tensor_files, train
+from runner.config import schema
+from runner.config.options import CONF_DIR
+from runner.config.schema import RunConfig
 from runner.models import build_model
-from runner.schema import RunConfig
 
 # Deeper than the others and of the same code, seconds each.
 SLOW = {("model", "xresnet101"), ("model", "xresnet152")}
 OPTIONS = sorted(
     (path.parent.name, path.stem)
-    for path in compose.CONF_DIR.glob("*/*.yaml")
+    for path in CONF_DIR.glob("*/*.yaml")
     # Data sets have tests of their own; the others are overlays, paired below.
     if path.parent.name not in ("data", "budget", *schema.OVERLAYS)
 )
-TRICKS = sorted(path.stem for path in (compose.CONF_DIR / "trick").iterdir())
+TRICKS = sorted(path.stem for path in (CONF_DIR / "trick").iterdir())
 
 Composed = Callable[..., RunConfig]
 

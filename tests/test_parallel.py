@@ -26,11 +26,11 @@ from small import small_config, small_dataset, small_learner, small_network
 from test_sweep import HOOK, at_work, statuses, wait_until
 from torch import nn
 
+from runner.config.schema import Eval, Tta
 from runner.errors import ConfigError
 from runner.machine.processes import from_environment, joined
 from runner.models import share_batch_norm
 from runner.models.global_norm import GlobalBatchNorm2d
-from runner.schema import Eval, Tta
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),

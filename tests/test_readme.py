@@ -11,10 +11,12 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from runner import compose, export, predict
+from runner import export, predict
+from runner.config import compose
+from runner.config.options import GROUPS
+from runner.config.schema import RunConfig
 from runner.evaluate import variants
 from runner.report.__main__ import parser
-from runner.schema import RunConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -83,7 +85,7 @@ def test_the_tricks_and_options_that_it_names_exist() -> None:
     for overlay in re.findall(r"^\| `(\w+)` \|", README, flags=re.MULTILINE):
         assert (ROOT / "conf" / "trick" / f"{overlay}.yaml").is_file()
     for group, name in re.findall(r"`(\w+)=(\w+)`", README):
-        if group in compose.GROUPS:
+        if group in GROUPS:
             assert (ROOT / "conf" / group / f"{name}.yaml").is_file(), f"{group}={name}"
     launchers = re.findall(r"hydra/launcher=(\w+)", README)
     assert set(launchers) == {path.stem for path in (ROOT / "conf/hydra/launcher").iterdir()}

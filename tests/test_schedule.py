@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from runner.config.schema import Budget, Data, Optim, Resize, RunConfig
 from runner.errors import DataError
 from runner.schedule import (
     Moment,
@@ -16,7 +17,6 @@ from runner.schedule import (
     one_cycle_momentum,
     plan,
 )
-from runner.schema import Budget, Data, Optim, Resize, RunConfig
 
 
 def half_cosine(start, end, position):

@@ -19,16 +19,7 @@ from small import CLASSES, small_config, small_dataset, small_learner, small_net
 from torch import nn
 
 from runner import checkpoint, engine, learners, preprocess, records
-from runner.display import Display
-from runner.errors import ArtefactError, BusyError, ConfigError, StorageError, TrainingError
-from runner.evaluation import evaluate
-from runner.learners import build_learner
-from runner.machine import hardware
-from runner.machine.locks import locked
-from runner.machine.processes import Processes
-from runner.machine.signals import Interrupted, raise_on_signals
-from runner.records import RunFolder
-from runner.schema import (
+from runner.config.schema import (
     Augment,
     Budget,
     Checkpoint,
@@ -42,6 +33,15 @@ from runner.schema import (
     Tta,
     to_dict,
 )
+from runner.display import Display
+from runner.errors import ArtefactError, BusyError, ConfigError, StorageError, TrainingError
+from runner.evaluation import evaluate
+from runner.learners import build_learner
+from runner.machine import hardware
+from runner.machine.locks import locked
+from runner.machine.processes import Processes
+from runner.machine.signals import Interrupted, raise_on_signals
+from runner.records import RunFolder
 from runner.session import train_and_evaluate
 
 TRICKS = {

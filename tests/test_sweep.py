@@ -29,7 +29,8 @@ from kill import STEP, Attempt, Place, Trap
 from omegaconf import OmegaConf
 
 from hydra_plugins import trick_runner
-from runner import compose
+from runner.config.complaints import translated
+from runner.config.options import CONF_DIR, LAUNCHERS
 from runner.errors import ConfigError
 from runner.sweep import SweepFolder
 
@@ -578,7 +579,7 @@ def test_cores_are_divided_among_the_jobs(
 def test_defaults_of_launchers_that_would_bite_are_changed(
     composed: object, launcher: str, changed: dict[str, int]
 ) -> None:
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(compose.CONF_DIR)):
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
         config = hydra.compose(
             "config", overrides=[f"hydra/launcher={launcher}"], return_hydra_config=True
         )
@@ -594,14 +595,14 @@ def test_a_launcher_that_is_not_installed(
     known = ConfigStore.instance().repo["hydra"]["launcher"]
     monkeypatch.delitem(known, f"{launcher}_plugin.yaml")
     with (
-        hydra.initialize_config_dir(version_base="1.3", config_dir=str(compose.CONF_DIR)),
+        hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)),
         pytest.raises(MissingConfigException) as caught,
     ):
         hydra.compose("config", overrides=[f"hydra/launcher={launcher}"])
-    error = compose.translated(caught.value)
+    error = translated(caught.value)
     assert isinstance(error, ConfigError)
     assert error.what == f"the launcher {launcher} is not installed"
-    assert error.fix == f"pip install 'trick-runner[{compose.LAUNCHERS[launcher]}]'"
+    assert error.fix == f"pip install 'trick-runner[{LAUNCHERS[launcher]}]'"
 
 
 # ── The files of a sweep ───────────────────────────────────────────────────────────────────────

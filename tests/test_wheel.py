@@ -46,7 +46,7 @@ def test_it_runs_from_another_folder(wheel: Path, tmp_path: Path, tiny_folder: P
             cwd=elsewhere, env=environment, capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
 
-    where = run("-c", "import runner.compose as c; print(c.__file__); print(c.CONF_DIR)")
+    where = run("-c", "import runner.config.compose as c; print(c.__file__); print(c.CONF_DIR)")
     for line in where.splitlines():
         assert line.startswith(str(site)), "the checkout must not be what is tested"
     assert "probability: 1.0" in run("-m", "runner.train", "--cfg", "job", "+trick=mixup")

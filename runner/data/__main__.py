@@ -7,8 +7,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner import compose
 from runner.command import command
+from runner.config import compose
+from runner.config.complaints import translated
 from runner.display import Display
 
 
@@ -29,7 +30,7 @@ def main() -> None:
         help="as of runner.train: data=imagenette data.root=PATH resize.size=128 …",
     )
     words = parser.parse_args().words
-    command(lambda: _stats(words), compose.translated)
+    command(lambda: _stats(words), translated)
 
 
 def _stats(words: Sequence[str]) -> None:

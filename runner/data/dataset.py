@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from runner.config.schema import Data
 from runner.data.images import typical_size
 from runner.data.listing import Listing
 from runner.data.sources import list_images
@@ -18,7 +19,6 @@ from runner.data.store import Progress, Store, StreamedStore, content_digests, o
 from runner.errors import DataError
 from runner.machine.hardware import num_cores
 from runner.preprocess import Interpolation
-from runner.schema import Data
 from runner.tables import no_formula
 
 _SPLIT_SEED = 0  # one split for all seeds of an experiment, so that their differences are paired

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from runner.config.schema import Data
 from runner.data.download import fetch, unpack
 from runner.data.embedded import FASHION_CLASSES, load_fashion
 from runner.data.idx import read_idx
@@ -20,7 +21,6 @@ from runner.data.images import SUFFIXES, ArrayImages, FileImages
 from runner.data.listing import Listing, stratified_split
 from runner.data.store import Progress
 from runner.errors import DataError
-from runner.schema import Data
 
 # Addresses and MD5 as in torchvision.datasets.Imagenette.
 _IMAGENETTE = {

@@ -47,7 +47,7 @@ def build_model(
 
     Raises:
         ConfigError: unknown source or name, timm not installed, or dropout asked of an
-            architecture that has none. The ranges are checked in ``runner.schema``.
+            architecture that has none. The ranges are checked in ``runner.config.schema``.
     """
     builders: dict[str, Callable[[str, int, float], nn.Module]] = {
         "xresnet": _build_xresnet,

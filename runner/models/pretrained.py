@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from runner import preprocess, tensor_files
+from runner.config.schema import Data, Model, Normalize, RunConfig
 from runner.errors import ArtefactError, ConfigError, RunnerError, StorageError
 from runner.machine.files import read_whole
 from runner.models.build import head_of, import_timm, require_known, torchvision_names
 from runner.preprocess import Preprocess
-from runner.schema import Data, Model, Normalize, RunConfig
 
 _ASPECT = Data.max_aspect  # a centre square is the same, whatever is cut off the long side
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from runner import checks
+from runner.config import checks
 from runner.data.images import BrokenImageError, Images, to_rgb
 from runner.data.sources import is_at_hand, list_images
 from runner.errors import RunnerError

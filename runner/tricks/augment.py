@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from runner.config.schema import Augment
 from runner.randomness import generator, uniforms
-from runner.schema import Augment
 
 _CROP_ATTEMPTS = 10  # as in torchvision and fastai, before falling back to the whole image
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
 
-from runner.schema import Mixup
+from runner.config.schema import Mixup
 
 
 @dataclass(frozen=True)

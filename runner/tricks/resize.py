@@ -8,8 +8,8 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from runner.config.schema import Resize
 from runner.preprocess import Interpolation
-from runner.schema import Resize
 
 
 def size_at(progress: float, size: int, resize: Resize) -> int:

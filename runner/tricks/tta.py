@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runner.schema import Tta
+from runner.config.schema import Tta
 
 
 @dataclass(frozen=True)

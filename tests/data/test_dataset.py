@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from pictures import encoded, random_pixels
 
+from runner.config.schema import Data
 from runner.data.dataset import load_dataset
 from runner.data.store import CachedStore, StreamedStore
 from runner.errors import DataError
-from runner.schema import Data
 
 FOLDERS = {"train/cat": 3, "train/dog": 2, "val/cat": 2, "val/dog": 1}
 

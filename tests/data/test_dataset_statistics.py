@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from pictures import encoded
 
+from runner.config.schema import Data
 from runner.data import statistics
 from runner.data.dataset import load_dataset
 from runner.data.statistics import training_statistics
-from runner.schema import Data
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pictures import encoded, random_pixels
 from torchvision.datasets import FashionMNIST, Imagenette
 
+from runner.config.schema import Data
 from runner.data import sources
 from runner.data.listing import stratified_split
 from runner.data.sources import list_images
 from runner.errors import ArtefactError, DataError, StorageError
-from runner.schema import Data
 
 WNIDS = [
     "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",

@@ -13,7 +13,7 @@ from PIL import Image
 from small import COLOURS, Command, write_images
 
 from runner import train
-from runner.schema import Normalize, RunConfig
+from runner.config.schema import Normalize, RunConfig
 
 Statistics = tuple[np.ndarray, np.ndarray]
 

@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import small_config, small_dataset, small_learner, small_network
 
+from runner.config.schema import Augment, Budget, Eval, Mixup, Optim, Resize, Tta
 from runner.errors import BusyError, ConfigError, RunnerError, StorageError
 from runner.machine import processes as distributed
 from runner.machine.processes import ALONE, Processes, from_environment, joined
-from runner.schema import Augment, Budget, Eval, Mixup, Optim, Resize, Tta
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 TRAININGS = {

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from runner.config.schema import XRESNETS
 from runner.errors import ConfigError
 from runner.models import build_model, layer_groups
 from runner.models.xresnet import DEPTHS
-from runner.schema import XRESNETS
 
 # One of each source and of each kind of head and body that the rules of layer_groups meet.
 MODELS = [

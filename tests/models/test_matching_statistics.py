@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from runner.bundle import Architecture, Evaluated, bundle_files, read_bundle
+from runner.config.schema import Augment
 from runner.models import build_model
 from runner.predict import rank
-from runner.schema import Augment
 from runner.statistics import gained_and_lost, mcnemar
 
 ARCHIVE = os.environ.get("RUNNER_IMAGENETTE")

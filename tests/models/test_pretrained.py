@@ -21,11 +21,13 @@ import torchvision
 from small import COLOURS, small_config, small_network, small_preprocess, write_images
 from torch import Tensor, nn
 
-from runner import compose, lr_find, tensor_files, train
+from runner import lr_find, tensor_files, train
 from runner.bundle import read_bundle
+from runner.config.schema import Data, Eval, Model, Normalize, Optim, Resize, RunConfig
 from runner.display import Display
 from runner.engine import build_optimizer
 from runner.errors import ArtefactError, ConfigError, StorageError
+from runner.identity import identity
 from runner.learners import build_learner, fitted_to_weights
 from runner.models import build_model, find_weights, fitted, layer_groups, load_weights
 from runner.models.build import torchvision_names
@@ -33,7 +35,6 @@ from runner.models.pretrained import Weights
 from runner.preprocess import Preprocess
 from runner.records import RunFolder
 from runner.schedule import plan
-from runner.schema import Data, Eval, Model, Normalize, Optim, Resize, RunConfig
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -546,7 +547,7 @@ from pathlib import Path
 warnings.simplefilter("ignore")
 from runner.errors import ArtefactError
 from runner.models import find_weights
-from runner.schema import Model
+from runner.config.schema import Model
 for path in sorted(Path({str(files)!r}).iterdir()):
     try:
         print(path.name, len(find_weights(Model(weights=str(path))).read()))
@@ -742,7 +743,7 @@ def test_equal_statistics_spelled_out_are_the_same_run() -> None:
     }  # fmt: skip
 
     def name(config: RunConfig) -> str:
-        return str(compose.identity(config, 3, 20, "f", "sha256:0")["identity"])
+        return str(identity(config, 3, 20, "f", "sha256:0")["identity"])
 
     spelled = fitted(asked("fixed", OWN.mean, OWN.std, **words), weights_with(OWN))
     assert name(spelled) == name(fitted(asked(), weights_with(OWN)))

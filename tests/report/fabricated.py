@@ -6,19 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from runner import compose
+from runner.config.schema import Data, Mixup, Normalize, Resize, RunConfig, Smoothing, Tta, to_dict
+from runner.identity import folder_name, identity
 from runner.metrics import classification_metrics
 from runner.records import RunFolder
-from runner.schema import (
-    Data,
-    Mixup,
-    Normalize,
-    Resize,
-    RunConfig,
-    Smoothing,
-    Tta,
-    to_dict,
-)
 
 CLASSES = ("bag", "coat", "dress")
 FINGERPRINT = "f" * 64
@@ -73,8 +64,8 @@ def write_run(
     ``changes`` go to :func:`config`. Without ``finish`` the run is one that was killed.
     """
     chosen = config(*tricks, seed=seed, **changes)
-    what = compose.identity(chosen, len(classes), 32, fingerprint)
-    folder = RunFolder(outputs / (name or compose.folder_name(chosen, what["identity"])))
+    what = identity(chosen, len(classes), 32, fingerprint)
+    folder = RunFolder(outputs / (name or folder_name(chosen, what["identity"])))
     if words is None:
         words = (f"+trick=[{','.join(tricks)}]", f"seed={seed}")
     folder.begin(what, to_dict(chosen), list(words))

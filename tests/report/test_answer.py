@@ -13,13 +13,13 @@ from fabricated import TRICKS, write_run
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy.stats import binomtest, t, ttest_rel
 
+from runner.config.schema import Mixup, Tta
 from runner.errors import ConfigError
 from runner.records import RunFolder
 from runner.report import text
 from runner.report.answer import FIRST_SEEDS, Answer, Comparison, GroupAnswer, answer
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
-from runner.schema import Mixup, Tta
 from runner.statistics import MOST_SEEDS, Outlook, difference
 
 ALL = tuple(TRICKS)

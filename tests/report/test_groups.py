@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from fabricated import TRICKS, write_run
 
+from runner.config.schema import Augment, Budget, Mixup, Normalize, Optim, Resize, RunConfig, Tta
 from runner.report.groups import ALL, TRICK_GROUPS, Group, group_runs, trick_label
 from runner.report.runs import find_runs
-from runner.schema import Augment, Budget, Mixup, Normalize, Optim, Resize, RunConfig, Tta
 
 FIVE = tuple(TRICKS)
 

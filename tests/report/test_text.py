@@ -12,13 +12,13 @@ from fabricated import TRICKS, write_run
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+from runner.config.schema import Optim
 from runner.records import RunFolder
 from runner.report import text
 from runner.report.answer import Answer, answer
 from runner.report.curves import Lead
 from runner.report.runs import Found, Unranked, find_runs
 from runner.report.scores import ScoreBook
-from runner.schema import Optim
 from runner.tables import Table
 
 MARGIN = 0.05

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from runner.schema import Augment
+from runner.config.schema import Augment
 from runner.tricks.augment import Draws, changes_geometry, draw, homographies, light, resample
 
 STANDARD = Augment(

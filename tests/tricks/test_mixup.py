@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from runner.config.schema import Mixup
 from runner.randomness import generator
-from runner.schema import Mixup
 from runner.tricks.mixup import Mix, draw, mix_images, mix_targets
 from runner.tricks.normalize import normalize
 from runner.tricks.smoothing import one_hot, smooth

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from runner.config.schema import Budget, Data, Resize, RunConfig
 from runner.schedule import plan
-from runner.schema import Budget, Data, Resize, RunConfig
 from runner.tricks.resize import relative_pixels, size_at, to_size
 
 PROGRESSIVE = Resize(schedule="progressive")

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from runner.checks import from_dict
-from runner.schema import Tta
+from runner.config.checks import from_dict
+from runner.config.schema import Tta
 from runner.tricks.tta import View, combine, cut, plain_view, views
 
 OPTIONS = Path(__file__).parents[2] / "conf" / "tta"

@@ -11,8 +11,7 @@ from dataclasses import Field, fields, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from runner.errors import ConfigError
-from runner.schema import (
+from runner.config.schema import (
     OVERLAYS,
     XRESNETS,
     RunConfig,
@@ -22,6 +21,7 @@ from runner.schema import (
     shows_more,
     to_dict,
 )
+from runner.errors import ConfigError
 
 
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
@@ -44,7 +44,7 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
 
 
 def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """``config`` with other values, nested as in :func:`runner.schema.to_dict`; checked.
+    """``config`` with other values, nested as in :func:`runner.config.schema.to_dict`; checked.
 
     Raises:
         ConfigError: as of :func:`from_dict`.

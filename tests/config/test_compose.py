@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runner import checks, compose, schema
+from runner import identity as identities
+from runner.config import checks, compose, schema
+from runner.config.options import CONF_DIR, GROUPS
+from runner.config.schema import Mixup, Normalize, RunConfig, Smoothing, Tta
 from runner.errors import ConfigError
-from runner.schema import Mixup, Normalize, RunConfig, Smoothing, Tta
 from runner.tricks.resize import first_size
 
 Composed = Callable[..., RunConfig]
@@ -27,7 +29,7 @@ OVERLAYS = {
 }
 OPTIONS = sorted(
     (path.parent.name, path.stem)
-    for path in compose.CONF_DIR.glob("*/*.yaml")
+    for path in CONF_DIR.glob("*/*.yaml")
     if path.parent.name not in schema.OVERLAYS
 )
 
@@ -48,7 +50,7 @@ def test_the_baseline_has_no_trick(composed: Composed) -> None:
 
 
 def test_every_overlay_is_in_the_table() -> None:
-    assert {path.stem for path in (compose.CONF_DIR / "trick").iterdir()} == set(OVERLAYS)
+    assert {path.stem for path in (CONF_DIR / "trick").iterdir()} == set(OVERLAYS)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -131,27 +133,27 @@ def test_every_option_composes_and_sets_only_what_is_read(
     assert set(changed_groups(config, composed())) <= {group}
 
 
-@pytest.mark.parametrize("path", sorted(compose.CONF_DIR.glob("*/*.yaml")), ids=str)
+@pytest.mark.parametrize("path", sorted(CONF_DIR.glob("*/*.yaml")), ids=str)
 def test_option_files_start_with_what_they_are(path: Path) -> None:
     comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(len(line) > 8 and "@package" not in line for line in comments)
 
 
-@pytest.mark.parametrize("path", sorted(compose.CONF_DIR.rglob("*.yaml")), ids=str)
+@pytest.mark.parametrize("path", sorted(CONF_DIR.rglob("*.yaml")), ids=str)
 def test_conf_holds_data_and_nothing_that_runs(path: Path) -> None:
     assert not re.search(r"_target_|_partial_|_args_", path.read_text())
     yaml.safe_load(path.read_text())
 
 
 def test_every_group_has_a_neutral_option_by_default(composed: Composed) -> None:
-    defaults = yaml.safe_load((compose.CONF_DIR / "config.yaml").read_text())["defaults"]
+    defaults = yaml.safe_load((CONF_DIR / "config.yaml").read_text())["defaults"]
     chosen = {}
     for entry in defaults:
         if isinstance(entry, dict):
             chosen.update(entry)
     assert chosen["normalize"] == chosen["mixup"] == chosen["smoothing"] == chosen["tta"] == "none"
     assert chosen["resize"] == "fixed"
-    assert {group for group in chosen if not group.startswith("override")} == set(compose.GROUPS)
+    assert {group for group in chosen if not group.startswith("override")} == set(GROUPS)
 
 
 WRONG = {
@@ -230,7 +232,7 @@ def test_an_option_without_effect_is_told(composed: Composed, seed: int) -> None
 
 
 def identity(config: RunConfig, fingerprint: str = "f") -> str:
-    return str(compose.identity(config, 10, 28, fingerprint)["identity"])
+    return str(identities.identity(config, 10, 28, fingerprint)["identity"])
 
 
 SAME = [
@@ -253,7 +255,7 @@ DIFFERENT = [
 
 @pytest.fixture(autouse=True)
 def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compose, "device_kind", lambda device: device.replace("auto", "cpu"))
+    monkeypatch.setattr(identities, "device_kind", lambda device: device.replace("auto", "cpu"))
 
 
 @pytest.mark.parametrize("words", SAME)
@@ -287,14 +289,14 @@ def test_data_and_record_version_are_in_the_identity(
     config = composed()
     before = identity(config)
     assert identity(config, "other") != before
-    assert compose.identity(config, 10, 56, "f")["identity"] != before
-    assert compose.identity(config, 11, 28, "f")["identity"] != before
-    monkeypatch.setattr(compose, "VERSION", compose.VERSION + 1)
+    assert identities.identity(config, 10, 56, "f")["identity"] != before
+    assert identities.identity(config, 11, 28, "f")["identity"] != before
+    monkeypatch.setattr(identities, "VERSION", identities.VERSION + 1)
     assert identity(config) != before
 
 
 def test_what_a_run_is_says_all_that_decides_its_result(composed: Composed) -> None:
-    what = compose.identity(composed("+trick=mixup", "outputs=there"), 10, 28, "f")
+    what = identities.identity(composed("+trick=mixup", "outputs=there"), 10, 28, "f")
     assert set(what) == {"identity", "fingerprint", "values"}
     assert re.fullmatch("[0-9a-f]{16}", what["identity"])
     assert what["fingerprint"] == "f"
@@ -307,11 +309,11 @@ def test_what_a_run_is_says_all_that_decides_its_result(composed: Composed) -> N
 
 def test_folder_names_are_legible_and_stay_inside(composed: Composed) -> None:
     config = composed("+trick=[mixup,tta]", "seed=3")
-    assert compose.folder_name(config, "0123456789abcdef") == (
+    assert identities.folder_name(config, "0123456789abcdef") == (
         "fashion-xresnet18-mixup+tta-seed3-01234567"
     )
     hostile = dataclasses.replace(config, model=schema.Model("timm", "../../x"))
-    assert "/" not in compose.folder_name(hostile, "0" * 16)
+    assert "/" not in identities.folder_name(hostile, "0" * 16)
 
 
 @pytest.mark.parametrize(

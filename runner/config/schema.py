@@ -1,8 +1,8 @@
 """The configuration: every key with its type, range and meaning.
 
 ``RunConfig`` is what the rest of the package sees: plain frozen dataclasses, one per group of
-``conf/``, filled and checked by :func:`runner.checks.from_dict`. The defaults here are neutral: a
-group left alone changes nothing. Options that turn a trick on live in ``conf/``.
+``conf/``, filled and checked by :func:`runner.config.checks.from_dict`. The defaults here are
+neutral: a group left alone changes nothing. Options that turn a trick on live in ``conf/``.
 """
 
 from dataclasses import asdict, dataclass, field, replace

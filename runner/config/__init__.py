@@ -1,0 +1,1 @@
+"""Words in, a checked ``RunConfig`` out. Nothing here knows torch."""

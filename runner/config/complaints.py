@@ -1,0 +1,108 @@
+"""Hydra's complaints, told in our form: what, where, how to fix it."""
+
+import re
+
+import yaml
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf.errors import OmegaConfBaseException
+
+from runner.config import checks, schema
+from runner.config.options import GROUPS, LAUNCHERS
+from runner.errors import ConfigError
+
+
+def translated(error: Exception) -> ConfigError | None:
+    """Hydra's complaint as ours, or None where ``error`` is not about configuration."""
+    if isinstance(error, MissingConfigException):
+        return _missing_option(error)
+    if isinstance(error, OverrideParseException):
+        return _bad_override(error.override)
+    if isinstance(error, ConfigCompositionException):
+        return _bad_composition(error)
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark
+        where = f"{mark.name}, line {mark.line + 1}" if mark else ""
+        return ConfigError(f"not valid YAML: {error.problem}", where=where)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return ConfigError(first_line(error))
+    return None
+
+
+def _missing_option(error: MissingConfigException) -> ConfigError:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return ConfigError(first_line(error))
+    options = [str(option) for option in error.options or []]
+    if group == "hydra/launcher":
+        options = [option for option in options if not option.endswith("_plugin")]
+        name = name.removesuffix("_plugin")
+        if name in LAUNCHERS:
+            return ConfigError(
+                f"the launcher {name} is not installed",
+                where=f"hydra/launcher={name}",
+                fix=f"pip install 'trick-runner[{LAUNCHERS[name]}]'",
+            )
+    guess = checks.nearest(name, options)
+    others = f", or model=torchvision model.name={name}" if group == "model" else ""
+    hint = f" (did you mean {guess}?)" if guess else ""
+    return ConfigError(
+        f"{group} has no option {name}{hint}",
+        where=f"{group}={name}",
+        fix=f"one of {', '.join(sorted(options))}{others}",
+    )
+
+
+def _bad_override(override: str) -> ConfigError:
+    key, separator, value = override.partition("=")
+    if not separator:
+        return ConfigError(
+            f"not an option: {override}", where=override, fix="KEY=VALUE, or see --help"
+        )
+    quoted = value.strip("'\"").replace("\\", "\\\\").replace('"', '\\"')
+    return ConfigError(
+        "the value needs quotes of its own, inside those of the shell",
+        where=override,
+        fix=f"""'{key}="{quoted}"'""",
+    )
+
+
+def _bad_composition(error: ConfigCompositionException) -> ConfigError:
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match.group(1)
+        group, option = key.partition("@")[0], ""
+        if group in GROUPS:
+            option = f" ({group} is a group: choose an option with {group}=NAME)"
+        message, fix = checks.unknown_key(key)
+        return ConfigError(message + option, where=key, fix=fix)
+    if match := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
+        key = match.group(1)
+        return ConfigError(f"{key} exists already", where=f"+{key}", fix=f"{key}=VALUE")
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        key, _, values = match.group(1).partition("=")
+        return ConfigError(
+            "several values, but not a sweep",
+            where=match.group(1),
+            fix=f"-m to run one after the other, or '{key}=[{values}]' for a list",
+        )
+    if match := re.search(r"Sweep parameters '([^']+)' requires --multirun", text):
+        return ConfigError(
+            "several values, but not a sweep",
+            where=match.group(1),
+            fix="-m to run one after the other",
+        )
+    if match := re.search(r"Multiple values for (\w+)", text):
+        group = match.group(1)
+        several = f"'+{group}=[first,second]'" if group in schema.OVERLAYS else f"{group}=NAME"
+        return ConfigError(f"{group} is chosen twice", where=f"+{group}", fix=several)
+    return ConfigError(first_line(error))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message."""
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,16 @@
+"""The folder of option files, and what is in it."""
+
+from pathlib import Path
+
+_PACKAGED = Path(__file__).parents[1] / "conf"
+
+
+CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
+"""The option files: inside the package in a wheel, beside it in a checkout."""
+
+
+GROUPS = tuple(sorted({entry.name for entry in CONF_DIR.iterdir() if entry.is_dir()} - {"hydra"}))
+
+
+LAUNCHERS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+"""Launchers with an option file of ours, and the extra that installs each."""
