@@ -22,7 +22,7 @@ from benchmarks.measure import (
     unpacked,
 )
 from benchmarks.throughput import words
-from runner.tables import Table
+from runner.terminal.tables import Table
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.measure import add_data_option, parser, report, unpacked
 from benchmarks.memory import Memory, by_images, linked, measured
-from runner.tables import Table
+from runner.terminal.tables import Table
 
 Entries = list[dict[str, Any]]
 

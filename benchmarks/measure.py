@@ -21,10 +21,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from runner.display import table_console
 from runner.machine.files import write_output
 from runner.machine.hardware import cpu_name, num_cores, num_gpus
-from runner.tables import Table
+from runner.terminal.display import table_console
+from runner.terminal.tables import Table
 
 _PACKAGES = ("trick-runner", "torch", "torchvision", "numpy")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Stopwatch, add_data_option, own_worker, parser, report, unpacked
-from runner.tables import Table
+from runner.terminal.tables import Table
 
 
 class Memory:

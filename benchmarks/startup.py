@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.measure import Spread, Stopwatch, parser, report
-from runner.tables import Table
+from runner.terminal.tables import Table
 
 _FIRST_STEP = """
 import os, sys

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.measure import Spread, Stopwatch, parser, ratio, report
-from runner.tables import Table
+from runner.terminal.tables import Table
 
 _WAYS = {
     "a sweep": [],

@@ -28,7 +28,7 @@ from benchmarks.measure import (
     throughput,
     unpacked,
 )
-from runner.tables import Table
+from runner.terminal.tables import Table
 
 BATCH_SIZE = 64
 PEERS = {

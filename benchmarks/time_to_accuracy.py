@@ -25,7 +25,7 @@ from benchmarks.measure import (
     report,
     unpacked,
 )
-from runner.tables import Table
+from runner.terminal.tables import Table
 
 
 def main() -> None:

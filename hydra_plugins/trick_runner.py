@@ -33,7 +33,6 @@ from omegaconf import DictConfig, read_write
 
 from runner.config import compose
 from runner.config.complaints import translated
-from runner.display import print_job, print_sweep
 from runner.errors import BusyError, ConfigError, RunnerError, SweepError
 from runner.machine.hardware import num_cores, num_gpus
 from runner.machine.locks import is_held
@@ -41,6 +40,7 @@ from runner.machine.processes import from_environment
 from runner.machine.signals import Interrupted, raise_on_signals
 from runner.records import RunFolder
 from runner.sweep import ALIVE, SweepFolder, Watch
+from runner.terminal.display import print_job, print_sweep
 
 _POLL_SECONDS = 1.0
 

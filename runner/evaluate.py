@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runner.command import command, give
 from runner.config import checks, compose
 from runner.config.complaints import translated
 from runner.config.options import GROUPS
 from runner.config.schema import Data, RunConfig, Tta
 from runner.config.words import own_words
-from runner.display import Display, table_console
 from runner.errors import ArtefactError, ConfigError, DataError
 from runner.metrics import classification_metrics
 from runner.records import RunFolder
-from runner.tables import Table, to_csv
+from runner.terminal.command import command, give
+from runner.terminal.display import Display, table_console
+from runner.terminal.tables import Table, to_csv
 
 if TYPE_CHECKING:
     from runner.data.dataset import Dataset

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.command import command
 from runner.config.complaints import translated
-from runner.display import Display
 from runner.errors import ArtefactError, ConfigError, DataError, RunnerError
 from runner.machine.files import write_output
+from runner.terminal.command import command
+from runner.terminal.display import Display
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -140,8 +140,8 @@ def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
     from pathlib import Path
 
     from runner.data.dataset import load_dataset
-    from runner.display import Display
     from runner.learners import build_learner, fitted_to_weights
+    from runner.terminal.display import Display
 
     with Display() as display:
         config, weights = fitted_to_weights(config, display)
@@ -154,6 +154,6 @@ def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from runner.hydra_command import hydra_command
+    from runner.terminal.start import hydra_command
 
     hydra_command(_run, can_sweep=False)

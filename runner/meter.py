@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from runner.display import Display
 from runner.engine import Step
 from runner.evaluation import Predictions
 from runner.metrics import classification_metrics
 from runner.schedule import Stage, moment
+from runner.terminal.display import Display
 
 
 class Meter:

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.command import command, give
 from runner.config import checks, compose
 from runner.config.complaints import translated
 from runner.config.schema import RunConfig, Tta
-from runner.display import Display, table_console
 from runner.errors import ArtefactError, DataError
 from runner.machine.hardware import num_cores
-from runner.tables import Table, to_csv
+from runner.terminal.command import command, give
+from runner.terminal.display import Display, table_console
+from runner.terminal.tables import Table, to_csv
 
 if TYPE_CHECKING:
     from runner.bundle import Bundle

@@ -14,7 +14,6 @@ from runner.bundle import Architecture, Evaluated, bundle_files
 from runner.config.schema import RunConfig, to_dict
 from runner.data.dataset import Dataset
 from runner.data.resident import resident
-from runner.display import Display
 from runner.engine import Learner, Step, Training
 from runner.errors import ArtefactError, ConfigError, ProcessError, RunnerError, TrainingError
 from runner.evaluation import Predictions, evaluate, images_per_pass
@@ -28,6 +27,7 @@ from runner.metrics import classification_metrics
 from runner.models import Loaded, Weights
 from runner.records import RunFolder
 from runner.schedule import Stage, plan
+from runner.terminal.display import Display
 
 
 def train_and_evaluate(

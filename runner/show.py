@@ -12,10 +12,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from runner.command import command
-from runner.display import PipeConsole, printable
 from runner.errors import DataError
 from runner.records import run_folders
+from runner.terminal.command import command
+from runner.terminal.display import PipeConsole, printable
 
 
 def rows(outputs: Path) -> Iterator[dict[str, Any]]:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from runner.config import checks
 from runner.config.schema import RunConfig
-from runner.display import Display
-from runner.hydra_command import hydra_command
 from runner.identity import folder_name, identity
 from runner.machine.hardware import device_kind
 from runner.machine.processes import Processes, from_environment, joined
 from runner.records import RunFolder
+from runner.terminal.display import Display
+from runner.terminal.start import hydra_command
 
 if TYPE_CHECKING:
     from runner.data.dataset import Dataset

@@ -33,7 +33,6 @@ from runner.config.schema import (
     Tta,
     to_dict,
 )
-from runner.display import Display
 from runner.errors import ArtefactError, BusyError, ConfigError, StorageError, TrainingError
 from runner.evaluation import evaluate
 from runner.learners import build_learner
@@ -43,6 +42,7 @@ from runner.machine.processes import Processes
 from runner.machine.signals import Interrupted, raise_on_signals
 from runner.records import RunFolder
 from runner.session import train_and_evaluate
+from runner.terminal.display import Display
 
 TRICKS = {
     "normalize": Normalize(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),

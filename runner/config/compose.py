@@ -1,6 +1,6 @@
 """The border: what Hydra composed becomes a checked ``RunConfig``, or an error worth reading.
 
-Only this room, ``hydra_command`` and the sweeper know Hydra. Hydra accepts `+mixup.alpah=1` and
+Only this room, ``terminal.start`` and the sweeper know Hydra. Hydra accepts `+mixup.alpah=1` and
 `+triks=mixup` and would run the baseline in silence; here every key is held against the schema
 before anything is written.
 """

@@ -7,10 +7,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.command import command
 from runner.config import compose
 from runner.config.complaints import translated
-from runner.display import Display
+from runner.terminal.command import command
+from runner.terminal.display import Display
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from runner.data.store import Progress, Store, StreamedStore, content_digests, o
 from runner.errors import DataError
 from runner.machine.hardware import num_cores
 from runner.preprocess import Interpolation
-from runner.tables import no_formula
+from runner.terminal.tables import no_formula
 
 _SPLIT_SEED = 0  # one split for all seeds of an experiment, so that their differences are paired
 _SHOWN = 10

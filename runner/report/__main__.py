@@ -10,13 +10,13 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from runner.command import command, give
-from runner.display import TABLE_WIDTH, PipeConsole, printable, table_console
 from runner.errors import ConfigError
 from runner.report import text
 from runner.report.answer import Answer, answer
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
+from runner.terminal.command import command, give
+from runner.terminal.display import TABLE_WIDTH, PipeConsole, printable, table_console
 
 
 def parser() -> argparse.ArgumentParser:

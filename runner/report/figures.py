@@ -16,10 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from runner.display import printable
 from runner.report.answer import Comparison
 from runner.report.curves import Curve
 from runner.report.details import SeriesPoint
+from runner.terminal.display import printable
 
 _INK, _FAINT, _BAND = "#010203", "#010204", "#010205"
 _SERIES = [f"#0103{number:02x}" for number in range(8)]

@@ -18,13 +18,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from runner import __version__
-from runner.display import printable
 from runner.errors import ArtefactError
 from runner.report import figures, text
 from runner.report.answer import Answer, Comparison, GroupAnswer
 from runner.report.curves import AXES, curve, leads
 from runner.report.details import Confused, Confusion, GroupDetails, find_series
-from runner.tables import Table
+from runner.terminal.display import printable
+from runner.terminal.tables import Table
 
 _HERE = Path(__file__).parent
 _INLINED = ("page.css", "page.js")

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from runner.display import printable
 from runner.report.answer import (
     PRICES,
     Answer,
@@ -20,7 +19,8 @@ from runner.report.answer import (
 from runner.report.curves import Lead
 from runner.report.runs import METRICS
 from runner.statistics import LEVEL, MOST_SEEDS
-from runner.tables import Table, markdown_text, to_csv
+from runner.terminal.display import printable
+from runner.terminal.tables import Table, markdown_text, to_csv
 
 UNEQUAL = "≠"
 _COURSES = {

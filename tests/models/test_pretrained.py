@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from runner import lr_find, tensor_files, train
 from runner.bundle import read_bundle
 from runner.config.schema import Data, Eval, Model, Normalize, Optim, Resize, RunConfig
-from runner.display import Display
 from runner.engine import build_optimizer
 from runner.errors import ArtefactError, ConfigError, StorageError
 from runner.identity import identity
@@ -35,6 +34,7 @@ from runner.models.pretrained import Weights
 from runner.preprocess import Preprocess
 from runner.records import RunFolder
 from runner.schedule import plan
+from runner.terminal.display import Display
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -28,7 +28,7 @@ def main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Main:
     """The command in this process, in an empty folder; returns its exit code."""
     monkeypatch.chdir(tmp_path)
     # Handlers of signals would outlive the test.
-    monkeypatch.setattr("runner.command.raise_on_signals", lambda: None)
+    monkeypatch.setattr("runner.terminal.command.raise_on_signals", lambda: None)
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
 

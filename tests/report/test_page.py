@@ -22,11 +22,11 @@ from fabricated import write_run
 from PIL import Image
 
 from runner.config.schema import Data, Model, Normalize, Optim, Smoothing
-from runner.display import printable
 from runner.report.answer import Answer, answer
 from runner.report.page import page as render
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
+from runner.terminal.display import printable
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page, Route

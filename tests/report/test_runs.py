@@ -29,7 +29,7 @@ from runner.report import text
 from runner.report.answer import Answer, answer
 from runner.report.runs import Found, find_runs
 from runner.report.scores import ScoreBook
-from runner.tables import Table
+from runner.terminal.tables import Table
 
 NO_CACHE = Path("/nowhere/report.npz")
 Change = Callable[[dict[str, Any]], object]

@@ -19,7 +19,7 @@ from runner.report.answer import Answer, answer
 from runner.report.curves import Lead
 from runner.report.runs import Found, Unranked, find_runs
 from runner.report.scores import ScoreBook
-from runner.tables import Table
+from runner.terminal.tables import Table
 
 MARGIN = 0.05
 ALL = tuple(TRICKS)

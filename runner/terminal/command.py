@@ -7,10 +7,10 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from runner.display import printable
 from runner.errors import ConfigError, ProcessError, RunnerError
 from runner.machine.files import write_output
 from runner.machine.signals import raise_on_signals
+from runner.terminal.display import printable
 
 
 def command(

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from runner.display import printable
-from runner.tables import Table, inert, to_csv
+from runner.terminal.display import printable
+from runner.terminal.tables import Table, inert, to_csv
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 HOSTILE = (

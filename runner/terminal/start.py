@@ -12,20 +12,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from runner.command import command
 from runner.config import compose
 from runner.config.complaints import translated
 from runner.config.options import CONF_DIR
 from runner.config.schema import RunConfig
 from runner.errors import ConfigError, RunnerError
 from runner.machine.processes import from_environment
+from runner.terminal.command import command
 
 Work = Callable[[RunConfig, list[str]], dict[str, Any]]
 """Does one job: takes its configuration and the words it was asked for with, returns a summary."""
 
 
 def hydra_command(work: Work, *, can_sweep: bool = True) -> None:
-    """Run ``work`` for the command line, once or as a sweep; see :func:`runner.command.command`."""
+    """Run ``work`` for the command line, once or as a sweep, and end as every command ends."""
     # Hydra's own handler would print a traceback and exit with 1; this hands the error to ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     outcomes: list[dict[str, Any]] = []

@@ -1,0 +1,1 @@
+"""What a command prints, how it starts and how it ends."""
