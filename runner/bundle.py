@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner import __version__, preprocess, tensor_files
+from runner import __version__, tensor_files
 from runner.config.checks import from_dict
 from runner.config.schema import Augment
+from runner.data import preprocess
+from runner.data.preprocess import Preprocess
 from runner.errors import ArtefactError, ConfigError, DataError
 from runner.machine.files import read_whole
-from runner.preprocess import Preprocess
 from runner.records import RunFolder
 
 FORMAT = 2

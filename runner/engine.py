@@ -22,6 +22,7 @@ from runner.data.batches import (
     training_order,
 )
 from runner.data.dataset import Dataset
+from runner.data.preprocess import Preprocess
 from runner.data.resident import ResidentStore
 from runner.data.store import Store
 from runner.errors import TrainingError
@@ -34,7 +35,6 @@ from runner.optim import (
     set_rates,
     skip_unless,
 )
-from runner.preprocess import Preprocess
 from runner.randomness import generator, torch_seed
 from runner.schedule import Moment, Stage, moment
 from runner.tricks import augment as augmentation

@@ -31,8 +31,8 @@ from runner.terminal.tables import Table, to_csv
 
 if TYPE_CHECKING:
     from runner.data.dataset import Dataset
+    from runner.data.preprocess import Preprocess
     from runner.evaluation import Predictions
-    from runner.preprocess import Preprocess
 
 _ALLOWED = (
     "tta", "tta.KEY", "eval.batch_size", "device", "precision", "threads", "data.root",

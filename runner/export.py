@@ -161,8 +161,8 @@ def _squares(images: "Images", rows: NDArray[np.int64], learner: "Learner") -> "
     """Images as the network sees them but for normalization, by the code that predicts."""
     from runner.data.batches import view_squares
     from runner.data.store import StreamedStore
+    from runner.data.views import plain_view
     from runner.evaluation import shown
-    from runner.tricks.tta import plain_view
 
     how = learner.preprocess
     store = StreamedStore(images, how.presize, how.max_aspect, how.interpolation)

@@ -8,6 +8,7 @@ from torch import nn
 from runner.bundle import Bundle
 from runner.config.schema import RunConfig
 from runner.data.dataset import Dataset
+from runner.data.preprocess import Preprocess
 from runner.data.statistics import training_statistics
 from runner.engine import Learner
 from runner.errors import ConfigError
@@ -24,7 +25,6 @@ from runner.models import (
     share_batch_norm,
     suit_convolutions,
 )
-from runner.preprocess import Preprocess
 from runner.randomness import torch_seed
 from runner.terminal.display import Display
 

@@ -16,9 +16,9 @@ from runner.bundle import Architecture, Bundle, Evaluated
 from runner.config.schema import Augment, Budget, Data, Optim, RunConfig
 from runner.data.dataset import Dataset, Split
 from runner.data.embedded import load_fashion
+from runner.data.preprocess import Preprocess
 from runner.engine import Learner
 from runner.models import build_model
-from runner.preprocess import Preprocess
 from runner.tricks.normalize import normalize
 
 CLASSES = ("blue", "green", "red")

@@ -16,10 +16,10 @@ from runner.bundle import Architecture, Evaluated, bundle_files, read_bundle
 from runner.config.schema import Augment
 from runner.data.embedded import load_fashion
 from runner.data.images import ArrayImages
+from runner.data.preprocess import Preprocess
 from runner.export import export
 from runner.models import build_model
 from runner.predict import rank
-from runner.preprocess import Preprocess
 
 PAGE = (Path(__file__).parent.parent / "docs" / "using-the-model-elsewhere.md").read_text()
 CLASSES = ("blue", "green", "red")

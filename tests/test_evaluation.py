@@ -9,8 +9,9 @@ import torch
 from small import small_config, small_dataset, small_learner, small_network, small_preprocess
 
 from runner.config.schema import Augment, Eval, Tta
+from runner.data.views import View, plain_view
 from runner.evaluation import Predictions, evaluate, evaluate_variants, images_per_pass
-from runner.tricks.tta import View, cost, looks, looks_used, plain_view
+from runner.tricks.tta import cost, looks, looks_used
 
 VARIANTS = (
     Tta(),

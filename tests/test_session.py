@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from small import CLASSES, small_config, small_dataset, small_learner, small_network
 from torch import nn
 
-from runner import checkpoint, engine, learners, preprocess, records
+from runner import checkpoint, engine, learners, records
 from runner.config.schema import (
     Augment,
     Budget,
@@ -33,6 +33,7 @@ from runner.config.schema import (
     Tta,
     to_dict,
 )
+from runner.data import preprocess
 from runner.errors import ArtefactError, BusyError, ConfigError, StorageError, TrainingError
 from runner.evaluation import evaluate
 from runner.learners import build_learner

@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from runner.data.images import BrokenImageError
 from runner.data.resident import ResidentStore
 from runner.data.store import Store
+from runner.data.views import View, cut
 from runner.errors import RunnerError
 from runner.machine.hardware import give_back_freed_memory
 from runner.machine.signals import end_with_parent, held_back, ignore_signals
 from runner.randomness import generator
-from runner.tricks.tta import View, cut
 
 Indices = NDArray[np.int64]
 T = TypeVar("T")

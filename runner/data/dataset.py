@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from runner.config.schema import Data
 from runner.data.images import typical_size
 from runner.data.listing import Listing
+from runner.data.preprocess import Interpolation
 from runner.data.sources import list_images
 from runner.data.store import Progress, Store, StreamedStore, content_digests, open_store
 from runner.errors import DataError
 from runner.machine.hardware import num_cores
-from runner.preprocess import Interpolation
 from runner.terminal.tables import no_formula
 
 _SPLIT_SEED = 0  # one split for all seeds of an experiment, so that their differences are paired

@@ -1,11 +1,14 @@
 """Mean and standard deviation of a training split, measured once per data set."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from runner.data.dataset import Dataset
 from runner.data.store import write_whole
-from runner.tricks.normalize import channel_statistics
 
 
 def training_statistics(
@@ -25,3 +28,37 @@ def training_statistics(
     )
     write_whole(path, json.dumps({"mean": mean, "std": std}))
     return mean, std
+
+
+def channel_statistics(
+    images: Iterable[NDArray[np.uint8]],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel over every pixel of every image.
+
+    Args:
+        images: arrays (..., C) of uint8, of any shapes.
+
+    Returns:
+        mean and std, C values each, on pixels in 0..1. A channel that never varies gets std 1, so
+        that dividing by it is harmless.
+
+    Raises:
+        ValueError: no pixels.
+    """
+    count, total, squares = 0, np.zeros(0), np.zeros(0)
+    levels = np.arange(256)
+    for image in images:
+        pixels = image.reshape(-1, image.shape[-1])
+        # Exact integer sums from a histogram of the 256 levels: no rounding, whatever the order.
+        counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
+        if count == 0:
+            total, squares = np.zeros(len(counts), np.int64), np.zeros(len(counts), np.int64)
+        total += counts @ levels
+        squares += counts @ levels**2
+        count += len(pixels)
+    if count == 0:
+        raise ValueError("no pixels to take statistics of")
+    mean = total / count
+    variance = np.maximum(squares / count - mean**2, 0.0)
+    std = np.where(variance > 0, np.sqrt(variance), 255.0)
+    return tuple(float(value) / 255 for value in mean), tuple(float(value) / 255 for value in std)

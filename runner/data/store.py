@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner.data.images import BrokenImageError, Images, rectangle, to_rgb
+from runner.data.preprocess import Interpolation
 from runner.errors import DataError, StorageError
 from runner.machine.hardware import num_cores
 from runner.machine.locks import locked
-from runner.preprocess import Interpolation
 
 _FORMAT = 1  # raise when stored pixels would differ
 _BYTES_PER_PIXEL = 3

@@ -4,11 +4,9 @@ A network knows only inputs with the statistics it was trained on, so mean and s
 model and travel with it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -26,37 +24,3 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     offset = torch.tensor(mean, dtype=images.dtype, device=images.device).view(shape)
     scale = torch.tensor(std, dtype=images.dtype, device=images.device).view(shape)
     return (images - offset).div_(scale)
-
-
-def channel_statistics(
-    images: Iterable[NDArray[np.uint8]],
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel over every pixel of every image.
-
-    Args:
-        images: arrays (..., C) of uint8, of any shapes.
-
-    Returns:
-        mean and std, C values each, on pixels in 0..1. A channel that never varies gets std 1, so
-        that dividing by it is harmless.
-
-    Raises:
-        ValueError: no pixels.
-    """
-    count, total, squares = 0, np.zeros(0), np.zeros(0)
-    levels = np.arange(256)
-    for image in images:
-        pixels = image.reshape(-1, image.shape[-1])
-        # Exact integer sums from a histogram of the 256 levels: no rounding, whatever the order.
-        counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
-        if count == 0:
-            total, squares = np.zeros(len(counts), np.int64), np.zeros(len(counts), np.int64)
-        total += counts @ levels
-        squares += counts @ levels**2
-        count += len(pixels)
-    if count == 0:
-        raise ValueError("no pixels to take statistics of")
-    mean = total / count
-    variance = np.maximum(squares / count - mean**2, 0.0)
-    std = np.where(variance > 0, np.sqrt(variance), 255.0)
-    return tuple(float(value) / 255 for value in mean), tuple(float(value) / 255 for value in std)

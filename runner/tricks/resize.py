@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from runner.config.schema import Resize
-from runner.preprocess import Interpolation
+from runner.data.preprocess import Interpolation
 
 
 def size_at(progress: float, size: int, resize: Resize) -> int:

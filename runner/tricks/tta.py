@@ -5,43 +5,16 @@ ones repeat the training augmentation, as fastai's ``learn.tta()`` does.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import product
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from runner.config.schema import Tta
-
-
-@dataclass(frozen=True)
-class View:
-    """One way to look at an image.
-
-    Attributes:
-        x: place of the square along the width, 0 left .. 1 right.
-        y: place of the square along the height, 0 top .. 1 bottom.
-        side: side of the square / short side of the image, in 0..1.
-        flip: mirrored.
-        scale: size / evaluation size.
-    """
-
-    x: float = 0.5
-    y: float = 0.5
-    side: float = 1.0
-    flip: bool = False
-    scale: float = 1.0
-
+from runner.data.views import View, plain_view
 
 Look = View | int
 """What one forward pass sees: a view, or the random pass of that number."""
-
-
-def plain_view(crop: float = 1.0) -> View:
-    """The centre square that evaluation looks at, of side ``crop`` × short side."""
-    return View(side=crop)
 
 
 def views(tta: Tta, crop: float = 1.0) -> list[View]:
@@ -81,14 +54,6 @@ def looks_used(variants: Iterable[Tta], crop: float = 1.0) -> set[Look]:
 def cost(used: Iterable[Look]) -> float:
     """Pixels per image that go through the network, relative to the plain view alone."""
     return sum(look.scale**2 if isinstance(look, View) else 1.0 for look in used)
-
-
-def cut(rectangle: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
-    """The square that ``view`` shows of an image (H, W, C), unscaled and unmirrored."""
-    height, width = rectangle.shape[:2]
-    side = max(1, round(min(height, width) * view.side))
-    top, left = round(view.y * (height - side)), round(view.x * (width - side))
-    return rectangle[top : top + side, left : left + side]
 
 
 def combine(plain: Tensor, others: Tensor, tta: Tta) -> Tensor:

@@ -20,8 +20,8 @@ from runner.data.batches import (
     training_order,
     view_squares,
 )
+from runner.data.views import View
 from runner.errors import DataError
-from runner.tricks.tta import View
 
 SHAPES = [(6, 10), (10, 6), (6, 6), (6, 12)]  # short sides equal, as stored
 EVERY = np.arange(len(SHAPES))

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from runner.tricks.normalize import channel_statistics, normalize
+from runner.data.statistics import channel_statistics
+from runner.tricks.normalize import normalize
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from runner.config.checks import from_dict
 from runner.config.schema import Tta
-from runner.tricks.tta import View, combine, cut, plain_view, views
+from runner.data.views import View, cut, plain_view
+from runner.tricks.tta import combine, views
 
 OPTIONS = Path(__file__).parents[2] / "conf" / "tta"
 NUM_VIEWS = {"none": 1, "flip": 2, "crops": 6, "ten_crop": 10, "scales": 6, "book": 1}
