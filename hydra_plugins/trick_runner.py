@@ -38,8 +38,8 @@ from runner.machine.hardware import num_cores, num_gpus
 from runner.machine.locks import is_held
 from runner.machine.processes import from_environment
 from runner.machine.signals import Interrupted, raise_on_signals
-from runner.records import RunFolder
-from runner.sweep import ALIVE, SweepFolder, Watch
+from runner.records.run_folder import RunFolder
+from runner.records.sweep_folder import ALIVE, SweepFolder, Watch
 from runner.terminal.display import print_job, print_sweep
 
 _POLL_SECONDS = 1.0

@@ -24,7 +24,7 @@ from runner.config.schema import Data, RunConfig, Tta
 from runner.config.words import own_words
 from runner.errors import ArtefactError, ConfigError, DataError
 from runner.metrics import classification_metrics
-from runner.records import RunFolder
+from runner.records.run_folder import RunFolder
 from runner.terminal.command import command, give
 from runner.terminal.display import Display, table_console
 from runner.terminal.tables import Table, to_csv
@@ -217,10 +217,10 @@ def evaluated(
         ConfigError: the device is not there.
         DataError: the data cannot be read.
     """
-    from runner.bundle import read_bundle
     from runner.evaluation import evaluate_variants
     from runner.learners import trained_learner
     from runner.machine.environment import differences, environment
+    from runner.records.bundle import read_bundle
     from runner.statistics import holm
     from runner.tricks.tta import cost, looks_used
 

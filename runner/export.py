@@ -23,10 +23,10 @@ from runner.terminal.display import Display
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from runner.bundle import Bundle
     from runner.data.images import Images
     from runner.engine import Learner
     from runner.programs import Run
+    from runner.records.bundle import Bundle
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 TOLERANCE = 1e-4
@@ -215,7 +215,7 @@ def _run(arguments: argparse.Namespace) -> None:
         from runner.programs import onnx_packages
 
         onnx_packages()  # first, as all else takes seconds
-    from runner.bundle import open_bundle
+    from runner.records.bundle import open_bundle
 
     bundle = open_bundle(arguments.bundle)
     done = export(bundle, kind, _images(arguments.images))

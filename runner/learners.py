@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from runner.bundle import Bundle
 from runner.config.schema import RunConfig
 from runner.data.dataset import Dataset
 from runner.data.preprocess import Preprocess
@@ -26,6 +25,7 @@ from runner.models import (
     suit_convolutions,
 )
 from runner.randomness import torch_seed
+from runner.records.bundle import Bundle
 from runner.terminal.display import Display
 
 

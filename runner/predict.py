@@ -28,8 +28,8 @@ from runner.terminal.display import Display, table_console
 from runner.terminal.tables import Table, to_csv
 
 if TYPE_CHECKING:
-    from runner.bundle import Bundle
     from runner.data.store import StreamedStore
+    from runner.records.bundle import Bundle
 
 _PRINTED = 50  # rows on a terminal
 _LISTED = 20  # broken files in an error
@@ -237,7 +237,7 @@ def _positive(text: str) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     config = _config(arguments.tta, arguments.device)
-    from runner.bundle import open_bundle
+    from runner.records.bundle import open_bundle
 
     bundle = open_bundle(arguments.bundle)
     inputs = find_images(arguments.paths, _listed)

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from runner import checkpoint
-from runner.bundle import Architecture, Evaluated, bundle_files
 from runner.config.schema import RunConfig, to_dict
 from runner.data.dataset import Dataset
 from runner.data.resident import resident
@@ -25,7 +23,9 @@ from runner.machine.processes import ALONE, Processes
 from runner.meter import Meter
 from runner.metrics import classification_metrics
 from runner.models import Loaded, Weights
-from runner.records import RunFolder
+from runner.records import checkpoint
+from runner.records.bundle import Architecture, Evaluated, bundle_files
+from runner.records.run_folder import RunFolder
 from runner.schedule import Stage, plan
 from runner.terminal.display import Display
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from runner.errors import DataError
-from runner.records import run_folders
+from runner.records.run_folder import run_folders
 from runner.terminal.command import command
 from runner.terminal.display import PipeConsole, printable
 

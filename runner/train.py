@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from runner.config import checks
 from runner.config.schema import RunConfig
-from runner.identity import folder_name, identity
 from runner.machine.hardware import device_kind
 from runner.machine.processes import Processes, from_environment, joined
-from runner.records import RunFolder
+from runner.records.identity import folder_name, identity
+from runner.records.run_folder import RunFolder
 from runner.terminal.display import Display
 from runner.terminal.start import hydra_command
 

@@ -18,9 +18,9 @@ import timm
 import torch
 from torch import Tensor
 
-from runner import tensor_files
 from runner.data.preprocess import Preprocess
 from runner.machine.files import write_output
+from runner.records import tensor_files
 
 # timm has `efficientnet_lite0` too, with the same tensors: a network that pads otherwise. It loads
 # these weights and computes something else.

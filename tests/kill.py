@@ -117,7 +117,7 @@ def draw_from_one_generator() -> None:
 
 
 def keep_lost_rows() -> None:
-    from runner.records import RunFolder
+    from runner.records.run_folder import RunFolder
 
     RunFolder.rewind = lambda folder, marks: None
 
@@ -131,8 +131,8 @@ def limit_memory(megabytes: int) -> None:
 
 def live_yesterday(zone: str) -> None:
     """The clock is a day behind, in another time zone."""
-    from runner import records
     from runner.machine import locks
+    from runner.records.run_folder import run_folder
 
     class Yesterday(datetime):
         @classmethod
@@ -143,7 +143,7 @@ def live_yesterday(zone: str) -> None:
     time.tzset()
     now = time.time
     time.time = lambda: now() - 86_400
-    locks.datetime = records.datetime = Yesterday
+    locks.datetime = run_folder.datetime = Yesterday
 
 
 # ── Attempts ───────────────────────────────────────────────────────────────────────────────────

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from runner.bundle import Architecture, Bundle, Evaluated
 from runner.config.schema import Augment, Budget, Data, Optim, RunConfig
 from runner.data.dataset import Dataset, Split
 from runner.data.embedded import load_fashion
 from runner.data.preprocess import Preprocess
 from runner.engine import Learner
 from runner.models import build_model
+from runner.records.bundle import Architecture, Bundle, Evaluated
 from runner.tricks.normalize import normalize
 
 CLASSES = ("blue", "green", "red")

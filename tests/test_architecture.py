@@ -15,17 +15,16 @@ FLOORS = [
     {"config"},
     {"terminal"},
     {
-        "records",
         "metrics",
         "statistics",
     },
     {"data"},
-    {"tricks", "tensor_files"},
-    {"schedule", "models", "optim", "bundle", "checkpoint"},
-    {"identity", "engine"},
+    {"tricks", "records"},
+    {"schedule", "models", "optim"},
+    {"engine"},
     {"evaluation", "learners", "programs"},
     {"meter"},
-    {"session", "sweep"},
+    {"session"},
     {
         "train",
         "lr_find",
@@ -40,7 +39,8 @@ FLOORS = [
 ]
 HYDRA = {"compose.py", "complaints.py", "start.py", "trick_runner.py"}
 NO_TORCH = FLOORS[0] | FLOORS[1] | FLOORS[2] | FLOORS[3] | FLOORS[4] | {
-    "identity", "sweep", "train", "lr_find", "show", "report", "report.__main__",
+    "records.run_folder", "records.identity", "records.sweep_folder",
+    "train", "lr_find", "show", "report", "report.__main__",
     "evaluate", "predict", "export", "data.__main__",
 }  # fmt: skip
 
@@ -100,7 +100,8 @@ def test_hydra_and_torch_stay_where_they_belong(path: Path) -> None:
     anywhere = {name.split(".")[0] for name in imports(path)}
     if path.name not in HYDRA:
         assert not {"hydra", "omegaconf"} & anywhere
-    if room(".".join(path.relative_to(ROOT).with_suffix("").parts)) in NO_TORCH:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    if room(name) in NO_TORCH or name.removeprefix("runner.") in NO_TORCH:
         assert "torch" not in at_start
 
 

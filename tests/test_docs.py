@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from small import untrained_bundle
 
-from runner.bundle import Architecture, Evaluated, bundle_files, read_bundle
 from runner.config.schema import Augment
 from runner.data.embedded import load_fashion
 from runner.data.images import ArrayImages
@@ -20,6 +19,7 @@ from runner.data.preprocess import Preprocess
 from runner.export import export
 from runner.models import build_model
 from runner.predict import rank
+from runner.records.bundle import Architecture, Evaluated, bundle_files, read_bundle
 
 PAGE = (Path(__file__).parent.parent / "docs" / "using-the-model-elsewhere.md").read_text()
 CLASSES = ("blue", "green", "red")

@@ -17,7 +17,7 @@ from small import (
 )
 from torch import nn
 
-from runner import checkpoint, engine
+from runner import engine
 from runner.config.options import CONF_DIR
 from runner.config.schema import (
     Augment,
@@ -37,6 +37,7 @@ from runner.engine import Batch, Training, train_step
 from runner.errors import TrainingError
 from runner.evaluation import evaluate
 from runner.optim import build_optimizer, set_rates
+from runner.records import checkpoint
 from runner.schedule import moment, plan
 from runner.tricks import augment as augmentation
 from runner.tricks import mixup as mixing

@@ -17,14 +17,14 @@ from scipy.stats import binomtest
 from small import Command, small_dataset
 
 from runner import train
-from runner.bundle import bundle_files, read_bundle
 from runner.config.complaints import translated
 from runner.config.schema import Data, RunConfig, Tta
 from runner.data.dataset import Dataset, load_dataset
 from runner.errors import ArtefactError, ConfigError, DataError, RunnerError
 from runner.evaluate import averaged, configurations, evaluated, read_run, variants
 from runner.models import build_model
-from runner.records import RunFolder
+from runner.records.bundle import bundle_files, read_bundle
+from runner.records.run_folder import RunFolder
 from runner.terminal.display import Display
 
 BOOK = Tta(passes=4, beta=0.25)

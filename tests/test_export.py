@@ -19,12 +19,12 @@ from PIL import Image, ImageOps
 from small import CLASSES, untrained_bundle
 
 from runner import export, programs
-from runner.bundle import Bundle, open_bundle
 from runner.data.embedded import load_fashion
 from runner.data.images import ArrayImages, FileImages
 from runner.data.preprocess import Preprocess
 from runner.errors import ArtefactError, ConfigError
 from runner.predict import rank
+from runner.records.bundle import Bundle, open_bundle
 
 REAL = ArrayImages("fashion", load_fashion().val_images[::150])
 

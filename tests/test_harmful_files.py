@@ -18,7 +18,7 @@ import pytest
 import torch
 from small import Command
 
-from runner.records import VERSION
+from runner.records.run_folder import VERSION
 
 UNSAFE = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", "COLUMNS": "400"}
 

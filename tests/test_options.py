@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from small import small_preprocess
 
-from runner import tensor_files, train
+from runner import train
 from runner.config import schema
 from runner.config.options import CONF_DIR
 from runner.config.schema import RunConfig
 from runner.models import build_model
+from runner.records import tensor_files
 
 # Deeper than the others and of the same code, seconds each.
 SLOW = {("model", "xresnet101"), ("model", "xresnet152")}

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 from small import CLASSES, Command
 
-from runner.bundle import Bundle, open_bundle
 from runner.config.schema import Tta
 from runner.errors import ArtefactError, DataError
 from runner.predict import Ranking, find_images, rank
-from runner.records import RunFolder
+from runner.records.bundle import Bundle, open_bundle
+from runner.records.run_folder import RunFolder
 
 BOOK = Tta(passes=4, beta=0.25)
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from small import CLASSES, small_config, small_dataset, small_learner, small_network
 from torch import nn
 
-from runner import checkpoint, engine, learners, records
+from runner import engine, learners
 from runner.config.schema import (
     Augment,
     Budget,
@@ -41,7 +41,8 @@ from runner.machine import hardware
 from runner.machine.locks import locked
 from runner.machine.processes import Processes
 from runner.machine.signals import Interrupted, raise_on_signals
-from runner.records import RunFolder
+from runner.records import checkpoint
+from runner.records.run_folder import RunFolder, run_folder
 from runner.session import train_and_evaluate
 from runner.terminal.display import Display
 
@@ -126,7 +127,7 @@ def cross_entropy(probabilities, labels):
 
 def test_the_folder_holds_every_file_of_the_format(finished):
     folder, _ = finished
-    listed = re.findall(r"^    ([a-z.]+)/?  ", records.__doc__, re.MULTILINE)
+    listed = re.findall(r"^    ([a-z.]+)/?  ", run_folder.__doc__, re.MULTILINE)
     assert {"run.json", "config.yaml", "predictions.npz", "bundle", "result.json"} < set(listed)
     listed.remove("checkpoints")  # only while the run is unfinished
     assert {path.name for path in folder.path.iterdir()} == {*listed, "run.lock"}

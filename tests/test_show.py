@@ -9,7 +9,7 @@ from small import Command
 
 from runner.errors import DataError
 from runner.machine.locks import locked
-from runner.records import RunFolder
+from runner.records.run_folder import RunFolder
 from runner.show import rows
 
 WHAT = {"identity": "0" * 16, "fingerprint": "f", "values": {"seed": 0}}

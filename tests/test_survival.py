@@ -26,7 +26,7 @@ import pytest
 from kill import CACHE, DISK, FORK, PREDICT, STEP, SYNC, Attempt, Place, Setup, Trap
 from small import COLOURS, write_images
 
-from runner.records import VERSION
+from runner.records.run_folder import VERSION
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),

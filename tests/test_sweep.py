@@ -32,7 +32,7 @@ from hydra_plugins import trick_runner
 from runner.config.complaints import translated
 from runner.config.options import CONF_DIR, LAUNCHERS
 from runner.errors import ConfigError
-from runner.sweep import SweepFolder
+from runner.records.sweep_folder import SweepFolder
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
@@ -675,7 +675,7 @@ def test_secrets_are_not_written_down(tmp_path: Path) -> None:
 
 def test_sweeps_have_folders_of_their_own(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from runner.sweep import SweepFolder;"
+        "import sys; from pathlib import Path; from runner.records.sweep_folder import SweepFolder;"
         "print(SweepFolder.create(Path(sys.argv[1]), []).path)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -686,7 +686,8 @@ def test_sweeps_have_folders_of_their_own(tmp_path: Path) -> None:
 def test_slots_bound_the_jobs_of_all_processes(tmp_path: Path) -> None:
     """Each of four processes takes one of two slots twice, and says when."""
     code = (
-        "import os, sys, time; from pathlib import Path; from runner.sweep import SweepFolder\n"
+        "import os, sys, time; from pathlib import Path\n"
+        "from runner.records.sweep_folder import SweepFolder\n"
         "log = os.open(sys.argv[1] + '/log', os.O_WRONLY | os.O_APPEND | os.O_CREAT)\n"
         "for _ in range(2):\n"
         "    with SweepFolder(Path(sys.argv[1])).slot(2):\n"

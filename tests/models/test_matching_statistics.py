@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runner.bundle import Architecture, Evaluated, bundle_files, read_bundle
 from runner.config.schema import Augment
 from runner.models import build_model
 from runner.predict import rank
+from runner.records.bundle import Architecture, Evaluated, bundle_files, read_bundle
 from runner.statistics import gained_and_lost, mcnemar
 
 ARCHIVE = os.environ.get("RUNNER_IMAGENETTE")

@@ -21,18 +21,19 @@ import torchvision
 from small import COLOURS, small_config, small_network, small_preprocess, write_images
 from torch import Tensor, nn
 
-from runner import lr_find, tensor_files, train
-from runner.bundle import read_bundle
+from runner import lr_find, train
 from runner.config.schema import Data, Eval, Model, Normalize, Optim, Resize, RunConfig
 from runner.data.preprocess import Preprocess
 from runner.engine import build_optimizer
 from runner.errors import ArtefactError, ConfigError, StorageError
-from runner.identity import identity
 from runner.learners import build_learner, fitted_to_weights
 from runner.models import build_model, find_weights, fitted, layer_groups, load_weights
 from runner.models.build import torchvision_names
 from runner.models.pretrained import Weights
-from runner.records import RunFolder
+from runner.records import tensor_files
+from runner.records.bundle import read_bundle
+from runner.records.identity import identity
+from runner.records.run_folder import RunFolder
 from runner.schedule import plan
 from runner.terminal.display import Display
 

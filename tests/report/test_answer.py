@@ -15,7 +15,7 @@ from scipy.stats import binomtest, t, ttest_rel
 
 from runner.config.schema import Mixup, Tta
 from runner.errors import ConfigError
-from runner.records import RunFolder
+from runner.records.run_folder import RunFolder
 from runner.report import text
 from runner.report.answer import FIRST_SEEDS, Answer, Comparison, GroupAnswer, answer
 from runner.report.runs import find_runs

@@ -19,7 +19,7 @@ from small import COLOURS
 from runner.config.schema import Augment, Budget, Data, Mixup, Optim
 from runner.data import download, sources
 from runner.data.dataset import load_dataset
-from runner.records import RunFolder
+from runner.records.run_folder import RunFolder
 from runner.report.details import GroupDetails, Pictures, Series, find_series
 from runner.report.groups import Group, group_runs
 from runner.report.runs import Run, find_runs

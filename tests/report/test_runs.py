@@ -24,7 +24,7 @@ from rich.console import Console
 
 from runner.errors import ArtefactError, DataError
 from runner.machine.locks import locked
-from runner.records import VERSION, RunFolder
+from runner.records.run_folder import VERSION, RunFolder
 from runner.report import text
 from runner.report.answer import Answer, answer
 from runner.report.runs import Found, find_runs

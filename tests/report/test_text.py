@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from runner.config.schema import Optim
-from runner.records import RunFolder
+from runner.records.run_folder import RunFolder
 from runner.report import text
 from runner.report.answer import Answer, answer
 from runner.report.curves import Lead

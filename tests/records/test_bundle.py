@@ -9,9 +9,9 @@ import pytest
 import torch
 from small import CLASSES, small_network, small_preprocess
 
-from runner.bundle import Architecture, Evaluated, bundle_files, read_bundle
 from runner.config.schema import Augment
 from runner.errors import ArtefactError
+from runner.records.bundle import Architecture, Evaluated, bundle_files, read_bundle
 
 ARCHITECTURE = Architecture("xresnet", "xresnet18", 3)
 PREPROCESS = small_preprocess(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), crop=0.875)

@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from runner import tensor_files
+from runner.records import tensor_files
 
 TENSORS = {
     "whole": torch.arange(3),

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner import __version__, tensor_files
+from runner import __version__
 from runner.config.checks import from_dict
 from runner.config.schema import Augment
 from runner.data import preprocess
 from runner.data.preprocess import Preprocess
 from runner.errors import ArtefactError, ConfigError, DataError
 from runner.machine.files import read_whole
-from runner.records import RunFolder
+from runner.records import tensor_files
+from runner.records.run_folder import RunFolder
 
 FORMAT = 2
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"

@@ -28,7 +28,7 @@ from typing import Any
 from runner.errors import BusyError
 from runner.machine.files import replace_whole
 from runner.machine.locks import locked
-from runner.records import redacted_words
+from runner.records.run_folder import redacted_words
 
 ALIVE = ("waiting", "running")
 _TOLD = ("finished", "skipped", "resumed", "failed")

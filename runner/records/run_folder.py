@@ -7,7 +7,7 @@
     metrics.jsonl    a row per evaluation (eval.every); equal for equal runs, however interrupted
     timings.jsonl    a row per evaluation: what depends on the machine and the hour
     split.csv.gz     every image with its split, label and SHA-256
-    checkpoints/     what an unfinished run goes on from (runner/checkpoint.py)
+    checkpoints/     what an unfinished run goes on from (runner/records/checkpoint.py)
     predictions.npz  labels (n,), plain (n, K), tta (n, K): probabilities per validation image
     bundle/          the trained network with all that its use needs
     result.json      written last: its presence is the only proof that the run finished

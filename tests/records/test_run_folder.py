@@ -9,7 +9,7 @@ import yaml
 
 from runner.errors import ArtefactError, ConfigError, StorageError
 from runner.machine.locks import locked
-from runner.records import LOGS, VERSION, RunFolder, redacted, run_folders
+from runner.records.run_folder import LOGS, VERSION, RunFolder, redacted, run_folders
 
 RESULT = {"config": {"seed": 3}, "command": ["python", "seed=3"], "metrics": {"accuracy": 0.5}}
 WHAT = {

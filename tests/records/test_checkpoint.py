@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner import checkpoint
-from runner.checkpoint import newest, write
 from runner.errors import ArtefactError, StorageError, TrainingError
-from runner.records import VERSION
+from runner.records import checkpoint
+from runner.records.checkpoint import newest, write
+from runner.records.run_folder import VERSION
 
 ID = "0123456789abcdef"
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")

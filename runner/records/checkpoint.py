@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner import tensor_files
 from runner.errors import ArtefactError, TrainingError
 from runner.machine.files import sync_folder, unwritable, write_synced
-from runner.records import VERSION
+from runner.records import tensor_files
+from runner.records.run_folder import VERSION
 
 _PREFIX = "step-"
 _SUPERSEDED = "-old"  # while another of the same step takes its place

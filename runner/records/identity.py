@@ -8,7 +8,7 @@ from typing import Any
 from runner.config import checks, schema
 from runner.config.schema import RunConfig
 from runner.machine.hardware import device_kind, used_precision
-from runner.records import VERSION
+from runner.records.run_folder import VERSION
 
 # What a result does not depend on, or only in its last bits: where it is written and how it is
 # computed. The content of data.root counts, through the data fingerprint; its path does not.
