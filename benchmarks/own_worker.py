@@ -24,13 +24,14 @@ from runner.config import compose
 from runner.config.schema import RunConfig
 from runner.data.dataset import Dataset, load_dataset
 from runner.data.resident import resident
-from runner.engine import Learner, Training
-from runner.evaluation import evaluate, images_per_pass
-from runner.learners import build_learner
-from runner.meter import Meter
-from runner.optim import build_optimizer, set_rates
-from runner.schedule import plan
 from runner.terminal.display import Display
+from runner.training.learners import build_learner
+from runner.training.loop import Training
+from runner.training.meter import Meter
+from runner.training.optim import build_optimizer, set_rates
+from runner.training.predicting import evaluate, images_per_pass
+from runner.training.schedule import plan
+from runner.training.step import Learner
 
 Steps = Iterator[Tensor]
 

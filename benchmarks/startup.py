@@ -17,12 +17,12 @@ _FIRST_STEP = """
 import os, sys
 sys.argv = ["runner.train", *sys.argv[1:]]
 from runner.train import main
-import runner.session, runner.engine
-made = runner.engine.train_step
+import runner.training.session, runner.training.loop
+made = runner.training.loop.train_step
 def then_end(*arguments):
     made(*arguments)
     os._exit(0)
-runner.engine.train_step = then_end
+runner.training.loop.train_step = then_end
 main()
 """
 

@@ -23,16 +23,16 @@ from runner.config.options import GROUPS
 from runner.config.schema import Data, RunConfig, Tta
 from runner.config.words import own_words
 from runner.errors import ArtefactError, ConfigError, DataError
-from runner.metrics import classification_metrics
 from runner.records.run_folder import RunFolder
 from runner.terminal.command import command, give
 from runner.terminal.display import Display, table_console
 from runner.terminal.tables import Table, to_csv
+from runner.training.metrics import classification_metrics
 
 if TYPE_CHECKING:
     from runner.data.dataset import Dataset
     from runner.data.preprocess import Preprocess
-    from runner.evaluation import Predictions
+    from runner.training.predicting import Predictions
 
 _ALLOWED = (
     "tta", "tta.KEY", "eval.batch_size", "device", "precision", "threads", "data.root",
@@ -217,11 +217,11 @@ def evaluated(
         ConfigError: the device is not there.
         DataError: the data cannot be read.
     """
-    from runner.evaluation import evaluate_variants
-    from runner.learners import trained_learner
     from runner.machine.environment import differences, environment
     from runner.records.bundle import read_bundle
     from runner.statistics import holm
+    from runner.training.learners import trained_learner
+    from runner.training.predicting import evaluate_variants
     from runner.tricks.tta import cost, looks_used
 
     ttas = [config.tta for config in configs.values()]

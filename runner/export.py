@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from runner.data.images import Images
-    from runner.engine import Learner
     from runner.programs import Run
     from runner.records.bundle import Bundle
+    from runner.training.step import Learner
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 TOLERANCE = 1e-4
@@ -74,7 +74,7 @@ def export(bundle: "Bundle", kind: str, images: "Images", *, threads: int = 0) -
     from torch import contiguous_format
 
     from runner import programs
-    from runner.learners import trained_learner
+    from runner.training.learners import trained_learner
 
     write, read = {
         "onnx": (programs.to_onnx, programs.from_onnx),
@@ -162,7 +162,7 @@ def _squares(images: "Images", rows: NDArray[np.int64], learner: "Learner") -> "
     from runner.data.batches import view_squares
     from runner.data.store import StreamedStore
     from runner.data.views import plain_view
-    from runner.evaluation import shown
+    from runner.training.predicting import shown
 
     how = learner.preprocess
     store = StreamedStore(images, how.presize, how.max_aspect, how.interpolation)

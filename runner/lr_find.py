@@ -21,7 +21,7 @@ from runner.errors import TrainingError
 
 if TYPE_CHECKING:
     from runner.data.dataset import Dataset
-    from runner.engine import Learner
+    from runner.training.step import Learner
 
 _START, _END, _STEPS = 1e-7, 10.0, 100
 _STOP_AT = 4.0  # times the best smoothed loss
@@ -62,9 +62,10 @@ def range_test(learner: "Learner", dataset: "Dataset", config: RunConfig) -> Ran
     """
     import torch
 
-    from runner.engine import require_finite, train_step, training_batches
-    from runner.optim import build_optimizer, freeze_body, set_rates
-    from runner.schedule import moment, plan
+    from runner.training.loop import training_batches
+    from runner.training.optim import build_optimizer, freeze_body, set_rates
+    from runner.training.schedule import moment, plan
+    from runner.training.step import require_finite, train_step
 
     stage = plan(config, len(dataset.train))[-1]
     before = copy.deepcopy(learner.model.state_dict())
@@ -140,8 +141,8 @@ def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
     from pathlib import Path
 
     from runner.data.dataset import load_dataset
-    from runner.learners import build_learner, fitted_to_weights
     from runner.terminal.display import Display
+    from runner.training.learners import build_learner, fitted_to_weights
 
     with Display() as display:
         config, weights = fitted_to_weights(config, display)

@@ -133,8 +133,8 @@ def rank(
     """
     from runner.data.images import FileImages
     from runner.data.store import StreamedStore
-    from runner.evaluation import probabilities
-    from runner.learners import trained_learner
+    from runner.training.learners import trained_learner
+    from runner.training.predicting import probabilities
 
     how, evaluated = bundle.preprocess, bundle.evaluated
     files = FileImages(Path(), tuple(paths))

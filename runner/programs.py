@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from runner import __version__
-from runner.engine import Learner
 from runner.errors import ConfigError
 from runner.records.bundle import Bundle
+from runner.training.step import Learner
 
 _ONNX_BYTES = 2_000_000_000  # what one file of protocol buffers holds, less some for the graph
 _ONNX_OPSET = 18  # the oldest that PyTorch's exporter writes without converting

@@ -46,7 +46,7 @@ def _run(
 
     weights = None
     if config.names_weights:
-        from runner.learners import fitted_to_weights
+        from runner.training.learners import fitted_to_weights
 
         config, weights = fitted_to_weights(config, display)
     outputs = Path(config.outputs).expanduser()
@@ -68,7 +68,7 @@ def _run(
         folder.drop_checkpoints()  # of a process killed after its last word
         display.line("finished before; force=true runs it anew")
         return folder, "skipped", result
-    from runner.session import train_and_evaluate
+    from runner.training.session import train_and_evaluate
 
     return folder, *train_and_evaluate(
         config, dataset, folder, what, overrides, display, processes, weights

@@ -101,9 +101,9 @@ def fill_the_disk(descriptor: int) -> None:
 
 
 def forget_optimizer_state() -> None:
-    from runner import engine
+    from runner.training import loop
 
-    engine.restore_optimizer = lambda optimizer, tensors: None
+    loop.restore_optimizer = lambda optimizer, tensors: None
 
 
 def draw_from_one_generator() -> None:
@@ -255,7 +255,7 @@ def process_stat(pid: int) -> tuple[str, int]:
 def _server() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch", "timm", "runner.session", "runner.train", "joblib", "submitit", "pytest"]
+        ["torch", "timm", "runner.training.session", "runner.train", "joblib", "submitit", "pytest"]
     )
     with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
         multiprocessing.forkserver.ensure_running()
@@ -290,10 +290,10 @@ class _Watch:
         self._is_acting = False
 
     def begin(self) -> None:
-        from runner import engine, evaluation
+        from runner.training import loop, predicting
 
-        engine.train_step = self._telling("step", engine.train_step)
-        evaluation._predict = self._telling("predict", evaluation._predict)
+        loop.train_step = self._telling("step", loop.train_step)
+        predicting._predict = self._telling("predict", predicting._predict)
         fsync = os.fsync
 
         def telling_fsync(descriptor: int) -> None:

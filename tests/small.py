@@ -16,9 +16,9 @@ from runner.config.schema import Augment, Budget, Data, Optim, RunConfig
 from runner.data.dataset import Dataset, Split
 from runner.data.embedded import load_fashion
 from runner.data.preprocess import Preprocess
-from runner.engine import Learner
 from runner.models import build_model
 from runner.records.bundle import Architecture, Bundle, Evaluated
+from runner.training.step import Learner
 from runner.tricks.normalize import normalize
 
 CLASSES = ("blue", "green", "red")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from small import small_config, small_dataset, small_learner, small_network
 
-from runner import engine
 from runner.config.schema import Data, Optim
 from runner.errors import DataError
 from runner.lr_find import RangeTest, range_test
+from runner.training import step as stepping
 
 
 def falling_then_rising() -> RangeTest:
@@ -70,7 +70,7 @@ def test_a_frozen_body_is_frozen_here_too(monkeypatch: pytest.MonkeyPatch) -> No
     convolution, head = learner.model[0][0].weight, learner.model[2][2].weight
     start = [convolution.clone(), head.clone()]
     moved: list[tuple[bool, bool]] = []
-    step = engine.train_step
+    step = stepping.train_step
 
     def watched(*arguments: Any) -> torch.Tensor:
         loss = step(*arguments)
@@ -78,7 +78,7 @@ def test_a_frozen_body_is_frozen_here_too(monkeypatch: pytest.MonkeyPatch) -> No
         moved.append(tuple(not torch.equal(now, before) for now, before in pairs))
         return loss
 
-    monkeypatch.setattr(engine, "train_step", watched)
+    monkeypatch.setattr(stepping, "train_step", watched)
     optim = Optim(layer_groups=3, frozen=True)
     range_test(learner, small_dataset(), small_config(optim=optim))
     assert moved[-1] == (False, True)

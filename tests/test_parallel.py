@@ -191,23 +191,23 @@ def distance(place: Place, reference: Place) -> float:
 
 
 def keep_batch_norms_apart() -> None:
-    from runner import learners
+    from runner.training import learners
 
     learners.share_batch_norm = lambda model, device: model
 
 
 def forget_the_shares() -> None:
     """The processes' mean losses count alike, however many images each has."""
-    from runner import engine
+    from runner.training import step
 
-    shared = engine.training_batches
+    shared = step.training_batches
 
     def batches(dataset, batch_size, moments, config, processes):
         own = len(processes.share(batch_size))
         for batch in shared(dataset, batch_size, moments, config, processes):
             yield replace(batch, num_images=own * processes.count)
 
-    engine.training_batches = batches
+    step.training_batches = batches
 
 
 # ── Equal to one process ───────────────────────────────────────────────────────────────────────
@@ -333,7 +333,7 @@ def evaluate_a_share(processes: object, root: str) -> None:
 
 def predicted(**changes: object) -> dict[str, np.ndarray]:
     """By two batches, of 10 and 5 images."""
-    from runner.evaluation import evaluate
+    from runner.training.predicting import evaluate
 
     config = small_config(eval=Eval(batch_size=10), tta=Tta(passes=2, beta=0.25))
     learner = small_learner(small_network(), **changes)

@@ -221,10 +221,10 @@ def add_up(processes, folder):
 
 def train(processes, groups, *, shares_statistics=True):
     """Weights and losses of a training, and the predictions after it."""
-    from runner.engine import Training
-    from runner.evaluation import evaluate
     from runner.models import share_batch_norm
-    from runner.schedule import plan
+    from runner.training.loop import Training
+    from runner.training.predicting import evaluate
+    from runner.training.schedule import plan
 
     eval_ = Eval(batch_size=4)  # four batches
     config = small_config(**{"budget": Budget(epochs=1), "eval": eval_, **groups})
@@ -247,7 +247,7 @@ def train(processes, groups, *, shares_statistics=True):
 
 def stop_evaluating(processes, folder):
     """Only the second is asked to."""
-    from runner.evaluation import evaluate
+    from runner.training.predicting import evaluate
 
     config, dataset = small_config(eval=Eval(batch_size=4)), small_dataset()
     learner = small_learner(small_network(), processes=processes)

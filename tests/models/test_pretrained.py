@@ -24,9 +24,7 @@ from torch import Tensor, nn
 from runner import lr_find, train
 from runner.config.schema import Data, Eval, Model, Normalize, Optim, Resize, RunConfig
 from runner.data.preprocess import Preprocess
-from runner.engine import build_optimizer
 from runner.errors import ArtefactError, ConfigError, StorageError
-from runner.learners import build_learner, fitted_to_weights
 from runner.models import build_model, find_weights, fitted, layer_groups, load_weights
 from runner.models.build import torchvision_names
 from runner.models.pretrained import Weights
@@ -34,8 +32,10 @@ from runner.records import tensor_files
 from runner.records.bundle import read_bundle
 from runner.records.identity import identity
 from runner.records.run_folder import RunFolder
-from runner.schedule import plan
 from runner.terminal.display import Display
+from runner.training.learners import build_learner, fitted_to_weights
+from runner.training.schedule import plan
+from runner.training.step import build_optimizer
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -891,7 +891,7 @@ def test_the_next_network_sees_what_the_first_saw(
         f"model.weights={first}", f"outputs={tmp_path}",
     )  # fmt: skip
     from runner.data.dataset import load_dataset
-    from runner.evaluation import evaluate
+    from runner.training.predicting import evaluate
 
     with Display() as display:
         config, weights = fitted_to_weights(config, display)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from runner.config.schema import Data, Mixup, Normalize, Resize, RunConfig, Smoothing, Tta, to_dict
-from runner.metrics import classification_metrics
 from runner.records.identity import folder_name, identity
 from runner.records.run_folder import RunFolder
+from runner.training.metrics import classification_metrics
 
 CLASSES = ("bag", "coat", "dress")
 FINGERPRINT = "f" * 64

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from runner.config.schema import Budget, Data, Resize, RunConfig
-from runner.schedule import plan
+from runner.training.schedule import plan
 from runner.tricks.resize import relative_pixels, size_at, to_size
 
 PROGRESSIVE = Resize(schedule="progressive")

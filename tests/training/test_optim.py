@@ -9,7 +9,7 @@ from small import small_learner, small_network
 from torch import nn
 
 from runner.config.schema import Optim
-from runner.optim import (
+from runner.training.optim import (
     build_optimizer,
     freeze_body,
     optimizer_tensors,

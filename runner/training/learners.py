@@ -9,7 +9,6 @@ from runner.config.schema import RunConfig
 from runner.data.dataset import Dataset
 from runner.data.preprocess import Preprocess
 from runner.data.statistics import training_statistics
-from runner.engine import Learner
 from runner.errors import ConfigError
 from runner.machine.hardware import device_kind, keep_freed_memory, num_cores, used_precision
 from runner.machine.processes import ALONE, Processes
@@ -27,6 +26,7 @@ from runner.models import (
 from runner.randomness import torch_seed
 from runner.records.bundle import Bundle
 from runner.terminal.display import Display
+from runner.training.step import Learner
 
 
 def fitted_to_weights(config: RunConfig, display: Display) -> tuple[RunConfig, Weights | None]:

@@ -12,22 +12,23 @@ import torch
 from runner.config.schema import RunConfig, to_dict
 from runner.data.dataset import Dataset
 from runner.data.resident import resident
-from runner.engine import Learner, Step, Training
 from runner.errors import ArtefactError, ConfigError, ProcessError, RunnerError, TrainingError
-from runner.evaluation import Predictions, evaluate, images_per_pass
-from runner.learners import build_learner
 from runner.machine import signals
 from runner.machine.environment import differences, environment
 from runner.machine.locks import locked
 from runner.machine.processes import ALONE, Processes
-from runner.meter import Meter
-from runner.metrics import classification_metrics
 from runner.models import Loaded, Weights
 from runner.records import checkpoint
 from runner.records.bundle import Architecture, Evaluated, bundle_files
 from runner.records.run_folder import RunFolder
-from runner.schedule import Stage, plan
 from runner.terminal.display import Display
+from runner.training.learners import build_learner
+from runner.training.loop import Step, Training
+from runner.training.meter import Meter
+from runner.training.metrics import classification_metrics
+from runner.training.predicting import Predictions, evaluate, images_per_pass
+from runner.training.schedule import Stage, plan
+from runner.training.step import Learner
 
 
 def train_and_evaluate(

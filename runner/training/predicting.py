@@ -22,8 +22,8 @@ from runner.data.batches import (
 from runner.data.dataset import Dataset
 from runner.data.store import Store
 from runner.data.views import View, plain_view
-from runner.engine import Learner, augmented, by_parts, source_pixels
 from runner.errors import TrainingError
+from runner.training.step import Learner, augmented, by_parts, source_pixels
 from runner.tricks import augment as augmentation
 from runner.tricks.resize import to_size
 from runner.tricks.tta import Look, combine, looks, looks_used

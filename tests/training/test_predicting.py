@@ -10,7 +10,7 @@ from small import small_config, small_dataset, small_learner, small_network, sma
 
 from runner.config.schema import Augment, Eval, Tta
 from runner.data.views import View, plain_view
-from runner.evaluation import Predictions, evaluate, evaluate_variants, images_per_pass
+from runner.training.predicting import Predictions, evaluate, evaluate_variants, images_per_pass
 from runner.tricks.tta import cost, looks, looks_used
 
 VARIANTS = (

@@ -17,7 +17,6 @@ from small import (
 )
 from torch import nn
 
-from runner import engine
 from runner.config.options import CONF_DIR
 from runner.config.schema import (
     Augment,
@@ -33,12 +32,15 @@ from runner.config.schema import (
 )
 from runner.data.batches import Pixels
 from runner.data.dataset import Split
-from runner.engine import Batch, Training, train_step
 from runner.errors import TrainingError
-from runner.evaluation import evaluate
-from runner.optim import build_optimizer, set_rates
 from runner.records import checkpoint
-from runner.schedule import moment, plan
+from runner.training import loop
+from runner.training import step as stepping
+from runner.training.loop import Training
+from runner.training.optim import build_optimizer, set_rates
+from runner.training.predicting import evaluate
+from runner.training.schedule import moment, plan
+from runner.training.step import Batch, train_step
 from runner.tricks import augment as augmentation
 from runner.tricks import mixup as mixing
 
@@ -84,8 +86,8 @@ def test_augmenting_a_few_images_at_a_time_changes_nothing(
     draws = augmentation.draw(augment, 7, 0, "augment", 0)
 
     def augmented(floats):
-        monkeypatch.setattr(engine, "_CACHED_FLOATS", floats)
-        return engine.augmented(batch.pixels, draws, size, augment, torch.device("cpu"))
+        monkeypatch.setattr(stepping, "_CACHED_FLOATS", floats)
+        return stepping.augmented(batch.pixels, draws, size, augment, torch.device("cpu"))
 
     whole = augmented(10**9)
     assert whole.shape == (7, 3, size, size)
@@ -215,10 +217,10 @@ def test_the_order_of_a_step(monkeypatch):
     spy(augmentation, "resample")
     spy(augmentation, "light")
     spy(mixing, "mix_images")
-    spy(engine, "normalize")
-    spy(engine, "one_hot")
+    spy(stepping, "normalize")
+    spy(stepping, "one_hot")
     spy(mixing, "mix_targets")
-    spy(engine, "smooth")
+    spy(stepping, "smooth")
     batch = replace(a_batch(size=20), draws=augmentation.draw(STANDARD, 6, 0, "augment", 0))
     learner = small_learner(small_network(), preprocess=small_preprocess(mean=MEAN, std=STD))
     one_step(learner, batch, size=12, augment=STANDARD, mixup=MIXUP, epsilon=0.1)
@@ -332,7 +334,7 @@ def test_a_step_that_only_the_device_knows_to_be_bad_is_told_soon(monkeypatch, b
         loss = train_step(*arguments)
         return torch.full_like(loss, torch.nan) if made[-1] == bad else loss
 
-    monkeypatch.setattr(engine, "train_step", on_a_gpu)
+    monkeypatch.setattr(loop, "train_step", on_a_gpu)
     training = Training(small_learner(small_network()), dataset, plan(config, 33), config)
     with pytest.raises(TrainingError) as caught:
         for _ in training:
@@ -347,7 +349,7 @@ def test_nothing_is_saved_after_a_step_that_was_not_finite(monkeypatch):
     steps = iter(training)
     next(steps)
     training.tensors()  # negative control: of a good step there is something to save
-    monkeypatch.setattr(engine, "train_step", lambda *_: torch.tensor(torch.nan))
+    monkeypatch.setattr(loop, "train_step", lambda *_: torch.tensor(torch.nan))
     next(steps)
     with pytest.raises(TrainingError, match="not finite"):
         training.tensors()
@@ -420,7 +422,7 @@ def test_every_stage_has_a_fresh_optimizer(monkeypatch):
         assert not made[-1].state
         return made[-1]
 
-    monkeypatch.setattr(engine, "build_optimizer", recorded)
+    monkeypatch.setattr(loop, "build_optimizer", recorded)
     trained(small_config(optim=Optim(lr=1e-2, schedule="fine_tune"), budget=Budget(epochs=1)))
     assert len(made) == 2
     assert [{int(s["step"]) for s in optimizer.state.values()} for optimizer in made] == [{4}, {4}]
@@ -480,7 +482,7 @@ def recorded_batches(monkeypatch, config):
         return original(learner, optimizer, batch, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "train_step", recorded)
+        patch.setattr(loop, "train_step", recorded)
         trained(config)
     return seen
 
@@ -507,7 +509,7 @@ def test_every_epoch_has_its_own_order_and_draws():
     config, dataset = small_config(augment=STANDARD), small_dataset()
     moments = [moment(plan(config, len(dataset.train)), step) for step in range(8)]
     first, again, second = (
-        list(engine.training_batches(dataset, 8, moments[4 * epoch : 4 * epoch + 4], config))
+        list(loop.training_batches(dataset, 8, moments[4 * epoch : 4 * epoch + 4], config))
         for epoch in (0, 0, 1)
     )
     for batch, same, other in zip(first, again, second, strict=True):
@@ -746,9 +748,9 @@ def test_the_comparison_notices_draws_that_depend_on_those_before(
         """As a process does in which draws follow one another."""
         seeds = iter(range(100))
         running = np.random.default_rng(0)
-        monkeypatch.setattr(engine, "layer_seed", lambda *_: next(seeds))
+        monkeypatch.setattr(loop, "layer_seed", lambda *_: next(seeds))
         if name == "generator":
-            monkeypatch.setattr(engine, "generator", lambda *_: running)
+            monkeypatch.setattr(loop, "generator", lambda *_: running)
 
     forget_positions()
     training = a_training(config)
@@ -787,9 +789,9 @@ def test_batches_of_the_rest_of_an_epoch_are_those_of_the_whole(composed):
     config = composed(*BASE, "mixup=switch", "augment=inception", "resize=progressive")
     dataset = small_dataset()
     moments = [moment(plan(config, 33), before) for before in range(4, 8)]
-    whole = list(engine.training_batches(dataset, 8, moments, config))
+    whole = list(loop.training_batches(dataset, 8, moments, config))
     for first in range(1, 4):
-        rest = list(engine.training_batches(dataset, 8, moments[first:], config))
+        rest = list(loop.training_batches(dataset, 8, moments[first:], config))
         for batch, same in zip(rest, whole[first:], strict=True):
             assert torch.equal(batch.pixels.canvas, same.pixels.canvas)
             assert torch.equal(batch.labels, same.labels)

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from small import CLASSES, small_config, small_dataset, small_learner, small_network
 from torch import nn
 
-from runner import engine, learners
 from runner.config.schema import (
     Augment,
     Budget,
@@ -35,16 +34,17 @@ from runner.config.schema import (
 )
 from runner.data import preprocess
 from runner.errors import ArtefactError, BusyError, ConfigError, StorageError, TrainingError
-from runner.evaluation import evaluate
-from runner.learners import build_learner
 from runner.machine import hardware
 from runner.machine.locks import locked
 from runner.machine.processes import Processes
 from runner.machine.signals import Interrupted, raise_on_signals
-from runner.records import checkpoint
-from runner.records.run_folder import RunFolder, run_folder
-from runner.session import train_and_evaluate
+from runner.records import checkpoint, run_folder
+from runner.records.run_folder import RunFolder
 from runner.terminal.display import Display
+from runner.training import learners, loop
+from runner.training.learners import build_learner
+from runner.training.predicting import evaluate
+from runner.training.session import train_and_evaluate
 
 TRICKS = {
     "normalize": Normalize(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
@@ -329,7 +329,7 @@ def _signals():
 
 def at_step(monkeypatch, number, act):
     """Let something happen during the ``number``-th step that this test makes; counts them."""
-    made, original = [], engine.train_step
+    made, original = [], loop.train_step
 
     def watched(*arguments):
         made.append(None)
@@ -337,7 +337,7 @@ def at_step(monkeypatch, number, act):
             act()
         return original(*arguments)
 
-    monkeypatch.setattr(engine, "train_step", watched)
+    monkeypatch.setattr(loop, "train_step", watched)
     return made
 
 
@@ -623,7 +623,7 @@ def test_running_out_of_memory_names_a_smaller_batch(tmp_path, monkeypatch):
     def exhausted(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(engine, "train_step", exhausted)
+    monkeypatch.setattr(loop, "train_step", exhausted)
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(TrainingError, match="out of memory") as caught:
         run(folder, small_config())

@@ -1,102 +1,32 @@
-"""Training, from pixels to numbers; a step reads in the order it runs."""
+"""The loop around the step: batches in their order, stages, and what a checkpoint holds."""
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from runner.config.schema import Augment, RunConfig
-from runner.data.batches import (
-    Indices,
-    Pixels,
-    read_ahead,
-    rectangles,
-    squares,
-    training_order,
-)
+from runner.config.schema import RunConfig
+from runner.data.batches import read_ahead, training_order
 from runner.data.dataset import Dataset
-from runner.data.preprocess import Preprocess
 from runner.data.resident import ResidentStore
-from runner.data.store import Store
 from runner.errors import TrainingError
 from runner.machine.processes import ALONE, Processes
-from runner.optim import (
+from runner.randomness import generator, torch_seed
+from runner.training.optim import (
     build_optimizer,
     freeze_body,
     optimizer_tensors,
     restore_optimizer,
     set_rates,
-    skip_unless,
 )
-from runner.randomness import generator, torch_seed
-from runner.schedule import Moment, Stage, moment
+from runner.training.schedule import Moment, Stage, moment
+from runner.training.step import Batch, Learner, require_finite, source_pixels, train_step
 from runner.tricks import augment as augmentation
 from runner.tricks import mixup as mixing
-from runner.tricks.normalize import normalize
-from runner.tricks.resize import to_size
-from runner.tricks.smoothing import one_hot, smooth
-
-
-@dataclass(frozen=True)
-class Learner:
-    """A network with everything that training and evaluating it have in common.
-
-    Attributes:
-        model: from normalized images (N, 3, H, W) to logits (N, K).
-        groups: its parameters per layer group, from input to output.
-        num_outputs: K.
-        preprocess: how images become its inputs.
-        device: where it computes.
-        precision: ``fp32`` or ``bf16``.
-        processes: that share the work.
-    """
-
-    model: nn.Module
-    groups: Sequence[Sequence[nn.Parameter]]
-    num_outputs: int
-    preprocess: Preprocess
-    device: torch.device
-    precision: str
-    processes: Processes = ALONE
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """Mixed precision, where it is on."""
-        return torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
-        )
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) float in 0..1 → logits (N, K) float32."""
-        inputs = normalize(images, self.preprocess.mean, self.preprocess.std)
-        with self.autocast():
-            outputs: Tensor = self.model(inputs)
-        return outputs.float()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one training step works on; all of it is determined by (seed, epoch, step).
-
-    Attributes:
-        pixels: of M images: this process's N, then those that are there as their partners only.
-        labels: (M,) int64.
-        draws: of the M images.
-        mix: of the first N; None where nothing is mixed, and then M = N.
-        num_images: in the step, over all processes.
-    """
-
-    pixels: Pixels
-    labels: Tensor
-    draws: augmentation.Draws
-    mix: mixing.Mix | None
-    num_images: int
 
 
 @dataclass(frozen=True)
@@ -126,82 +56,6 @@ class Step:
     lr: float
     ends_epoch: bool
     seconds: float
-
-
-def train_step(
-    learner: Learner,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    size: int,
-    augment: Augment,
-    epsilon: float,
-) -> Tensor:
-    """One update; returns the training loss of the whole step, a scalar on the device.
-
-    Where the loss or a gradient is not finite, the weights stay as they are. Nothing here waits for
-    a GPU, so there the loss that comes back is NaN then, and :func:`require_finite` tells.
-
-    Raises:
-        TrainingError: the loss or a gradient is not finite, on a CPU.
-    """
-    images = augmented(batch.pixels, batch.draws, size, augment, learner.device)
-    labels = batch.labels.to(learner.device, non_blocking=True)
-    targets = one_hot(labels, learner.num_outputs)
-    if batch.mix is not None:
-        mix = batch.mix.to(learner.device)
-        images = mixing.mix_images(images, mix)
-        targets = mixing.mix_targets(targets, mix)
-    targets = smooth(targets, epsilon)
-    # Processes average their gradients, so each loss counts by its part of the images.
-    part = len(images) / batch.num_images
-    loss = F.cross_entropy(learner.logits(images), targets) * (part * learner.processes.count)
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    whole = learner.processes.sum(loss.detach() / learner.processes.count)
-    sums = [p.grad.sum() for group in learner.groups for p in group if p.grad is not None]
-    witness = whole + torch.stack(sums).sum()
-    if witness.device.type == "cpu":
-        require_finite(witness)
-    else:
-        is_finite = torch.isfinite(witness)
-        skip_unless(optimizer, is_finite)
-        whole = torch.where(is_finite, whole, torch.nan)
-    optimizer.step()
-    return whole
-
-
-def require_finite(loss: Tensor) -> None:
-    """Nothing where ``loss`` is finite; waits for a GPU.
-
-    Raises:
-        TrainingError: it is not.
-    """
-    if not torch.isfinite(loss):
-        raise TrainingError("the loss or a gradient is not finite")
-
-
-def augmented(
-    pixels: Pixels,
-    draws: augmentation.Draws,
-    size: int,
-    augment: Augment,
-    device: torch.device,
-) -> Tensor:
-    """Raw pixels as augmented images (N, 3, size, size) float in 0..1 on ``device``."""
-    maps = _tensor(augmentation.homographies(draws, pixels.extents), device)
-    brightness, contrast = _tensor(draws.brightness, device), _tensor(draws.contrast, device)
-
-    def augment_some(images: Tensor, rows: slice) -> Tensor:
-        if augmentation.changes_geometry(augment):
-            extents = pixels.extents[rows]
-            images = augmentation.resample(images, maps[rows], extents, size).div_(255)
-        else:
-            images = to_size(images.div_(255), size)
-        if augment.max_lighting > 0:
-            images = augmentation.light(images, brightness[rows], contrast[rows])
-        return images
-
-    return by_parts(augment_some, pixels, device)
 
 
 class Training:
@@ -377,42 +231,3 @@ def training_batches(
     is_resident = isinstance(dataset.store, ResidentStore)
     num_workers = 0 if is_resident else dataset.num_workers(config.data.num_workers)
     return read_ahead(read, len(moments), num_workers)
-
-
-def source_pixels(
-    store: Store, indices: Indices, draws: augmentation.Draws, augment: Augment
-) -> Pixels:
-    """The pixels that a batch is augmented from: random squares, or whole rectangles."""
-    if augment.crop_from == "rectangle":
-        return rectangles(store, indices)
-    return squares(store, indices, draws.place)
-
-
-_CACHED_FLOATS = 2**19  # of the canvas; measured on two cores at 64 and 128 px
-
-
-def by_parts(
-    work: Callable[[Tensor, slice], Tensor], pixels: Pixels, device: torch.device
-) -> Tensor:
-    """``work`` of raw pixels as floats in 0..255 on ``device``; it treats each image by itself.
-
-    On a CPU it gets a few images at a time, with their rows: what it makes of them stays in the
-    cache then, where a whole batch would go through memory at each of its operations.
-    """
-    canvas = pixels.canvas
-    count, floats = len(canvas), canvas[0].numel()
-    num_parts = -(-count * floats // _CACHED_FLOATS) if device.type == "cpu" else 1
-    most = -(-count // num_parts)
-    whole: Tensor | None = None
-    for start in range(0, count, most):
-        rows = slice(start, min(start + most, count))
-        part = work(canvas[rows].to(device, non_blocking=True).float(), rows)
-        if whole is None:
-            whole = part.new_empty(count, *part.shape[1:])
-        whole[rows] = part
-    assert whole is not None
-    return whole
-
-
-def _tensor(array: NDArray[np.float64] | NDArray[np.int64], device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device, torch.float32, non_blocking=True)

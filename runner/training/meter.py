@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from runner.engine import Step
-from runner.evaluation import Predictions
-from runner.metrics import classification_metrics
-from runner.schedule import Stage, moment
 from runner.terminal.display import Display
+from runner.training.loop import Step
+from runner.training.metrics import classification_metrics
+from runner.training.predicting import Predictions
+from runner.training.schedule import Stage, moment
 
 
 class Meter:

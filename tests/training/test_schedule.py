@@ -8,7 +8,7 @@ import pytest
 
 from runner.config.schema import Budget, Data, Optim, Resize, RunConfig
 from runner.errors import DataError
-from runner.schedule import (
+from runner.training.schedule import (
     Moment,
     constant,
     flat_cosine,

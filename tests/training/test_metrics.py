@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from runner.metrics import (
+from runner.training.metrics import (
     accuracy,
     brier_score,
     classification_metrics,
@@ -346,5 +346,5 @@ def test_bad_numbers_are_refused(call, message):
 
 
 def test_torch_is_not_imported():
-    code = "import sys, runner.metrics; sys.exit('torch' in sys.modules)"
+    code = "import sys, runner.training.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
