@@ -219,7 +219,7 @@ def evaluated(
     """
     from runner.machine.environment import differences, environment
     from runner.records.bundle import read_bundle
-    from runner.statistics import holm
+    from runner.report.statistics import holm
     from runner.training.learners import trained_learner
     from runner.training.predicting import evaluate_variants
     from runner.tricks.tta import cost, looks_used
@@ -319,7 +319,7 @@ def _plain_measures(found: "Predictions", classes: Sequence[str]) -> dict[str, A
 
 
 def _tta_measures(found: "Predictions", classes: Sequence[str]) -> dict[str, Any]:
-    from runner.statistics import gained_and_lost, mcnemar
+    from runner.report.statistics import gained_and_lost, mcnemar
 
     after, before = (view.argmax(axis=1) == found.labels for view in (found.tta, found.plain))
     gained, lost = gained_and_lost(after, before)

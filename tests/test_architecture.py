@@ -17,14 +17,14 @@ FLOORS = [
     {"data"},
     {"tricks", "records"},
     {"models"},
-    {"training", "statistics"},
+    {"training"},
     {"report", "programs"},
     {"train", "lr_find", "show", "evaluate", "predict", "export", "report.__main__",
      "data.__main__"},
 ]  # fmt: skip
 HYDRA = {"compose.py", "complaints.py", "start.py", "trick_runner.py"}
 NO_TORCH = {
-    "errors", "randomness", "machine", "config", "terminal", "training.metrics", "statistics",
+    "errors", "randomness", "machine", "config", "terminal", "training.metrics",
     "records.run_folder", "records.identity", "records.sweep_folder",
     "train", "lr_find", "show", "report", "report.__main__",
     "evaluate", "predict", "export", "data.__main__",

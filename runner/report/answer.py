@@ -12,7 +12,7 @@ from runner.errors import ArtefactError, ConfigError
 from runner.report.groups import ALL, TRICK_GROUPS, Group, Variant, group_runs, trick_label
 from runner.report.runs import METRICS, Found, Run, Unranked
 from runner.report.scores import ScoreBook
-from runner.statistics import (
+from runner.report.statistics import (
     Difference,
     Outlook,
     Verdict,

@@ -21,7 +21,7 @@ from runner.data.sources import is_at_hand, list_images
 from runner.errors import RunnerError
 from runner.report.groups import Group, Variant
 from runner.report.runs import Run
-from runner.statistics import t_interval
+from runner.report.statistics import t_interval
 
 _LARGEST = 1e300  # a whole number in a foreign file may be larger than any float
 _NUM_BINS = 10

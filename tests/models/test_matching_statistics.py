@@ -18,7 +18,7 @@ from runner.config.schema import Augment
 from runner.models import build_model
 from runner.predict import rank
 from runner.records.bundle import Architecture, Evaluated, bundle_files, read_bundle
-from runner.statistics import gained_and_lost, mcnemar
+from runner.report.statistics import gained_and_lost, mcnemar
 
 ARCHIVE = os.environ.get("RUNNER_IMAGENETTE")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "efficientnet_lite0.py"

@@ -20,7 +20,7 @@ from runner.report import text
 from runner.report.answer import FIRST_SEEDS, Answer, Comparison, GroupAnswer, answer
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
-from runner.statistics import MOST_SEEDS, Outlook, difference
+from runner.report.statistics import MOST_SEEDS, Outlook, difference
 
 ALL = tuple(TRICKS)
 MARGIN = 0.05

@@ -12,7 +12,7 @@ import pytest
 from runner.report import figures
 from runner.report.answer import Comparison
 from runner.report.curves import Curve
-from runner.statistics import Difference
+from runner.report.statistics import Difference
 
 SVG = "{http://www.w3.org/2000/svg}"
 XLINK = "{http://www.w3.org/1999/xlink}"

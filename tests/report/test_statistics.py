@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from simulated import BASELINE, experiment
 
-from runner.statistics import (
+from runner.report.statistics import (
     Difference,
     Outlook,
     difference,
@@ -155,7 +155,7 @@ def test_the_interval_and_the_test_agree() -> None:
 
 
 def test_blocks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner import statistics
+    from runner.report import statistics
 
     ours, theirs = scores(3, 500, 0.8, 1), scores(3, 500, 0.7, 2)
     whole = difference(ours, theirs, MARGIN)
