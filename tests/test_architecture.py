@@ -18,8 +18,8 @@ FLOORS = [
     {"tricks", "records"},
     {"models"},
     {"training"},
-    {"report", "programs"},
-    {"train", "lr_find", "show", "evaluate", "predict", "export", "report.__main__",
+    {"report", "export"},
+    {"train", "lr_find", "show", "evaluate", "predict", "export.__main__", "report.__main__",
      "data.__main__"},
 ]  # fmt: skip
 HYDRA = {"compose.py", "complaints.py", "start.py", "trick_runner.py"}
@@ -27,7 +27,7 @@ NO_TORCH = {
     "errors", "randomness", "machine", "config", "terminal", "training.metrics",
     "records.run_folder", "records.identity", "records.sweep_folder",
     "train", "lr_find", "show", "report", "report.__main__",
-    "evaluate", "predict", "export", "data.__main__",
+    "evaluate", "predict", "export.__main__", "data.__main__",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from runner.config.schema import Augment
 from runner.data.embedded import load_fashion
 from runner.data.images import ArrayImages
 from runner.data.preprocess import Preprocess
-from runner.export import export
+from runner.export.__main__ import export
 from runner.models import build_model
 from runner.predict import rank
 from runner.records.bundle import Architecture, Evaluated, bundle_files, read_bundle

@@ -11,11 +11,12 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from runner import export, predict
+from runner import predict
 from runner.config import compose
 from runner.config.options import GROUPS
 from runner.config.schema import RunConfig
 from runner.evaluate import variants
+from runner.export import __main__
 from runner.report.__main__ import parser
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +39,7 @@ def test_a_command_is_accepted(command: str, composed: Callable[..., RunConfig])
     _, module, *words = shlex.split(command)
     assert importlib.util.find_spec(module)
     if module == "runner.export":
-        export.parser().parse_args(words)
+        __main__.parser().parse_args(words)
         return
     compose.check_arguments(words)
     overrides = [word for word in words if "=" in word]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from runner.data.images import Images
-    from runner.programs import Run
+    from runner.export.programs import Run
     from runner.records.bundle import Bundle
     from runner.training.step import Learner
 
@@ -73,7 +73,7 @@ def export(bundle: "Bundle", kind: str, images: "Images", *, threads: int = 0) -
     """
     from torch import contiguous_format
 
-    from runner import programs
+    from runner.export import programs
     from runner.training.learners import trained_learner
 
     write, read = {
@@ -212,7 +212,7 @@ def _run(arguments: argparse.Namespace) -> None:
         fix = "--force to replace it, or --output FILE"
         raise ConfigError("the file is there already", where=str(target.absolute()), fix=fix)
     if kind == "onnx":
-        from runner.programs import onnx_packages
+        from runner.export.programs import onnx_packages
 
         onnx_packages()  # first, as all else takes seconds
     from runner.records.bundle import open_bundle

@@ -18,11 +18,12 @@ import torch
 from PIL import Image, ImageOps
 from small import CLASSES, untrained_bundle
 
-from runner import export, programs
 from runner.data.embedded import load_fashion
 from runner.data.images import ArrayImages, FileImages
 from runner.data.preprocess import Preprocess
 from runner.errors import ArtefactError, ConfigError
+from runner.export import __main__ as export
+from runner.export import programs
 from runner.predict import rank
 from runner.records.bundle import Bundle, open_bundle
 
