@@ -31,31 +31,24 @@ from runner.tricks import mixup as mixing
 
 @dataclass(frozen=True)
 class Step:
-    """Where training is, after a step.
+    """A training step that was made.
 
     Attributes:
-        stage: number of the stage, from 0.
-        epoch: number of the epoch over all stages, from 0.
-        done: steps done over all stages.
-        total: steps over all stages.
-        size: image size of this step, px.
-        num_images: images in this step.
-        loss: training loss of this step, a scalar on the device.
-        lr: learning rate of the head.
-        ends_epoch: whether this step is the last of its epoch.
-        seconds: spent on this step.
+        moment: what was planned for the step.
+        num_images: images in the step, over all processes.
+        loss: training loss of the step, a scalar on the device.
+        seconds: time that the step took.
     """
 
-    stage: int
-    epoch: int
-    done: int
-    total: int
-    size: int
+    moment: Moment
     num_images: int
     loss: Tensor
-    lr: float
-    ends_epoch: bool
     seconds: float
+
+    @property
+    def done(self) -> int:
+        """Steps made so far, over all stages and including this one."""
+        return self.moment.before + 1
 
 
 class Training:
@@ -130,10 +123,11 @@ class Training:
                         self._look_at_the_last_loss()
                     self.done += 1
                     yield Step(
-                        now.stage, now.epoch, self.done, self.total, now.size,
-                        self._stages[now.stage].batch_size, loss, now.lr, now.ends_epoch,
-                        time.perf_counter() - started,
-                    )  # fmt: skip
+                        moment=now,
+                        num_images=self._stages[now.stage].batch_size,
+                        loss=loss,
+                        seconds=time.perf_counter() - started,
+                    )
 
     def _begin_stage(self, now: Moment) -> tuple[Learner, torch.optim.Optimizer]:
         learner, stage = self._learner, self._stages[now.stage]

@@ -21,6 +21,7 @@ class Meter:
     def __init__(self, stages: tuple[Stage, ...], display: Display, every: int = 1) -> None:
         """A row is of ``every`` epochs; the last one may be of fewer."""
         self.num_epochs = sum(stage.num_epochs for stage in stages)
+        self._num_steps = sum(stage.num_steps for stage in stages)
         self._stages, self._every = stages, every
         self._display = display
         self.steps, self.images, self.pixels = 0, 0, 0
@@ -59,22 +60,22 @@ class Meter:
 
     def step(self, step: Step) -> None:
         """Count a step, and show it when the display is due."""
+        moment = step.moment
         self._losses.append(step.loss)
         self._images += step.num_images
         self._seconds += step.seconds
         self.steps += 1
         self.images += step.num_images
-        self.pixels += step.num_images * step.size**2
+        self.pixels += step.num_images * moment.size**2
         self.seconds += step.seconds
         if self._display.is_due():
             rate = self._images / max(self._seconds, 1e-9)
-            note = f"size {step.size}  loss {float(step.loss):.3f}  {rate:,.0f} images/s"
+            note = f"size {moment.size}  loss {float(step.loss):.3f}  {rate:,.0f} images/s"
             if np.isfinite(self._accuracy):
                 note += f"  accuracy {self._accuracy:.2%}"
-            name = self._stages[step.stage].name
-            self._display.step(
-                f"{name}, epoch {step.epoch + 1}/{self.num_epochs}", step.done, step.total, note
-            )
+            stage = self._stages[moment.stage].name
+            name = f"{stage}, epoch {moment.epoch + 1}/{self.num_epochs}"
+            self._display.step(name, step.done, self._num_steps, note)
 
     def end_row(
         self, predictions: Predictions, classes: tuple[str, ...]

@@ -96,9 +96,17 @@ def moment(stages: Sequence[Stage], before: int) -> Moment:
             last = min(stage.steps_per_epoch, stage.num_steps - epoch * stage.steps_per_epoch) - 1
             progress = in_stage / stage.num_steps
             return Moment(
-                number, epochs + epoch, step, in_stage == 0, step == last, before, before / total,
-                stage.size(progress), stage.lr(progress), stage.momentum(progress),
-            )  # fmt: skip
+                stage=number,
+                epoch=epochs + epoch,
+                step=step,
+                starts_stage=in_stage == 0,
+                ends_epoch=step == last,
+                before=before,
+                progress=before / total,
+                size=stage.size(progress),
+                lr=stage.lr(progress),
+                momentum=stage.momentum(progress),
+            )
         in_stage, epochs = in_stage - stage.num_steps, epochs + stage.num_epochs
     raise IndexError(f"step {before} of {total}")
 
@@ -263,5 +271,13 @@ def _stage(
         )
     rate = partial(constant, value=0.0)
     return Stage(
-        name, epochs * steps_per_epoch, steps_per_epoch, batch_size, size, rate, rate, False, (1.0,)
+        name=name,
+        num_steps=epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=batch_size,
+        size=size,
+        lr=rate,
+        momentum=rate,
+        frozen=False,
+        lr_factors=(1.0,),
     )

@@ -375,13 +375,12 @@ def test_steps_of_a_progressive_run_with_a_partial_last_epoch():
     assert total == stage.num_steps > 8
     assert total % 4  # the last epoch is a part of one
     assert [step.done for step in steps] == list(range(1, total + 1))
-    assert {step.total for step in steps} == {total}
-    assert [step.epoch for step in steps] == [index // 4 for index in range(total)]
-    ends = [step.done for step in steps if step.ends_epoch]
+    assert [step.moment.epoch for step in steps] == [index // 4 for index in range(total)]
+    ends = [step.done for step in steps if step.moment.ends_epoch]
     assert ends == [*range(4, total, 4), total]
-    assert [step.size for step in steps] == [stage.size(i / total) for i in range(total)]
-    assert (steps[0].size, steps[-1].size) == (8, 16)
-    assert [step.lr for step in steps] == [stage.lr(i / total) for i in range(total)]
+    assert [step.moment.size for step in steps] == [stage.size(i / total) for i in range(total)]
+    assert (steps[0].moment.size, steps[-1].moment.size) == (8, 16)
+    assert [step.moment.lr for step in steps] == [stage.lr(i / total) for i in range(total)]
     assert {step.num_images for step in steps} == {8}
     assert all(torch.isfinite(step.loss) and not step.loss.requires_grad for step in steps)
     assert all(step.seconds > 0 for step in steps)
@@ -392,10 +391,12 @@ def test_steps_of_the_book():
         schedule="book", size=16, first_size=8, first_epochs=2, first_batch_size=16, first_lr=1e-2
     )
     steps = steps_of(small_config(resize=resize, budget=Budget(epochs=1)), layer_groups=1)
-    assert [(step.stage, step.epoch, step.size, step.num_images) for step in steps] == (
-        [(0, 0, 8, 16)] * 2 + [(0, 1, 8, 16)] * 2 + [(1, 2, 16, 8)] * 4 + [(2, 3, 16, 8)] * 4
+    planned = [step.moment for step in steps]
+    assert [(now.stage, now.epoch, now.size) for now in planned] == (
+        [(0, 0, 8)] * 2 + [(0, 1, 8)] * 2 + [(1, 2, 16)] * 4 + [(2, 3, 16)] * 4
     )
-    assert [step.done for step in steps if step.ends_epoch] == [2, 4, 8, 12]
+    assert [step.num_images for step in steps] == [16] * 4 + [8] * 8
+    assert [step.done for step in steps if step.moment.ends_epoch] == [2, 4, 8, 12]
 
 
 def test_the_frozen_stage_trains_the_head_and_the_next_one_all():
@@ -405,8 +406,8 @@ def test_the_frozen_stage_trains_the_head_and_the_next_one_all():
     learner = small_learner(model, layer_groups=3)
     start = copy.deepcopy(model.state_dict())
     for step in Training(learner, dataset, plan(config, len(dataset.train)), config):
-        if step.ends_epoch:
-            seen[step.stage] = copy.deepcopy(model.state_dict())
+        if step.moment.ends_epoch:
+            seen[step.moment.stage] = copy.deepcopy(model.state_dict())
     for name in ("0.0.weight", "1.0.weight"):
         assert torch.equal(seen[0][name], start[name])
         assert not torch.equal(seen[1][name], start[name])
@@ -614,7 +615,7 @@ def steps_left(training, *, then=lambda: None):
     """The rest of a training: of each step, all that is not a time."""
     seen = []
     for step in training:
-        seen.append((step.stage, step.epoch, step.done, step.size, step.lr, float(step.loss)))
+        seen.append((step.moment, float(step.loss)))
         then()
     return seen
 
