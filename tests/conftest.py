@@ -6,13 +6,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import hydra
 import pytest
 from small import COLOURS, Command, write_images
 
 from runner import train
 from runner.config import compose
-from runner.config.options import CONF_DIR
 from runner.config.schema import RunConfig
 
 
@@ -40,8 +38,7 @@ def composed() -> Callable[..., RunConfig]:
     compose.register()
 
     def compose_words(*words: str) -> RunConfig:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
-            return compose.run_config(hydra.compose("config", overrides=list(words)))
+        return compose.config_of(words)
 
     return compose_words
 

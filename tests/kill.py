@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -30,6 +31,8 @@ from unittest import mock
 
 import numpy as np
 from safetensors.numpy import load_file
+
+from runner.records.sweep_folder import SweepFolder
 
 DISK = r"^(open|append|rename|remove|rmdir|mkdir|truncate) outputs(?!/cache)"
 """Events that change what is on the disk, the cache of decoded images aside."""
@@ -456,3 +459,63 @@ def in_pairs(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """``work`` of each item, two at a time, in the order of the items."""
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(work, items))
+
+
+# ── Commands as their user starts them ─────────────────────────────────────────────────────────
+
+HOOK = r"""
+import os, re, signal, sys, time
+
+def hold():
+    open(f"held-{{os.getpid()}}", "w").close()
+    while os.path.exists("hold"):
+        time.sleep(0.01)
+
+def hear(event, arguments):
+    if event == "open" and arguments[1] == "a":
+        path = str(arguments[0])
+        is_row = re.search(r"-seed({seeds})-.*/metrics\.jsonl$", path)
+        if is_row and os.path.exists(path) is {is_later}:
+            {act}
+
+sys.addaudithook(hear)
+if "hydra/launcher=submitit_local" in sys.orig_argv:
+    import submitit
+    submitit.Job._results_timeout_s = 0  # seconds to wait for the result of a job that died
+"""
+"""A ``sitecustomize.py`` for processes that are no forks: what runs of some ``seeds`` do (``act``)
+when they are about to write their first row, or a later one; for ``str.format``."""
+
+
+def sweep(place: Place) -> SweepFolder:
+    """The newest of a place."""
+    found = place.root.glob("outputs/sweeps/*/sweep.json")
+    return SweepFolder(max(found, key=lambda path: path.stat().st_mtime_ns).parent)
+
+
+def table(place: Place) -> list[dict[str, Any]]:
+    """How the jobs of the newest sweep stand."""
+    jobs = json.loads((sweep(place).path / "sweep.json").read_text())["jobs"]
+    return [sweep(place).read(number) for number in range(len(jobs))]
+
+
+def statuses(place: Place) -> list[str]:
+    return [job["status"] for job in table(place)]
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until a condition holds; an AssertionError where it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def at_work(place: Place) -> dict[int, str]:
+    """The processes whose working directory is a place, each with its state."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdecimal() and (entry / "cwd").readlink() == place.root:
+                found[int(entry.name)] = process_stat(int(entry.name))[0]
+    return found

@@ -1,5 +1,6 @@
 """Small data sets, in memory and on disk, and a network that trains in milliseconds."""
 
+import json
 import subprocess
 from collections import Counter
 from collections.abc import Callable
@@ -17,13 +18,21 @@ from runner.data.dataset import Dataset, Split
 from runner.data.embedded import load_fashion
 from runner.data.preprocess import Preprocess
 from runner.models import build_model
+from runner.records import tensor_files
 from runner.records.bundle import Architecture, Bundle, Evaluated
+from runner.training.loop import Training
+from runner.training.schedule import plan
 from runner.training.step import Learner
 from runner.tricks.normalize import normalize
 
 CLASSES = ("blue", "green", "red")
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 """Runs a command of ours with the given words."""
+
+STANDARD = Augment(
+    min_scale=0.75, flip=0.5, max_rotate=10, max_zoom=1.1, max_warp=0.2, max_lighting=0.2
+)
+INCEPTION = Augment(crop_from="rectangle", min_scale=0.08, max_ratio=4 / 3, flip=0.5)
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 70), "red": (200, 50, 40)}
 
@@ -134,6 +143,43 @@ def small_config(**groups: Any) -> RunConfig:
         threads=1,
     )
     return replace(config, **groups)
+
+
+def trained(
+    config: RunConfig,
+    *,
+    dataset: Dataset | None = None,
+    layer_groups: int = 1,
+    each: Callable[[Any], object] = lambda step: None,
+    seed: int = 0,
+) -> nn.Sequential:
+    """A network after the whole training that ``config`` asks for."""
+    dataset = dataset or small_dataset()
+    model = small_network(seed=seed)
+    learner = small_learner(model, layer_groups=layer_groups)
+    for step in Training(learner, dataset, plan(config, len(dataset.train)), config):
+        each(step)
+    return model
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    """Everything that training changes, as one vector."""
+    return torch.cat([value.flatten().double() for value in model.state_dict().values()])
+
+
+OWN = small_preprocess(presize=20, size=16, crop=0.8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+"""Preprocessing of weights that have statistics, sizes and a crop of their own."""
+
+
+def trained_tensors(num_outputs: int = len(CLASSES)) -> dict[str, torch.Tensor]:
+    return small_network(num_outputs, seed=1).state_dict()
+
+
+def with_metadata(path: Path, tensors: dict[str, torch.Tensor], how: Preprocess = OWN) -> Path:
+    """Write a file of weights that says how its network sees an image."""
+    description = json.dumps({"preprocess": how.to_dict()})
+    path.write_bytes(tensor_files.to_bytes(tensors, {tensor_files.DESCRIPTION: description}))
+    return path
 
 
 def untrained_bundle(source: str, name: str, preprocess: Preprocess) -> Bundle:

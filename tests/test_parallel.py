@@ -21,9 +21,8 @@ import kill
 import numpy as np
 import pytest
 import torch
-from kill import PREDICT, STEP, Attempt, Place, Setup, Trap
+from kill import HOOK, PREDICT, STEP, Attempt, Place, Setup, Trap, at_work, statuses, wait_until
 from small import small_config, small_dataset, small_learner, small_network
-from test_sweep import HOOK, at_work, statuses, wait_until
 from torch import nn
 
 from runner.config.schema import Eval, Tta

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,7 +24,17 @@ import pytest
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import MissingConfigException
-from kill import STEP, Attempt, Place, Trap
+from kill import (
+    HOOK,
+    STEP,
+    Attempt,
+    Place,
+    Trap,
+    at_work,
+    statuses,
+    table,
+    wait_until,
+)
 from omegaconf import OmegaConf
 
 from hydra_plugins import trick_runner
@@ -41,26 +50,6 @@ pytestmark = [
 
 STEPS = 6  # of each run, in two epochs
 
-HOOK = r"""
-import os, re, signal, sys, time
-
-def hold():
-    open(f"held-{{os.getpid()}}", "w").close()
-    while os.path.exists("hold"):
-        time.sleep(0.01)
-
-def hear(event, arguments):
-    if event == "open" and arguments[1] == "a":
-        path = str(arguments[0])
-        is_row = re.search(r"-seed({seeds})-.*/metrics\.jsonl$", path)
-        if is_row and os.path.exists(path) is {is_later}:
-            {act}
-
-sys.addaudithook(hear)
-if "hydra/launcher=submitit_local" in sys.orig_argv:
-    import submitit
-    submitit.Job._results_timeout_s = 0  # seconds to wait for the result of a job that died
-"""
 CRASHES = {
     "segfault": "os.kill(os.getpid(), signal.SIGSEGV)",
     "kill": "os.kill(os.getpid(), signal.SIGKILL)",
@@ -95,22 +84,6 @@ def reference(make: Make) -> list[Outcome]:
     place = make("seed=0,1,2,3,4,5")
     assert place.run().code == 0
     return outcomes(place)
-
-
-def sweep(place: Place) -> SweepFolder:
-    """The newest of a place."""
-    found = place.root.glob("outputs/sweeps/*/sweep.json")
-    return SweepFolder(max(found, key=lambda path: path.stat().st_mtime_ns).parent)
-
-
-def table(place: Place) -> list[dict[str, Any]]:
-    """How the jobs of the newest sweep stand."""
-    jobs = json.loads((sweep(place).path / "sweep.json").read_text())["jobs"]
-    return [sweep(place).read(number) for number in range(len(jobs))]
-
-
-def statuses(place: Place) -> list[str]:
-    return [job["status"] for job in table(place)]
 
 
 def outcomes(place: Place) -> list[Outcome]:
@@ -176,27 +149,6 @@ def end(process: "subprocess.Popen[str] | Attempt") -> tuple[int, str]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     return process.returncode, output
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def at_work(place: Place) -> dict[int, str]:
-    """The processes whose working directory is a place, each with its state."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError):
-            if entry.name.isdecimal() and (entry / "cwd").readlink() == place.root:
-                found[int(entry.name)] = _field(entry / "stat")
-    return found
-
-
-def _field(stat: Path) -> str:
-    return stat.read_text().rpartition(")")[2].split()[0]
 
 
 def hold(descriptor: int) -> None:
@@ -603,100 +555,3 @@ def test_a_launcher_that_is_not_installed(
     assert isinstance(error, ConfigError)
     assert error.what == f"the launcher {launcher} is not installed"
     assert error.fix == f"pip install 'trick-runner[{LAUNCHERS[launcher]}]'"
-
-
-# ── The files of a sweep ───────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> SweepFolder:
-    return SweepFolder.create(tmp_path, [["seed=0"], ["seed=1"]])
-
-
-@pytest.fixture
-def dead(folder: SweepFolder) -> Iterator[int]:
-    """A process that ended while its job was running, and that nobody has waited for."""
-    process = subprocess.Popen(["true"])
-    wait_until(lambda: _field(Path(f"/proc/{process.pid}/stat")) == "Z")
-    (folder.path / "0.json").write_text(
-        json.dumps({"status": "running", "pid": process.pid, "host": socket.gethostname()})
-    )
-    yield process.pid
-    process.wait()
-
-
-def test_a_job_that_has_not_begun_is_pending(folder: SweepFolder) -> None:
-    assert folder.read(0) == {"status": "pending"}
-    (folder.path / "0.json").write_text("{")
-    assert folder.read(0) == {"status": "pending"}
-
-
-@pytest.mark.parametrize("status", ["waiting", "running", "finished", "busy", "failed"])
-def test_a_job_stands_as_it_says(folder: SweepFolder, status: str) -> None:
-    folder.write(1, status, accuracy=0.5)
-    found = folder.read(1)
-    assert (found["status"], found["accuracy"], found["pid"]) == (status, 0.5, os.getpid())
-    assert folder.read(0) == {"status": "pending"}
-
-
-def test_a_job_whose_process_is_gone_has_crashed(folder: SweepFolder, dead: int) -> None:
-    assert folder.read(0)["status"] == "crashed"
-    assert "ended without a word" in folder.read(0)["error"]
-    folder.log(0).write_text("epoch 1\nFatal Python error: Aborted\n\nThread 0x7f\n")
-    assert folder.read(0)["error"] == "crashed: Aborted"
-
-
-def test_what_is_gone_here_may_live_on_another_machine(folder: SweepFolder, dead: int) -> None:
-    text = (folder.path / "0.json").read_text()
-    (folder.path / "0.json").write_text(text.replace(socket.gethostname(), "elsewhere"))
-    assert folder.read(0)["status"] == "running"
-
-
-def test_a_job_that_has_ended_does_not_need_its_process(folder: SweepFolder, dead: int) -> None:
-    text = (folder.path / "0.json").read_text()
-    (folder.path / "0.json").write_text(text.replace("running", "finished"))
-    assert folder.read(0)["status"] == "finished"
-
-
-def test_the_first_signal_is_remembered(folder: SweepFolder) -> None:
-    assert folder.stopped_by is None
-    folder.stop(signal.SIGTERM)
-    folder.stop(signal.SIGINT)
-    assert folder.stopped_by == signal.SIGTERM
-
-
-def test_secrets_are_not_written_down(tmp_path: Path) -> None:
-    folder = SweepFolder.create(tmp_path, [["seed=0", "+api_token=hunter2"]])
-    text = (folder.path / "sweep.json").read_text()
-    assert "hunter2" not in text
-    assert "seed=0" in text
-    assert "+api_token=" in text
-
-
-def test_sweeps_have_folders_of_their_own(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from runner.records.sweep_folder import SweepFolder;"
-        "print(SweepFolder.create(Path(sys.argv[1]), []).path)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    several = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert len({process.communicate(timeout=60)[0] for process in several}) == 2
-
-
-def test_slots_bound_the_jobs_of_all_processes(tmp_path: Path) -> None:
-    """Each of four processes takes one of two slots twice, and says when."""
-    code = (
-        "import os, sys, time; from pathlib import Path\n"
-        "from runner.records.sweep_folder import SweepFolder\n"
-        "log = os.open(sys.argv[1] + '/log', os.O_WRONLY | os.O_APPEND | os.O_CREAT)\n"
-        "for _ in range(2):\n"
-        "    with SweepFolder(Path(sys.argv[1])).slot(2):\n"
-        "        os.write(log, b'+'); time.sleep(0.1); os.write(log, b'-')\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    several = [subprocess.Popen(command) for _ in range(4)]
-    assert [process.wait(60) for process in several] == [0] * 4
-    log = (tmp_path / "log").read_text()
-    taken = [log[:end].count("+") - log[:end].count("-") for end in range(len(log) + 1)]
-    assert len(log) == 16
-    assert max(taken) == 2
