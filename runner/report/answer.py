@@ -9,8 +9,8 @@ from itertools import chain, count, islice
 import numpy as np
 
 from runner.errors import ArtefactError, ConfigError
-from runner.report.groups import ALL, TRICK_GROUPS, Group, Variant, group_runs, trick_label
-from runner.report.runs import METRICS, Found, Run, Unranked
+from runner.report.groups import ALL, TRICK_GROUPS, Arm, Group, group_runs, trick_label
+from runner.report.runs import METRICS, FinishedRun, Found, Unranked
 from runner.report.scores import ScoreBook
 from runner.report.statistics import (
     Difference,
@@ -77,10 +77,10 @@ class MoreRuns:
 
 @dataclass(frozen=True)
 class Row:
-    """What one variant reached and used, over its seeds.
+    """What one arm reached and used, over its seeds.
 
     Attributes:
-        label: of the variant.
+        label: of the arm.
         tricks: that are on.
         seeds: of its runs.
         metrics: accuracy, nll, brier and ece.
@@ -98,11 +98,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A variant against a reference, paired by seed.
+    """An arm against a reference, paired by seed.
 
     Attributes:
-        label: of the trick, or of the variant.
-        variant: label of the variant.
+        label: of the trick, or of the arm.
+        arm: label of the arm.
         reference: label of what it is held against.
         seeds: that both have.
         found: the difference in accuracy.
@@ -119,7 +119,7 @@ class Comparison:
     """
 
     label: str
-    variant: str
+    arm: str
     reference: str
     seeds: tuple[int, ...]
     found: Difference
@@ -140,9 +140,9 @@ class GroupAnswer:
 
     Attributes:
         group: itself.
-        rows: one per variant, the baseline first.
+        rows: one per arm, the baseline first.
         baseline: label of the baseline; None where there is none.
-        comparisons: variants against the baseline.
+        comparisons: arms against the baseline.
         contributions: tricks within combinations: with the trick against all the same without it.
         notes: what limits the comparison, one sentence each.
     """
@@ -179,7 +179,7 @@ def answer(found: Found, book: ScoreBook, margin: float, baseline: str | None = 
         found: runs and what else lies there.
         book: gives their scores.
         margin: smallest difference in accuracy that matters, above 0, below 1.
-        baseline: label of the variant to compare with; None for the one without tricks.
+        baseline: label of the arm to compare with; None for the one without tricks.
 
     Raises:
         ConfigError: no group has that baseline.
@@ -187,7 +187,7 @@ def answer(found: Found, book: ScoreBook, margin: float, baseline: str | None = 
     runs, damaged = _readable(found.runs, book)
     groups = group_runs(runs)
     if baseline is not None and not any(group.find(baseline) for group in groups):
-        labels = dict.fromkeys(variant.label for group in groups for variant in group.variants)
+        labels = dict.fromkeys(arm.label for group in groups for arm in group.arms)
         raise ConfigError(
             "no runs with these tricks",
             where=f"--baseline {baseline}",
@@ -201,10 +201,12 @@ def answer(found: Found, book: ScoreBook, margin: float, baseline: str | None = 
     )
 
 
-def _readable(runs: Iterable[Run], book: ScoreBook) -> tuple[list[Run], list[Unranked]]:
+def _readable(
+    runs: Iterable[FinishedRun], book: ScoreBook
+) -> tuple[list[FinishedRun], list[Unranked]]:
     """The runs whose predictions can be read, on the same images; and the others."""
     labels: dict[str, str] = {}
-    good: list[Run] = []
+    good: list[FinishedRun] = []
     bad: list[Unranked] = []
     for run in runs:
         try:
@@ -226,22 +228,22 @@ def _group_answer(
     group: Group, book: ScoreBook, margin: float, baseline: str | None
 ) -> GroupAnswer:
     reference = _baseline(group, baseline)
-    ordered = sorted(group.variants, key=lambda variant: variant is not reference)
+    ordered = sorted(group.arms, key=lambda arm: arm is not reference)
     against_baseline, within = [], []
     if reference is not None:
         against_baseline = [
             (
-                _own_plain(reference, variant) or variant,
-                _own_plain(variant, reference) or reference,
-                variant.label,
+                _own_plain(reference, arm) or arm,
+                _own_plain(arm, reference) or reference,
+                arm.label,
             )
-            for variant in ordered[1:]
+            for arm in ordered[1:]
         ]
         within = list(_leave_one_out(group, reference))
     compared = _compare_all(against_baseline, book, margin)
     return GroupAnswer(
         group,
-        tuple(_row(variant) for variant in ordered),
+        tuple(_row(arm) for arm in ordered),
         reference.label if reference else None,
         compared,
         _compare_all(within, book, margin),
@@ -249,57 +251,57 @@ def _group_answer(
     )
 
 
-Asked = tuple[Variant, Variant, str]
-"""A variant, what it is held against, and what the comparison is called."""
+Asked = tuple[Arm, Arm, str]
+"""An arm, what it is held against, and what the comparison is called."""
 
 
-def _baseline(group: Group, name: str | None) -> Variant | None:
-    """The variant to compare with: as asked for, else without tricks, else with the fewest."""
+def _baseline(group: Group, name: str | None) -> Arm | None:
+    """The arm to compare with: as asked for, else without tricks, else with the fewest."""
     if name is not None:
         return group.find(name)
-    common = set.intersection(*(set(variant.tricks) for variant in group.variants))
-    candidates = [variant for variant in group.variants if set(variant.tricks) == common]
+    common = set.intersection(*(set(arm.tricks) for arm in group.arms))
+    candidates = [arm for arm in group.arms if set(arm.tricks) == common]
     return candidates[0] if len(candidates) == 1 else None
 
 
-def _own_plain(variant: Variant, reference: Variant) -> Variant | None:
-    """The plain view of the very runs of a TTA variant, where ``reference`` is their training."""
-    is_own = (variant.view, reference.view) == ("tta", "plain")
-    if not is_own or variant.training != reference.training:
+def _own_plain(arm: Arm, reference: Arm) -> Arm | None:
+    """The plain view of the very runs of a TTA arm, where ``reference`` is their training."""
+    is_own = (arm.view, reference.view) == ("tta", "plain")
+    if not is_own or arm.training != reference.training:
         return None
-    return replace(reference, runs=variant.runs)
+    return replace(reference, runs=arm.runs)
 
 
-def _leave_one_out(group: Group, baseline: Variant) -> Iterable[Asked]:
-    """Variants of two and more tricks, each with those that lack just one of its tricks."""
-    for variant in group.variants:
+def _leave_one_out(group: Group, baseline: Arm) -> Iterable[Asked]:
+    """Arms of two and more tricks, each with those that lack just one of its tricks."""
+    for arm in group.arms:
         for trick_group, names in TRICK_GROUPS.items():
-            left = tuple(name for name in variant.tricks if name not in names)
-            if not left or len(left) == len(variant.tricks):
+            left = tuple(name for name in arm.tricks if name not in names)
+            if not left or len(left) == len(arm.tricks):
                 continue
-            trick = trick_label(variant.tricks_of(trick_group))
-            for other in group.variants:
+            trick = trick_label(arm.tricks_of(trick_group))
+            for other in group.arms:
                 if other is baseline or other.tricks != left:
                     continue
-                kept = {key for key in variant.values if key != trick_group}
-                if all(variant.values.get(key) == other.values.get(key) for key in kept):
+                kept = {key for key in arm.values if key != trick_group}
+                if all(arm.values.get(key) == other.values.get(key) for key in kept):
                     yield (
-                        variant,
-                        _own_plain(variant, other) or other,
-                        f"{trick} in {variant.label}",
+                        arm,
+                        _own_plain(arm, other) or other,
+                        f"{trick} in {arm.label}",
                     )
 
 
 def _compare(
-    variant: Variant, reference: Variant, label: str, book: ScoreBook, margin: float
+    arm: Arm, reference: Arm, label: str, book: ScoreBook, margin: float
 ) -> Comparison | None:
     """The comparison, its verdict still open; None without a common seed."""
-    seeds = tuple(sorted(set(variant.runs) & set(reference.runs)))
+    seeds = tuple(sorted(set(arm.runs) & set(reference.runs)))
     if not seeds:
         return None
     ours, theirs = (
         np.stack([book.scores(side.runs[seed]).correct[side.view] for seed in seeds])
-        for side in (variant, reference)
+        for side in (arm, reference)
     )
     pairs = []
     for seed, new, old in zip(seeds, ours, theirs, strict=True):
@@ -309,7 +311,7 @@ def _compare(
         key: float(
             np.median(
                 [
-                    _ratio(variant.runs[seed].budget[key], reference.runs[seed].budget[key])
+                    _ratio(arm.runs[seed].budget[key], reference.runs[seed].budget[key])
                     for seed in seeds
                 ]
             )
@@ -317,10 +319,10 @@ def _compare(
         for key in PRICES
     }
     is_equal = all(abs(price[key] - 1) <= _EQUAL_BUDGET for key in ("images", "pixels"))
-    passes = [_forward_passes(side) for side in (variant, reference)]
+    passes = [_forward_passes(side) for side in (arm, reference)]
     return Comparison(
         label=label,
-        variant=variant.label,
+        arm=arm.label,
         reference=reference.label,
         seeds=seeds,
         found=difference(ours.astype(np.float32), theirs.astype(np.float32), margin),
@@ -332,7 +334,7 @@ def _compare(
         others={
             key: _mean([new[seed] - old[seed] for seed in seeds])
             for key in METRICS[1:]
-            for new, old in [(variant.metric(key), reference.metric(key))]
+            for new, old in [(arm.metric(key), reference.metric(key))]
         },
         price={**price, "forward_passes": _ratio(*passes)},
         is_equal_budget=is_equal,
@@ -343,27 +345,27 @@ def _compare(
 def _compare_all(asked: Sequence[Asked], book: ScoreBook, margin: float) -> tuple[Comparison, ...]:
     """The comparisons of one table, their p-values corrected for their number."""
     compared = [
-        (comparison, variant, reference)
-        for variant, reference, label in asked
-        if (comparison := _compare(variant, reference, label, book, margin))
+        (comparison, arm, reference)
+        for arm, reference, label in asked
+        if (comparison := _compare(arm, reference, label, book, margin))
     ]
     tested = [one.found for one, _, _ in compared if one.found.n > 1]
     zero = [found.p_zero for found in tested if found.p_zero is not None]
     equal = [found.p_margin for found in tested if found.p_margin is not None]
     corrected = zip(holm(zero), holm(equal), holm_levels(zero), holm_levels(equal), strict=True)
     return tuple(
-        _judged(one, next(corrected), variant, reference, margin)
+        _judged(one, next(corrected), arm, reference, margin)
         if one.found.n > 1
-        else replace(one, more=_more_runs(variant, reference, FIRST_SEEDS))
-        for one, variant, reference in compared
+        else replace(one, more=_more_runs(arm, reference, FIRST_SEEDS))
+        for one, arm, reference in compared
     )
 
 
 def _judged(
     one: Comparison,
     corrected: tuple[float, float, float, float],
-    variant: Variant,
-    reference: Variant,
+    arm: Arm,
+    reference: Arm,
     margin: float,
 ) -> Comparison:
     """The comparison with its verdict, and where there is none with what would bring it."""
@@ -372,44 +374,40 @@ def _judged(
     one = replace(one, p_zero=p_zero, p_margin=p_margin, verdict=said)
     if said != "cannot tell":
         return one
-    expected = outlook(one.found, margin, variant.num_images, *levels)
+    expected = outlook(one.found, margin, arm.num_images, *levels)
     wanted = expected.seeds if expected else None
-    return replace(
-        one, outlook=expected, more=_more_runs(variant, reference, wanted) if wanted else ()
-    )
+    return replace(one, outlook=expected, more=_more_runs(arm, reference, wanted) if wanted else ())
 
 
-def _row(variant: Variant) -> Row:
-    runs = variant.runs
+def _row(arm: Arm) -> Row:
+    runs = arm.runs
     return Row(
-        label=variant.label,
-        tricks=variant.tricks,
+        label=arm.label,
+        tricks=arm.tricks,
         seeds=tuple(sorted(runs)),
-        metrics={name: _mean(list(variant.metric(name).values())) for name in METRICS},
+        metrics={name: _mean(list(arm.metric(name).values())) for name in METRICS},
         price={key: float(np.median([run.budget[key] for run in runs.values()])) for key in PRICES},
-        forward_passes=_forward_passes(variant),
+        forward_passes=_forward_passes(arm),
     )
 
 
 def _notes(
-    group: Group, reference: Variant | None, compared: Sequence[Comparison], asked: str | None
+    group: Group, reference: Arm | None, compared: Sequence[Comparison], asked: str | None
 ) -> Iterable[str]:
     if reference is None:
-        labels = ", ".join(variant.label for variant in group.variants)
+        labels = ", ".join(arm.label for arm in group.arms)
         missing = "run without tricks" if asked is None else f"run with {asked}"
         yield f"no {missing} to compare with; choose one: --baseline with one of {labels}"
         return
-    if len(group.variants) == 1 and not reference.tricks:
+    if len(group.arms) == 1 and not reference.tricks:
         yield "only the baseline so far: train a trick, with +trick=mixup for instance"
     if reference.tricks:
         yield f"no run without tricks to compare with{_baseline_command(reference)}"
     done = {one.label for one in compared}
-    for variant in group.variants:
-        if variant is not reference and variant.label not in done:
-            yield (
-                f"{variant.label} is not compared: it has no seed in common with {reference.label}"
-            )
-    seeds = {variant.label: variant.runs for variant in group.variants}
+    for arm in group.arms:
+        if arm is not reference and arm.label not in done:
+            yield (f"{arm.label} is not compared: it has no seed in common with {reference.label}")
+    seeds = {arm.label: arm.runs for arm in group.arms}
     for one in compared:
         if alone := sorted(set(seeds[one.label]) - set(one.seeds)):
             yield f"{one.label}: no {one.reference} with seed {', '.join(map(str, alone))}"
@@ -419,32 +417,28 @@ def _notes(
             "speaks of two networks, not of the trick"
         )
     for key in ("torch", "device", "threads", "runner"):
-        values = {
-            str(run.environment.get(key))
-            for variant in group.variants
-            for run in variant.runs.values()
-        }
+        values = {str(run.environment.get(key)) for arm in group.arms for run in arm.runs.values()}
         if len(values) > 1:
             yield f"the runs differ in {key}: {', '.join(sorted(values))}"
 
 
-def _baseline_command(variant: Variant) -> str:
-    """How to train the baseline of a variant, where leaving out the overlays does it."""
-    seeds = tuple(sorted(variant.runs))
-    words = _words_but_seed(variant.runs[seeds[0]])
+def _baseline_command(arm: Arm) -> str:
+    """How to train the baseline of an arm, where leaving out the overlays does it."""
+    seeds = tuple(sorted(arm.runs))
+    words = _words_but_seed(arm.runs[seeds[0]])
     kept = tuple(word for word in words if not word.lstrip("+").startswith("trick="))
-    is_all = set(variant.tricks) <= ALL and len(kept) < len(words)
+    is_all = set(arm.tricks) <= ALL and len(kept) < len(words)
     return f"; to train it: {MoreRuns(kept, seeds).command}" if is_all else ""
 
 
-def _more_runs(variant: Variant, reference: Variant, wanted: int) -> tuple[MoreRuns, ...]:
+def _more_runs(arm: Arm, reference: Arm, wanted: int) -> tuple[MoreRuns, ...]:
     """What brings both sides to ``wanted`` common seeds."""
-    common = sorted(set(variant.runs) & set(reference.runs))
-    begun = sorted(set(variant.runs) ^ set(reference.runs))
+    common = sorted(set(arm.runs) & set(reference.runs))
+    begun = sorted(set(arm.runs) ^ set(reference.runs))
     fresh = (seed for seed in count() if seed not in common and seed not in begun)
     seeds = sorted(islice(chain(begun, fresh), wanted - len(common)))
     more = []
-    for side in (variant, reference):
+    for side in (arm, reference):
         missing = tuple(seed for seed in seeds if seed not in side.runs)
         words = _words_but_seed(side.runs[common[0]])
         if missing and words:
@@ -452,7 +446,7 @@ def _more_runs(variant: Variant, reference: Variant, wanted: int) -> tuple[MoreR
     return tuple(dict.fromkeys(more))
 
 
-def _words_but_seed(run: Run) -> tuple[str, ...]:
+def _words_but_seed(run: FinishedRun) -> tuple[str, ...]:
     """The command of a run without what is this run's alone; empty where it is not our command."""
     if run.command[:3] != ("python", "-m", "runner.train"):
         return ()
@@ -460,8 +454,8 @@ def _words_but_seed(run: Run) -> tuple[str, ...]:
     return tuple(word for word in run.command if not word.lstrip("+").startswith(own))
 
 
-def _forward_passes(variant: Variant) -> float:
-    return float(np.mean(list(variant.metric("forward_passes").values())))
+def _forward_passes(arm: Arm) -> float:
+    return float(np.mean(list(arm.metric("forward_passes").values())))
 
 
 def _mean(values: Sequence[float]) -> Mean:

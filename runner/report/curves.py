@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.report.groups import Variant
+from runner.report.groups import Arm
 
 AXES = ("epoch", "seconds", "pixels")
 
@@ -34,7 +34,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Lead:
-    """How a variant stands against its reference along an axis.
+    """How an arm stands against its reference along an axis.
 
     Attributes:
         course: ``ahead`` or ``behind`` all the way, ``overtakes`` or ``falls behind`` where that is
@@ -46,9 +46,9 @@ class Lead:
     at: float | None
 
 
-def curve(variant: Variant, axis: str, seeds: Sequence[int] | None = None) -> Curve | None:
-    """The curve of a variant's training; None where epochs are missing from every seed."""
-    chosen = [variant.runs[seed] for seed in (variant.runs if seeds is None else seeds)]
+def curve(arm: Arm, axis: str, seeds: Sequence[int] | None = None) -> Curve | None:
+    """The curve of an arm's training; None where epochs are missing from every seed."""
+    chosen = [arm.runs[seed] for seed in (arm.runs if seeds is None else seeds)]
     rows = [run.epochs for run in chosen if run.epochs]
     if not rows:
         return None
@@ -61,12 +61,12 @@ def curve(variant: Variant, axis: str, seeds: Sequence[int] | None = None) -> Cu
     return Curve(np.median(x, axis=0), y.mean(axis=0), y.min(axis=0), y.max(axis=0))
 
 
-def leads(variant: Variant, reference: Variant) -> dict[str, Lead]:
-    """By axis, how the mean of a variant stands against that of a reference, over common seeds."""
-    seeds = sorted(set(variant.runs) & set(reference.runs))
+def leads(arm: Arm, reference: Arm) -> dict[str, Lead]:
+    """By axis, how the mean of an arm stands against that of a reference, over common seeds."""
+    seeds = sorted(set(arm.runs) & set(reference.runs))
     found = {}
     for axis in AXES:
-        ours, theirs = curve(variant, axis, seeds), curve(reference, axis, seeds)
+        ours, theirs = curve(arm, axis, seeds), curve(reference, axis, seeds)
         lead = _lead(ours, theirs) if ours and theirs else None
         if lead is not None:
             found[axis] = lead

@@ -19,8 +19,8 @@ from runner.config import checks
 from runner.data.images import BrokenImageError, Images, to_rgb
 from runner.data.sources import is_at_hand, list_images
 from runner.errors import RunnerError
-from runner.report.groups import Group, Variant
-from runner.report.runs import Run
+from runner.report.groups import Arm, Group
+from runner.report.runs import FinishedRun
 from runner.report.statistics import t_interval
 
 _LARGEST = 1e300  # a whole number in a foreign file may be larger than any float
@@ -36,10 +36,10 @@ SeriesPoint = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Confusion:
-    """Predictions by class, over all seeds of a variant.
+    """Predictions by class, over all seeds of an arm.
 
     Attributes:
-        label: of the variant.
+        label: of the arm.
         classes: names.
         shares: (K, K) of each true class's images, the part that got each prediction; NaN in the
             row of a class without images. None for more than 20 classes.
@@ -82,7 +82,7 @@ class Series:
     Attributes:
         key: dotted.
         title: what the groups share.
-        lines: by variant: value, mean accuracy and its 95 % interval (the mean for one seed).
+        lines: by arm: value, mean accuracy and its 95 % interval (the mean for one seed).
     """
 
     key: str
@@ -105,7 +105,7 @@ class _Seen:
     confidence: Mapping[str, NDArray[np.float32]]
 
 
-def _seen(run: Run) -> _Seen:
+def _seen(run: FinishedRun) -> _Seen:
     found = run.predictions()
     return _Seen(
         found.labels,
@@ -124,14 +124,12 @@ class GroupDetails:
     def __init__(self, group: Group) -> None:
         self._group = group
         self._classes = group.any_run.classes
-        runs = {run.identity: run for variant in group.variants for run in variant.runs.values()}
+        runs = {run.identity: run for arm in group.arms for run in arm.runs.values()}
         self._seen = {identity: _seen(run) for identity, run in runs.items()}
 
-    def _pooled(
-        self, variant: Variant
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-        """Labels, predictions and confidences of all seeds of a variant, one after the other."""
-        seen, view = [self._seen[run.identity] for run in variant.runs.values()], variant.view
+    def _pooled(self, arm: Arm) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Labels, predictions and confidences of all seeds of an arm, one after the other."""
+        seen, view = [self._seen[run.identity] for run in arm.runs.values()], arm.view
         return (
             np.concatenate([one.labels for one in seen]),
             np.concatenate([one.predicted[view] for one in seen]),
@@ -139,24 +137,24 @@ class GroupDetails:
         )
 
     def reliability(self) -> dict[str, tuple[FloatArray, FloatArray]]:
-        """By variant: mean confidence and accuracy in ten bins of equally many predictions."""
+        """By arm: mean confidence and accuracy in ten bins of equally many predictions."""
         found = {}
-        for variant in self._group.variants:
-            labels, predicted, confidence = self._pooled(variant)
+        for arm in self._group.arms:
+            labels, predicted, confidence = self._pooled(arm)
             order = np.argsort(confidence, kind="stable")
             bins = [part for part in np.array_split(order, _NUM_BINS) if len(part)]
-            found[variant.label] = (
+            found[arm.label] = (
                 np.array([confidence[part].mean() for part in bins]),
                 np.array([(predicted[part] == labels[part]).mean() for part in bins]),
             )
         return found
 
     def confusions(self) -> list[Confusion]:
-        """One per variant."""
-        return [self._confusion(variant) for variant in self._group.variants]
+        """One per arm."""
+        return [self._confusion(arm) for arm in self._group.arms]
 
-    def _confusion(self, variant: Variant) -> Confusion:
-        labels, predicted, _ = self._pooled(variant)
+    def _confusion(self, arm: Arm) -> Confusion:
+        labels, predicted, _ = self._pooled(arm)
         num_classes = len(self._classes)
         is_named = predicted < num_classes  # a network may have more outputs than there are classes
         pairs = labels[is_named] * num_classes + predicted[is_named]
@@ -171,16 +169,16 @@ class GroupDetails:
             if mistakes[true, taken] > 0
         )
         is_small = num_classes <= _MOST_CLASSES
-        return Confusion(variant.label, self._classes, shares if is_small else None, largest)
+        return Confusion(arm.label, self._classes, shares if is_small else None, largest)
 
     def most_confused(self) -> list[Confused]:
         """The images that the most runs, plainly looked at, take for the same wrong class."""
         num_classes = len(self._classes)
         runs = [
             self._seen[run.identity]
-            for variant in self._group.variants
-            if variant.view == "plain"
-            for run in variant.runs.values()
+            for arm in self._group.arms
+            if arm.view == "plain"
+            for run in arm.runs.values()
         ]
         labels = runs[0].labels
         predicted = np.stack([run.predicted["plain"] for run in runs])
@@ -214,7 +212,7 @@ class Pictures:
     Nothing is downloaded or unpacked for a report.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: FinishedRun) -> None:
         self._manifest = _validation_manifest(run)
         self._images: Images | None = None
         self._places: dict[str, int] = {}
@@ -253,7 +251,7 @@ class Pictures:
         return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 
-def _validation_manifest(run: Run) -> list[tuple[str, str]]:
+def _validation_manifest(run: FinishedRun) -> list[tuple[str, str]]:
     """Name and SHA-256 of each validation image, in the predictions' order; empty if unreadable."""
     try:
         with gzip.open(run.path / "split.csv.gz", "rt", encoding="utf-8", newline="") as file:
@@ -284,11 +282,11 @@ def find_series(groups: Sequence[Group]) -> list[Series]:
 def _series(key: str, groups: Sequence[Group]) -> Series:
     lines: dict[str, list[SeriesPoint]] = defaultdict(list)
     for group in sorted(groups, key=lambda group: float(group.values[key])):
-        for variant in group.variants:
-            accuracies = list(variant.metric("accuracy").values())
+        for arm in group.arms:
+            accuracies = list(arm.metric("accuracy").values())
             mean = float(np.mean(accuracies))
             low, high = t_interval(accuracies) or (mean, mean)
-            lines[variant.label].append((float(group.values[key]), mean, low, high))
+            lines[arm.label].append((float(group.values[key]), mean, low, high))
     told = {"fingerprint", "data.name", "model.name", key}
     others = [f"{name}={value}" for name, value in groups[0].differs.items() if name not in told]
     names = [str(groups[0].values.get(name)) for name in ("data.name", "model.name")]

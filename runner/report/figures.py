@@ -99,7 +99,7 @@ def _limits(comparisons: Sequence[Comparison], margin: float) -> tuple[float, fl
 
 
 def curves(name: str, by_axis: Mapping[str, Mapping[str, Curve]]) -> str:
-    """Accuracy against each axis, a panel each, a line per variant with the range of its seeds."""
+    """Accuracy against each axis, a panel each, a line per arm with the range of its seeds."""
     most = max((line.x[-1] for line in by_axis.get("pixels", {}).values()), default=0.0)
     pixels = ("pixels, 10⁹", 1e-9) if most >= 1e9 else ("pixels, 10⁶", 1e-6)
     units = {"epoch": ("epochs", 1.0), "seconds": ("seconds", 1.0), "pixels": pixels}
@@ -121,16 +121,16 @@ def curves(name: str, by_axis: Mapping[str, Mapping[str, Curve]]) -> str:
         return _svg(figure, name)
 
 
-def reliability(name: str, by_variant: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> str:
-    """Accuracy against confidence, a panel per variant; on the diagonal confidence is honest."""
-    columns = min(4, len(by_variant))
-    rows = -(-len(by_variant) // columns)
+def reliability(name: str, by_arm: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> str:
+    """Accuracy against confidence, a panel per arm; on the diagonal confidence is honest."""
+    columns = min(4, len(by_arm))
+    rows = -(-len(by_arm) // columns)
     with mpl.rc_context(_STYLE):
         figure = Figure((_WIDTH, 2.0 * rows), layout="constrained")
         panels = np.atleast_1d(figure.subplots(rows, columns, sharex=True, sharey=True)).ravel()
-        for axes in panels[len(by_variant) :]:
+        for axes in panels[len(by_arm) :]:
             axes.set_visible(False)
-        for axes, (label, (confidence, accuracy)) in zip(panels, by_variant.items(), strict=False):
+        for axes, (label, (confidence, accuracy)) in zip(panels, by_arm.items(), strict=False):
             axes.plot([0, 100], [0, 100], color=_FAINT, lw=1)
             axes.plot(100 * confidence, 100 * accuracy, "o-", color=_SERIES[0], ms=3.5, lw=1.3)
             axes.set_title(_shown(label), fontsize=9)
@@ -142,7 +142,7 @@ def reliability(name: str, by_variant: Mapping[str, tuple[NDArray[Any], NDArray[
 
 
 def series(name: str, key: str, lines: Mapping[str, Sequence[SeriesPoint]]) -> str:
-    """Accuracy against the values of a key: (value, mean, low, high) per variant."""
+    """Accuracy against the values of a key: (value, mean, low, high) per arm."""
     with mpl.rc_context(_STYLE):
         figure = Figure((_WIDTH, 3.2), layout="constrained")
         axes = figure.subplots()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from runner.report.runs import Run
+from runner.report.runs import FinishedRun
 
 TRICK_GROUPS = {
     "normalize": ("normalize",),
@@ -25,7 +25,7 @@ _NO_DIFFERENCE = ("seed",)
 
 
 @dataclass
-class Variant:
+class Arm:
     """One combination of tricks: trained networks, looked at plainly or with TTA.
 
     Attributes:
@@ -39,7 +39,7 @@ class Variant:
     tricks: tuple[str, ...]
     view: str
     values: Mapping[str, Any]
-    runs: dict[int, Run] = field(default_factory=dict)
+    runs: dict[int, FinishedRun] = field(default_factory=dict)
     label: str = ""
 
     @property
@@ -67,12 +67,12 @@ class Group:
 
     Attributes:
         values: that they share, by dotted key, with the data's ``fingerprint``.
-        variants: of tricks.
+        arms: of tricks.
         differs: shared values that are others in another group of the same data set, by dotted key.
     """
 
     values: Mapping[str, Any]
-    variants: list[Variant]
+    arms: list[Arm]
     differs: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -95,28 +95,28 @@ class Group:
         return " · ".join(parts)
 
     @property
-    def any_run(self) -> Run:
+    def any_run(self) -> FinishedRun:
         """One of the runs, for what all share."""
-        return next(iter(self.variants[0].runs.values()))
+        return next(iter(self.arms[0].runs.values()))
 
-    def find(self, name: str) -> Variant | None:
-        """The variant of that label, or of those tricks joined by ``+``."""
-        for variant in self.variants:
-            if name == variant.label or set(name.split("+")) == set(variant.tricks):
-                return variant
+    def find(self, name: str) -> Arm | None:
+        """The arm of that label, or of those tricks joined by ``+``."""
+        for arm in self.arms:
+            if name == arm.label or set(name.split("+")) == set(arm.tricks):
+                return arm
         return None
 
 
-def group_runs(runs: Iterable[Run]) -> list[Group]:
+def group_runs(runs: Iterable[FinishedRun]) -> list[Group]:
     """Sort runs into groups, largest first; of equal trainings with one seed the first counts."""
-    members: dict[str, list[Run]] = defaultdict(list)
+    members: dict[str, list[FinishedRun]] = defaultdict(list)
     shared: dict[str, dict[str, Any]] = {}
     for run in runs:
         values = _untricked(run)
         key = _canonical(values)
         members[key].append(run)
         shared[key] = values
-    groups = [Group(shared[key], _variants(found)) for key, found in members.items()]
+    groups = [Group(shared[key], _arms(found)) for key, found in members.items()]
     for name in {group.values.get("data.name") for group in groups}:
         _tell_apart([group for group in groups if group.values.get("data.name") == name])
     return sorted(groups, key=lambda group: (-len(members[_canonical(group.values)]), group.title))
@@ -130,7 +130,7 @@ def _tell_apart(groups: Sequence[Group]) -> None:
                 group.differs[key] = group.values.get(key)
 
 
-def _untricked(run: Run) -> dict[str, Any]:
+def _untricked(run: FinishedRun) -> dict[str, Any]:
     """Everything that must be equal for a comparison, by dotted key."""
     values: dict[str, Any] = {"fingerprint": run.fingerprint}
     for name, value in run.values.items():
@@ -145,8 +145,8 @@ def _untricked(run: Run) -> dict[str, Any]:
     return values
 
 
-def _variants(runs: Sequence[Run]) -> list[Variant]:
-    found: dict[str, Variant] = {}
+def _arms(runs: Sequence[FinishedRun]) -> list[Arm]:
+    found: dict[str, Arm] = {}
     # A run with TTA is also a run without: TTA changes nothing in training. Runs without come
     # first, so that they are the ones that count.
     for run in sorted(runs, key=lambda run: ("tta" in run.tricks, run.name)):
@@ -160,30 +160,30 @@ def _variants(runs: Sequence[Run]) -> list[Variant]:
             for name in TRICK_GROUPS
         }
         tta = values.pop("tta")
-        views = [Variant(trained, "plain", values)]
+        views = [Arm(trained, "plain", values)]
         if "tta" in run.tricks:
-            views.append(Variant((*trained, "tta"), "tta", {**values, "tta": tta}))
-        for variant in views:
-            key = _canonical([variant.view, variant.values])
-            found.setdefault(key, variant).runs.setdefault(run.seed, run)
-    variants = sorted(found.values(), key=lambda variant: (len(variant.tricks), variant.tricks))
-    _label(variants)
-    return variants
+            views.append(Arm((*trained, "tta"), "tta", {**values, "tta": tta}))
+        for arm in views:
+            key = _canonical([arm.view, arm.values])
+            found.setdefault(key, arm).runs.setdefault(run.seed, run)
+    arms = sorted(found.values(), key=lambda arm: (len(arm.tricks), arm.tricks))
+    _label(arms)
+    return arms
 
 
-def _label(variants: Sequence[Variant]) -> None:
-    """Name variants by their tricks, and where that is not enough by the values that differ."""
-    by_name: dict[str, list[Variant]] = defaultdict(list)
-    for variant in variants:
-        by_name[trick_label(variant.tricks)].append(variant)
+def _label(arms: Sequence[Arm]) -> None:
+    """Name arms by their tricks, and where that is not enough by the values that differ."""
+    by_name: dict[str, list[Arm]] = defaultdict(list)
+    for arm in arms:
+        by_name[trick_label(arm.tricks)].append(arm)
     for name, alike in by_name.items():
         leaves = [
             {
                 f"{group}.{key}": value
-                for group, values in variant.values.items()
+                for group, values in arm.values.items()
                 for key, value in values.items()
             }
-            for variant in alike
+            for arm in alike
         ]
         differing = [
             key
@@ -191,10 +191,10 @@ def _label(variants: Sequence[Variant]) -> None:
             if len({_canonical(leaf.get(key)) for leaf in leaves}) > 1
         ]
         for spelled in (_short, _canonical):  # in full where they begin alike
-            for variant, leaf in zip(alike, leaves, strict=True):
+            for arm, leaf in zip(alike, leaves, strict=True):
                 told = ", ".join(f"{key}={spelled(leaf.get(key))}" for key in differing)
-                variant.label = f"{name} ({told})" if told else name
-            if len({variant.label for variant in alike}) == len(alike):
+                arm.label = f"{name} ({told})" if told else name
+            if len({arm.label for arm in alike}) == len(alike):
                 break
 
 

@@ -141,10 +141,10 @@ def _forest(
 
 def _curves(found: GroupAnswer, name: str) -> Markup | None:
     """Of the plain views: curves are of training, which knows no TTA."""
-    trained = [variant for variant in found.group.variants if variant.view == "plain"]
+    trained = [arm for arm in found.group.arms if arm.view == "plain"]
     by_axis = {}
     for axis in AXES:
-        lines = {variant.label: curve(variant, axis) for variant in trained}
+        lines = {arm.label: curve(arm, axis) for arm in trained}
         if drawn := {label: line for label, line in lines.items() if line is not None}:
             by_axis[axis] = drawn
     return _drawn(figures.curves, f"{name}-curves", by_axis)
@@ -152,12 +152,12 @@ def _curves(found: GroupAnswer, name: str) -> Markup | None:
 
 def _leads(found: GroupAnswer) -> Table | None:
     """Who is ahead of the baseline when."""
-    variants = {variant.label: variant for variant in found.group.variants}
+    arms = {arm.label: arm for arm in found.group.arms}
     rows = []
     for one in found.comparisons:
-        variant, reference = variants[one.label], variants[one.reference]
-        if variant.view == "plain":
-            along = leads(variant, reference)
+        arm, reference = arms[one.label], arms[one.reference]
+        if arm.view == "plain":
+            along = leads(arm, reference)
             cells = [text.lead_text(axis, along[axis]) if axis in along else "" for axis in AXES]
             rows.append((one.label, *cells))
     if not rows:

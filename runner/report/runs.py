@@ -24,7 +24,7 @@ OURS = ("cache", "sweeps")
 
 
 @dataclass(frozen=True)
-class Predictions:
+class StoredPredictions:
     """What a run predicted for the N validation images.
 
     Attributes:
@@ -42,7 +42,7 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run.
 
     Attributes:
@@ -82,7 +82,7 @@ class Run:
         """The folder's name."""
         return self.path.name
 
-    def predictions(self) -> Predictions:
+    def predictions(self) -> StoredPredictions:
         """Every probability it predicted.
 
         Raises:
@@ -102,7 +102,7 @@ class Run:
         )
         if not is_sound:
             raise ArtefactError("the predictions are not of this run", where=str(self.path))
-        return Predictions(labels.astype(np.int64), views)
+        return StoredPredictions(labels.astype(np.int64), views)
 
     @cached_property
     def epochs(self) -> list[dict[str, float]]:
@@ -139,7 +139,7 @@ class Found:
         foreign: names of entries that are no runs; hidden ones and ours are not told.
     """
 
-    runs: list[Run] = field(default_factory=list)
+    runs: list[FinishedRun] = field(default_factory=list)
     unranked: list[Unranked] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
 
@@ -207,7 +207,7 @@ def _sort_in(path: Path, found: Found) -> None:
 
 def _keep_one_of_each(found: Found) -> None:
     """Of folders with the same run keep the first whose predictions can be read."""
-    copies: dict[str, list[Run]] = {}
+    copies: dict[str, list[FinishedRun]] = {}
     for run in found.runs:
         copies.setdefault(run.identity, []).append(run)
     for alike in copies.values():
@@ -219,7 +219,7 @@ def _keep_one_of_each(found: Found) -> None:
                 found.unranked.append(Unranked(run.name, "duplicate", reason))
 
 
-def _has_predictions(run: Run) -> bool:
+def _has_predictions(run: FinishedRun) -> bool:
     try:
         run.predictions()
     except ArtefactError:
@@ -227,7 +227,7 @@ def _has_predictions(run: Run) -> bool:
     return True
 
 
-def _run(path: Path, result: Mapping[str, Any]) -> Run:
+def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
     """The run of a folder whose ``result.json`` is at hand.
 
     Raises:
@@ -244,7 +244,7 @@ def _run(path: Path, result: Mapping[str, Any]) -> Run:
         for group in ("data", "model"):
             _text(values[group]["name"])
         data = result["data"]
-        return Run(
+        return FinishedRun(
             path=path,
             identity=_text(what["identity"]),
             seed=_count(result["seed"]),

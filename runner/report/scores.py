@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from runner.errors import StorageError
 from runner.machine.files import read_whole, replace_whole
-from runner.report.runs import VIEWS, Run
+from runner.report.runs import VIEWS, FinishedRun
 
 _FORMAT = 1
 
@@ -52,7 +52,7 @@ class ScoreBook:
         with suppress(Exception):  # a cache: whatever is wrong with it, it is made anew
             self._load()
 
-    def scores(self, run: Run) -> Scores:
+    def scores(self, run: FinishedRun) -> Scores:
         """Of a run.
 
         Raises:
@@ -62,7 +62,7 @@ class ScoreBook:
             self._read[run.identity] = self._scores(run)
         return self._read[run.identity]
 
-    def _scores(self, run: Run) -> Scores:
+    def _scores(self, run: FinishedRun) -> Scores:
         stamp = self._stamp(run)
         remembered = self._stamps.get(run.identity)
         if remembered is None or remembered[:-1] != stamp:
@@ -105,7 +105,7 @@ class ScoreBook:
         self._stamps, self._bits = index["stamps"], found  # both or, after an error, neither
 
     @staticmethod
-    def _stamp(run: Run) -> list[Any]:
+    def _stamp(run: FinishedRun) -> list[Any]:
         try:
             status = (run.path / "predictions.npz").stat()
         except OSError:

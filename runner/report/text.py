@@ -117,7 +117,7 @@ def answer_table(found: GroupAnswer, margin: float) -> Table:
 
 
 def _count(row: Row, one: Comparison | None) -> str:
-    """Seeds of the comparison, and of the variant where those are more."""
+    """Seeds of the comparison, and of the arm where those are more."""
     own, paired = len(row.seeds), len(one.seeds) if one else len(row.seeds)
     return str(own) if own == paired else f"{paired} of {own}"
 
@@ -271,7 +271,7 @@ CSV_COLUMNS = (
 
 
 def csv(found: Answer) -> str:
-    """One line per variant and per contribution; parts of 1, not percent."""
+    """One line per arm and per contribution; parts of 1, not percent."""
     lines: list[list[object]] = []
     for group in found.groups:
         compared = {one.label: one for one in group.comparisons}
@@ -279,7 +279,7 @@ def csv(found: Answer) -> str:
         for row in group.rows:
             lines.append(_csv_line(group, "baseline", row, compared.get(row.label)))
         for one in group.contributions:
-            lines.append(_csv_line(group, "combination", rows[one.variant], one))
+            lines.append(_csv_line(group, "combination", rows[one.arm], one))
     return to_csv(CSV_COLUMNS, lines)
 
 
@@ -331,15 +331,15 @@ def to_json(found: Answer) -> str:
                 "title": group.group.title,
                 "values": dict(group.group.values),
                 "baseline": group.baseline,
-                "variants": [asdict(row) for row in group.rows],
+                "arms": [asdict(row) for row in group.rows],
                 "comparisons": [asdict(one) for one in group.comparisons],
                 "contributions": [asdict(one) for one in group.contributions],
                 "notes": group.notes,
                 "runs": [
-                    {"run": run.name, "seed": seed, "variant": variant.label,
+                    {"run": run.name, "seed": seed, "arm": arm.label,
                      "identity": run.identity, "command": run.command}
-                    for variant in group.group.variants
-                    for seed, run in sorted(variant.runs.items())
+                    for arm in group.group.arms
+                    for seed, run in sorted(arm.runs.items())
                 ],
             }
             for group in found.groups

@@ -128,7 +128,7 @@ def test_differences_are_paired_by_the_common_seeds(grid: Grid) -> None:
     assert one.found.over_seeds != pytest.approx((wrong.low, wrong.high), abs=1e-3)
 
 
-def test_rows_are_over_all_seeds_of_a_variant(grid: Grid) -> None:
+def test_rows_are_over_all_seeds_of_a_arm(grid: Grid) -> None:
     rows = {row.label: row for row in only(grid.found).rows}
     assert next(iter(rows)) == "baseline"
     values = [mean(row) for row in grid.right("mixup", (1, 2, 3, 4))]

@@ -64,7 +64,7 @@ def test_every_form_in_one_call(
     assert told.err == ""
     said = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
     assert said["margin"] == 0.005
-    labels = [variant["label"] for variant in said["groups"][0]["variants"]]
+    labels = [arm["label"] for arm in said["groups"][0]["arms"]]
     assert labels == ["baseline", "mixup", "mixup + tta"]
     lines = list(csv.DictReader(io.StringIO((tmp_path / "x.csv").read_text(), newline="")))
     assert [line["trick"] for line in lines][:3] == labels

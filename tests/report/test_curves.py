@@ -8,7 +8,7 @@ import pytest
 from fabricated import write_run
 
 from runner.report.curves import Lead, curve, leads
-from runner.report.groups import Variant
+from runner.report.groups import Arm
 from runner.report.runs import find_runs
 
 Point = tuple[float, float]
@@ -24,13 +24,13 @@ def run(points: list[Point], *, seconds: float = 10.0, pixels: float = 1000.0) -
     )
 
 
-def variant(*runs: Any, first_seed: int = 0) -> Variant:
-    return Variant((), "plain", {}, dict(enumerate(runs, first_seed)))
+def arm(*runs: Any, first_seed: int = 0) -> Arm:
+    return Arm((), "plain", {}, dict(enumerate(runs, first_seed)))
 
 
 def lead(ours: list[float], theirs: list[float]) -> Lead:
     """Along the epochs 1, 2, …"""
-    sides = [variant(run(list(enumerate(side, 1)))) for side in (ours, theirs)]  # type: ignore[arg-type]
+    sides = [arm(run(list(enumerate(side, 1)))) for side in (ours, theirs)]  # type: ignore[arg-type]
     return leads(*sides)["epoch"]
 
 
@@ -66,8 +66,8 @@ def test_who_is_ahead(
 def test_each_axis_has_its_own_answer() -> None:
     # Ours climbs as theirs but 0.1 higher, at twice the seconds and half the pixels.
     points = [(1.0, 0.2), (2.0, 0.4), (3.0, 0.6), (4.0, 0.8)]
-    ours = variant(run([(x, y + 0.1) for x, y in points], seconds=20, pixels=500))
-    theirs = variant(run(points))
+    ours = arm(run([(x, y + 0.1) for x, y in points], seconds=20, pixels=500))
+    theirs = arm(run(points))
     found = leads(ours, theirs)
     assert found["epoch"].course == "ahead"
     assert found["pixels"].course == "ahead"
@@ -80,22 +80,22 @@ def test_each_axis_has_its_own_answer() -> None:
 
 def test_curves_on_different_grids_are_met_by_straight_lines() -> None:
     # Theirs goes 0.2 → 0.8 in a line over epochs 1..4, ours is 0.5 throughout: they meet at 2.5.
-    ours = variant(run([(1.0, 0.5), (4.0, 0.5)]))
-    theirs = variant(run([(1.0, 0.2), (2.0, 0.4), (3.0, 0.6), (4.0, 0.8)]))
+    ours = arm(run([(1.0, 0.5), (4.0, 0.5)]))
+    theirs = arm(run([(1.0, 0.2), (2.0, 0.4), (3.0, 0.6), (4.0, 0.8)]))
     assert leads(ours, theirs)["epoch"] == Lead("falls behind", pytest.approx(2.5))
     assert leads(ours, theirs)["seconds"].at == pytest.approx(25)
     assert leads(theirs, ours)["epoch"] == Lead("overtakes", pytest.approx(2.5))
 
 
 def test_only_what_both_have_covered_is_compared() -> None:
-    ours = variant(run([(1.0, 0.5), (2.0, 0.6)]))
-    theirs = variant(run([(1.0, 0.4), (2.0, 0.5), (3.0, 0.9)]))
+    ours = arm(run([(1.0, 0.5), (2.0, 0.6)]))
+    theirs = arm(run([(1.0, 0.4), (2.0, 0.5), (3.0, 0.9)]))
     assert leads(ours, theirs)["epoch"].course == "ahead"
 
 
 def test_without_a_common_range_nothing_is_said() -> None:
-    ours = variant(run([(1.0, 0.5), (2.0, 0.6)], seconds=1))
-    theirs = variant(run([(1.0, 0.5), (2.0, 0.5)], seconds=100))
+    ours = arm(run([(1.0, 0.5), (2.0, 0.6)], seconds=1))
+    theirs = arm(run([(1.0, 0.5), (2.0, 0.5)], seconds=100))
     found = leads(ours, theirs)
     assert "seconds" not in found
     assert found["epoch"].course == "ahead"
@@ -103,13 +103,13 @@ def test_without_a_common_range_nothing_is_said() -> None:
 
 def test_without_a_common_seed_or_epochs_nothing_is_said() -> None:
     points = [(1.0, 0.5), (2.0, 0.6)]
-    assert leads(variant(run(points)), variant(run(points), first_seed=1)) == {}
-    assert leads(variant(run(points)), variant(run([]))) == {}
-    assert curve(variant(run([])), "epoch") is None
+    assert leads(arm(run(points)), arm(run(points), first_seed=1)) == {}
+    assert leads(arm(run(points)), arm(run([]))) == {}
+    assert curve(arm(run([])), "epoch") is None
 
 
 def test_a_curve_is_the_mean_of_the_seeds_with_its_range() -> None:
-    both = variant(
+    both = arm(
         run([(1.0, 0.2), (2.0, 0.6)], seconds=10),
         run([(1.0, 0.4), (2.0, 0.7), (3.0, 0.9)], seconds=20),
     )
@@ -127,15 +127,15 @@ def test_a_curve_is_the_mean_of_the_seeds_with_its_range() -> None:
 def test_only_common_seeds_are_compared() -> None:
     low, high = [(1.0, 0.1), (2.0, 0.1)], [(1.0, 0.9), (2.0, 0.9)]
     middle = [(1.0, 0.5), (2.0, 0.5)]
-    ours = variant(run(low), run(high), first_seed=0)
-    theirs = variant(run(middle), first_seed=1)
+    ours = arm(run(low), run(high), first_seed=0)
+    theirs = arm(run(middle), first_seed=1)
     assert leads(ours, theirs)["epoch"].course == "ahead"
-    assert leads(ours, variant(run(middle)))["epoch"].course == "behind"
+    assert leads(ours, arm(run(middle)))["epoch"].course == "behind"
 
 
 def test_an_epoch_that_one_seed_lacks_is_not_mixed_with_another() -> None:
     # The second seed's row of epoch 2 could not be read.
-    gap = variant(run([(1.0, 0.2), (2.0, 0.4), (3.0, 0.6)]), run([(1.0, 0.2), (3.0, 0.6)]))
+    gap = arm(run([(1.0, 0.2), (2.0, 0.4), (3.0, 0.6)]), run([(1.0, 0.2), (3.0, 0.6)]))
     found = curve(gap, "epoch")
     assert found is not None
     assert set(found.x.tolist()) <= {1.0, 2.0, 3.0}

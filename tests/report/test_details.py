@@ -22,7 +22,7 @@ from runner.data.dataset import load_dataset
 from runner.records.run_folder import RunFolder
 from runner.report.details import GroupDetails, Pictures, Series, find_series
 from runner.report.groups import Group, group_runs
-from runner.report.runs import Run, find_runs
+from runner.report.runs import FinishedRun, find_runs
 
 CLASSES = tuple(COLOURS)
 
@@ -209,7 +209,7 @@ def nothing(what: str, done: int, total: int) -> None:
     pass
 
 
-def run_on(root: Path, outputs: Path, data: Data | None = None) -> Run:
+def run_on(root: Path, outputs: Path, data: Data | None = None) -> FinishedRun:
     """A run whose data is the folder ``root``; its manifest is a real one."""
     found = load_dataset(Data(name="folder", root=str(root)), 16, outputs.parent / "other", nothing)
     folder = write_run(
@@ -220,7 +220,7 @@ def run_on(root: Path, outputs: Path, data: Data | None = None) -> Run:
     return only_group(outputs).any_run
 
 
-def names_in(run: Run) -> list[str]:
+def names_in(run: FinishedRun) -> list[str]:
     text = gzip.decompress((run.path / "split.csv.gz").read_bytes()).decode()
     return [row["image"] for row in csv.DictReader(io.StringIO(text)) if row["split"] == "val"]
 

@@ -168,7 +168,7 @@ def test_forest_shows_zero_the_margin_and_every_mean(mean: float, half: float) -
     assert high - low < max(100, 6 * 100 * abs(mean))  # an absurd interval does not set the scale
 
 
-def test_one_axis_and_one_variant() -> None:
+def test_one_axis_and_one_arm() -> None:
     x = np.array([1.0])
     parse(figures.curves("one", {"epoch": {"baseline": Curve(x, x, x, x)}}))
     parse(figures.reliability("one", {"baseline": (x, x)}))

@@ -23,8 +23,8 @@ def groups(outputs: Path) -> list[Group]:
 
 def labels(group: Group) -> dict[str, list[int]]:
     """Seeds by label."""
-    found = {variant.label: sorted(variant.runs) for variant in group.variants}
-    assert len(found) == len(group.variants), "two variants of one label"
+    found = {arm.label: sorted(arm.runs) for arm in group.arms}
+    assert len(found) == len(group.arms), "two arms of one label"
     return found
 
 
@@ -38,7 +38,7 @@ def test_seeds_and_tricks_are_pooled(tmp_path: Path) -> None:
             write_run(tmp_path, trick, seed=seed, num_images=30)
     (group,) = groups(tmp_path)
     assert labels(group) == {label: [0, 1] for label in ("baseline", *FIVE)}
-    assert group.variants[0].label == "baseline"
+    assert group.arms[0].label == "baseline"
     assert group.title == "folder · xresnet18 · 28 px · 5 epochs"
     assert group.differs == {}
 
@@ -157,7 +157,7 @@ def test_a_value_that_only_one_run_knows_still_tells_them_apart(tmp_path: Path) 
     assert len(labels(group)) == 2
 
 
-def test_a_variant_is_found_by_its_label_and_by_its_tricks(tmp_path: Path) -> None:
+def test_an_arm_is_found_by_its_label_and_by_its_tricks(tmp_path: Path) -> None:
     write_run(tmp_path, num_images=30)
     write_run(tmp_path, "mixup", "tta", num_images=30)
     write_run(tmp_path, *FIVE, num_images=30)
@@ -167,9 +167,9 @@ def test_a_variant_is_found_by_its_label_and_by_its_tricks(tmp_path: Path) -> No
         "mixup+tta": "mixup + tta", "tta+mixup": "mixup + tta", "all": "all", "+".join(FIVE): "all",
         "all but tta": "all but tta",
     }.items():  # fmt: skip
-        variant = group.find(name)
-        assert variant is not None, name
-        assert variant.label == label
+        arm = group.find(name)
+        assert arm is not None, name
+        assert arm.label == label
     assert group.find("cutmix") is None
     assert group.find("") is None
 
@@ -177,11 +177,11 @@ def test_a_variant_is_found_by_its_label_and_by_its_tricks(tmp_path: Path) -> No
 # ── TTA and plain views of one run ─────────────────────────────────────────────────────────────
 
 
-def test_a_run_with_tta_counts_as_its_plain_variant_too(tmp_path: Path) -> None:
+def test_a_run_with_tta_counts_as_its_plain_arm_too(tmp_path: Path) -> None:
     write_run(tmp_path, "mixup", "tta", seed=0, accuracy=0.5, tta_accuracy=0.6, num_images=30)
     (group,) = groups(tmp_path)
     assert labels(group) == {"mixup": [0], "mixup + tta": [0]}
-    plain, tta = group.variants
+    plain, tta = group.arms
     assert (plain.view, tta.view) == ("plain", "tta")
     assert plain.metric("accuracy") == {0: 0.5}
     assert tta.metric("accuracy") == {0: 0.6}
@@ -193,7 +193,7 @@ def test_of_equal_trainings_the_one_without_tta_counts_as_plain(tmp_path: Path) 
     write_run(tmp_path, "tta", name="a", accuracy=0.5, tta_accuracy=0.6, num_images=30)
     write_run(tmp_path, name="z", accuracy=0.8, num_images=30)
     (group,) = groups(tmp_path)
-    assert {variant.label: variant.metric("accuracy")[0] for variant in group.variants} == {
+    assert {arm.label: arm.metric("accuracy")[0] for arm in group.arms} == {
         "baseline": 0.8, "tta": 0.6,
     }  # fmt: skip
 

@@ -124,7 +124,7 @@ def write_manifest(run: Path, names: list[str], contents: list[bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Seven variants with three seeds of ten classes; the images are noise, the worst to shrink."""
+    """Seven arms with three seeds of ten classes; the images are noise, the worst to shrink."""
     root = tmp_path_factory.mktemp("large")
     classes = tuple(f"class-{number}" for number in range(10))
     rng = np.random.default_rng(0)
@@ -329,9 +329,7 @@ def test_commands_are_those_of_the_runs(visit: Open, full: Made) -> None:
         section = shown.page.locator("main > section").nth(place)
         told = [shlex.split(text) for text in section.locator("td code").all_text_contents()]
         assert told == [
-            list(run.command)
-            for variant in group.group.variants
-            for _, run in sorted(variant.runs.items())
+            list(run.command) for arm in group.group.arms for _, run in sorted(arm.runs.items())
         ]
         more = section.locator(".verdicts pre code").all_text_contents()
         assert more == [runs.command for one in group.comparisons for runs in one.more]

@@ -530,8 +530,8 @@ def test_any_value_at_any_key_is_accepted_or_listed(
     ranked = {
         run.name
         for group in answered.groups
-        for variant in group.group.variants
-        for run in variant.runs.values()
+        for arm in group.group.arms
+        for run in arm.runs.values()
     }
     assert "good" in ranked
     assert ("bad" in ranked) != ("bad" in {run.name for run in answered.unranked})

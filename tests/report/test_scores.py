@@ -13,14 +13,14 @@ import pytest
 from fabricated import predictions, write_run
 
 from runner.errors import ArtefactError
-from runner.report.runs import Predictions, Run, find_runs
+from runner.report.runs import FinishedRun, StoredPredictions, find_runs
 from runner.report.scores import ScoreBook
 
 NUM_IMAGES = 37  # no multiple of 8, which bits are packed by
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> list[Run]:
+def runs(tmp_path: Path) -> list[FinishedRun]:
     """By seed: 0, 1 and 2."""
     for seed in range(3):
         write_run(
@@ -39,24 +39,24 @@ def book(tmp_path: Path) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the runs whose predictions are read, as they are."""
     names: list[str] = []
-    original = Run.predictions
+    original = FinishedRun.predictions
 
-    def read(self: Run) -> Predictions:
+    def read(self: FinishedRun) -> StoredPredictions:
         names.append(self.name)
         return original(self)
 
-    monkeypatch.setattr(Run, "predictions", read)
+    monkeypatch.setattr(FinishedRun, "predictions", read)
     return names
 
 
-def right(run: Run, view: str) -> list[bool]:
+def right(run: FinishedRun, view: str) -> list[bool]:
     """Image by image, from the file."""
     with np.load(run.path / "predictions.npz") as file:
         rows, labels = file[view].tolist(), file["labels"].tolist()
     return [row.index(max(row)) == label for row, label in zip(rows, labels, strict=True)]
 
 
-def check(path: Path, runs: list[Run]) -> None:
+def check(path: Path, runs: list[FinishedRun]) -> None:
     """All scores are those of the files, and all runs are on the same images."""
     found = ScoreBook(path)
     for run in runs:
@@ -66,7 +66,7 @@ def check(path: Path, runs: list[Run]) -> None:
     assert len({found.scores(run).labels for run in runs}) == 1
 
 
-def fill(path: Path, runs: list[Run]) -> None:
+def fill(path: Path, runs: list[FinishedRun]) -> None:
     written = ScoreBook(path)
     for run in runs:
         written.scores(run)
@@ -74,7 +74,7 @@ def fill(path: Path, runs: list[Run]) -> None:
     assert path.is_file()
 
 
-def rewrite(run: Run, accuracy: float, *, seconds: int = 2, shift: int = 0) -> None:
+def rewrite(run: FinishedRun, accuracy: float, *, seconds: int = 2, shift: int = 0) -> None:
     """Other predictions in the place of a run's, of the same size on disk but of another time."""
     labels, plain = predictions(accuracy, NUM_IMAGES, seed=99)
     labels, plain = np.roll(labels, shift), np.roll(plain, shift, axis=0)
@@ -84,7 +84,7 @@ def rewrite(run: Run, accuracy: float, *, seconds: int = 2, shift: int = 0) -> N
 
 
 def test_what_is_remembered_is_what_would_be_read(
-    runs: list[Run], book: Path, reads: list[str]
+    runs: list[FinishedRun], book: Path, reads: list[str]
 ) -> None:
     fill(book, runs)
     assert reads == ["run0", "run1", "run2"]
@@ -94,7 +94,7 @@ def test_what_is_remembered_is_what_would_be_read(
 
 
 def test_runs_are_remembered_in_any_order_and_added_to(
-    runs: list[Run], book: Path, reads: list[str]
+    runs: list[FinishedRun], book: Path, reads: list[str]
 ) -> None:
     fill(book, [runs[2]])
     fill(book, [runs[0]])
@@ -104,7 +104,9 @@ def test_runs_are_remembered_in_any_order_and_added_to(
     assert len(reads) == 3
 
 
-def test_changed_predictions_are_read_anew(runs: list[Run], book: Path, reads: list[str]) -> None:
+def test_changed_predictions_are_read_anew(
+    runs: list[FinishedRun], book: Path, reads: list[str]
+) -> None:
     path = runs[1].path / "predictions.npz"
     rewrite(runs[1], 0.5, seconds=1)
     fill(book, runs)
@@ -120,7 +122,7 @@ def test_changed_predictions_are_read_anew(runs: list[Run], book: Path, reads: l
     assert reads == []
 
 
-def test_other_labels_are_told(runs: list[Run], book: Path) -> None:
+def test_other_labels_are_told(runs: list[FinishedRun], book: Path) -> None:
     fill(book, runs)
     rewrite(runs[1], 0.5, shift=1)
     found = ScoreBook(book)
@@ -130,7 +132,7 @@ def test_other_labels_are_told(runs: list[Run], book: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["removed", "emptied"])
 def test_predictions_that_are_gone_are_not_remembered(
-    damage: str, runs: list[Run], book: Path
+    damage: str, runs: list[FinishedRun], book: Path
 ) -> None:
     fill(book, runs)
     path = runs[0].path / "predictions.npz"
@@ -139,7 +141,7 @@ def test_predictions_that_are_gone_are_not_remembered(
         ScoreBook(book).scores(runs[0])
 
 
-def test_within_one_report_a_run_is_read_once(runs: list[Run], book: Path) -> None:
+def test_within_one_report_a_run_is_read_once(runs: list[FinishedRun], book: Path) -> None:
     # Somebody may remove or rewrite a run between two looks at it; the report must not end there.
     found = ScoreBook(book)
     before = found.scores(runs[0]).correct["plain"].tolist()
@@ -147,7 +149,7 @@ def test_within_one_report_a_run_is_read_once(runs: list[Run], book: Path) -> No
     assert found.scores(runs[0]).correct["plain"].tolist() == before
 
 
-def test_a_book_without_news_is_not_written(runs: list[Run], book: Path) -> None:
+def test_a_book_without_news_is_not_written(runs: list[FinishedRun], book: Path) -> None:
     fill(book, runs)
     before = book.stat().st_mtime_ns, book.stat().st_ino
     fill(book, runs)
@@ -200,7 +202,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_cache_is_made_anew(damage: str, runs: list[Run], book: Path) -> None:
+def test_a_damaged_cache_is_made_anew(damage: str, runs: list[FinishedRun], book: Path) -> None:
     fill(book, runs)
     book.write_bytes(DAMAGE[damage](book.read_bytes()))
     check(book, runs)
@@ -209,7 +211,9 @@ def test_a_damaged_cache_is_made_anew(damage: str, runs: list[Run], book: Path) 
     check(book, runs)
 
 
-def test_a_folder_in_the_place_of_the_cache_does_no_harm(runs: list[Run], book: Path) -> None:
+def test_a_folder_in_the_place_of_the_cache_does_no_harm(
+    runs: list[FinishedRun], book: Path
+) -> None:
     book.mkdir(parents=True)
     found = ScoreBook(book)
     found.scores(runs[0])
@@ -217,7 +221,9 @@ def test_a_folder_in_the_place_of_the_cache_does_no_harm(runs: list[Run], book: 
     check(book, runs)
 
 
-def test_a_cache_that_cannot_be_written_does_no_harm(runs: list[Run], tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_does_no_harm(
+    runs: list[FinishedRun], tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "report.npz"
     found = ScoreBook(path)
@@ -226,7 +232,7 @@ def test_a_cache_that_cannot_be_written_does_no_harm(runs: list[Run], tmp_path: 
     check(path, runs)
 
 
-def test_two_reports_at_once(runs: list[Run], book: Path) -> None:
+def test_two_reports_at_once(runs: list[FinishedRun], book: Path) -> None:
     first, second = ScoreBook(book), ScoreBook(book)
     first.scores(runs[0])
     second.scores(runs[1])
@@ -235,10 +241,12 @@ def test_two_reports_at_once(runs: list[Run], book: Path) -> None:
     check(book, runs)
 
 
-def test_many_reports_at_once_leave_a_cache_that_does_no_harm(runs: list[Run], book: Path) -> None:
+def test_many_reports_at_once_leave_a_cache_that_does_no_harm(
+    runs: list[FinishedRun], book: Path
+) -> None:
     errors: list[BaseException] = []
 
-    def report(order: list[Run]) -> None:
+    def report(order: list[FinishedRun]) -> None:
         try:
             for count in (1, 2, 3):
                 found = ScoreBook(book)

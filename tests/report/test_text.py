@@ -109,7 +109,7 @@ def test_json_has_the_whole_answer(found: Answer) -> None:
     for group, expected in zip(said["groups"], found.groups, strict=True):
         assert group["baseline"] == expected.baseline
         for key, values in (
-            ("variants", expected.rows),
+            ("arms", expected.rows),
             ("comparisons", expected.comparisons),
             ("contributions", expected.contributions),
         ):
@@ -119,7 +119,7 @@ def test_json_has_the_whole_answer(found: Answer) -> None:
     assert said["not_compared"] == [
         {"name": "failed", "status": "failed", "reason": "the loss is not finite"}
     ]
-    seeds = {(run["variant"], run["seed"]) for run in said["groups"][0]["runs"] if run["identity"]}
+    seeds = {(run["arm"], run["seed"]) for run in said["groups"][0]["runs"] if run["identity"]}
     assert ("mixup", 2) in seeds
     assert ("all", 0) in seeds
 
@@ -264,7 +264,7 @@ def test_hostile_words_in_csv_and_json(tmp_path: Path) -> None:
             assert is_number or not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
             assert "\x1b" not in cell
     said = strict(text.to_json(found))
-    assert HOSTILE in {row["label"] for row in said["groups"][0]["variants"]}, "exact in JSON"
+    assert HOSTILE in {row["label"] for row in said["groups"][0]["arms"]}, "exact in JSON"
     assert {"name": "=1+1[red]", "status": "failed", "reason": HOSTILE} in said["not_compared"]
 
 
