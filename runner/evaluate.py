@@ -21,7 +21,7 @@ from runner.config import checks, compose
 from runner.config.complaints import translated
 from runner.config.options import GROUPS
 from runner.config.schema import Data, RunConfig, Tta
-from runner.config.words import own_words
+from runner.config.words import nearest, own_words
 from runner.errors import ArtefactError, ConfigError, DataError
 from runner.records.run_folder import RunFolder
 from runner.terminal.command import command, give
@@ -173,7 +173,7 @@ def _check_word(word: str) -> None:
             where=word,
             fix=f"python -m runner.train … {word}; {allowed}",
         )
-    guess = checks.nearest(key, _ALLOWED)
+    guess = nearest(key, _ALLOWED)
     what = f"unknown key {key} (did you mean {guess}?)" if guess else checks.unknown_key(key)[0]
     raise ConfigError(what, where=word, fix=allowed)
 

@@ -11,8 +11,9 @@ from hydra.errors import (
 )
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config import checks, schema
-from runner.config.options import GROUPS, LAUNCHERS
+from runner.config import checks
+from runner.config.options import GROUPS, LAUNCHERS, OVERLAYS
+from runner.config.words import nearest
 from runner.errors import ConfigError
 
 
@@ -47,7 +48,7 @@ def _missing_option(error: MissingConfigException) -> ConfigError:
                 where=f"hydra/launcher={name}",
                 fix=f"pip install 'trick-runner[{LAUNCHERS[name]}]'",
             )
-    guess = checks.nearest(name, options)
+    guess = nearest(name, options)
     others = f", or model=torchvision model.name={name}" if group == "model" else ""
     hint = f" (did you mean {guess}?)" if guess else ""
     return ConfigError(
@@ -98,7 +99,7 @@ def _bad_composition(error: ConfigCompositionException) -> ConfigError:
         )
     if match := re.search(r"Multiple values for (\w+)", text):
         group = match.group(1)
-        several = f"'+{group}=[first,second]'" if group in schema.OVERLAYS else f"{group}=NAME"
+        several = f"'+{group}=[first,second]'" if group in OVERLAYS else f"{group}=NAME"
         return ConfigError(f"{group} is chosen twice", where=f"+{group}", fix=several)
     return ConfigError(first_line(error))
 

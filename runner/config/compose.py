@@ -21,19 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import checks, schema
 from runner.config.complaints import first_line
-from runner.config.options import CONF_DIR, GROUPS, LAUNCHERS
+from runner.config.options import CONF_DIR, GROUPS, LAUNCHERS, OVERLAYS
 from runner.config.schema import RunConfig
 from runner.errors import ConfigError
-
-# What someone means who gives a group a number.
-_MAIN_KEYS = {
-    "mixup": "mixup=beta mixup.alpha",
-    "smoothing": "smoothing.epsilon",
-    "resize": "resize.size",
-    "budget": "budget.epochs",
-    "optim": "optim.lr",
-    "tta": "tta=book tta.passes",
-}
 
 _NO_NAME = re.compile(r"null|true|false|nan|inf|[-+]?[0-9.][0-9.eE+-]*")
 
@@ -133,6 +123,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: for a rerun from a pickle, and for an option outside the configuration folders.
     """
+    main_keys = {name: group.MAIN_KEY for name, group in RunConfig().groups.items()}
     for argument in arguments:
         if argument.startswith("--experimental-rerun"):
             raise ConfigError(
@@ -145,8 +136,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
         parts = re.split(r"[\[\],]", value)  # of a sweep, or of a list
         no_name = next((part for part in parts if _NO_NAME.fullmatch(part.strip())), None)
         if is_choice and (no_name is not None or not value):
-            neutral = "[]" if key in schema.OVERLAYS else "none"
-            meant = _MAIN_KEYS.get(key) if re.match(r"[-+0-9.]", no_name or "") else None
+            neutral = "[]" if key in OVERLAYS else "none"
+            meant = main_keys.get(key) if re.match(r"[-+0-9.]", no_name or "") else None
             raise ConfigError(
                 f"{key} is a group: choose one of its options by name",
                 where=argument,

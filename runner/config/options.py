@@ -1,6 +1,9 @@
 """The folder of option files, and what is in it."""
 
+from dataclasses import fields
 from pathlib import Path
+
+from runner.config.schema import RunConfig
 
 _PACKAGED = Path(__file__).parents[1] / "conf"
 
@@ -11,6 +14,9 @@ CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "con
 
 GROUPS = tuple(sorted({entry.name for entry in CONF_DIR.iterdir() if entry.is_dir()} - {"hydra"}))
 
+
+OVERLAYS = tuple(sorted({*GROUPS} - {item.name for item in fields(RunConfig)}))
+"""Groups of ``conf/`` whose options change other groups and that hold no keys of their own."""
 
 LAUNCHERS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 """Launchers with an option file of ours, and the extra that installs each."""

@@ -1,9 +1,28 @@
 """The words of a command line."""
 
+import difflib
 from collections.abc import Sequence
+from typing import Any
 
 
 def own_words(job: Sequence[str], jobs: Sequence[Sequence[str]]) -> str:
     """The words of a job that not all the others share; all of them for a single job."""
     shared = set.intersection(*(set(words) for words in jobs))
     return " ".join([word for word in job if word not in shared] or job)
+
+
+def nearest(word: str, choices: Sequence[str]) -> str | None:
+    """The choice that ``word`` was probably meant to be, if any is close."""
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def spelled(value: Any) -> str:
+    """``value`` as the command line spells it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(spelled(item) for item in value) + "]"
+    return str(value)

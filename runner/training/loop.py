@@ -212,7 +212,7 @@ def training_batches(
         if augment.crop_per == "batch":
             drawn = drawn.with_one_crop()
         mix, needed = None, mine
-        if config.mixup.probability > 0 and now.progress < config.mixup.until:
+        if config.mixup.acts_at(now.progress):
             rng = generator(config.seed, "mixup", epoch, now.step)
             mix = mixing.draw(rng, config.mixup, batch_size, now.size, now.size)
             if processes.count > 1:

@@ -150,7 +150,7 @@ def augmented(
     brightness, contrast = _tensor(draws.brightness, device), _tensor(draws.contrast, device)
 
     def augment_some(images: Tensor, rows: slice) -> Tensor:
-        if augmentation.changes_geometry(augment):
+        if augment.changes_geometry:
             extents = pixels.extents[rows]
             images = augmentation.resample(images, maps[rows], extents, size).div_(255)
         else:

@@ -116,18 +116,6 @@ def draw(augment: Augment, count: int, seed: int, purpose: str, *position: int) 
     )
 
 
-def changes_geometry(augment: Augment) -> bool:
-    """Whether images are sampled at all, or only resized."""
-    return (
-        augment.crop_from == "rectangle"
-        or augment.min_scale < 1
-        or augment.flip > 0
-        or augment.max_rotate > 0
-        or augment.max_zoom > 1
-        or augment.max_warp > 0
-    )
-
-
 def homographies(draws: Draws, extents: NDArray[np.int64]) -> Floats:
     """The maps (N, 3, 3) from output to input points: warp · flip · rotate · zoom · crop.
 

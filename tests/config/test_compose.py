@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runner.config import checks, compose, schema
+from runner.config import checks, compose, options, schema
 from runner.config.options import CONF_DIR, GROUPS
 from runner.config.schema import Mixup, Normalize, RunConfig, Smoothing, Tta
 from runner.errors import ConfigError
@@ -30,7 +30,7 @@ OVERLAYS = {
 OPTIONS = sorted(
     (path.parent.name, path.stem)
     for path in CONF_DIR.glob("*/*.yaml")
-    if path.parent.name not in schema.OVERLAYS
+    if path.parent.name not in options.OVERLAYS
 )
 
 

@@ -10,8 +10,7 @@ import pytest
 from small import small_preprocess
 
 from runner import train
-from runner.config import schema
-from runner.config.options import CONF_DIR
+from runner.config.options import CONF_DIR, OVERLAYS
 from runner.config.schema import RunConfig
 from runner.models import build_model
 from runner.records import tensor_files
@@ -22,7 +21,7 @@ OPTIONS = sorted(
     (path.parent.name, path.stem)
     for path in CONF_DIR.glob("*/*.yaml")
     # Data sets have tests of their own; the others are overlays, paired below.
-    if path.parent.name not in ("data", "budget", *schema.OVERLAYS)
+    if path.parent.name not in ("data", "budget", *OVERLAYS)
 )
 TRICKS = sorted(path.stem for path in (CONF_DIR / "trick").iterdir())
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from runner.config.schema import XRESNETS
+from runner.config.model import XRESNETS
 from runner.errors import ConfigError
 from runner.models import build_model, layer_groups
 from runner.models.xresnet import DEPTHS

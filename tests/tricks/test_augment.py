@@ -17,7 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 from runner.config.schema import Augment
-from runner.tricks.augment import Draws, changes_geometry, draw, homographies, light, resample
+from runner.tricks.augment import Draws, draw, homographies, light, resample
 
 STANDARD = Augment(
     min_scale=0.75, flip=0.5, max_rotate=10.0, max_zoom=1.1, max_warp=0.2, max_lighting=0.2
@@ -117,7 +117,7 @@ def checkerboard(side: int) -> Tensor:
     ids=str,
 )
 def test_only_geometry_samples_the_image(change: dict[str, Any], samples: bool) -> None:
-    assert changes_geometry(Augment(**change)) == samples
+    assert Augment(**change).changes_geometry == samples
 
 
 def test_neutral_settings_draw_neutral_parameters() -> None:

@@ -1,0 +1,16 @@
+"""When the state of a run is saved."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from runner.config.group import Group, option
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Checkpoint(Group):
+    """When the state of a run is saved, besides at the end of each epoch."""
+
+    minutes: float = option(5.0, "between two savings", at_least=0)

@@ -1,0 +1,79 @@
+"""Data: which images, how they are split, stored and batched."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from runner.config.group import Group, Problem, option
+
+if TYPE_CHECKING:
+    from runner.config.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class Data(Group):
+    """Which images, how they are split, stored and batched."""
+
+    name: Literal["fashion", "imagenette", "fashion_mnist", "cifar10", "folder", "table"] = option(
+        "fashion", "data set"
+    )
+    root: str | None = option(None, "folder or archive with the data; null: embedded or downloaded")
+    variant: Literal["full", "320", "160"] = option("160", "Imagenette: shorter side of its images")
+    label_noise: Literal[0, 1, 5, 25, 50] = option(
+        0, "Imagenette: percentage of wrong training labels, from its own noisy label file"
+    )
+    val_fraction: float = option(
+        0.2, "part held out per class where the data brings no split", above=0, below=1
+    )
+    path_column: str = option("path", "table: column with image paths, relative to the table")
+    label_column: str = option("label", "table: column with class names")
+    split_column: str | None = option(None, "table: column that says train or val; null: drawn")
+    default_size: int = option(28, "image size used where resize.size is null", at_least=1)
+    presize: int | None = option(
+        None,
+        "short side of the stored images, px; null: twice the final size, at most the images' own",
+        at_least=1,
+    )
+    max_aspect: float = option(
+        2.0, "longest stored side / shortest; the ends beyond are cut off evenly", at_least=1
+    )
+    interpolation: Literal["bilinear", "bicubic"] | None = option(
+        None, "of resizing; null: that of the weights with normalize=pretrained, else bilinear"
+    )
+    batch_size: int = option(64, "images per training step", at_least=1)
+    cache_gb: float = option(16.0, "larger sets stream from their files instead", at_least=0)
+    num_workers: int | None = option(
+        None,
+        "processes that read ahead; 0: this one reads; null: 0, or all cores for a streamed set",
+        at_least=0,
+    )
+    on_corrupt: Literal["error", "skip"] = option("error", "what a broken image does")
+    on_leak: Literal["warn", "error"] = option(
+        "warn", "what an image that is in training and validation does"
+    )
+
+    def ignores(self, run: "RunConfig") -> Iterator[str]:
+        """See :class:`Group`."""
+        if self.name != "imagenette":
+            yield "label_noise"
+        if self.name != "imagenette" or self.root is not None:
+            yield "variant"
+        if self.name not in ("folder", "table"):
+            yield "val_fraction"
+        if self.name != "table":
+            yield from ("path_column", "label_column", "split_column")
+        if run.resize.size is not None:
+            yield "default_size"
+
+    def contradictions(self, run: "RunConfig") -> Iterator[Problem]:
+        """See :class:`Group`."""
+        if self.name == "fashion" and self.root is not None:
+            yield Problem(
+                f"data.root={self.root}: data=fashion is embedded and takes no root",
+                f"data=fashion_mnist data.root={self.root}, or data=folder data.root={self.root}",
+            )
+        if self.name in ("folder", "table") and self.root is None:
+            yield Problem(
+                f"data.root=null: data={self.name} needs to know where the images are",
+                f"data={self.name} data.root=PATH",
+            )
