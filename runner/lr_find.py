@@ -88,10 +88,7 @@ def range_test(learner: "Learner", dataset: "Dataset", config: RunConfig) -> Ran
             rate = _START * (_END / _START) ** (step / _STEPS)
             set_rates(optimizer, rate, config.optim.momentum)
             try:
-                loss = train_step(
-                    learner, optimizer, next(batches), config.size, config.augment,
-                    config.smoothing.epsilon,
-                )  # fmt: skip
+                loss = train_step(learner, optimizer, next(batches), config)
                 require_finite(loss)
             except TrainingError:
                 if not losses:

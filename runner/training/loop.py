@@ -16,6 +16,7 @@ from runner.data.resident import ResidentStore
 from runner.errors import TrainingError
 from runner.machine.processes import ALONE, Processes
 from runner.randomness import generator, torch_seed
+from runner.training.averages import LastWeights
 from runner.training.optim import (
     build_optimizer,
     freeze_body,
@@ -71,6 +72,12 @@ class Training:
         self._in_stage: tuple[Learner, torch.optim.Optimizer] | None = None
         self._saved: dict[str, Tensor] = {}  # of the optimizer, until its stage begins again
         self._unseen: tuple[Moment, Tensor] | None = None  # the last step and its loss
+        self._average = LastWeights()
+
+    @property
+    def evaluated(self) -> Learner:
+        """The learner whose network is evaluated and shipped."""
+        return replace(self._learner, model=self._average.network(self._learner.model))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All that the steps to come depend on, besides ``done``.
@@ -80,7 +87,9 @@ class Training:
         """
         self._look_at_the_last_loss()
         optimizer = optimizer_tensors(self._in_stage[1]) if self._in_stage else self._saved
-        return {"model": self._learner.model.state_dict(), "optimizer": optimizer}
+        tensors = {"model": self._learner.model.state_dict(), "optimizer": optimizer}
+        average = self._average.tensors()
+        return {**tensors, "average": average} if average else tensors
 
     def restore(self, done: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Stand where a training stood whose ``tensors`` these are; call before iterating.
@@ -89,6 +98,7 @@ class Training:
             RuntimeError: they are of another network.
         """
         self._learner.model.load_state_dict(tensors["model"])
+        self._average.restore(tensors.get("average", {}))
         self.done, self._saved = done, dict(tensors["optimizer"])
 
     def __iter__(self) -> Generator[Step, None, None]:
@@ -117,6 +127,7 @@ class Training:
                     if not self._learner.model.training:
                         learner.model.train()
                     loss = self._step(learner, optimizer, now, next(batches))
+                    self._average.after_step(self._learner.model, now.before)
                     self._look_at_the_last_loss()  # while a GPU is at this step
                     self._unseen = (now, loss)
                     if now.ends_epoch:
@@ -169,9 +180,7 @@ class Training:
             torch.manual_seed(seed)
         set_rates(optimizer, now.lr, now.momentum)
         with self._told(now):
-            return train_step(
-                learner, optimizer, batch, now.size, config.augment, config.smoothing.epsilon
-            )
+            return train_step(learner, optimizer, batch, config)
 
     @contextmanager
     def _told(self, now: Moment) -> Iterator[None]:
@@ -219,7 +228,7 @@ def training_batches(
                 mix, needed = mix.part(mine)
         rows, drawn = rows[needed], drawn.rows(needed)
         pixels = source_pixels(dataset.store, split.indices[rows], drawn, augment)
-        return Batch(pixels, torch.from_numpy(split.labels[rows]), drawn, mix, batch_size)
+        return Batch(now, pixels, torch.from_numpy(split.labels[rows]), drawn, mix, batch_size)
 
     # Processes cannot share what is on a GPU, and there is nothing to wait for.
     is_resident = isinstance(dataset.store, ResidentStore)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from runner.config.schema import Augment
+from runner.config.schema import Augment, RunConfig
 from runner.data.batches import (
     Indices,
     Pixels,
@@ -24,6 +24,7 @@ from runner.machine.processes import ALONE, Processes
 from runner.training.optim import (
     skip_unless,
 )
+from runner.training.schedule import Moment
 from runner.tricks import augment as augmentation
 from runner.tricks import mixup as mixing
 from runner.tricks.normalize import normalize
@@ -72,6 +73,7 @@ class Batch:
     """What one training step works on; all of it is determined by (seed, epoch, step).
 
     Attributes:
+        moment: the place of the step in the plan; it sets the size of the images.
         pixels: of M images: this process's N, then those that are there as their partners only.
         labels: (M,) int64.
         draws: of the M images.
@@ -79,6 +81,7 @@ class Batch:
         num_images: in the step, over all processes.
     """
 
+    moment: Moment
     pixels: Pixels
     labels: Tensor
     draws: augmentation.Draws
@@ -87,52 +90,59 @@ class Batch:
 
 
 def train_step(
-    learner: Learner,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    size: int,
-    augment: Augment,
-    epsilon: float,
+    learner: Learner, optimizer: torch.optim.Optimizer, batch: Batch, config: RunConfig
 ) -> Tensor:
     """One update; returns the training loss of the whole step, a scalar on the device.
 
-    Where the loss or a gradient is not finite, the weights stay as they are. Nothing here waits for
-    a GPU, so there the loss that comes back is NaN then, and :func:`require_finite` tells.
+    Each trick acts on one line, in the order of the lines. Where the loss or a gradient is not
+    finite, the weights stay as they are. Nothing here waits for a GPU: there the returned loss is
+    NaN then, and :func:`require_finite` raises later.
 
     Raises:
         TrainingError: the loss or a gradient is not finite, on a CPU.
     """
-    images = augmented(batch.pixels, batch.draws, size, augment, learner.device)
-    labels = batch.labels.to(learner.device, non_blocking=True)
-    targets = one_hot(labels, learner.num_outputs)
+    device = learner.device
+    images = augmented(batch.pixels, batch.draws, batch.moment.size, config.augment, device)
+    targets = one_hot(batch.labels.to(device, non_blocking=True), learner.num_outputs)
     if batch.mix is not None:
-        mix = batch.mix.to(learner.device)
-        images = mixing.mix_images(images, mix)
-        targets = mixing.mix_targets(targets, mix)
-    targets = smooth(targets, epsilon)
+        mix = batch.mix.to(device)
+        images, targets = mixing.mix_images(images, mix), mixing.mix_targets(targets, mix)
+    targets = smooth(targets, config.smoothing.epsilon)
     # Processes average their gradients, so each loss counts by its part of the images.
     part = len(images) / batch.num_images
     loss = F.cross_entropy(learner.logits(images), targets) * (part * learner.processes.count)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     whole = learner.processes.sum(loss.detach() / learner.processes.count)
+    return updated(learner, optimizer, whole)
+
+
+def updated(learner: Learner, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    """Update the weights if ``loss`` and all gradients are finite.
+
+    Returns:
+        ``loss``; on a GPU NaN where the weights were left as they are.
+
+    Raises:
+        TrainingError: the loss or a gradient is not finite, on a CPU.
+    """
     sums = [p.grad.sum() for group in learner.groups for p in group if p.grad is not None]
-    witness = whole + torch.stack(sums).sum()
+    witness = loss + torch.stack(sums).sum()
     if witness.device.type == "cpu":
         require_finite(witness)
     else:
         is_finite = torch.isfinite(witness)
         skip_unless(optimizer, is_finite)
-        whole = torch.where(is_finite, whole, torch.nan)
+        loss = torch.where(is_finite, loss, torch.nan)
     optimizer.step()
-    return whole
+    return loss
 
 
 def require_finite(loss: Tensor) -> None:
-    """Nothing where ``loss`` is finite; waits for a GPU.
+    """Raise if ``loss`` is not finite. Synchronizes with a GPU.
 
     Raises:
-        TrainingError: it is not.
+        TrainingError: the loss or a gradient is not finite.
     """
     if not torch.isfinite(loss):
         raise TrainingError("the loss or a gradient is not finite")

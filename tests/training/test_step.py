@@ -22,6 +22,7 @@ from runner.config.schema import (
     Augment,
     Mixup,
     Optim,
+    Smoothing,
 )
 from runner.data.batches import Pixels
 from runner.errors import TrainingError
@@ -29,7 +30,7 @@ from runner.training import loop
 from runner.training import step as stepping
 from runner.training.loop import Training
 from runner.training.optim import build_optimizer, set_rates
-from runner.training.schedule import plan
+from runner.training.schedule import Moment, plan
 from runner.training.step import Batch, train_step
 from runner.tricks import augment as augmentation
 from runner.tricks import mixup as mixing
@@ -43,7 +44,9 @@ def a_batch(*, size=12, count=6, seed=0):
     canvas = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     draws = augmentation.draw(Augment(), count, 0, "augment", 0)
     pixels = Pixels(canvas, np.full((count, 2), size))
-    return Batch(pixels, torch.arange(count) % 3, draws, None, count)
+    now = Moment(stage=0, epoch=0, step=0, starts_stage=True, ends_epoch=False, before=0,
+                 progress=0.0, size=size, lr=0.01, momentum=0.9)  # fmt: skip
+    return Batch(now, pixels, torch.arange(count) % 3, draws, None, count)
 
 
 def an_optimizer(learner, *, lr=0.01):
@@ -57,7 +60,9 @@ def one_step(learner, batch, *, size=12, augment=None, mixup=None, epsilon=0.0, 
         mix = mixing.draw(np.random.default_rng(5), mixup, len(batch.labels), size, size)
         batch = replace(batch, mix=mix)
     optimizer = optimizer or an_optimizer(learner)
-    return train_step(learner, optimizer, batch, size, augment or Augment(), epsilon)
+    batch = replace(batch, moment=replace(batch.moment, size=size))
+    config = small_config(augment=augment or Augment(), smoothing=Smoothing(epsilon=epsilon))
+    return train_step(learner, optimizer, batch, config)
 
 
 # ── One step ───────────────────────────────────────────────────────────────────────────────────
