@@ -16,7 +16,7 @@ from runner.data.resident import ResidentStore
 from runner.errors import TrainingError
 from runner.machine.processes import ALONE, Processes
 from runner.randomness import generator, torch_seed
-from runner.training.averages import LastWeights
+from runner.training.averages import weights_over_time
 from runner.training.optim import (
     build_optimizer,
     freeze_body,
@@ -72,7 +72,7 @@ class Training:
         self._in_stage: tuple[Learner, torch.optim.Optimizer] | None = None
         self._saved: dict[str, Tensor] = {}  # of the optimizer, until its stage begins again
         self._unseen: tuple[Moment, Tensor] | None = None  # the last step and its loss
-        self._average = LastWeights()
+        self._average = weights_over_time(config, learner.model, self.total)
 
     @property
     def evaluated(self) -> Learner:
