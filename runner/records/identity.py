@@ -1,14 +1,15 @@
-"""What a run is: a hash over all that decides its result, and the name of its folder."""
+"""What a run is: a hash over what decides its result, and the name of its folder."""
 
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from runner.config import checks, schema
 from runner.config.schema import RunConfig
 from runner.machine.hardware import device_kind, used_precision
-from runner.records.run_folder import VERSION
+from runner.records.run_folder import VERSION, leaves
 
 # What a result does not depend on, or only in its last bits: where it is written and how it is
 # computed. The content of data.root counts, through the data fingerprint; its path does not.
@@ -36,8 +37,12 @@ def identity(
     presize: int,
     fingerprint: str,
     weights: str | None = None,
+    code: str | None = None,
 ) -> dict[str, Any]:
     """What a run is, for ``RunFolder.check``: equal for equal values, however they were spelled.
+
+    The hash covers the values that are not neutral, so that a key which is added later, with a
+    default that changes nothing, leaves every earlier run what it is.
 
     Args:
         config: as asked for; what ``auto`` and null mean here is part of the identity.
@@ -45,25 +50,69 @@ def identity(
         presize: of the data.
         fingerprint: of the data.
         weights: identity of the pretrained weights, if any.
+        code: SHA-256 of the file with the user's own code, if any.
 
     Returns:
-        ``values``, all that decides the result; ``fingerprint``; and ``identity``, sixteen hex
-        digits over both and the version of the record format.
+        ``values``, all that decides the result, neutral or not; ``fingerprint``; and ``identity``,
+        sixteen hex digits over what is not neutral, the fingerprint and the version of the record
+        format.
     """
     kind = device_kind(config.device)
     precision = used_precision(config.precision, kind, config.size)
     meant = schema.resolved(
         config, num_classes=num_classes, presize=presize, device=kind, precision=precision
     )
-    values = schema.to_dict(checks.effective(meant))
+    values = decisive_values(meant)
     values["model"]["weights"] = weights
+    values["code"] = code
+    name = hash_of(values, neutral_values(type(config)()), fingerprint)
+    return {"identity": name, "fingerprint": fingerprint, "values": values}
+
+
+def decisive_values(config: RunConfig) -> dict[str, Any]:
+    """The values of a resolved ``config`` that decide its result, by group and key.
+
+    Keys that ``config`` never reads are at their default.
+    """
+    values = schema.to_dict(checks.effective(config))
     for dotted in _COSMETIC:
         group, _, key = dotted.rpartition(".")
         (values[group] if group else values).pop(key)
-    values = {key: value for key, value in values.items() if value != {}}
-    content = json.dumps([values, fingerprint, VERSION], sort_keys=True)
-    name = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return {"identity": name, "fingerprint": fingerprint, "values": values}
+    return {key: value for key, value in values.items() if value != {}}
+
+
+def neutral_values(default: RunConfig | None = None) -> dict[str, Any]:
+    """The values of a run that leaves every key alone, nested as those of a run.
+
+    They depend on nothing, so that two values of a key never count as neutral both. Where null
+    means something else from run to run, the neutral value is one that no run has.
+    """
+    meant = schema.resolved(
+        default or RunConfig(), num_classes=0, presize=0, device="cpu", precision="fp32"
+    )
+    return {**decisive_values(meant), "code": None}
+
+
+NEUTRAL: Mapping[str, Any] = neutral_values()
+"""The neutral value of every key that decides a result."""
+
+
+def hash_of(values: Mapping[str, Any], neutral: Mapping[str, Any], fingerprint: str) -> str:
+    """Sixteen hex digits over the ``values`` that are not ``neutral``, and the data."""
+    plain = leaves(neutral)
+    missing = object()
+    told = {key: value for key, value in leaves(values).items() if plain.get(key, missing) != value}
+    content = json.dumps([told, fingerprint, VERSION], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` of a run of any age, with the neutral value of every key that they lack."""
+    filled = {**NEUTRAL, **values}
+    for name, neutral in NEUTRAL.items():
+        if isinstance(neutral, dict) and isinstance(filled[name], Mapping):
+            filled[name] = {**neutral, **filled[name]}
+    return filled
 
 
 def folder_name(config: RunConfig, run_identity: str) -> str:

@@ -33,12 +33,25 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from runner.config import schema
 from runner.errors import ArtefactError, ConfigError
 from runner.machine.files import read_whole, replace_whole, unwritable
 from runner.machine.locks import is_held
 
-VERSION = 3
+VERSION = 4
 """Of the format and of what the numbers mean; part of a run's identity."""
+
+READABLE = (3, VERSION)
+"""Versions of results that can be read.
+
+Version 3 differs in one point: the hash that is a run's identity covered neutral values too. Its
+finished runs are read like any other; the same command does not find them, and trains again.
+"""
+
+_ADVICE = {
+    3: "finished runs of version 3 can still be reported and evaluated, but not continued or "
+    "repeated in place: leave run_dir out to train again in a new folder, or use trick-runner 0.1.0"
+}
 
 LOGS = ("metrics.jsonl", "timings.jsonl")
 _FILES = (
@@ -71,7 +84,7 @@ class RunFolder:
             raise ArtefactError(
                 f"cannot read the result: {error}", where=str(path), fix="force=true to run anew"
             ) from error
-        if not isinstance(found, dict) or found.get("record_version") != VERSION:
+        if not isinstance(found, dict) or found.get("record_version") not in READABLE:
             version = found.get("record_version") if isinstance(found, dict) else None
             raise ArtefactError(
                 f"a result of record version {version}, this program reads {VERSION}",
@@ -114,7 +127,7 @@ class RunFolder:
         path = self.path / "run.json"
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            old = {"data": found["fingerprint"], **_leaves(found["values"])}
+            old = {"data": found["fingerprint"], **leaves(found["values"])}
             version = found["record_version"]
         except FileNotFoundError:
             self._check_is_empty()
@@ -129,15 +142,19 @@ class RunFolder:
             raise ArtefactError(
                 f"a run of record version {version}, this program writes {VERSION}",
                 where=str(self.path.absolute()),
-                fix="run_dir=ANOTHER_FOLDER, or the version of trick-runner that began it",
+                fix=_ADVICE.get(
+                    version, "run_dir=ANOTHER_FOLDER, or the version of trick-runner that began it"
+                ),
             )
         if found["identity"] == what["identity"]:
             return
-        new = {"data": what["fingerprint"], **_leaves(what["values"])}
+        new = {"data": what["fingerprint"], **leaves(what["values"])}
+        defaults = leaves(schema.default_dict())  # of keys that are newer than the folder
+        both = {key: (old.get(key, defaults.get(key)), new.get(key)) for key in {*old, *new}}
         changes = [
-            f"  {key}: {_shown(old.get(key))} → {_shown(new.get(key))}"
-            for key in sorted({*old, *new})
-            if old.get(key) != new.get(key)
+            f"  {key}: {_shown(was)} → {_shown(now)}"
+            for key, (was, now) in sorted(both.items())
+            if was != now
         ]
         raise ConfigError(
             "the folder belongs to another run, which differs in\n" + "\n".join(changes),
@@ -346,15 +363,13 @@ def _redacted_word(override: str) -> str:
     return f"{key}=<redacted>" if separator and _is_secret(key) else override
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted key."""
-    leaves: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
         dotted = f"{prefix}{key}"
-        leaves.update(
-            _leaves(value, f"{dotted}.") if isinstance(value, Mapping) else {dotted: value}
-        )
-    return leaves
+        found |= leaves(value, f"{dotted}.") if isinstance(value, Mapping) else {dotted: value}
+    return found
 
 
 def _shown(value: Any) -> str:

@@ -218,7 +218,7 @@ class Pictures:
         self._places: dict[str, int] = {}
         cache = run.path.absolute().parent / "cache"
         try:
-            data = checks.from_dict({"data": dict(run.data)}).data
+            data = checks.from_dict({"data": dict(run.config["data"])}).data
             if self._manifest and is_at_hand(data, cache):
                 listing = list_images(data, cache, 0, lambda what, done, total: None)
                 self._images = listing.images

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from runner.errors import ArtefactError, DataError
 from runner.machine.files import read_whole
-from runner.records.run_folder import RunFolder
+from runner.records.identity import NEUTRAL, with_defaults
+from runner.records.run_folder import VERSION, RunFolder
 
 METRICS = ("accuracy", "nll", "brier", "ece")
 VIEWS = ("plain", "tta")
 _REASONS = {"killed": "ended without a word; the same command goes on with it"}
+_OLDER = "begun with record version {}: train again, or continue it with trick-runner 0.1.0"
 OURS = ("cache", "sweeps")
 """Folders below ``outputs`` that are no runs but ours."""
 
@@ -50,7 +52,8 @@ class FinishedRun:
         identity: what it is, by a hash.
         seed: of its random draws.
         tricks: that were on.
-        values: everything that decides its result, by group and key.
+        values: everything that decides its result, by group and key; keys that are newer than the
+            run are at their default.
         fingerprint: of its data.
         classes: names in the order of the labels.
         num_val: validation images.
@@ -59,7 +62,7 @@ class FinishedRun:
         budget: ``epochs``, ``images``, ``pixels``, and ``seconds`` of training and evaluating.
         environment: versions and machine.
         command: that repeats it.
-        data: the configuration of its data, with the place where it lay.
+        config: as it was asked for, where null has not been replaced by what it means.
     """
 
     path: Path
@@ -75,7 +78,7 @@ class FinishedRun:
     budget: Mapping[str, float]
     environment: Mapping[str, Any]
     command: tuple[str, ...]
-    data: Mapping[str, Any]
+    config: Mapping[str, Any]
 
     @property
     def name(self) -> str:
@@ -196,6 +199,8 @@ def _sort_in(path: Path, found: Found) -> None:
             reason = str(status["reason"]).partition("\n")[0] or _REASONS.get(name, "")
             if name == "running":
                 reason = f"{folder.last_row().get('epoch', 0)} epochs done"
+            elif name in ("killed", "interrupted") and (version := _version(path)) < VERSION:
+                reason = _OLDER.format(version)
             found.unranked.append(Unranked(path.name, name, reason))
         else:
             found.runs.append(_run(path, result))
@@ -235,12 +240,12 @@ def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
     """
     try:
         what = json.loads(read_whole(path / "run.json"))
-        values = what["values"]
+        values = with_defaults(what["values"])
         if what["identity"] != result["identity"]:
             raise ValueError("run.json and result.json are of different runs")
-        groups = ("data", "normalize", "resize", "mixup", "smoothing", "tta", "model", "budget")
-        if not all(isinstance(values[group], dict) for group in groups):
-            raise TypeError("a group of values is none")
+        for group, neutral in NEUTRAL.items():
+            if isinstance(values[group], dict) != isinstance(neutral, dict):
+                raise TypeError(f"{group} is a group in one place, and a value in another")
         for group in ("data", "model"):
             _text(values[group]["name"])
         data = result["data"]
@@ -258,13 +263,26 @@ def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
             budget=_numbers(result["budget"], ("epochs", "images", "pixels", "seconds")),
             environment=dict(result["environment"]),
             command=_texts(result["command"]),
-            data=dict(result["config"]["data"]),
+            config=_config(result["config"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ArtefactError(
             f"not the files of a finished run: {reason}", where=str(path)
         ) from error
+
+
+def _version(path: Path) -> int:
+    """Record version of a run; that of this program where it cannot be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return int(json.loads(read_whole(path / "run.json"))["record_version"])
+    return VERSION
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(config["data"], dict):
+        raise TypeError("the configuration of the data is none")
+    return dict(config)
 
 
 def _text(value: Any) -> str:

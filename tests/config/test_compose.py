@@ -13,7 +13,6 @@ from runner.config import checks, compose, options, schema
 from runner.config.options import CONF_DIR, GROUPS
 from runner.config.schema import Mixup, Normalize, RunConfig, Smoothing, Tta
 from runner.errors import ConfigError
-from runner.records import identity as identities
 from runner.tricks.resize import first_size
 
 Composed = Callable[..., RunConfig]
@@ -83,7 +82,7 @@ def test_pairs_of_overlays_add_up_in_any_order(composed: Composed, first: str, s
 def test_spellings_of_one_experiment_are_one_run(composed: Composed, words: list[str]) -> None:
     config = composed(*words)
     assert config.mixup == Mixup(probability=1.0)
-    assert identity(config) == identity(composed("+trick=mixup"))
+    assert config == composed("+trick=mixup")
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["mixup=cutmix", "+trick=mixup"])))
@@ -231,89 +230,11 @@ def test_an_option_without_effect_is_told(composed: Composed, seed: int) -> None
     assert checks.without_effect(composed("+recipe=small", "data.root=somewhere")) == []
 
 
-def identity(config: RunConfig, fingerprint: str = "f") -> str:
-    return str(identities.identity(config, 10, 28, fingerprint)["identity"])
-
-
-SAME = [
-    "outputs=elsewhere", "device=cpu", "precision=fp32", "threads=3", "force=true",
-    "data.num_workers=2", "data.cache_gb=0", "eval.batch_size=7", "eval.every=3", "run_dir=there",
-    "checkpoint.minutes=0",
-    # spelled out
-    "resize.size=28", "eval.size=28", "model.num_outputs=10", "optim.lr=0.003", "data.presize=28",
-    # without effect
-    "mixup.alpha=0.2", "mixup=beta mixup.alpha=0", "mixup=beta mixup.until=0",
-    "mixup=cutmix mixup.cutmix_alpha=0", "resize.delay=0.1", "tta.beta=0.5",
-    "data.default_size=64 resize.size=28",
-]  # fmt: skip
-DIFFERENT = [
-    "seed=1", "precision=bf16", "device=cuda precision=fp32", "optim.lr=0.1", "mixup=beta",
-    "resize.size=32", "eval.size=32", "model.num_outputs=1000", "augment.flip=0.1",
-    "model=xresnet34", "budget.epochs=6", "tta=flip", "tta.scales=[1.5]",
-]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identities, "device_kind", lambda device: device.replace("auto", "cpu"))
-
-
-@pytest.mark.parametrize("words", SAME)
-def test_what_cannot_change_a_result_is_not_in_the_identity(composed: Composed, words: str) -> None:
-    assert identity(composed(*words.split(" "))) == identity(composed())
-
-
-@pytest.mark.parametrize("words", DIFFERENT)
-def test_what_can_change_a_result_is_in_the_identity(composed: Composed, words: str) -> None:
-    assert identity(composed(*words.split(" "))) != identity(composed())
-
-
-def test_identities_differ_among_the_views_of_tta(composed: Composed) -> None:
-    spellings = ["tta.scales=[1.5]", "tta.scales=[1.5] tta.beta=0.25", "tta=flip", "tta=book",
-                 "tta=flip tta.reduce=max", "tta=ten_crop"]  # fmt: skip
-    configs = [composed(*words.split(" ")) for words in spellings]
-    assert len({identity(config) for config in configs}) == len(spellings)
-    assert all(config.tricks == ["tta"] for config in configs)
-
-
 def test_a_mixup_that_mixes_nothing_is_no_trick(composed: Composed) -> None:
     for words in (["mixup=beta", "mixup.alpha=0"], ["mixup=beta", "mixup.until=0"]):
         assert composed(*words).tricks == []
     assert composed("mixup=cutmix").tricks == ["cutmix"]
     assert composed("mixup=switch").tricks == ["mixup", "cutmix"]
-
-
-def test_data_and_record_version_are_in_the_identity(
-    composed: Composed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = composed()
-    before = identity(config)
-    assert identity(config, "other") != before
-    assert identities.identity(config, 10, 56, "f")["identity"] != before
-    assert identities.identity(config, 11, 28, "f")["identity"] != before
-    monkeypatch.setattr(identities, "VERSION", identities.VERSION + 1)
-    assert identity(config) != before
-
-
-def test_what_a_run_is_says_all_that_decides_its_result(composed: Composed) -> None:
-    what = identities.identity(composed("+trick=mixup", "outputs=there"), 10, 28, "f")
-    assert set(what) == {"identity", "fingerprint", "values"}
-    assert re.fullmatch("[0-9a-f]{16}", what["identity"])
-    assert what["fingerprint"] == "f"
-    values = what["values"]
-    assert values["mixup"]["alpha"] == 0.4
-    assert (values["resize"]["size"], values["model"]["num_outputs"]) == (28, 10)
-    assert (values["device"], values["data"]["presize"]) == ("cpu", 28)
-    assert not {"outputs", "run_dir", "threads", "force", "checkpoint"} & set(values)
-
-
-def test_folder_names_are_legible_and_stay_inside(composed: Composed) -> None:
-    config = composed("+trick=[mixup,tta]", "seed=3")
-    assert identities.folder_name(config, "0123456789abcdef") == (
-        "fashion-xresnet18-mixup+tta-seed3-01234567"
-    )
-    hostile = dataclasses.replace(config, model=schema.Model("timm", "../../x"))
-    assert "/" not in identities.folder_name(hostile, "0" * 16)
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,7 @@ def test_going_on_keeps_what_an_earlier_attempt_left(folder):
     [
         b"", b'{"record_version": 1', b"[]", b"{}", b"null", b"\xff\xfe",
         b'{"record_version": 0}', b'{"record_version": "1"}',
+        b'{"record_version": 2}', b'{"record_version": 5}',
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_result_is_refused(folder, content):
@@ -268,7 +269,10 @@ def test_a_folder_takes_the_run_that_it_belongs_to(folder):
         (other(seed=4), ["  seed: 3 → 4"]),
         (other(tta={"scales": [1.0, 1.5]}), ["  tta.scales: [1.0] → [1.0, 1.5]"]),
         (other(optim={"lr": 0.1}), ['  optim.name: "adamw" → null']),
-        (other(mixup={"alpha": 0.4}), ["  mixup.alpha: null → 0.4"]),
+        # A key that is newer than the folder is at its default there.
+        (other(mixup={"alpha": 0.2}), ["  mixup.alpha: 0.4 → 0.2"]),
+        (other(seed=4, mixup={"alpha": 0.4}), ["  seed: 3 → 4"]),
+        (other(zoo={"size": 1}), ["  zoo.size: null → 1"]),
         (
             other(seed=4, optim={"lr": 0.2, "name": "sgd"}),
             ["  optim.lr: 0.1 → 0.2", '  optim.name: "adamw" → "sgd"', "  seed: 3 → 4"],
@@ -309,6 +313,20 @@ def test_a_folder_of_another_record_version_is_refused_with_both(folder, version
     assert content(folder) == before
     path.write_text(json.dumps({**WHAT, "record_version": VERSION}))  # negative control
     folder.check(WHAT)
+
+
+def test_results_of_record_version_3_are_read_but_its_folders_are_not_continued(folder):
+    begin(folder)
+    folder.finish(RESULT)
+    for name in ("run.json", "result.json"):
+        path = folder.path / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), "record_version": 3}))
+    assert folder.result() == {**RESULT, "record_version": 3, "status": "finished"}
+    with pytest.raises(ArtefactError) as caught:
+        folder.check(WHAT)
+    assert caught.value.what == f"a run of record version 3, this program writes {VERSION}"
+    for way in ("still be reported", "leave run_dir out", "trick-runner 0.1.0"):
+        assert way in caught.value.fix
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,35 @@ def test_a_damaged_result_is_listed_and_the_others_are_compared(
     assert reason
 
 
+def test_a_run_of_record_version_3_is_read_with_defaults_for_what_it_lacks(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "mixup", name="old", num_images=30)
+    (whole,) = find_runs([tmp_path]).runs
+
+    def age(content: dict[str, Any]) -> None:
+        content["record_version"] = 3
+        if "values" in content:
+            del content["values"]["smoothing"], content["values"]["code"]
+            del content["values"]["mixup"]["cutmix"]
+
+    for file in ("run.json", "result.json"):
+        edit(folder, file, age)
+    found = find_runs([tmp_path])
+    assert found.unranked == []
+    assert found.runs == [whole]
+    write_run(tmp_path, "mixup", name="new", seed=1, num_images=30)
+    (group,) = told(find_runs([tmp_path])).groups
+    assert [(row.label, row.seeds) for row in group.rows] == [("mixup", (0, 1))]
+
+
+def test_an_unfinished_run_of_record_version_3_cannot_be_continued(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, name="run", finish=False)
+    assert listed(find_runs([tmp_path]))["run"][1].endswith("the same command goes on with it")
+    edit(folder, "run.json", put("record_version", value=3))
+    status, reason = listed(find_runs([tmp_path]))["run"]
+    assert status == "killed"
+    assert "record version 3: train again" in reason
+
+
 NESTED = b"[" * 200_000
 BYTES = {
     "truncated": b'{"record_version": %d, "identity": "1' % VERSION,
