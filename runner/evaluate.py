@@ -24,7 +24,7 @@ from runner.config.schema import Data, RunConfig, Tta
 from runner.config.words import nearest, own_words
 from runner.errors import ArtefactError, ConfigError, DataError
 from runner.records.run_folder import RunFolder
-from runner.terminal.command import command, give
+from runner.terminal.command import command, give, program
 from runner.terminal.display import Display, table_console
 from runner.terminal.tables import Table, to_csv
 from runner.training.metrics import classification_metrics
@@ -375,7 +375,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m runner.evaluate",
+        prog=program("evaluate"),
         usage="%(prog)s RUN [RUN …] [-m] [tta=NAME] [KEY=VALUE …] [--csv FILE] [--json FILE] "
         "[--markdown FILE]",
         description="Evaluate trained runs again, with any TTA, without training. All variants "

@@ -1,4 +1,4 @@
-"""Try learning rates on a growing scale and suggest some: ``python -m runner.lr_find``.
+"""Try growing learning rates and suggest some: ``python -m runner.lr_find data=fashion``.
 
 Takes the words of ``python -m runner.train``. The range test is Smith's (2015, arXiv:1506.01186);
 its constants and the three suggestions are fastai's. Nothing is trained: the network is put back as
@@ -151,7 +151,12 @@ def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
     return {"suggestions": test.suggestions()}
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command; see ``--help``."""
     from runner.terminal.start import hydra_command
 
-    hydra_command(_run, can_sweep=False)
+    hydra_command("lr_find", _run, can_sweep=False)
+
+
+if __name__ == "__main__":
+    main()

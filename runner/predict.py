@@ -23,7 +23,7 @@ from runner.config.complaints import translated
 from runner.config.schema import RunConfig, Tta
 from runner.errors import ArtefactError, DataError
 from runner.machine.hardware import num_cores
-from runner.terminal.command import command, give
+from runner.terminal.command import command, give, program
 from runner.terminal.display import Display, table_console
 from runner.terminal.tables import Table, to_csv
 
@@ -187,7 +187,7 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     """The words that the command takes."""
     parser = argparse.ArgumentParser(
-        prog="python -m runner.predict",
+        prog=program("predict"),
         description="Say what is in images, with the bundle of a trained network.",
         epilog="Exit codes: 0 done, 2 usage, 3 some images could not be read (the others are "
         "predicted), 7 the bundle was refused.",

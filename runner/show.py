@@ -1,4 +1,4 @@
-"""How the runs below a folder stand, also while they go on: ``python -m runner.show [OUTPUTS]``.
+"""List the runs below a folder, also while they run: ``python -m runner.show outputs``.
 
 Reads run folders only, whoever is at them, and imports no torch.
 """
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from runner.errors import DataError
 from runner.records.run_folder import run_folders
-from runner.terminal.command import command
+from runner.terminal.command import command, program
 from runner.terminal.display import PipeConsole, printable
 
 
@@ -42,7 +42,7 @@ def rows(outputs: Path) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """The command; see ``--help``."""
-    parser = argparse.ArgumentParser(prog="python -m runner.show", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("show"), description=__doc__)
     parser.add_argument("outputs", nargs="?", default="outputs", type=Path)
     outputs = parser.parse_args().outputs
 

@@ -101,7 +101,7 @@ def _tell(dataset: "Dataset", display: Display) -> None:
 
 def main() -> None:
     """The command; see ``--help``."""
-    hydra_command(run)
+    hydra_command("train", run)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ FLOORS = [
     {"training"},
     {"report", "export"},
     {"train", "lr_find", "show", "evaluate", "predict", "export.__main__", "report.__main__",
-     "data.__main__"},
+     "data.__main__", "__main__"},
 ]  # fmt: skip
 HYDRA = {"compose.py", "complaints.py", "start.py", "trick_runner.py"}
 NO_TORCH = {
     "errors", "randomness", "machine", "config", "terminal", "training.metrics",
     "records.run_folder", "records.identity", "records.sweep_folder",
-    "train", "lr_find", "show", "report", "report.__main__",
+    "__main__", "train", "lr_find", "show", "report", "report.__main__",
     "evaluate", "predict", "export.__main__", "data.__main__",
 }  # fmt: skip
 

@@ -27,6 +27,7 @@ def test_every_file_that_is_needed_is_in_it(wheel: Path) -> None:
     for source in (ROOT / "runner").rglob("*.py"):
         assert str(source.relative_to(ROOT)) in names
     assert "hydra_plugins/trick_runner.py" in names
+    assert "runner/py.typed" in names
     for data in ("fashion.npz", "fashion.sha256", "FASHION-MNIST-LICENSE"):
         assert f"runner/data/embedded/{data}" in names
     assert not [name for name in names if name.startswith(("tests/", "outputs/"))]
@@ -50,8 +51,10 @@ def test_it_runs_from_another_folder(wheel: Path, tmp_path: Path, tiny_folder: P
     for line in where.splitlines():
         assert line.startswith(str(site)), "the checkout must not be what is tested"
     assert "probability: 1.0" in run("-m", "runner.train", "--cfg", "job", "+trick=mixup")
-    # A sweep, so that Hydra finds our plugin; of one tiny training.
+    assert run(str(site / "bin" / "trick-runner"), "--version").startswith("trick-runner ")
+    # A sweep, so that Hydra finds our plugin; of one tiny training, each job in another process.
     words = [f"data.root={tiny_folder}", "data=folder", "data.batch_size=16", "resize.size=16"]
-    told = run("-m", "runner.train", "-m", *words, "budget.epochs=1", "+trick=mixup,tta")
-    assert "2 jobs" in told
+    train = (str(site / "bin" / "trick-runner"), "train", "-m", "hydra/launcher=joblib")
+    output = run(*train, *words, "budget.epochs=1", "+trick=mixup,tta")
+    assert "2 jobs" in output
     assert len(list(elsewhere.glob("outputs/*/result.json"))) == 2

@@ -1,4 +1,4 @@
-"""Facts of a data set: ``python -m runner.data stats data=folder data.root=PATH``.
+"""Measure a data set: ``python -m runner.data stats data=folder data.root=PATH``.
 
 Prints mean and std of the training split, and of nothing else, as an option file for ``normalize``.
 """
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from runner.config import compose
 from runner.config.complaints import translated
-from runner.terminal.command import command
+from runner.terminal.command import command, program
 from runner.terminal.display import Display
 
 
 def main() -> None:
     """The command; see ``--help``."""
-    parser = argparse.ArgumentParser(prog="python -m runner.data")
+    parser = argparse.ArgumentParser(prog=program("data"))
     facts = parser.add_subparsers(metavar="FACT", required=True)
     stats = facts.add_parser(
         "stats",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from runner.config.complaints import translated
 from runner.errors import ArtefactError, ConfigError, DataError, RunnerError
 from runner.machine.files import write_output
-from runner.terminal.command import command
+from runner.terminal.command import command, program
 from runner.terminal.display import Display
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     """The words that the command takes."""
     words = argparse.ArgumentParser(
-        prog="python -m runner.export",
+        prog=program("export"),
         description="Write a trained network as one file, normalization inside, that runs without "
         "trick-runner. It is checked against the network on real images first.",
         epilog="Exit codes: 0 done, 2 usage, 3 an image could not be read, 4 the file could not be "

@@ -1,4 +1,4 @@
-"""Does it help? ``python -m runner.report [OUTPUTS …]`` compares the runs below a folder.
+"""Compare finished runs and say which trick helps: ``python -m runner.report outputs``.
 
 Runs that are equal but for trick and seed are compared, paired by seed, each trick with the
 baseline; the verdict is helps, hurts, no difference larger than the margin, or cannot tell, and
@@ -15,13 +15,13 @@ from runner.report import text
 from runner.report.answer import Answer, answer
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
-from runner.terminal.command import command, give
+from runner.terminal.command import command, give, program
 from runner.terminal.display import TABLE_WIDTH, PipeConsole, printable, table_console
 
 
 def parser() -> argparse.ArgumentParser:
     """Of the command's words."""
-    parser = argparse.ArgumentParser(prog="python -m runner.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("report"), description=__doc__)
     parser.add_argument(
         "outputs", nargs="*", type=Path, help="folders of runs, or runs (default: outputs)"
     )

@@ -56,6 +56,17 @@ def command(
         sys.exit(known.exit_code)
 
 
+def program(name: str) -> str:
+    """The words with which the user called a command, such as ``trick-runner show``.
+
+    Args:
+        name: of the command. Called as a module, it is ``python -m runner.NAME``.
+    """
+    called = sys.argv[0]  # set by runner.__main__ where that started the command
+    is_listed = called in (f"trick-runner {name}", f"python -m runner {name}")
+    return called if is_listed else f"python -m runner.{name}"
+
+
 def give(targets: Mapping[str, Path | None], contents: Mapping[str, Callable[[], str]]) -> bool:
     """Write what the user asked for, each to its file, or to standard output for ``-``.
 

@@ -18,14 +18,20 @@ from runner.config.options import CONF_DIR
 from runner.config.schema import RunConfig
 from runner.errors import ConfigError, RunnerError
 from runner.machine.processes import from_environment
-from runner.terminal.command import command
+from runner.terminal.command import command, program
 
 Work = Callable[[RunConfig, list[str]], dict[str, Any]]
 """Does one job: takes its configuration and the words it was asked for with, returns a summary."""
 
 
-def hydra_command(work: Work, *, can_sweep: bool = True) -> None:
-    """Run ``work`` for the command line, once or as a sweep, and end as every command ends."""
+def hydra_command(name: str, work: Work, *, can_sweep: bool = True) -> None:
+    """Run ``work`` for the command line, once or as a sweep, and end as every command ends.
+
+    Args:
+        name: of the command, for its usage.
+        work: does one job.
+        can_sweep: whether ``-m`` and several processes are allowed.
+    """
     # Hydra's own handler would print a traceback and exit with 1; this hands the error to ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     outcomes: list[dict[str, Any]] = []
@@ -44,7 +50,7 @@ def hydra_command(work: Work, *, can_sweep: bool = True) -> None:
     def body() -> None:
         compose.check_arguments(sys.argv[1:])
         compose.register()
-        _check_mode(can_sweep)
+        _check_mode(name, can_sweep)
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)()
         for outcome in outcomes:
             if "error" in outcome:
@@ -59,9 +65,11 @@ def hydra_command(work: Work, *, can_sweep: bool = True) -> None:
     )
 
 
-def _check_mode(can_sweep: bool) -> None:
+def _check_mode(name: str, can_sweep: bool) -> None:
     """Refuse modes that do not combine; check what ``--cfg`` would only print."""
-    arguments = get_args_parser().parse_args()
+    parser = get_args_parser()
+    parser.prog = program(name)
+    arguments = parser.parse_args()
     if arguments.multirun and not can_sweep:
         raise ConfigError("this command takes one configuration", where="-m", fix="leave out -m")
     is_shared = from_environment().count > 1
