@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner import __version__
-from runner.config.checks import nearest
+from runner.config.words import nearest
 from runner.errors import ConfigError
 from runner.terminal.command import command
 

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from scripts import rooms
+from scripts.rooms import imports, module_name
+
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "runner").rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")])
 
-# Imports go down only: a module knows modules of lower floors, and those of its own package.
+# Imports go down only: a room knows rooms of lower floors. `python scripts/rooms.py` shows them.
 FLOORS = [
     {"errors", "randomness"},
     {"machine"},
@@ -31,53 +34,12 @@ NO_TORCH = {
 }  # fmt: skip
 
 
-def imports(path: Path, *, top_level_only: bool = False) -> list[str]:
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
-    names = []
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            names += [f"{module}.{alias.name}" if module == "runner" else module
-                      for alias in node.names]  # fmt: skip
-    return names
-
-
-def room(name: str) -> str:
-    """``runner.data.store`` → ``data``; a command that lives in a package is a room of its own."""
-    parts = name.split(".")
-    if parts[-1] == "__main__":
-        return ".".join(parts[1:])
-    return parts[1] if name.count(".") else name
-
-
-def floor(name: str) -> int:
-    return next(number for number, rooms in enumerate(FLOORS) if name in rooms)
-
-
-MODULES = [path for path in SOURCES if path.parts[-2:] != ("runner", "__init__.py")]
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_down(path: Path) -> None:
-    if path.parent.name == "hydra_plugins":
-        return
-    own = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    for name in imports(path):
-        if not name.startswith("runner.") or name == "runner.__version__":
-            continue
-        other = room(name)
-        if other not in (own, own.partition(".")[0]):
-            assert floor(other) < floor(own), f"{own} must not know {other}"
-
-
-def test_the_check_of_floors_can_fail(tmp_path: Path) -> None:
-    upward = tmp_path / "x.py"
-    upward.write_text("def f():\n    from runner.training.step import fit\n")
-    assert [room(name) for name in imports(upward)] == ["training"]
-    assert floor("training") > floor("models")
+def test_imports_go_down() -> None:
+    arrows = rooms.read_arrows(ROOT)
+    assert set().union(*FLOORS) == {*arrows}
+    assert rooms.upward(arrows, FLOORS) == []
+    arrows["models"].add("training")
+    assert rooms.upward(arrows, FLOORS) == [("models", "training")], "the test cannot fail"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -86,8 +48,8 @@ def test_hydra_and_torch_stay_where_they_belong(path: Path) -> None:
     anywhere = {name.split(".")[0] for name in imports(path)}
     if path.name not in HYDRA:
         assert not {"hydra", "omegaconf"} & anywhere
-    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    if room(name) in NO_TORCH or name.removeprefix("runner.") in NO_TORCH:
+    name = module_name(path, ROOT)
+    if NO_TORCH & {rooms.room(name), name.removeprefix("runner.")}:
         assert "torch" not in at_start
 
 
