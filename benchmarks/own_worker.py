@@ -64,7 +64,7 @@ class Contestant:
     def _run(self) -> Steps:
         endless = replace(self.config, budget=replace(self.config.budget, epochs=100_000))
         stages = plan(endless, len(self.dataset.train))
-        meter = Meter(stages, Display(quiet=True))
+        meter = Meter(stages)
         for step in Training(self.learner, self.dataset, stages, endless):
             meter.step(step)
             yield step.loss
@@ -106,7 +106,6 @@ class Contestant:
             self._forward_only(images)
             return {"seconds": time.perf_counter() - started, "images": images}
         found = evaluate(self.learner, self.dataset, self.config, with_tta=with_tta)
-        assert found is not None
         seconds = time.perf_counter() - started
         accuracy = float((found.tta.argmax(1) == found.labels).mean())
         return {"seconds": seconds, "images": images, "accuracy": accuracy}

@@ -235,7 +235,6 @@ def evaluated(
     )
     crop = bundle.preprocess.crop
     found = evaluate_variants(learner, dataset, config, ttas, progress=display.evaluation)
-    assert found is not None  # nobody asks it to stop
     now = environment(learner.device, learner.precision, learner.processes)
     difference = _difference(run, found[0], differences(run.environment, now), display)
     views = [("plain", Tta()), *zip(configs, ttas, strict=True)]

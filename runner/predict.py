@@ -153,7 +153,6 @@ def rank(
         num_workers=num_workers,
         progress=progress,
     )
-    assert found is not None  # nobody asks it to stop
     predicted = found.plain if tta is None else found.combined[0]
     if not np.isfinite(predicted).all():
         raise ArtefactError(

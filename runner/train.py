@@ -68,11 +68,11 @@ def _run(
         folder.drop_checkpoints()  # of a process killed after its last word
         display.line("finished before; force=true runs it anew")
         return folder, "skipped", result
+    from runner.training.experiment import Experiment
     from runner.training.session import train_and_evaluate
 
-    return folder, *train_and_evaluate(
-        config, dataset, folder, what, overrides, display, processes, weights
-    )
+    experiment = Experiment(config, dataset, what, overrides, weights)
+    return folder, *train_and_evaluate(experiment, folder, display, processes)
 
 
 def _tell(dataset: "Dataset", display: Display) -> None:

@@ -5,6 +5,7 @@ several, so that a finished run of one process answers at once.
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from runner.errors import ConfigError, RunnerError, StorageError
-from runner.machine.signals import at_once
+from runner.machine.signals import Interrupted, at_once
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,6 +73,15 @@ class Processes:
 
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
         return bool(self.sum(torch.tensor([int(flag)], device=device)))
+
+    def stop_if(self, flag: bool) -> None:
+        """End the work of all processes if ``flag`` is set on any of the processes.
+
+        Raises:
+            Interrupted: ``flag`` is set; raised on all processes.
+        """
+        if self.any(flag):
+            raise Interrupted(signal.SIGTERM)
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:

@@ -1,29 +1,33 @@
-"""What a run has used and reached so far, a row per evaluation, over every attempt at it."""
+"""What a run has used and reached so far, over every attempt at it: a row per evaluation."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
-from runner.terminal.display import Display
 from runner.training.loop import Step
-from runner.training.metrics import classification_metrics
-from runner.training.predicting import Predictions
 from runner.training.schedule import Stage, moment
 
 
 class Meter:
-    """Adds up what training used, per row and in all, over every attempt at the run."""
+    """Adds up what training used, per row and in all, over every attempt at the run.
+
+    Attributes:
+        num_epochs: epochs of the plan that are begun; the last of a stage may be a part of one.
+        steps: steps made.
+        images: images trained on, over all processes.
+        pixels: pixels trained on.
+        seconds: time spent on the steps.
+        eval_seconds: time spent on evaluations.
+    """
 
     _KEPT = ("steps", "images", "pixels", "seconds", "eval_seconds", "_images", "_seconds")
 
-    def __init__(self, stages: tuple[Stage, ...], display: Display, every: int = 1) -> None:
-        """A row is of ``every`` epochs; the last one may be of fewer."""
+    def __init__(self, stages: tuple[Stage, ...], every: int = 1) -> None:
+        """Begin with nothing used; a row is of ``every`` epochs, the last row perhaps of fewer."""
         self.num_epochs = sum(stage.num_epochs for stage in stages)
-        self._num_steps = sum(stage.num_steps for stage in stages)
         self._stages, self._every = stages, every
-        self._display = display
         self.steps, self.images, self.pixels = 0, 0, 0
         self.seconds, self.eval_seconds = 0.0, 0.0
         self._accuracy = float("nan")
@@ -34,12 +38,12 @@ class Meter:
         self._images, self._seconds = 0, 0.0
 
     def state(self) -> dict[str, Any]:
-        """Everything, as values for JSON."""
+        """Everything that a checkpoint keeps, as values for JSON."""
         losses = torch.stack(self._losses).tolist() if self._losses else []
         return {"losses": losses, **{name: getattr(self, name) for name in self._KEPT}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Stand where a meter stood whose ``state`` this is."""
+        """Continue from the ``state`` of another meter."""
         self._losses = list(torch.tensor(state["losses"], dtype=torch.float32))
         for name in self._KEPT:
             setattr(self, name, state[name])
@@ -51,53 +55,61 @@ class Meter:
 
     @property
     def is_row_over(self) -> bool:
-        """Whether all steps of a row were made, which has not been evaluated."""
+        """Whether all steps of a row were made and the row has not been evaluated."""
         if not self._losses:
             return False
         last = moment(self._stages, self.steps - 1)
         epochs = last.epoch + 1
         return last.ends_epoch and (epochs % self._every == 0 or epochs == self.num_epochs)
 
+    @property
+    def epochs(self) -> float:
+        """Epochs of the plan; parts of an epoch count as parts."""
+        return sum(stage.num_steps / stage.steps_per_epoch for stage in self._stages)
+
     def step(self, step: Step) -> None:
-        """Count a step, and show it when the display is due."""
-        moment = step.moment
+        """Count a step."""
         self._losses.append(step.loss)
         self._images += step.num_images
         self._seconds += step.seconds
         self.steps += 1
         self.images += step.num_images
-        self.pixels += step.num_images * moment.size**2
+        self.pixels += step.num_images * step.moment.size**2
         self.seconds += step.seconds
-        if self._display.is_due():
-            rate = self._images / max(self._seconds, 1e-9)
-            note = f"size {moment.size}  loss {float(step.loss):.3f}  {rate:,.0f} images/s"
-            if np.isfinite(self._accuracy):
-                note += f"  accuracy {self._accuracy:.2%}"
-            stage = self._stages[moment.stage].name
-            name = f"{stage}, epoch {moment.epoch + 1}/{self.num_epochs}"
-            self._display.step(name, step.done, self._num_steps, note)
+
+    def note(self, step: Step) -> tuple[str, str]:
+        """Where training is after ``step``, and how it goes. Synchronizes with a GPU."""
+        now = step.moment
+        rate = self._images / max(self._seconds, 1e-9)
+        note = f"size {now.size}  loss {float(step.loss):.3f}  {rate:,.0f} images/s"
+        if math.isfinite(self._accuracy):
+            note += f"  accuracy {self._accuracy:.2%}"
+        name = self._stages[now.stage].name
+        return f"{name}, epoch {now.epoch + 1}/{self.num_epochs}", note
 
     def end_row(
-        self, predictions: Predictions, classes: tuple[str, ...]
+        self, plain: Mapping[str, Any], eval_seconds: float
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The rows of the epochs just evaluated: what they came to, and the time they took.
+        """The row of the epochs just evaluated: what they reached, and the time that they took.
 
-        The validation loss is plain, whatever the training loss.
+        Args:
+            plain: metrics of the plain predictions; the validation loss is plain, whatever the
+                training loss.
+            eval_seconds: time that the evaluation took.
         """
-        metrics = classification_metrics(predictions.plain, predictions.labels, classes)
-        self._accuracy = metrics["accuracy"]
-        self.eval_seconds += predictions.seconds
+        self._accuracy = plain["accuracy"]
+        self.eval_seconds += eval_seconds
         last = moment(self._stages, self.steps - 1)
         row = {
             "epoch": last.epoch + 1,
             "step": self.steps,
             "stage": self._stages[last.stage].name,
-            # On the CPU: losses of before an interruption come back from a file to there.
+            # On the CPU, where losses from before an interruption are read to.
             "train_loss": float(torch.stack([loss.cpu() for loss in self._losses]).mean()),
-            "val_loss": metrics["nll"],
-            "val_accuracy": metrics["accuracy"],
-            "val_brier": metrics["brier"],
-            "val_ece": metrics["ece"],
+            "val_loss": plain["nll"],
+            "val_accuracy": plain["accuracy"],
+            "val_brier": plain["brier"],
+            "val_ece": plain["ece"],
             "size": last.size,
             "lr": last.lr,
             "images": self.images,
@@ -106,7 +118,7 @@ class Meter:
         timing = {
             "epoch": last.epoch + 1,
             "seconds": self._seconds,
-            "eval_seconds": predictions.seconds,
+            "eval_seconds": eval_seconds,
             "total_seconds": self.seconds + self.eval_seconds,
             "images_per_second": self._images / self._seconds,
         }

@@ -60,16 +60,16 @@ def evaluate(
     with_tta: bool,
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Predictions | None:
+) -> Predictions:
     """Predict the validation split as ``config`` says, with its TTA or with the plain view alone.
 
-    See :func:`evaluate_variants`; None when it should stop.
+    See :func:`evaluate_variants`.
     """
     variants = [config.tta if with_tta else Tta()]
-    found = evaluate_variants(
+    (found,) = evaluate_variants(
         learner, dataset, config, variants, progress=progress, should_stop=should_stop
     )
-    return found[0] if found else None
+    return found
 
 
 def evaluate_variants(
@@ -80,7 +80,7 @@ def evaluate_variants(
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> list[Predictions] | None:
+) -> list[Predictions]:
     """Predict the validation split, plain and with several TTAs, in one pass over the data.
 
     Args:
@@ -93,10 +93,10 @@ def evaluate_variants(
         should_stop: asked after every batch.
 
     Returns:
-        One for each of ``variants``, with the plain predictions and the seconds of them all; None
-        when it should stop.
+        Predictions of each of ``variants``, with the plain predictions and the seconds of them all.
 
     Raises:
+        Interrupted: ``should_stop`` returned true in one of the processes.
         TrainingError: a prediction is not finite; the last update took the weights too far.
     """
     started = time.perf_counter()
@@ -113,8 +113,6 @@ def evaluate_variants(
         progress=progress,
         should_stop=should_stop,
     )
-    if found is None:
-        return None
     if not all(np.isfinite(part).all() for part in (found.plain, *found.combined)):
         raise TrainingError(
             "a prediction is not finite",
@@ -169,7 +167,7 @@ def probabilities(
     num_workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Probabilities | None:
+) -> Probabilities:
     """Predict images, plain and with several TTAs, in one pass over them.
 
     What several of them look at is computed once. Deterministic: only ``tta.passes`` draw anything,
@@ -189,8 +187,8 @@ def probabilities(
         progress: told the number of batches done, and of all.
         should_stop: asked after every batch.
 
-    Returns:
-        None when it should stop.
+    Raises:
+        Interrupted: ``should_stop`` returned true in one of the processes.
     """
     size, crop = learner.preprocess.size, learner.preprocess.crop
     # The plain view is always computed, and reused where it is one of the wanted ones.
@@ -245,8 +243,7 @@ def probabilities(
             progress(done + 1, len(order))
             if is_stopped := should_stop():
                 break
-    if learner.processes.any(is_stopped):
-        return None
+    learner.processes.stop_if(is_stopped)
     # Every row is some process's and zero with the others: the sums are exact.
     all_plain, *all_combined = (
         learner.processes.sum(part).cpu().numpy() for part in (plain, *combined)

@@ -1,115 +1,86 @@
-"""One run from its checked configuration to its result on disk: assemble, fit, evaluate, record."""
+"""One run, from its checked configuration to its result on disk; steered by :class:`Attempt`."""
 
-import hashlib
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from runner.config.schema import RunConfig, to_dict
-from runner.data.dataset import Dataset
 from runner.data.resident import resident
 from runner.errors import ArtefactError, ConfigError, ProcessError, RunnerError, TrainingError
-from runner.machine import signals
 from runner.machine.environment import differences, environment
 from runner.machine.locks import locked
 from runner.machine.processes import ALONE, Processes
-from runner.models import Loaded, Weights
+from runner.machine.signals import Interrupted, deferred
 from runner.records import checkpoint
-from runner.records.bundle import Architecture, Evaluated, bundle_files
 from runner.records.run_folder import RunFolder
 from runner.terminal.display import Display
+from runner.training.experiment import Experiment
 from runner.training.learners import build_learner
-from runner.training.loop import Step, Training
+from runner.training.loop import Training
 from runner.training.meter import Meter
 from runner.training.metrics import classification_metrics
-from runner.training.predicting import Predictions, evaluate, images_per_pass
+from runner.training.outcome import Outcome, result, write_files
+from runner.training.predicting import Predictions, evaluate
 from runner.training.schedule import Stage, plan
 from runner.training.step import Learner
 
 
 def train_and_evaluate(
-    config: RunConfig,
-    dataset: Dataset,
-    folder: RunFolder,
-    what: Mapping[str, Any],
-    overrides: list[str],
-    display: Display,
-    processes: Processes = ALONE,
-    weights: Weights | None = None,
+    experiment: Experiment, folder: RunFolder, display: Display, processes: Processes = ALONE
 ) -> tuple[str, dict[str, Any]]:
     """Train, evaluate and write the run folder, from where an earlier attempt left off.
 
     Args:
-        config: of the run.
-        dataset: it names.
-        folder: the run's; ``what`` must have been checked against it.
-        what: the run is: ``identity``, ``fingerprint`` and ``values``.
-        overrides: the command's words.
-        display: told how it goes.
-        processes: that share the run.
-        weights: pretrained ones that ``config`` was fitted to.
+        experiment: what is trained; its identity must have been checked against ``folder``.
+        folder: folder of the run.
+        display: shows the progress.
+        processes: the processes that share the run.
 
     Returns:
-        How it came to its result: ``finished``, ``resumed`` and finished, or ``skipped`` as another
-        process has just finished it; and the content of ``result.json``.
+        How the run came to its result, and the content of ``result.json``. How is ``finished``,
+        ``resumed`` (and finished), or ``skipped`` if another process has just finished the run.
 
     Raises:
-        BusyError: another process is at this run.
+        BusyError: another process is working on this run.
         TrainingError: training diverged or memory ran out; ``status.json`` says so too.
         ArtefactError: there are checkpoints, but none can be used.
-        Interrupted: by a signal; what was done is saved.
+        Interrupted: a signal came; what was done is saved.
     """
+    config, dataset = experiment.config, experiment.dataset
     stages = plan(config, len(dataset.train))
-    if (smallest := min(stage.batch_size for stage in stages)) < processes.count:
-        raise ConfigError(
-            f"batches of {smallest} images cannot be divided among {processes.count} processes",
-            where=f"{_batch_key(config, smallest)}={smallest}",
-            fix=f"{_batch_key(config, smallest)}={processes.count}, or fewer processes",
-        )
-    learner, loaded = build_learner(config, dataset, processes, weights)
+    _require_divisible(stages, config, processes)
+    learner, loaded = build_learner(config, dataset, processes, experiment.weights)
     if loaded is not None:
         display.line(f"pretrained: {loaded}")
-    dataset = resident(dataset, learner.device)
-    with ExitStack() as stack:
-        problem = None
-        try:
-            if processes.is_first:
-                stack.enter_context(locked(folder.lock, wait=False))
-        except RunnerError as error:
-            problem = error
-        processes.agree(problem)
-        # Another process may have finished it while this one was starting.
+    experiment = replace(experiment, dataset=resident(dataset, learner.device))
+    with _owned(folder, processes):
+        # Another process may have finished the run while this one was starting.
         if not config.force and (finished := folder.result()) is not None:
-            folder.check(what)
+            folder.check(experiment.identity)
             return "skipped", finished
-        run = _Run(config, dataset, folder, str(what["identity"]), stages, learner, display)
-        if weights is not None and loaded is not None:
-            run.pretrained = _pretrained_facts(weights, loaded)
+        attempt = Attempt(experiment, folder, stages, learner, display)
         try:
             with processes.first_alone():
                 if processes.is_first:
-                    folder.check(what)  # again: only now nobody else can begin another run here
-                    if config.force:
-                        folder.clear()
-                    folder.begin(what, to_dict(config), overrides)
-                    folder.write_bytes("split.csv.gz", dataset.manifest_csv())
-            is_resumed = run.resume()
-            with signals.deferred() as is_asked:
-                result = run.train(is_asked)
-                if result is not None and processes.is_first:
-                    command = ["python", "-m", "runner.train", *overrides]
-                    result = folder.finish(
-                        {"identity": what["identity"], "command": command, **result}
+                    _begin(experiment, folder)
+            is_resumed = attempt.resume()
+            with deferred() as should_stop:
+                outcome = attempt.train(should_stop)
+                digests: dict[str, str] = {}
+                if processes.is_first:
+                    digests = write_files(
+                        folder, config, experiment.dataset, learner, outcome.predictions
                     )
-            if result is None:  # the signal came to another of the processes
-                raise signals.Interrupted(signal.SIGTERM)
+                content = result(experiment, learner, loaded, outcome, digests)
+                if processes.is_first:
+                    content = folder.finish({**_origin(experiment), **content})
         except (KeyboardInterrupt, SystemExit) as error:
             if processes.is_first and folder.is_begun:
-                folder.write_status("interrupted", f"{error or 'ended'} {run.progress}")
+                folder.write_status("interrupted", f"{error or 'ended'} {attempt.progress}")
             raise
         except Exception as error:
             problem = _known(error, config)
@@ -118,7 +89,50 @@ def train_and_evaluate(
             if problem is None:
                 raise
             raise problem from error
-    return "resumed" if is_resumed else "finished", result
+    return "resumed" if is_resumed else "finished", content
+
+
+def _require_divisible(stages: tuple[Stage, ...], config: RunConfig, processes: Processes) -> None:
+    """Raise ConfigError if a batch has fewer images than there are processes."""
+    smallest = min(stage.batch_size for stage in stages)
+    if smallest < processes.count:
+        key = _batch_key(config, smallest)
+        raise ConfigError(
+            f"batches of {smallest} images cannot be divided among {processes.count} processes",
+            where=f"{key}={smallest}",
+            fix=f"{key}={processes.count}, or fewer processes",
+        )
+
+
+@contextmanager
+def _owned(folder: RunFolder, processes: Processes) -> Iterator[None]:
+    """Hold the lock of the run in the first process; if that fails, end all processes."""
+    with ExitStack() as stack:
+        problem = None
+        try:
+            if processes.is_first:
+                stack.enter_context(locked(folder.lock, wait=False))
+        except RunnerError as error:
+            problem = error
+        processes.agree(problem)
+        yield
+
+
+def _begin(experiment: Experiment, folder: RunFolder) -> None:
+    """Write what the run is, before its first step."""
+    folder.check(experiment.identity)  # again: nobody else can begin another run here any more
+    if experiment.config.force:
+        folder.clear()
+    folder.begin(experiment.identity, to_dict(experiment.config), experiment.overrides)
+    folder.write_bytes("split.csv.gz", experiment.dataset.manifest_csv())
+
+
+def _origin(experiment: Experiment) -> dict[str, Any]:
+    """Which run a result is of, and the command that made it."""
+    return {
+        "identity": experiment.identity["identity"],
+        "command": ["python", "-m", "runner.train", *experiment.overrides],
+    }
 
 
 def _batch_key(config: RunConfig, batch_size: int) -> str:
@@ -161,29 +175,25 @@ def _shown_workers(config: RunConfig) -> str:
 _LARGEST_SAVING = 0.05  # of the time, that checkpoints at the ends of epochs may take
 
 
-class _Run:
-    """One attempt at a run: training with its rows and checkpoints, up to the result."""
+class Attempt:
+    """One attempt at a run: its steps, rows and checkpoints, up to the last predictions."""
 
     def __init__(
         self,
-        config: RunConfig,
-        dataset: Dataset,
+        experiment: Experiment,
         folder: RunFolder,
-        identity: str,
         stages: tuple[Stage, ...],
         learner: Learner,
         display: Display,
     ) -> None:
-        self._config = config
-        self._dataset = dataset
+        self._config = experiment.config
+        self._dataset = experiment.dataset
+        self._identity = str(experiment.identity["identity"])
         self._folder = folder
-        self._identity = identity
-        self._stages = stages
         self._learner = learner
         self._display = display
-        self._training = Training(learner, dataset, stages, config)
-        self._meter = Meter(stages, display, config.eval.every)
-        self.pretrained: dict[str, Any] | None = None  # what is recorded of its weights
+        self._training = Training(learner, experiment.dataset, stages, experiment.config)
+        self._meter = Meter(stages, experiment.config.eval.every)
         # Now, before the code behind it can change.
         self._environment = environment(learner.device, learner.precision, learner.processes)
         self._saved = (0, False)  # steps done at the last checkpoint, and whether unevaluated
@@ -195,7 +205,11 @@ class _Run:
         return f"after step {self._training.done} of {self._training.total}"
 
     def resume(self) -> bool:
-        """Go on from the newest checkpoint that is whole, if there is one; whether there is."""
+        """Continue from the newest checkpoint that is whole; return whether there is one.
+
+        Raises:
+            ArtefactError: there are checkpoints, but none can be used.
+        """
         found = checkpoint.newest(self._folder.checkpoints, self._identity)
         is_first = self._learner.processes.is_first
         if found is None:
@@ -221,58 +235,56 @@ class _Run:
         self._display.line(f"going on {self.progress}")
         return True
 
-    def train(self, is_asked: Callable[[], bool]) -> dict[str, Any] | None:
-        """The steps that are left, their evaluations, and the files of the result.
+    def train(self, should_stop: Callable[[], bool]) -> Outcome:
+        """Make the steps that are left, with their evaluations and checkpoints.
 
         Args:
-            is_asked: whether this process was asked to end.
+            should_stop: whether this process was asked to end; asked after every step and after
+                every batch of an evaluation.
 
-        Returns:
-            The result; None when one of the processes was asked to end, after its checkpoint.
+        Raises:
+            Interrupted: one of the processes was asked to end; a checkpoint was written.
+            TrainingError: training diverged.
         """
-        predictions = self._to_the_end(is_asked)
-        if predictions is not None:
-            return self._result(predictions)
-        self._save()
-        return None
+        try:
+            with closing(iter(self._training)) as steps:
+                while True:
+                    if self._meter.is_row_over:
+                        predictions, plain = self._end_row(should_stop)
+                        if self._training.done == self._training.total:
+                            return Outcome(predictions, plain, self._meter, self._environment)
+                    if self._is_save_due():
+                        self._save()
+                    self._learner.processes.stop_if(should_stop())
+                    step = next(steps)
+                    self._meter.step(step)
+                    if self._display.is_due():
+                        name, note = self._meter.note(step)
+                        self._display.step(name, step.done, self._training.total, note)
+        except Interrupted:
+            self._save()
+            raise
 
-    def _to_the_end(self, is_asked: Callable[[], bool]) -> Predictions | None:
-        """The predictions after the last step; None when asked to end."""
-        with closing(iter(self._training)) as steps:
-            return self._follow(steps, is_asked)
-
-    def _follow(self, steps: Iterator[Step], is_asked: Callable[[], bool]) -> Predictions | None:
-        training = self._training
-        while True:
-            if self._meter.is_row_over:
-                predictions = evaluate(
-                    self._learner,
-                    self._dataset,
-                    self._config,
-                    with_tta=training.done == training.total,
-                    progress=self._display.evaluation,
-                    should_stop=is_asked,
-                )
-                if predictions is None:
-                    return None
-                self._end_row(predictions)
-                if training.done == training.total:
-                    return predictions
-            if self._is_save_due():
-                self._save()
-            if self._learner.processes.any(is_asked()):
-                return None
-            self._meter.step(next(steps))
-
-    def _end_row(self, predictions: Predictions) -> None:
-        row, timing = self._meter.end_row(predictions, self._dataset.classes)
+    def _end_row(self, should_stop: Callable[[], bool]) -> tuple[Predictions, dict[str, Any]]:
+        """Evaluate and write a row; return the predictions and the metrics of the plain ones."""
+        predictions = evaluate(
+            self._learner,
+            self._dataset,
+            self._config,
+            with_tta=self._training.done == self._training.total,
+            progress=self._display.evaluation,
+            should_stop=should_stop,
+        )
+        plain = classification_metrics(predictions.plain, predictions.labels, self._dataset.classes)
+        row, timing = self._meter.end_row(plain, predictions.seconds)
         if self._learner.processes.is_first:
             self._folder.append_row(row)
             self._folder.append_row(timing, "timings.jsonl")
         self._display.epoch({**row, **timing}, self._meter.num_epochs)
+        return predictions, plain
 
     def _is_save_due(self) -> bool:
-        """Every ``checkpoint.minutes``; at an epoch's end already when it costs little by then."""
+        """Every ``checkpoint.minutes``; at the end of an epoch already if saving costs little."""
         elapsed = time.monotonic() - self._saved_at
         is_cheap = self._save_seconds <= _LARGEST_SAVING * elapsed
         return elapsed >= 60 * self._config.checkpoint.minutes or (
@@ -297,93 +309,3 @@ class _Run:
             )
         self._saved, self._saved_at = place, time.monotonic()
         self._save_seconds = self._saved_at - started
-
-    def _result(self, predictions: Predictions) -> dict[str, Any]:
-        config, dataset, learner, meter = self._config, self._dataset, self._learner, self._meter
-        digests = self._write_files(predictions) if learner.processes.is_first else {}
-        return {
-            "tricks": config.tricks,
-            "seed": config.seed,
-            "data": _data_facts(dataset),
-            "metrics": _metrics(predictions, dataset.classes),
-            "budget": {
-                "epochs": sum(stage.num_steps / stage.steps_per_epoch for stage in self._stages),
-                "steps": meter.steps,
-                "images": meter.images,
-                "pixels": meter.pixels,
-                "forward_passes_plain": predictions.passes_plain * len(dataset.val),
-                "forward_passes_tta": predictions.passes_tta * len(dataset.val),
-                "seconds": meter.seconds + meter.eval_seconds,
-                "train_seconds": meter.seconds,
-                "images_per_second": meter.images / meter.seconds,
-            },
-            "model": {
-                "source": config.model.source,
-                "name": config.model.name,
-                "num_outputs": learner.num_outputs,
-                "num_parameters": sum(p.numel() for p in learner.model.parameters()),
-                "mean": list(learner.preprocess.mean),
-                "std": list(learner.preprocess.std),
-                "weights": self.pretrained,
-            },
-            "bundle": digests,
-            "config": to_dict(config),
-            "environment": self._environment,
-        }
-
-    def _write_files(self, predictions: Predictions) -> dict[str, str]:
-        """Write the predictions and the bundle; returns the SHA-256 of the bundle's files."""
-        config, dataset, folder = self._config, self._dataset, self._folder
-        folder.write_predictions(predictions.labels, predictions.plain, predictions.tta)
-        bundle = bundle_files(
-            self._learner.model,
-            architecture=Architecture(
-                config.model.source, config.model.name, self._learner.num_outputs
-            ),
-            classes=dataset.classes,
-            preprocess=self._learner.preprocess,
-            evaluated=Evaluated(
-                self._learner.precision,
-                images_per_pass(config, self._learner),
-                config.seed,
-                config.augment,
-            ),
-        )
-        for name, content in bundle.items():
-            folder.write_bytes(f"bundle/{name}", content)
-        return {name: hashlib.sha256(content).hexdigest() for name, content in bundle.items()}
-
-
-def _metrics(predictions: Predictions, classes: tuple[str, ...]) -> dict[str, Any]:
-    plain = classification_metrics(predictions.plain, predictions.labels, classes)
-    tta = classification_metrics(predictions.tta, predictions.labels, classes)
-    return {
-        "plain": {**plain, "forward_passes": predictions.passes_plain},
-        "tta": {**tta, "forward_passes": predictions.passes_tta},
-    }
-
-
-def _pretrained_facts(weights: Weights, loaded: Loaded) -> dict[str, Any]:
-    return {
-        "name": weights.name,
-        "identity": weights.identity,
-        "loaded": loaded.num_loaded,
-        "fresh": list(loaded.fresh),
-        "unused": list(loaded.unused),
-    }
-
-
-def _data_facts(dataset: Dataset) -> dict[str, Any]:
-    return {
-        "name": dataset.name,
-        "fingerprint": dataset.fingerprint,
-        "num_train": len(dataset.train),
-        "num_val": len(dataset.val),
-        "classes": list(dataset.classes),
-        "presize": dataset.presize,
-        "skipped": len(dataset.skipped),
-        "skipped_images": [{"image": name, "reason": why} for name, why in dataset.skipped],
-        "converted": dataset.converted,
-        "leaked": len(dataset.leaked),
-        "ignored": dataset.num_ignored,
-    }

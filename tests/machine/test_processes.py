@@ -24,6 +24,7 @@ from runner.config.schema import Augment, Budget, Eval, Mixup, Optim, Resize, Tt
 from runner.errors import BusyError, ConfigError, RunnerError, StorageError
 from runner.machine import processes as distributed
 from runner.machine.processes import ALONE, Processes, from_environment, joined
+from runner.machine.signals import Interrupted
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 TRAININGS = {
@@ -252,8 +253,11 @@ def stop_evaluating(processes, folder):
     config, dataset = small_config(eval=Eval(batch_size=4)), small_dataset()
     learner = small_learner(small_network(), processes=processes)
     asked = not processes.is_first
-    found = evaluate(learner, dataset, config, with_tta=False, should_stop=lambda: asked)
-    return found is None
+    try:
+        evaluate(learner, dataset, config, with_tta=False, should_stop=lambda: asked)
+    except Interrupted:
+        return True
+    return False
 
 
 JOBS = {

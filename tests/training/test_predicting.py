@@ -24,6 +24,7 @@ from runner.config.schema import Augment, Budget, Eval, Optim, Smoothing, Tta
 from runner.data.dataset import Split
 from runner.data.views import View, plain_view
 from runner.errors import TrainingError
+from runner.machine.signals import Interrupted
 from runner.training.loop import Training
 from runner.training.predicting import Predictions, evaluate, evaluate_variants, images_per_pass
 from runner.training.schedule import plan
@@ -226,7 +227,8 @@ def test_an_evaluation_that_should_stop_has_no_predictions(network):
             with_tta=True, progress=lambda done, total: told.append(done), should_stop=should_stop,
         )  # fmt: skip
 
-    assert evaluated(lambda: len(told) == 2) is None
+    with pytest.raises(Interrupted):
+        evaluated(lambda: len(told) == 2)
     assert told == [1, 2]  # and no batch more
     whole = evaluated(lambda: False)
     assert np.array_equal(whole.plain, predicted(network, eval=Eval(batch_size=4)).plain)
@@ -282,9 +284,7 @@ AUGMENT = Augment(flip=0.5, max_rotate=10, max_lighting=0.2)
 
 def predicted_together(variants: Sequence[Tta], *, batch_size: int = 4) -> list[Predictions]:
     config = small_config(augment=AUGMENT, eval=Eval(batch_size=batch_size))
-    found = evaluate_variants(small_learner(small_network()), small_dataset(), config, variants)
-    assert found is not None
-    return found
+    return evaluate_variants(small_learner(small_network()), small_dataset(), config, variants)
 
 
 def test_variants_together_are_each_as_alone() -> None:
@@ -292,7 +292,6 @@ def test_variants_together_are_each_as_alone() -> None:
     for tta, found in zip(VARIANTS, together, strict=True):
         config = small_config(augment=AUGMENT, eval=Eval(batch_size=4), tta=tta)
         alone = evaluate(small_learner(small_network()), small_dataset(), config, with_tta=True)
-        assert alone is not None
         assert np.array_equal(found.plain, alone.plain)
         assert np.array_equal(found.tta, alone.tta), tta
         assert found.passes_tta == alone.passes_tta

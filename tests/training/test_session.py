@@ -42,6 +42,7 @@ from runner.records import checkpoint, run_folder
 from runner.records.run_folder import RunFolder
 from runner.terminal.display import Display
 from runner.training import learners, loop
+from runner.training.experiment import Experiment
 from runner.training.learners import build_learner
 from runner.training.predicting import evaluate
 from runner.training.session import train_and_evaluate
@@ -77,10 +78,9 @@ def what(config):
 
 def attempt(folder, config, *, dataset=None, overrides=()):
     """How a run came to its result, and the result."""
+    experiment = Experiment(config, dataset or small_dataset(), what(config), overrides)
     with Display() as display:
-        return train_and_evaluate(
-            config, dataset or small_dataset(), folder, what(config), list(overrides), display
-        )
+        return train_and_evaluate(experiment, folder, display)
 
 
 def run(folder, config, **more):
@@ -566,10 +566,9 @@ def test_fewer_outputs_than_classes_are_refused(tmp_path):
 
 def test_batches_that_cannot_be_divided_are_refused(tmp_path):
     folder, config = RunFolder(tmp_path / "run"), small_config(data=Data(batch_size=3))
+    experiment = Experiment(config, small_dataset(), what(config))
     with pytest.raises(ConfigError) as caught, Display() as display:
-        train_and_evaluate(
-            config, small_dataset(), folder, what(config), [], display, Processes(1, 4)
-        )
+        train_and_evaluate(experiment, folder, display, Processes(1, 4))
     assert caught.value.what == "batches of 3 images cannot be divided among 4 processes"
     assert caught.value.where == "data.batch_size=3"
     assert not folder.path.exists()

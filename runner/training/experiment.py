@@ -1,0 +1,29 @@
+"""What one run trains: all that decides its numbers, gathered in one value."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from runner.config.schema import RunConfig
+from runner.data.dataset import Dataset
+from runner.models import Weights
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One configuration with the data and the weights that it names.
+
+    Attributes:
+        config: configuration of the run, adapted to ``weights``.
+        dataset: the data set that ``config`` names.
+        identity: ``identity`` (a hash), ``fingerprint`` and ``values``; see
+            :mod:`runner.records.identity`.
+        overrides: words of the command line.
+        weights: pretrained weights to start from; None to start from random ones.
+    """
+
+    config: RunConfig
+    dataset: Dataset
+    identity: Mapping[str, Any]
+    overrides: Sequence[str] = ()
+    weights: Weights | None = None

@@ -1,0 +1,149 @@
+"""What a finished run leaves on disk: its predictions, its bundle and its result."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runner.config.schema import RunConfig, to_dict
+from runner.data.dataset import Dataset
+from runner.models import Loaded
+from runner.records.bundle import Architecture, Evaluated, bundle_files
+from runner.records.run_folder import RunFolder
+from runner.training.experiment import Experiment
+from runner.training.meter import Meter
+from runner.training.metrics import classification_metrics
+from runner.training.predicting import Predictions, images_per_pass
+from runner.training.step import Learner
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attempt reached after the last step of its run.
+
+    Attributes:
+        predictions: of the validation split, with the TTA of the run.
+        plain: metrics of the plain predictions.
+        used: the steps, images and seconds of every attempt at the run.
+        environment: software and hardware of the attempt.
+    """
+
+    predictions: Predictions
+    plain: Mapping[str, Any]
+    used: Meter
+    environment: Mapping[str, Any]
+
+
+def write_files(
+    folder: RunFolder, config: RunConfig, dataset: Dataset, learner: Learner, found: Predictions
+) -> dict[str, str]:
+    """Write the predictions, then the bundle; return the SHA-256 of each file of the bundle.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    folder.write_predictions(found.labels, found.plain, found.tta)
+    bundle = bundle_files(
+        learner.model,
+        architecture=Architecture(config.model.source, config.model.name, learner.num_outputs),
+        classes=dataset.classes,
+        preprocess=learner.preprocess,
+        evaluated=Evaluated(
+            learner.precision, images_per_pass(config, learner), config.seed, config.augment
+        ),
+    )
+    for name, content in bundle.items():
+        folder.write_bytes(f"bundle/{name}", content)
+    return {name: hashlib.sha256(content).hexdigest() for name, content in bundle.items()}
+
+
+def result(
+    experiment: Experiment,
+    learner: Learner,
+    loaded: Loaded | None,
+    outcome: Outcome,
+    digests: Mapping[str, str],
+) -> dict[str, Any]:
+    """The result of a run, as values for JSON.
+
+    Args:
+        experiment: what was trained.
+        learner: the trained network.
+        loaded: what became of the pretrained weights; None without pretrained weights.
+        outcome: what the last attempt at the run reached.
+        digests: SHA-256 of each file of the bundle.
+    """
+    config = experiment.config
+    return {
+        "tricks": config.tricks,
+        "seed": config.seed,
+        "data": _data_facts(experiment.dataset),
+        "metrics": _metrics(outcome, experiment.dataset.classes),
+        "budget": _budget(outcome),
+        "model": {
+            "source": config.model.source,
+            "name": config.model.name,
+            "num_outputs": learner.num_outputs,
+            "num_parameters": sum(p.numel() for p in learner.model.parameters()),
+            "mean": list(learner.preprocess.mean),
+            "std": list(learner.preprocess.std),
+            "weights": _pretrained_facts(experiment, loaded),
+        },
+        "bundle": dict(digests),
+        "config": to_dict(config),
+        "environment": dict(outcome.environment),
+    }
+
+
+def _metrics(outcome: Outcome, classes: tuple[str, ...]) -> dict[str, Any]:
+    predictions = outcome.predictions
+    tta = classification_metrics(predictions.tta, predictions.labels, classes)
+    return {
+        "plain": {**outcome.plain, "forward_passes": predictions.passes_plain},
+        "tta": {**tta, "forward_passes": predictions.passes_tta},
+    }
+
+
+def _budget(outcome: Outcome) -> dict[str, Any]:
+    used, predictions = outcome.used, outcome.predictions
+    num_val = len(predictions.labels)
+    return {
+        "epochs": used.epochs,
+        "steps": used.steps,
+        "images": used.images,
+        "pixels": used.pixels,
+        "forward_passes_plain": predictions.passes_plain * num_val,
+        "forward_passes_tta": predictions.passes_tta * num_val,
+        "seconds": used.seconds + used.eval_seconds,
+        "train_seconds": used.seconds,
+        "images_per_second": used.images / used.seconds,
+    }
+
+
+def _pretrained_facts(experiment: Experiment, loaded: Loaded | None) -> dict[str, Any] | None:
+    weights = experiment.weights
+    if weights is None or loaded is None:
+        return None
+    return {
+        "name": weights.name,
+        "identity": weights.identity,
+        "loaded": loaded.num_loaded,
+        "fresh": list(loaded.fresh),
+        "unused": list(loaded.unused),
+    }
+
+
+def _data_facts(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "num_train": len(dataset.train),
+        "num_val": len(dataset.val),
+        "classes": list(dataset.classes),
+        "presize": dataset.presize,
+        "skipped": len(dataset.skipped),
+        "skipped_images": [{"image": name, "reason": why} for name, why in dataset.skipped],
+        "converted": dataset.converted,
+        "leaked": len(dataset.leaked),
+        "ignored": dataset.num_ignored,
+    }
