@@ -8,8 +8,8 @@ it was, and only a table is printed.
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from runner.errors import TrainingError
 
 if TYPE_CHECKING:
     from runner.data.dataset import Dataset
+    from runner.training.loop import Training
     from runner.training.step import Learner
 
 _START, _END, _STEPS = 1e-7, 10.0, 100
@@ -54,7 +55,7 @@ class RangeTest:
 def range_test(learner: "Learner", dataset: "Dataset", config: RunConfig) -> RangeTest:
     """Train for up to 100 steps at rates from 1e-7 to 10, then put the network back as it was.
 
-    Random states of the process and the optimizer of a running training are not touched.
+    The random state of this process is put back too.
 
     Raises:
         DataError: fewer images than one batch.
@@ -62,47 +63,52 @@ def range_test(learner: "Learner", dataset: "Dataset", config: RunConfig) -> Ran
     """
     import torch
 
-    from runner.training.loop import training_batches
-    from runner.training.optim import build_optimizer, freeze_body, set_rates
-    from runner.training.schedule import moment, plan
-    from runner.training.step import require_finite, train_step
+    from runner.training.loop import Training
+    from runner.training.optim import freeze_body
+    from runner.training.schedule import plan
 
-    stage = plan(config, len(dataset.train))[-1]
+    stage = replace(
+        plan(config, len(dataset.train))[-1],
+        num_steps=_STEPS,
+        size=lambda progress: config.size,
+        lr=lambda progress: _START * (_END / _START) ** progress,
+        momentum=lambda progress: config.optim.momentum,
+    )
     before = copy.deepcopy(learner.model.state_dict())
     was_training = learner.model.training
-    freeze_body(learner.model, learner.groups, frozen=stage.frozen)
-    optimizer = build_optimizer(learner.groups, config.optim, stage.lr_factors)
+    try:
+        with torch.random.fork_rng():
+            return _followed(Training(learner, dataset, [stage], config))
+    finally:
+        freeze_body(learner.model, learner.groups, frozen=False)
+        learner.model.load_state_dict(before)
+        learner.model.zero_grad(set_to_none=True)
+        learner.model.train(was_training)
+
+
+def _followed(training: "Training") -> RangeTest:
+    """The rates and smoothed losses of ``training``, until its loss has diverged."""
+    from runner.training.step import require_finite
+
     rates: list[float] = []
     losses: list[float] = []
     average = 0.0
-    learner.model.train()
-    test = replace(stage, num_steps=_STEPS, size=lambda progress: config.size)
-    epochs = groupby((moment([test], step) for step in range(_STEPS)), key=lambda now: now.epoch)
-    batches = (
-        batch
-        for _, moments in epochs
-        for batch in training_batches(dataset, stage.batch_size, list(moments), config)
-    )
-    with torch.random.fork_rng():
-        for step in range(_STEPS):
-            rate = _START * (_END / _START) ** (step / _STEPS)
-            set_rates(optimizer, rate, config.optim.momentum)
-            try:
-                loss = train_step(learner, optimizer, next(batches), config)
-                require_finite(loss)
-            except TrainingError:
-                if not losses:
-                    raise
-                break
-            average = _SMOOTHING * average + (1 - _SMOOTHING) * float(loss)
-            rates.append(rate)
-            losses.append(average / (1 - _SMOOTHING ** (step + 1)))
-            if losses[-1] > _STOP_AT * min(losses):
-                break
-    freeze_body(learner.model, learner.groups, frozen=False)
-    learner.model.load_state_dict(before)
-    learner.model.zero_grad(set_to_none=True)
-    learner.model.train(was_training)
+    try:
+        with closing(iter(training)) as steps:
+            for step in steps:
+                require_finite(step.loss)
+                average = _SMOOTHING * average + (1 - _SMOOTHING) * float(step.loss)
+                rates.append(step.moment.lr)
+                losses.append(average / (1 - _SMOOTHING**step.done))
+                if losses[-1] > _STOP_AT * min(losses):
+                    break
+    except TrainingError as error:
+        if not losses:  # the weights are still those that the test began with
+            raise TrainingError(
+                error.what,
+                where="the first step, before any update",
+                fix="precision=fp32, or other weights to start from",
+            ) from error
     return RangeTest(tuple(rates), tuple(losses))
 
 

@@ -9,9 +9,9 @@ import torch
 from small import small_config, small_dataset, small_learner, small_network
 
 from runner.config.schema import Data, Optim
-from runner.errors import DataError
+from runner.errors import DataError, TrainingError
 from runner.lr_find import RangeTest, range_test
-from runner.training import step as stepping
+from runner.training import loop
 
 
 def falling_then_rising() -> RangeTest:
@@ -70,7 +70,7 @@ def test_a_frozen_body_is_frozen_here_too(monkeypatch: pytest.MonkeyPatch) -> No
     convolution, head = learner.model[0][0].weight, learner.model[2][2].weight
     start = [convolution.clone(), head.clone()]
     moved: list[tuple[bool, bool]] = []
-    step = stepping.train_step
+    step = loop.train_step
 
     def watched(*arguments: Any) -> torch.Tensor:
         loss = step(*arguments)
@@ -78,7 +78,7 @@ def test_a_frozen_body_is_frozen_here_too(monkeypatch: pytest.MonkeyPatch) -> No
         moved.append(tuple(not torch.equal(now, before) for now, before in pairs))
         return loss
 
-    monkeypatch.setattr(stepping, "train_step", watched)
+    monkeypatch.setattr(loop, "train_step", watched)
     optim = Optim(layer_groups=3, frozen=True)
     range_test(learner, small_dataset(), small_config(optim=optim))
     assert moved[-1] == (False, True)
@@ -91,6 +91,18 @@ def test_it_stops_when_the_loss_has_grown_fourfold() -> None:
     test = range_test(small_learner(small_network()), small_dataset(), small_config())
     grown = [loss > 4 * min(test.losses[: i + 1]) for i, loss in enumerate(test.losses)]
     assert not any(grown[:-1])
+
+
+def test_a_network_that_gives_no_finite_loss_is_refused_and_put_back() -> None:
+    learner = small_learner(small_network())
+    with torch.no_grad():
+        learner.model[2][2].bias.fill_(torch.inf)
+    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    with pytest.raises(TrainingError, match="not finite") as caught:
+        range_test(learner, small_dataset(), small_config())
+    assert caught.value.where == "the first step, before any update"
+    for name, tensor in learner.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_too_few_images() -> None:
