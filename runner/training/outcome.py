@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runner.config.schema import RunConfig, to_dict
+from runner.config.schema import to_dict
 from runner.data.dataset import Dataset
 from runner.models import Loaded
 from runner.records.bundle import Architecture, Evaluated, bundle_files
@@ -19,34 +19,35 @@ from runner.training.step import Learner
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attempt reached after the last step of its run.
+    """What an attempt at a run has reached at an evaluation.
 
     Attributes:
         predictions: of the validation split, with the TTA of the run.
         plain: metrics of the plain predictions.
+        learner: the learner whose network was evaluated and is shipped.
         used: the steps, images and seconds of every attempt at the run.
         environment: software and hardware of the attempt.
     """
 
     predictions: Predictions
     plain: Mapping[str, Any]
+    learner: Learner
     used: Meter
     environment: Mapping[str, Any]
 
 
-def write_files(
-    folder: RunFolder, config: RunConfig, dataset: Dataset, learner: Learner, found: Predictions
-) -> dict[str, str]:
+def write_files(folder: RunFolder, experiment: Experiment, outcome: Outcome) -> dict[str, str]:
     """Write the predictions, then the bundle; return the SHA-256 of each file of the bundle.
 
     Raises:
         StorageError: a file cannot be written.
     """
+    config, learner, found = experiment.config, outcome.learner, outcome.predictions
     folder.write_predictions(found.labels, found.plain, found.tta)
     bundle = bundle_files(
         learner.model,
         architecture=Architecture(config.model.source, config.model.name, learner.num_outputs),
-        classes=dataset.classes,
+        classes=experiment.dataset.classes,
         preprocess=learner.preprocess,
         evaluated=Evaluated(
             learner.precision, images_per_pass(config, learner), config.seed, config.augment
@@ -59,7 +60,6 @@ def write_files(
 
 def result(
     experiment: Experiment,
-    learner: Learner,
     loaded: Loaded | None,
     outcome: Outcome,
     digests: Mapping[str, str],
@@ -68,12 +68,11 @@ def result(
 
     Args:
         experiment: what was trained.
-        learner: the trained network.
         loaded: what became of the pretrained weights; None without pretrained weights.
         outcome: what the last attempt at the run reached.
         digests: SHA-256 of each file of the bundle.
     """
-    config = experiment.config
+    config, learner = experiment.config, outcome.learner
     return {
         "tricks": config.tricks,
         "seed": config.seed,

@@ -24,7 +24,7 @@ from runner.training.loop import Training
 from runner.training.meter import Meter
 from runner.training.metrics import classification_metrics
 from runner.training.outcome import Outcome, result, write_files
-from runner.training.predicting import Predictions, evaluate
+from runner.training.predicting import evaluate
 from runner.training.schedule import Stage, plan
 from runner.training.step import Learner
 
@@ -72,10 +72,8 @@ def train_and_evaluate(
                 outcome = attempt.train(should_stop)
                 digests: dict[str, str] = {}
                 if processes.is_first:
-                    digests = write_files(
-                        folder, config, experiment.dataset, learner, outcome.predictions
-                    )
-                content = result(experiment, learner, loaded, outcome, digests)
+                    digests = write_files(folder, experiment, outcome)
+                content = result(experiment, loaded, outcome, digests)
                 if processes.is_first:
                     content = folder.finish({**_origin(experiment), **content})
         except (KeyboardInterrupt, SystemExit) as error:
@@ -250,9 +248,9 @@ class Attempt:
             with closing(iter(self._training)) as steps:
                 while True:
                     if self._meter.is_row_over:
-                        predictions, plain = self._end_row(should_stop)
+                        outcome = self._end_row(should_stop)
                         if self._training.done == self._training.total:
-                            return Outcome(predictions, plain, self._meter, self._environment)
+                            return outcome
                     if self._is_save_due():
                         self._save()
                     self._learner.processes.stop_if(should_stop())
@@ -265,10 +263,11 @@ class Attempt:
             self._save()
             raise
 
-    def _end_row(self, should_stop: Callable[[], bool]) -> tuple[Predictions, dict[str, Any]]:
-        """Evaluate and write a row; return the predictions and the metrics of the plain ones."""
+    def _end_row(self, should_stop: Callable[[], bool]) -> Outcome:
+        """Evaluate the network as it is now, and write the row."""
+        learner = self._training.evaluated
         predictions = evaluate(
-            self._learner,
+            learner,
             self._dataset,
             self._config,
             with_tta=self._training.done == self._training.total,
@@ -281,7 +280,7 @@ class Attempt:
             self._folder.append_row(row)
             self._folder.append_row(timing, "timings.jsonl")
         self._display.epoch({**row, **timing}, self._meter.num_epochs)
-        return predictions, plain
+        return Outcome(predictions, plain, learner, self._meter, self._environment)
 
     def _is_save_due(self) -> bool:
         """Every ``checkpoint.minutes``; at the end of an epoch already if saving costs little."""
