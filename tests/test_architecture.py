@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.config.schema import trick_groups
 from scripts import rooms
 from scripts.rooms import imports, module_name
 
@@ -78,12 +79,11 @@ def test_no_file_that_is_read_can_run_code(path: Path) -> None:
 
 
 def test_every_option_file_has_the_code_and_the_tests_of_its_trick() -> None:
-    names = {"normalize": "normalize", "augment": "augment", "resize": "resize", "mixup": "mixup",
-             "smoothing": "smoothing", "tta": "tta"}  # fmt: skip
-    for group, module in names.items():
+    for group in ("augment", *trick_groups()):
         assert (ROOT / "conf" / group).is_dir()
-        assert (ROOT / "runner" / "tricks" / f"{module}.py").is_file()
-        assert (ROOT / "tests" / "tricks" / f"test_{module}.py").is_file()
+        assert (ROOT / "runner" / "config" / f"{group}.py").is_file()
+        assert (ROOT / "runner" / "tricks" / f"{group}.py").is_file()
+        assert (ROOT / "tests" / "tricks" / f"test_{group}.py").is_file()
 
 
 def test_public_functions_say_what_they_do() -> None:

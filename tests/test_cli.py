@@ -38,7 +38,8 @@ def test_help_is_short_and_quick(command: Command) -> None:
 def test_torch_is_imported_only_to_train(command: Command, words: list[str]) -> None:
     code = (
         "import sys; sys.argv = ['runner.train', *sys.argv[1:]]\n"
-        "from runner.train import main\n"
+        "from runner.config.overlays import all_tricks
+from runner.train import main\n"
         "try: main()\n"
         "finally: print('torch' in sys.modules, file=sys.stderr)"
     )
@@ -135,9 +136,7 @@ def test_one_run_leaves_the_whole_folder(
     assert "Traceback" not in done.stderr
     (result,) = results(tmp_path)
     assert result["status"] == "finished"
-    assert set(result["tricks"]) == {
-        "normalize", "progressive_resizing", "mixup", "label_smoothing", "tta",
-    }  # fmt: skip
+    assert set(result["tricks"]) == all_tricks()
     assert result["seed"] == 3
     assert result["data"]["num_train"] == 48
     assert result["data"]["num_val"] == 24

@@ -11,6 +11,7 @@ import yaml
 
 from runner.config import checks, compose, options, schema
 from runner.config.options import CONF_DIR, GROUPS
+from runner.config.overlays import all_tricks, chosen_options
 from runner.config.schema import Mixup, Normalize, RunConfig, Smoothing, Tta
 from runner.errors import ConfigError
 from runner.tricks.resize import first_size
@@ -18,13 +19,7 @@ from runner.tricks.resize import first_size
 Composed = Callable[..., RunConfig]
 
 OVERLAYS = {
-    "baseline": [],
-    "normalize": ["normalize"],
-    "progressive_resizing": ["resize"],
-    "tta": ["tta"],
-    "mixup": ["mixup"],
-    "label_smoothing": ["smoothing"],
-    "all": ["normalize", "resize", "tta", "mixup", "smoothing"],
+    path.stem: list(chosen_options("trick", path.stem)) for path in (CONF_DIR / "trick").iterdir()
 }
 OPTIONS = sorted(
     (path.parent.name, path.stem)
@@ -48,8 +43,11 @@ def test_the_baseline_has_no_trick(composed: Composed) -> None:
     assert config.tta == Tta()
 
 
-def test_every_overlay_is_in_the_table() -> None:
-    assert {path.stem for path in (CONF_DIR / "trick").iterdir()} == set(OVERLAYS)
+def test_all_are_the_five_tricks_of_the_book() -> None:
+    five = {"normalize", "progressive_resizing", "tta", "mixup", "label_smoothing"}
+    assert all_tricks() == five
+    assert {*OVERLAYS["all"]} == {group for name in five for group in OVERLAYS[name]}
+    assert OVERLAYS["baseline"] == []
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
