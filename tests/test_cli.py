@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from small import COLOURS, Command, write_images
 
+from runner.config.overlays import all_tricks
+
 TinyWords = tuple[str, ...]
 
 
@@ -38,8 +40,7 @@ def test_help_is_short_and_quick(command: Command) -> None:
 def test_torch_is_imported_only_to_train(command: Command, words: list[str]) -> None:
     code = (
         "import sys; sys.argv = ['runner.train', *sys.argv[1:]]\n"
-        "from runner.config.overlays import all_tricks
-from runner.train import main\n"
+        "from runner.train import main\n"
         "try: main()\n"
         "finally: print('torch' in sys.modules, file=sys.stderr)"
     )
