@@ -26,7 +26,7 @@ from runner.terminal.tables import Table
 
 
 def main() -> None:
-    """The command; see ``--help``."""
+    """Run the command; see ``--help``."""
     options = parser("evaluate", "Validation beside the limit, TTA beside fastai's.")
     add_data_option(options)
     options.add_argument("--peers", type=Path, metavar="FOLDER", help="the peers' environments")

@@ -24,7 +24,7 @@ Entries = list[dict[str, Any]]
 
 
 def main() -> None:
-    """The command; see ``--help``."""
+    """Run the command; see ``--help``."""
     options = parser("growth", "How throughput and memory grow.")
     add_data_option(options)
     options.add_argument("--images", type=int, nargs="+", default=[1_000, 10_000, 100_000])

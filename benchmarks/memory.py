@@ -85,7 +85,7 @@ def linked(source: Path, target: Path, count: int) -> Path:
 
 
 def main() -> None:
-    """The command; see ``--help``."""
+    """Run the command; see ``--help``."""
     options = parser("memory", "Memory and throughput by the number of images.")
     add_data_option(options)
     options.add_argument("--images", type=int, nargs="+", default=[1_000, 10_000])

@@ -28,7 +28,7 @@ main()
 
 
 def main() -> None:
-    """The command; see ``--help``."""
+    """Run the command; see ``--help``."""
     options = parser("startup", "Seconds until commands answer or train.")
     options.add_argument("--repeats", type=int, default=7)
     arguments = options.parse_args()

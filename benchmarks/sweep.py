@@ -23,7 +23,7 @@ _WAYS = {
 
 
 def main() -> None:
-    """The command; see ``--help``."""
+    """Run the command; see ``--help``."""
     options = parser("sweep", "A sweep beside its runs in turn.")
     options.add_argument("--jobs", type=int, default=12)
     options.add_argument("--repeats", type=int, default=3)

@@ -87,7 +87,7 @@ def matmul_peak(repeats: int = 5) -> dict[str, float]:
 
 
 def main() -> None:
-    """The command; see ``--help``."""
+    """Run the command; see ``--help``."""
     options = parser("throughput", "Training throughput beside the limit and the peers.")
     add_data_option(options)
     options.add_argument("--peers", type=Path, metavar="FOLDER", help="the peers' environments")

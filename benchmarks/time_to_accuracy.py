@@ -29,7 +29,7 @@ from runner.terminal.tables import Table
 
 
 def main() -> None:
-    """The command; see ``--help``."""
+    """Run the command; see ``--help``."""
     options = parser("time_to_accuracy", "Seconds to an accuracy.")
     add_data_option(options)
     options.add_argument("--peers", type=Path, metavar="FOLDER", help="the peers' environments")

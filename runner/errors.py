@@ -28,7 +28,7 @@ class RunnerError(Exception):
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        # Launchers carry a job's error between processes; keyword arguments need our help.
+        # Launchers pickle a job's error, and pickle does not keep keyword arguments by itself.
         return _rebuild, (type(self), self.what, self.where, self.fix)
 
 
@@ -43,7 +43,7 @@ class ConfigError(RunnerError):
 
 
 class DataError(RunnerError):
-    """The data cannot be used as asked: missing folder, broken image, class mismatch."""
+    """The data cannot be used as requested: missing folder, broken image, class mismatch."""
 
     exit_code = 3
 
@@ -55,13 +55,13 @@ class StorageError(RunnerError):
 
 
 class TrainingError(RunnerError):
-    """Training could not go on: non-finite loss or gradient, out of memory, lost worker."""
+    """Training could not continue: non-finite loss or gradient, out of memory, lost worker."""
 
     exit_code = 5
 
 
 class ProcessError(TrainingError):
-    """As TrainingError, for a cause of this process alone where several share a run."""
+    """A TrainingError with a cause in this process alone, where several share a run."""
 
 
 class SweepError(RunnerError):

@@ -24,7 +24,7 @@ from runner.config.schema import Data, RunConfig, Tta
 from runner.config.words import nearest, own_words
 from runner.errors import ArtefactError, ConfigError, DataError
 from runner.records.run_folder import RunFolder
-from runner.terminal.command import command, give, program
+from runner.terminal.command import command, program, write_outputs
 from runner.terminal.display import Display, table_console
 from runner.terminal.tables import Table, to_csv
 from runner.training.metrics import classification_metrics
@@ -367,7 +367,7 @@ def _table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
 
 
 def main() -> None:
-    """The command; see ``--help``."""
+    """Run the command; see ``--help``."""
     arguments = _parser().parse_intermixed_args()
     command(lambda: _run(arguments), translated)
 
@@ -465,7 +465,7 @@ def _report(
         "json": lambda: json.dumps(content, indent=2, allow_nan=False) + "\n",
         "markdown": table.markdown,
     }
-    if not give(targets, contents):
+    if not write_outputs(targets, contents):
         table.print(table_console())
 
 

@@ -158,7 +158,7 @@ def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command; see ``--help``."""
+    """Run the command; see ``--help``."""
     from runner.terminal.start import hydra_command
 
     hydra_command("lr_find", _run, can_sweep=False)

@@ -23,7 +23,7 @@ from runner.config.complaints import translated
 from runner.config.schema import RunConfig, Tta
 from runner.errors import ArtefactError, DataError
 from runner.machine.hardware import num_cores
-from runner.terminal.command import command, give, program
+from runner.terminal.command import command, program, write_outputs
 from runner.terminal.display import Display, table_console
 from runner.terminal.tables import Table, to_csv
 
@@ -178,7 +178,7 @@ def _best(
 
 
 def main() -> None:
-    """The command; see ``--help``."""
+    """Run the command; see ``--help``."""
     arguments = parser().parse_intermixed_args()
     command(lambda: _run(arguments), translated)
 
@@ -302,7 +302,7 @@ def _report(
         "csv": lambda: to_csv(columns, [_cells(ranking, len(columns)) for ranking in rankings]),
         "json": lambda: json.dumps(content, indent=2) + "\n",
     }
-    if give({"csv": arguments.csv, "json": arguments.json}, contents):
+    if write_outputs({"csv": arguments.csv, "json": arguments.json}, contents):
         return
     read = [ranking for ranking in rankings if not ranking.error]
     if not read:  # why is told in a moment

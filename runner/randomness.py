@@ -1,7 +1,7 @@
 """Keyed randomness: every draw is a function of (seed, purpose, position) and of nothing else.
 
-A generator is made where it is needed and thrown away. So no random state has to be kept, the
-number of workers cannot change a result, and turning one trick on does not shift the draws of
+A generator is made where it is needed and then dropped. So no random state has to be saved, the
+number of workers cannot change a result, and a trick that is turned on does not shift the draws of
 another: baseline and trick share initial weights, order and crops of the same seed.
 """
 

@@ -41,7 +41,7 @@ def rows(outputs: Path) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """The command; see ``--help``."""
+    """Run the command; see ``--help``."""
     parser = argparse.ArgumentParser(prog=program("show"), description=__doc__)
     parser.add_argument("outputs", nargs="?", default="outputs", type=Path)
     outputs = parser.parse_args().outputs

@@ -100,7 +100,7 @@ def _tell(dataset: "Dataset", display: Display) -> None:
 
 
 def main() -> None:
-    """The command; see ``--help``."""
+    """Run the command; see ``--help``."""
     hydra_command("train", run)
 
 

@@ -50,7 +50,7 @@ def weights() -> dict[str, Tensor]:
 
 
 def main() -> None:
-    """The command; see ``--help``."""
+    """Run the command; see ``--help``."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path, metavar="FILE.safetensors")
     path = parser.parse_args().file

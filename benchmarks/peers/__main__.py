@@ -84,7 +84,7 @@ def _output(python: Path, code: str) -> str:
 
 
 def main() -> None:
-    """The command; see ``--help``."""
+    """Run the command; see ``--help``."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers", description=__doc__.partition("\n")[0]
     )

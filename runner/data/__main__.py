@@ -14,7 +14,7 @@ from runner.terminal.display import Display
 
 
 def main() -> None:
-    """The command; see ``--help``."""
+    """Run the command; see ``--help``."""
     parser = argparse.ArgumentParser(prog=program("data"))
     facts = parser.add_subparsers(metavar="FACT", required=True)
     stats = facts.add_parser(

@@ -1,7 +1,7 @@
 """Batches of pixels: which images in which order, and the squares or rectangles cut out of them.
 
-Everything random here was drawn before, so batches come out the same from this process or from
-any number of workers.
+All random numbers are drawn before, so batches are the same from this process and from any number
+of workers.
 """
 
 import multiprocessing
@@ -28,7 +28,7 @@ from runner.randomness import generator
 Indices = NDArray[np.int64]
 T = TypeVar("T")
 
-# Stored pixels are read-only, and torch warns of that once in a process; nobody writes to them.
+# Stored pixels are read-only, which torch warns about once in a process; no code writes to them.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch.from_numpy(np.broadcast_to(np.uint8(0), 1))
@@ -49,10 +49,10 @@ class Pixels:
 
 
 class Held:
-    """The images of a batch, each read once though several views are cut from it.
+    """The images of a batch, each read once although several views are cut from it.
 
     Attributes:
-        broken: reason by index, of those that cannot be read; each is held as a black pixel.
+        broken: the reason by index, for images that cannot be read; each is one black pixel.
     """
 
     def __init__(self, store: Store, indices: Indices) -> None:
@@ -72,9 +72,9 @@ class Held:
 
 
 def training_order(count: int, batch_size: int, seed: int, epoch: int) -> list[Indices]:
-    """Batches of positions in 0..count-1, each once, less the rest that fills no batch.
+    """Batches of positions in 0..count-1, each at most once; an incomplete batch is left out.
 
-    Another permutation, and so another rest, each epoch.
+    Each epoch has another permutation, and so leaves out other images.
     """
     order = generator(seed, "order", epoch).permutation(count)
     num_batches = count // batch_size
@@ -82,16 +82,16 @@ def training_order(count: int, batch_size: int, seed: int, epoch: int) -> list[I
 
 
 def evaluation_order(count: int, batch_size: int) -> list[Indices]:
-    """Batches of positions in order, every one of them once."""
+    """Batches of all positions in 0..count-1, in order."""
     return np.split(np.arange(count), range(batch_size, count, batch_size))
 
 
 def squares(store: Store, indices: Indices, places: NDArray[np.float64]) -> Pixels:
-    """The largest square of each image, at its place along the long side.
+    """Cut the largest square of each image, at its place along the long side.
 
     Args:
-        store: of images with equal short sides.
-        indices: (N,) into the store.
+        store: images with equal short sides.
+        indices: (N,) positions in the store.
         places: (N, 2) in 0..1, x and y.
     """
     if isinstance(store, ResidentStore):
@@ -101,22 +101,25 @@ def squares(store: Store, indices: Indices, places: NDArray[np.float64]) -> Pixe
         cut(store.rectangle(int(index)), View(x, y))
         for index, (x, y) in zip(indices, places, strict=True)
     ]
-    return _together(cuts)
+    return _on_one_canvas(cuts)
 
 
 def rectangles(store: Store, indices: Indices) -> Pixels:
-    """The whole of each image, on a canvas as large as the largest of them."""
-    return _together([store.rectangle(int(index)) for index in indices])
+    """Read each image whole, on a canvas of the largest height and the largest width."""
+    return _on_one_canvas([store.rectangle(int(index)) for index in indices])
 
 
 def view_squares(store: Store, indices: Indices, views: Sequence[View]) -> list[Pixels]:
-    """For each view, the squares that it shows of the images, unscaled and unmirrored."""
+    """Cut, for each view, its square from every image, without scaling or mirroring."""
     images = [store.rectangle(int(index)) for index in indices]
-    return [_together([cut(image, view) for image in images]) for view in views]
+    return [_on_one_canvas([cut(image, view) for image in images]) for view in views]
 
 
 def read_ahead(read: Callable[[int], T], count: int, num_workers: int) -> Generator[T, None, None]:
-    """``read(0)`` … ``read(count - 1)`` in order, in this process or ahead in ``num_workers``."""
+    """Yield ``read(0)`` … ``read(count - 1)`` in order, read ahead by ``num_workers`` processes.
+
+    With ``num_workers`` 0, this process reads when the next item is needed.
+    """
     if num_workers == 0:
         yield from map(read, range(count))
         return
@@ -131,7 +134,7 @@ def read_ahead(read: Callable[[int], T], count: int, num_workers: int) -> Genera
         # The loader draws a seed for its workers; not from the generator that dropout draws from.
         generator=torch.Generator(),
     )
-    with held_back():  # a worker that has just been forked would die of them
+    with held_back():  # a signal would kill a worker that was just forked
         workers: Any = iter(loader)
     try:
         for item in workers:
@@ -139,7 +142,7 @@ def read_ahead(read: Callable[[int], T], count: int, num_workers: int) -> Genera
                 raise item
             yield item
     finally:
-        # Now and not when the last reference goes: an error on its way up may hold one.
+        # Now, not when the last reference is gone: an error that is being raised may hold one.
         workers._shutdown_workers()
 
 
@@ -154,7 +157,9 @@ class _Reads(Dataset[T | RunnerError]):
     def __getitem__(self, index: int) -> T | RunnerError:
         try:
             return self._read(index)
-        except RunnerError as error:  # as a value: the loader would wrap it in its own words
+        except (
+            RunnerError
+        ) as error:  # returned: the loader would wrap a raised error in its own message
             return error
 
 
@@ -165,11 +170,11 @@ def _begin_worker(number: int) -> None:
 
 
 def _as_read(item: T) -> T:
-    """Instead of the loader's own conversion of arrays to tensors."""
+    """Replaces the loader's own conversion of arrays to tensors."""
     return item
 
 
-def _together(images: Sequence[NDArray[np.uint8]]) -> Pixels:
+def _on_one_canvas(images: Sequence[NDArray[np.uint8]]) -> Pixels:
     extents = np.array([image.shape[:2] for image in images], np.int64)
     pixels = [torch.from_numpy(image) for image in images]  # torch copies large ones in threads
     if (extents == extents[0]).all():

@@ -43,24 +43,24 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images, labels and split, and what was found on the way.
+    """Images, labels and split, and what was found while reading them.
 
     Attributes:
-        name: of the data set.
+        name: the name of the data set.
         classes: K names in the order of the labels.
         store: the pixels.
         train: training split.
         val: validation split.
         presize: short side of the stored images, px.
-        fingerprint: hash of the manifest: of every image's content, split and label.
+        fingerprint: hash of the manifest, that is, of every image's content, split and label.
         manifest: rows of (split, image, label, SHA-256 of the content).
-        skipped: broken images left out, each with its reason.
-        converted: number of images by the colour mode they were converted from.
+        skipped: broken images that were left out, each with its reason.
+        converted: number of images by the color mode they were converted from.
         leaked: pairs of equal images in training and validation.
         num_ignored: files that are not images.
         notes: what the user should know, one sentence each.
         max_aspect: longest long side of the stored images, as a multiple of the short one.
-        interpolation: with which they were resized.
+        interpolation: how the stored images were resized.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Dataset:
         return isinstance(self.store, StreamedStore)
 
     def num_workers(self, asked: int | None) -> int:
-        """Processes that read ahead: as asked for, else one per core if images are decoded."""
+        """Number of processes that read ahead: ``asked``, or one per core to decode images."""
         if asked is not None:
             return asked
         return num_cores() if self.is_streamed else 0
@@ -104,13 +104,14 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
 
     Args:
         data: the ``data`` group of the configuration.
-        size: largest that is trained or evaluated at, px; images are stored at twice that where
-            they are so large themselves.
+        size: largest size in training and evaluation, px; images are stored at twice that size if
+            they are that large.
         cache: folder of downloads and decoded images.
-        progress: told how far the work is.
+        progress: called with the progress of the work.
 
     Raises:
-        DataError: naming every broken image, leak or missing class.
+        DataError: images are broken, classes are missing, or images are in both splits; the
+            message names them.
     """
     listing = list_images(data, cache, _SPLIT_SEED, progress)
     short_side, aspect = typical_size(listing.images, data.max_aspect)
@@ -174,7 +175,7 @@ def _split(listing: Listing, members: NDArray[np.bool_]) -> Split:
 
 
 def _fingerprint(manifest: tuple[tuple[str, str, str, str], ...]) -> str:
-    """Over contents, labels and split, in order; not over paths, which may be moved."""
+    """Hash contents, labels and split, in order; not the paths, which may change."""
     digest = hashlib.sha256()
     for split, _, label, content in manifest:
         digest.update(f"{split}\0{label}\0{content}\n".encode(errors="surrogateescape"))
@@ -200,7 +201,7 @@ def _check_not_empty(listing: Listing, train: Split, val: Split, data: Data) -> 
     if unlearnt := set(val.labels.tolist()) - set(train.labels.tolist()):
         names = ", ".join(listing.classes[label] for label in sorted(unlearnt)[:_SHOWN])
         raise DataError(
-            f"all training images are broken of {names}",
+            f"all training images of {names} are broken",
             where=where,
             fix="repair them, or remove the class",
         )

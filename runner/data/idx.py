@@ -26,7 +26,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """Return the unsigned bytes of an IDX file in the shape that its header declares.
 
     Args:
-        path: the file, plain or gzipped; its first bytes tell which, not its name.
+        path: the file, plain or gzipped; the first bytes decide, not the name.
 
     Returns:
         An array of uint8, for images ``[count, height, width]``, for labels ``[count]``.
@@ -45,30 +45,30 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
                 return _parse(stream, path)
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) else None
-        raise _refused(path, f"Cannot read the IDX file: {reason or error}") from error
+        raise _refused(path, f"cannot read the IDX file: {reason or error}") from error
 
 
 def _parse(stream: BinaryIO | gzip.GzipFile, path: Path) -> NDArray[np.uint8]:
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[3] == 0:
-        raise _refused(path, f"Not an IDX file: it starts with {magic.hex(' ') or 'nothing'}")
+        raise _refused(path, f"not an IDX file: it starts with {magic.hex(' ') or 'nothing'}")
     if magic[2] != _UNSIGNED_BYTE:
         raise _refused(path, f"IDX type 0x{magic[2]:02x} is not supported, only unsigned bytes")
     header = stream.read(4 * magic[3])
     if len(header) < 4 * magic[3]:
-        raise _refused(path, "The IDX file is truncated: it ends inside its header")
+        raise _refused(path, "the IDX file is truncated: it ends inside its header")
     shape = tuple(int(size) for size in np.frombuffer(header, dtype=">u4"))
     declared = math.prod(shape)
     if declared > _MAX_VALUES:
-        raise _refused(path, f"The IDX header declares {declared} values, over {_MAX_VALUES}")
+        raise _refused(path, f"the IDX header declares {declared} values, over {_MAX_VALUES}")
     # One byte more than declared shows trailing data, and makes gzip check its checksum.
     content = stream.read(declared + 1)
     if len(content) < declared:
         raise _refused(
-            path, f"The IDX file is truncated: {len(content)} values of {declared} for {shape}"
+            path, f"the IDX file is truncated: {len(content)} values of {declared} for {shape}"
         )
     if len(content) > declared:
-        raise _refused(path, f"The IDX file goes on after its {declared} values for {shape}")
+        raise _refused(path, f"the IDX file continues after its {declared} values for {shape}")
     # A copy, since an array over bytes is read-only and torch warns about those.
     return np.frombuffer(content, dtype=np.uint8).reshape(shape).copy()
 

@@ -25,7 +25,7 @@ from runner.machine.files import read_whole
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
-"""Names that are taken for images; a folder's other files are ignored and counted."""
+"""Suffixes of image files; the other files of a folder are counted and ignored."""
 
 _BACKGROUND = (255, 255, 255)
 _MAX_PIXELS = 89_478_485  # where Pillow starts to warn
@@ -43,8 +43,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Images are decoded in threads, and warnings.catch_warnings is not made for those: so once for the
-# process. Pillow warns of damaged metadata beside good pixels, and of sizes that we refuse anyway.
+# Once for the process, since images are decoded in threads, where warnings.catch_warnings is not
+# safe. Pillow warns about damaged metadata of good pixels, and about sizes that we refuse anyway.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -59,23 +59,23 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What messages and manifests call the image: a path, or a place in an array."""
+        """The name of the image in messages and manifests: a path, or a position in an array."""
         ...
 
     def stamp(self) -> str:
-        """A cheap key that changes when the content does."""
+        """A key that is cheap to compute and changes when the content of the images does."""
         ...
 
     def content(self, index: int) -> bytes:
-        """The bytes that tell the image from others; BrokenImageError when unreadable."""
+        """The bytes that identify the image. Raises BrokenImageError if they are unreadable."""
         ...
 
     def open(self, index: int) -> Image.Image:
-        """The image; BrokenImageError when unreadable."""
+        """Open and decode the image. Raises BrokenImageError if it is unreadable."""
         ...
 
     def size(self, index: int) -> tuple[int, int]:
-        """Shorter and longer side, px, by the header alone; BrokenImageError when unreadable."""
+        """Shorter and longer side, px, from the header. Raises BrokenImageError if unreadable."""
         ...
 
 
@@ -107,18 +107,18 @@ class FileImages:
         return digest.hexdigest()
 
     def content(self, index: int) -> bytes:
-        """The bytes of the file."""
+        """Read the file."""
         try:
             return read_whole(self.root / self.paths[index])
         except OSError as error:
             raise BrokenImageError(error.strerror or str(error)) from error
 
     def open(self, index: int) -> Image.Image:
-        """The decoded image."""
+        """Read and decode the file."""
         return decode(self.content(index))
 
     def size(self, index: int) -> tuple[int, int]:
-        """Shorter and longer side by the header of the file."""
+        """Read the shorter and the longer side, px, from the header of the file."""
         try:
             with Image.open(self.root / self.paths[index]) as image:
                 return min(image.size), max(image.size)
@@ -137,25 +137,25 @@ class ArrayImages:
         return len(self.array)
 
     def name(self, index: int) -> str:
-        """The origin of the array and the place in it."""
+        """The origin of the array and the position of the image in it."""
         return f"{self.origin}/{index:05d}"
 
     def stamp(self) -> str:
-        """Hash of the pixels."""
+        """Hash of the shape and the pixels of the array."""
         shape = str(self.array.shape).encode()
         return hashlib.sha256(shape + np.ascontiguousarray(self.array).tobytes()).hexdigest()
 
     def content(self, index: int) -> bytes:
-        """The pixels."""
+        """The pixels of the image as bytes, row by row."""
         pixels: bytes = self.array[index].tobytes()
         return pixels
 
     def open(self, index: int) -> Image.Image:
-        """The image."""
+        """The image as an object of Pillow."""
         return Image.fromarray(self.array[index])
 
     def size(self, index: int) -> tuple[int, int]:
-        """Shorter and longer side."""
+        """Shorter and longer side of the image, px."""
         sides = [int(side) for side in self.array.shape[1:3]]
         return min(sides), max(sides)
 
@@ -164,11 +164,11 @@ def decode(content: bytes) -> Image.Image:
     """Decode a whole image file.
 
     Raises:
-        BrokenImageError: not an image, truncated, or a decompression bomb; with the reason.
+        BrokenImageError: the content is not an image, is truncated, or is a decompression bomb.
     """
     try:
         image = Image.open(io.BytesIO(content))
-        # Pillow itself refuses only from 179 million pixels on.
+        # Pillow itself refuses only images of more than 179 million pixels.
         if image.width * image.height > _MAX_PIXELS:
             raise Image.DecompressionBombError
         if image.format == "EPS":  # loading it would run Ghostscript on it
@@ -186,7 +186,7 @@ def decode(content: bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
-    """The image upright and in RGB, and the mode it was converted from, if it was."""
+    """Turn an image upright and convert it to RGB; the mode is its own one, None if it was RGB."""
     upright = _turned(image)
     mode = upright.mode
     if mode == "RGB":
@@ -202,18 +202,18 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
 
 
 def _turned(image: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation says; as it is stored where that cannot be read."""
+    """Apply the EXIF orientation; return the image as it is stored if that cannot be read."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except (OSError, ValueError, SyntaxError, TypeError, struct.error):
-        return image  # damaged metadata beside good pixels
+        return image  # damaged metadata of good pixels
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _from_deep_gray(image: Image.Image) -> Image.Image:
     """16-bit integers scaled to 8 bits; 32-bit integers and floats clipped to 0..255.
 
-    Integers of 32 bits that exceed 255 are taken for 16-bit ones, which Pillow may give that type.
+    32-bit integers above 255 are treated as 16-bit integers, which Pillow may store in that type.
     """
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     is_transparent = values == image.info.get("transparency")
@@ -226,10 +226,10 @@ def _from_deep_gray(image: Image.Image) -> Image.Image:
 def rectangle(
     image: Image.Image, presize: int, max_aspect: float, interpolation: Interpolation = "bilinear"
 ) -> NDArray[np.uint8]:
-    """An RGB image as (height, width, 3) uint8 whose short side is ``presize``.
+    """Resize an RGB image to (height, width, 3) uint8 whose short side is ``presize`` px.
 
-    The long side keeps its proportion up to ``max_aspect`` times the short one; what exceeds it is
-    cut off evenly at both ends. The interpolation is antialiased.
+    The long side keeps its proportion up to ``max_aspect`` times the short one; the excess is cut
+    off evenly at both ends. The interpolation is antialiased.
     """
     width, height = image.size
     longest = max_aspect * min(width, height)
@@ -247,12 +247,12 @@ def typical_size(images: Images, max_aspect: float, at_most: int = 200) -> tuple
     """Median short side, px, and mean long side / short side of some evenly spaced images.
 
     Args:
-        images: of which up to ``at_most`` have their headers read.
-        max_aspect: beyond which the long side counts as cut off.
-        at_most: images looked at.
+        images: the images, of which only headers are read.
+        max_aspect: the largest ratio; a longer side counts as cut off there.
+        at_most: the number of images to look at.
 
     Returns:
-        (0, 1.0) where none is readable.
+        The two numbers; (0, 1.0) if none of these images is readable.
     """
     places = np.unique(np.linspace(0, len(images) - 1, min(at_most, len(images))).astype(int))
     sizes = []

@@ -14,11 +14,11 @@ class Listing:
     """Images with their labels and split, in a fixed order.
 
     Attributes:
-        name: of the data set.
+        name: the name of the data set.
         classes: names, in the order of the labels.
-        images: n of them.
+        images: the n images.
         labels: (n,) int64 in 0..len(classes)-1; in the training split possibly noisy on purpose.
-        is_val: (n,) bool.
+        is_val: (n,) bool, True for validation.
         num_ignored: files that are not images, such as Thumbs.db.
         notes: what the user should know, one sentence each.
     """
@@ -35,7 +35,7 @@ class Listing:
 def stratified_split(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
     """Which images are held out: ``fraction`` of each class, drawn by keyed randomness.
 
-    A class of one image stays in training; any other gives at least one image to each side.
+    A class of one image stays in training; every other class has images on both sides.
 
     Returns:
         (n,) bool, True for validation.

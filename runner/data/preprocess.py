@@ -1,8 +1,7 @@
-"""How an image file becomes the input of a network: one description, for whoever needs it.
+"""How an image file becomes the input of a network: one description for all commands.
 
-Training-time evaluation, ``evaluate``, ``predict`` and ``export`` all take it from here, and it
-travels with the weights: a network that meets other statistics than it was trained with sees
-something else than was meant.
+Evaluation during training, ``evaluate``, ``predict`` and ``export`` all use this description. It is
+stored with the weights, because a network needs the statistics that it was trained with.
 """
 
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ POLICY = {
     "depth": "16 bits scaled to 8",
     "color": "RGB",
 }
-"""What ``runner.data.images`` does with every file, whatever the network."""
+"""What ``runner.data.images`` does with every file, for every network."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +25,14 @@ class Preprocess:
     """From pixels to input, in this order; all resizing is antialiased.
 
     Attributes:
-        presize: the short side is made this long, px.
-        max_aspect: what exceeds this multiple of the short side is cut off evenly at both ends.
-        crop: side of the centre square that is seen, as a part of the short side; in (0, 1].
-        size: to which that square is scaled, px.
-        interpolation: of both.
-        mean: of red, green and blue, taken off pixels in 0..1.
-        std: of red, green and blue, by which they are then divided; above 0.
+        presize: length to which the short side is resized, px.
+        max_aspect: largest long side as a multiple of the short side; the excess is cut off evenly
+            at both ends.
+        crop: side of the center square that the network sees / short side, in (0, 1].
+        size: side to which that square is resized, px.
+        interpolation: the interpolation of both.
+        mean: of red, green and blue, subtracted from pixels in 0..1.
+        std: of red, green and blue, by which pixels are then divided; above 0.
     """
 
     presize: int
@@ -49,7 +49,7 @@ class Preprocess:
 
 
 def from_dict(values: Mapping[str, Any]) -> Preprocess:
-    """What :meth:`Preprocess.to_dict` gave.
+    """Read the values that :meth:`Preprocess.to_dict` returned.
 
     Raises:
         KeyError: a value is missing.

@@ -1,4 +1,4 @@
-"""A data set on a GPU: batches are cut there, and no pixel crosses the bus while training."""
+"""A data set on a GPU: batches are cut there, and no pixel crosses the bus during training."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ _LARGEST_PART = 0.5  # of the GPU's free memory; the rest is for the network
 
 
 class ResidentStore:
-    """The rectangles of a decoded file, and a copy of its pixels on a device."""
+    """The rectangles of a decoded file, with a copy of its pixels on a device."""
 
     def __init__(self, store: CachedStore, device: torch.device) -> None:
         self._store = store
@@ -28,10 +28,10 @@ class ResidentStore:
         return self._store.rectangle(index)
 
     def squares(self, indices: NDArray[np.int64], places: NDArray[np.float64]) -> Tensor:
-        """The largest square of each image, at its place along the long side.
+        """Cut the largest square of each image, at its place along the long side.
 
         Args:
-            indices: (N,) of images with equal short sides.
+            indices: (N,) positions in the store, of images with equal short sides.
             places: (N, 2) in 0..1, x and y.
 
         Returns:
@@ -49,7 +49,7 @@ class ResidentStore:
 
 
 def resident(dataset: Dataset, device: torch.device) -> Dataset:
-    """``dataset`` with its decoded pixels on ``device`` too, where that is a GPU with the room."""
+    """Copy the decoded pixels of ``dataset`` to ``device`` if that is a GPU with enough memory."""
     store = dataset.store
     if device.type != "cuda" or not isinstance(store, CachedStore):
         return dataset

@@ -1,6 +1,6 @@
-"""Every data set by its name: where its images are, what they are labelled, how it is split.
+"""Every data set by its name: its images, their labels, and its split.
 
-A source only lists; opening, checking and caching the images is the same for all.
+A source only lists images; opening, checking and caching them is the same for all.
 """
 
 import csv
@@ -69,12 +69,12 @@ def list_images(data: Data, cache: Path, split_seed: int, progress: Progress) ->
     Args:
         data: the ``data`` group of the configuration.
         cache: folder for downloads and unpacked archives.
-        split_seed: of the split, where the data brings none.
-        progress: told how far a download is.
+        split_seed: seed of the split, if the data has none of its own.
+        progress: called with the progress of a download.
 
     Raises:
         DataError: the data at ``data.root`` is not what the data set needs.
-        StorageError: it cannot be downloaded or written.
+        StorageError: the data cannot be downloaded or written.
         ArtefactError: an archive was refused.
     """
     source = _SOURCES[data.name]
@@ -84,7 +84,7 @@ def list_images(data: Data, cache: Path, split_seed: int, progress: Progress) ->
         raise DataError(
             f"cannot read the data: {error.strerror or error}",
             where=str(error.filename or f"data.root={data.root}"),
-            fix="give yourself the permission to read it",
+            fix="make the files readable for yourself, as with chmod -R u+rX",
         ) from error
 
 
@@ -160,7 +160,7 @@ def _imagenette(data: Data, cache: Path, split_seed: int, progress: Progress) ->
     root = _descend(root)
     if not (root / "train").is_dir() or not (root / "val").is_dir():
         raise DataError(
-            "no Imagenette here: it has the folders train and val",
+            "this is not Imagenette, which has the folders train and val",
             where=f"data.root={data.root or root}",
             fix="data.root= the unpacked folder or the .tgz, or leave it out to download",
         )
@@ -218,7 +218,7 @@ def _folder(data: Data, cache: Path, split_seed: int, progress: Progress) -> Lis
     where = f"data.root={data.root}"
     if _holds_classes(root / "train"):  # and not a class that is called train
         raise DataError(
-            "there is a folder train with classes in it but no folder val beside it",
+            "there is a folder train with classes in it but no folder val next to it",
             where=where,
             fix=f"rename the validation folder to val, or data.root={root / 'train'} to draw it",
         )
@@ -307,7 +307,7 @@ def _rows(reader: "csv.DictReader[str]", path: Path) -> Iterator[dict[str, str]]
 
 
 def _single_images(classes: tuple[str, ...], labels: NDArray[np.int64]) -> tuple[str, ...]:
-    """A note on the classes that the drawn split leaves out of validation."""
+    """A note on the classes that have no image in the validation split that was drawn."""
     counts = np.bincount(labels, minlength=len(classes))
     single = [name for name, count in zip(classes, counts, strict=True) if count == 1]
     return (f"{_few(single)}: one image only, which stays in the training split",) if single else ()
@@ -357,7 +357,7 @@ def _unpacked(
         archive = _root(data)
     if archive.is_dir():
         return archive
-    if archive.suffix.lower() not in _ARCHIVES:  # `unpack` has a safe look at the content
+    if archive.suffix.lower() not in _ARCHIVES:  # `unpack` checks the content safely
         raise DataError(
             "neither a folder nor a .tgz, .tar or .zip archive",
             where=f"data.root={data.root}",
@@ -367,7 +367,7 @@ def _unpacked(
 
 
 def _place_of(archive: Path, cache: Path) -> Path:
-    """Where an archive is unpacked: another place for another content."""
+    """The folder into which an archive is unpacked; other content has another folder."""
     status = archive.stat()
     name = archive.name.partition(".")[0] or "archive"
     return cache / "unpacked" / f"{name}-{status.st_size:x}-{status.st_mtime_ns:x}"
@@ -393,7 +393,7 @@ def is_at_hand(data: Data, cache: Path) -> bool:
 
 
 def _descend(root: Path) -> Path:
-    """Into the single folder that archives usually hold, unless its content is there already."""
+    """The single folder that archives usually hold; ``root`` if that has the content itself."""
     while not (root / "train").is_dir():
         entries = [entry for entry in root.iterdir() if not _is_junk(entry.name)]
         if len(entries) != 1 or not entries[0].is_dir():
@@ -445,7 +445,7 @@ def _from_split_folders(root: Path, name: str) -> Listing:
 def _check_same_classes(
     classes: tuple[str, ...], labels: NDArray[np.int64], is_val: NDArray[np.bool_], where: str
 ) -> tuple[str, ...]:
-    """A class to predict must be one to learn; one without validation images is worth a note."""
+    """Refuse classes without training images; return a note on those without validation images."""
     trained, validated = set(labels[~is_val].tolist()), set(labels[is_val].tolist())
     if unlearnt := [name for label, name in enumerate(classes) if label not in trained]:
         raise DataError(
@@ -505,7 +505,7 @@ def scan_files(folder: Path) -> tuple[list[str], int]:
 
 
 def _holds_classes(folder: Path) -> bool:
-    """Whether there are folders in ``folder``, and no images beside them."""
+    """Whether ``folder`` has folders, and no images next to them."""
     if not folder.is_dir():
         return False
     entries = [entry for entry in folder.iterdir() if not _is_junk(entry.name)]

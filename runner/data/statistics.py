@@ -16,7 +16,7 @@ def training_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std per channel over every stored pixel of the training split, and only that.
 
-    Remembered below ``cache`` by the data's fingerprint and the shape of the stored images.
+    The result is kept below ``cache``, by the fingerprint and the shape of the stored images.
     """
     stored = f"{dataset.presize}px-{dataset.max_aspect:g}-{dataset.interpolation}"
     path = cache / "statistics" / f"{dataset.fingerprint[:32]}-{stored}.json"
@@ -43,7 +43,7 @@ def channel_statistics(
         that dividing by it is harmless.
 
     Raises:
-        ValueError: no pixels.
+        ValueError: there are no pixels.
     """
     count, total, squares = 0, np.zeros(0), np.zeros(0)
     levels = np.arange(256)

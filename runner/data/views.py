@@ -14,7 +14,7 @@ class View:
         x: place of the square along the width, 0 left .. 1 right.
         y: place of the square along the height, 0 top .. 1 bottom.
         side: side of the square / short side of the image, in 0..1.
-        flip: mirrored.
+        flip: whether the square is mirrored.
         scale: size / evaluation size.
     """
 
@@ -26,12 +26,12 @@ class View:
 
 
 def plain_view(crop: float = 1.0) -> View:
-    """The centre square that evaluation looks at, of side ``crop`` × short side."""
+    """The center square that evaluation uses, of side ``crop`` × short side."""
     return View(side=crop)
 
 
 def cut(rectangle: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
-    """The square that ``view`` shows of an image (H, W, C), unscaled and unmirrored."""
+    """Cut the square of ``view`` from an image (H, W, C), without scaling or mirroring."""
     height, width = rectangle.shape[:2]
     side = max(1, round(min(height, width) * view.side))
     top, left = round(view.y * (height - side)), round(view.x * (width - side))

@@ -172,7 +172,7 @@ def _squares(images: "Images", rows: NDArray[np.int64], learner: "Learner") -> "
 
 
 def main() -> None:
-    """The command; see ``--help``."""
+    """Run the command; see ``--help``."""
     arguments = parser().parse_args()
     command(lambda: _run(arguments), translated)
 

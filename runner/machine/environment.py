@@ -1,4 +1,4 @@
-"""What a run is made with: versions, code, machine; and what has changed when it goes on."""
+"""Versions, code and machine of a run, and what has changed when the run resumes."""
 
 import platform
 import subprocess
@@ -16,7 +16,13 @@ _DECISIVE = ("torch", "device", "precision", "threads", "processes")
 
 
 def environment(device: "torch.device", precision: str, processes: Processes) -> dict[str, Any]:
-    """The facts, as values for JSON."""
+    """Describe versions, code revision and machine, as values for JSON.
+
+    Args:
+        device: the device of the run.
+        precision: the precision in which the run trains.
+        processes: the processes that share the run.
+    """
     import numpy as np
     import torch
     import torchvision
@@ -38,14 +44,14 @@ def environment(device: "torch.device", precision: str, processes: Processes) ->
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs that a result depends on in its last bits, as ``key before → now``."""
+    """List the differences that may change the last bits of a result, as ``key before → now``."""
     return [
         f"{key} {before.get(key)} → {now[key]}" for key in _DECISIVE if before.get(key) != now[key]
     ]
 
 
 def _revision() -> str | None:
-    """The git commit of this code where it runs from a checkout, with + for local changes."""
+    """The git commit of this code if it runs from a checkout, with + for local changes."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

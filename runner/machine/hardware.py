@@ -1,6 +1,6 @@
-"""What this machine offers: cores, the device that ``auto`` means, the precision that is fastest.
+"""The cores, the device and the fastest precision of this machine.
 
-Without torch where that is possible, so that a finished run can answer at once.
+Torch is imported only where there is no other way, so that a finished run can answer at once.
 """
 
 import ctypes
@@ -21,20 +21,20 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def num_gpus() -> int:
-    """NVIDIA GPUs that this machine shows; 0 where it has none or is not a Linux."""
+    """Number of NVIDIA GPUs of this machine; 0 if it has none or does not run Linux."""
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 @cache
 def device_kind(device: str) -> str:
-    """``cpu`` or ``cuda`` for a device as the configuration spells it; ``auto``: the GPU if any."""
+    """``cpu`` or ``cuda`` for the ``device`` of a configuration; ``auto`` is the GPU if any."""
     if device != "auto":
         return device.partition(":")[0]
     if sys.platform == "linux" and not _has_gpu_file():
@@ -45,12 +45,18 @@ def device_kind(device: str) -> str:
 
 
 def used_precision(asked: Literal["auto", "fp32", "bf16"], kind: str, size: int) -> Precision:
-    """The precision that a run ``asked`` for trains in; its identity rests on the same answer."""
+    """The precision in which a run trains; the identity of the run uses the same value.
+
+    Args:
+        asked: the ``precision`` of the configuration.
+        kind: ``cpu`` or ``cuda``.
+        size: side of the training images, px.
+    """
     return fastest_precision(kind, size) if asked == "auto" else asked
 
 
 def fastest_precision(kind: str, size: int) -> Precision:
-    """``bf16`` where the hardware multiplies it natively and images of ``size`` px are worth it."""
+    """``bf16`` if the hardware multiplies it natively and images of ``size`` px gain from it."""
     if kind == "cuda":
         import torch
 
@@ -59,10 +65,10 @@ def fastest_precision(kind: str, size: int) -> Precision:
 
 
 def keep_freed_memory() -> None:
-    """Let the allocator of the C library keep what tensors free, for the next ones.
+    """Let the allocator of the C library keep the memory of freed tensors for new tensors.
 
-    By default it returns every large block to the system, which hands it out again page by page,
-    filled with zeros, at every step of a training. Nothing where the library is another than glibc.
+    By default the allocator returns every large block to the system, which provides it again page
+    by page, filled with zeros, at every training step. No effect if the library is not glibc.
     """
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
@@ -71,16 +77,17 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Undo :func:`keep_freed_memory` for what is free now, in a process that was just forked.
+    """Return the memory that is free now to the system; for a process that was just forked.
 
-    It shares that memory only until its parent writes to it, and would then keep a copy.
+    The process shares this memory with its parent until the parent writes to it. From then on, the
+    process would keep a copy.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def cpu_name() -> str:
-    """The processor's own name, or its architecture."""
+    """The model name of the processor, or its architecture if the system states no name."""
     return _cpu_info().get("model name", os.uname().machine)
 
 
@@ -94,7 +101,7 @@ def _cpu_has_bf16() -> bool:
 
 @cache
 def _cpu_info() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty on systems without."""
+    """The first processor of /proc/cpuinfo; empty on systems that have no such file."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

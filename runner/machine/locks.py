@@ -1,4 +1,4 @@
-"""A lock between processes: who comes second waits, or is told who came first."""
+"""A lock between processes: the second process waits, or gets an error that names the first."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ _held: set[int] = set()
 
 
 def _leave_to_parent() -> None:
-    """In a forked child: its copies of the descriptors would keep the locks of a killed parent."""
+    """Close the descriptors in a forked child, which would keep the locks of a killed parent."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
@@ -24,23 +24,23 @@ def _leave_to_parent() -> None:
 
 os.register_at_fork(after_in_child=_leave_to_parent)
 
-_ATTEMPTS = 5  # someone who only asks (is_held) has the lock for a moment, too
+_ATTEMPTS = 5  # is_held in another process also has the lock, for a moment
 
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock on a file, waiting for it as long as another process has it.
+    """Hold an exclusive lock on a file; wait for it while another process holds it.
 
     The kernel frees the lock when its holder ends, however it ends. The file stays in place:
-    if it were removed, one process could wait on the old file while another locks a new one. It
-    says who holds or last held it.
+    if it were removed, one process could wait on the old file while another locks a new one. The
+    file names the process that holds the lock or held it last.
 
     Args:
         path: the lock file; it and its folder are created when missing.
-        wait: for the other process to finish; or raise at once.
+        wait: wait until the other process releases the lock; if False, raise at once.
 
     Raises:
-        BusyError: another process holds the lock, and ``wait`` is off.
+        BusyError: another process holds the lock, and ``wait`` is False.
         StorageError: the lock file cannot be created, or its file system has no locks.
     """
     descriptor = None
@@ -55,14 +55,14 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
             os.close(descriptor)
         if isinstance(error, BlockingIOError):
             raise BusyError(
-                f"another process is at this{_holder(path)}",
+                f"another process is using this{_holder(path)}",
                 where=str(path.absolute()),
                 fix="wait for it to end",
             ) from error
         if not isinstance(error, OSError):
             raise
         raise StorageError(
-            f"Cannot lock a file: {error.strerror}",
+            f"cannot lock a file: {error.strerror}",
             where=str(path.absolute()),
             fix="choose a folder that you may write to, on a local file system",
         ) from error
@@ -90,7 +90,7 @@ def _acquire(descriptor: int, wait: bool) -> None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process, this one included, holds the lock at the moment."""
+    """Whether any process, including this one, holds the lock at the moment."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

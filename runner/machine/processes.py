@@ -1,7 +1,7 @@
 """The processes that share one run: torchrun's, or the tasks of one submitit job.
 
-All of them compute; the first one alone writes and speaks. Torch is imported only where there are
-several, so that a finished run of one process answers at once.
+All processes compute; only the first one writes files and prints. Torch is imported only if there
+are several, so that a finished run of one process answers at once.
 """
 
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MEETING = timedelta(minutes=10)  # until all processes have started
-_TIMEOUT = timedelta(hours=6)  # others wait while the first decodes a data set
+_TIMEOUT = timedelta(hours=6)  # the others wait while the first decodes a data set
 _VARIABLES = {
     "rank": "RANK",
     "count": "WORLD_SIZE",
@@ -36,9 +36,9 @@ class Processes:
 
     Attributes:
         rank: number of this process, from 0.
-        count: of processes.
+        count: number of processes.
         local_rank: number of this process on its machine.
-        local_count: processes on this machine.
+        local_count: number of processes on this machine.
     """
 
     rank: int = 0
@@ -48,17 +48,17 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes and speaks for all."""
+        """Whether this process writes files and prints for all."""
         return self.rank == 0
 
     def share(self, num_items: int) -> "NDArray[np.int64]":
-        """Which of ``num_items`` are this process's: every ``count``-th, from its rank on."""
+        """The indices in 0..num_items-1 of this process: every ``count``-th, from its rank on."""
         import numpy as np
 
         return np.arange(self.rank, num_items, self.count)
 
     def sum(self, tensor: "Tensor") -> "Tensor":
-        """``tensor`` added up over the processes, in place."""
+        """Add up ``tensor`` over the processes, in place."""
         if self.count > 1:
             import torch.distributed
 
@@ -85,7 +85,7 @@ class Processes:
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """The first process does the block, then the others do: what it prepares is there then."""
+        """Run the block in the first process, then in the others, which find what it prepared."""
         if self.count > 1 and not self.is_first:
             self.any(False)
         try:
@@ -95,11 +95,14 @@ class Processes:
                 self.any(False)
 
     def agree(self, error: RunnerError | None) -> None:
-        """End on all processes if the first met an error; there with the error itself.
+        """End all processes if the first one met an error.
+
+        Args:
+            error: the error of this process, or None; None on all processes but the first.
 
         Raises:
-            RunnerError: on the first process.
-            SystemExit: on the others, quietly.
+            RunnerError: ``error``, on the first process.
+            SystemExit: on the other processes, without a message.
         """
         is_bad = self.any(error is not None)
         if error is not None:
@@ -112,10 +115,10 @@ ALONE = Processes()
 
 
 def from_environment() -> Processes:
-    """As torchrun or submitit started this process; alone if neither did.
+    """Read how torchrun or submitit started this process; ``ALONE`` if neither did.
 
     Raises:
-        ConfigError: the variables contradict one another.
+        ConfigError: the environment variables contradict one another.
     """
     if "SUBMITIT_EXECUTOR" in os.environ:
         import submitit
@@ -154,7 +157,7 @@ def joined(processes: Processes, device_kind: str) -> Iterator[None]:
     """Connect the processes for the block: by nccl on GPUs, by gloo on CPUs.
 
     Raises:
-        StorageError: not all of them came.
+        StorageError: not all processes connected in time.
     """
     if processes.count == 1:
         yield

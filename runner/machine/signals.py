@@ -1,4 +1,4 @@
-"""Signals that ask this process to end: an exception where that is safe, held back where it is not.
+"""Signals that ask this process to end: an exception where that is safe, deferred where it is not.
 
 SIGTERM comes from schedulers and ``kill``, SIGINT from Ctrl-C, SIGUSR2 from submitit shortly before
 a job's time is up.
@@ -20,7 +20,7 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes:
         signum: number of the signal.
-        exit_code: 130 for SIGINT and 143 for SIGTERM, as shells have it.
+        exit_code: 130 for SIGINT and 143 for SIGTERM, as in shells.
     """
 
     def __init__(self, signum: int = signal.SIGINT) -> None:
@@ -42,10 +42,10 @@ def raise_on_signals() -> None:
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-    """Hold signals back during the block, and deliver at its end what came.
+    """Defer signals during the block, and deliver the first one when the block ends.
 
-    The block gets a function that tells whether a signal waits; it then brings its work to a good
-    end and leaves. A second signal is not held back: it ends the process at once.
+    The block gets a function that says whether a signal is waiting, and should then complete its
+    work and end. A second signal is not deferred: it ends the process at once.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -58,7 +58,9 @@ def deferred() -> Iterator[Callable[[], bool]]:
         for each in handled:
             signal.signal(each, signal.SIG_DFL)
 
-    if callable(signal.getsignal(signal.SIGUSR2)):  # submitit's, which queues the job again
+    if callable(
+        signal.getsignal(signal.SIGUSR2)
+    ):  # of submitit, which puts the job back into the queue
         handled.append(signal.SIGUSR2)
     before = {signum: signal.signal(signum, hold) for signum in handled}
     try:
@@ -66,13 +68,13 @@ def deferred() -> Iterator[Callable[[], bool]]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-        if received:  # also where the block failed: who asked wants this process to end
+        if received:  # also if the block failed: the sender wants this process to end
             signal.raise_signal(received[0])
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Let signals wait until the end of the block; a process forked in it does not get them."""
+    """Let signals wait until the block ends; a process that it forks does not get them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         yield
@@ -82,9 +84,10 @@ def held_back() -> Iterator[None]:
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Let signals end the process without a word: for waits outside Python, with nothing to save.
+    """Let signals end the process without a message.
 
-    Python's own handlers would run only when the wait is over.
+    For waits outside Python when there is nothing to save: Python's own handlers would run only
+    after the wait.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -99,16 +102,16 @@ def at_once() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """In a helper process: its parent decides when it ends, also when the whole group is told."""
+    """Ignore signals in a helper process: its parent ends it, also if the whole group gets one."""
     for signum in _ENDING:
         signal.signal(signum, signal.SIG_IGN)
 
 
 def end_with_parent() -> None:
-    """In a helper process: be killed when its parent dies, however that came about; on Linux.
+    """Let the kernel kill this helper process when its parent dies, for any reason; on Linux.
 
-    A worker of torch's DataLoader does notice, but on its way out waits for somebody to take what
-    it has read, for ever and with all its memory. The parent is the thread that made the process.
+    A worker of torch's DataLoader does notice that its parent is dead, but then waits forever, with
+    all its memory, for a reader of its last items. The parent is the thread that made the process.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

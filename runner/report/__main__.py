@@ -15,7 +15,7 @@ from runner.report import text
 from runner.report.answer import Answer, answer
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
-from runner.terminal.command import command, give, program
+from runner.terminal.command import command, program, write_outputs
 from runner.terminal.display import TABLE_WIDTH, PipeConsole, printable, table_console
 
 
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """The command; see ``--help``."""
+    """Run the command; see ``--help``."""
     arguments = parser().parse_args()
     command(lambda: _report(arguments))
 
@@ -65,7 +65,7 @@ def _report(arguments: argparse.Namespace) -> None:
         "json": lambda: text.to_json(found),
         "markdown": lambda: text.markdown(found),
     }
-    if not give({name: getattr(arguments, name) for name in contents}, contents):
+    if not write_outputs({name: getattr(arguments, name) for name in contents}, contents):
         _tell(found, table_console())
 
 

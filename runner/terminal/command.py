@@ -1,4 +1,4 @@
-"""How every command ends: errors in one form, and an exit code that says which kind."""
+"""How every command ends: errors in one form, and an exit code for each kind."""
 
 import io
 import os
@@ -19,15 +19,15 @@ def command(
     *,
     if_interrupted: str = "interrupted",
 ) -> None:
-    """Run the body of a command, tell its errors in one form, and exit with their code.
+    """Run the body of a command, report its errors in one form, and exit with their code.
 
     Exit codes are those of ``runner.errors``; 1 for a bug of ours; 130 and 143 after SIGINT and
     SIGTERM.
 
     Args:
         body: does the work.
-        translated: gives a library's error in our form, or None where it is not the user's.
-        if_interrupted: what to say then.
+        translated: returns a library's error in our form, or None if it is not the user's mistake.
+        if_interrupted: the message after a signal.
     """
     raise_on_signals()
     for stream in (sys.stdout, sys.stderr):
@@ -67,18 +67,20 @@ def program(name: str) -> str:
     return called if is_listed else f"python -m runner.{name}"
 
 
-def give(targets: Mapping[str, Path | None], contents: Mapping[str, Callable[[], str]]) -> bool:
+def write_outputs(
+    targets: Mapping[str, Path | None], contents: Mapping[str, Callable[[], str]]
+) -> bool:
     """Write what the user asked for, each to its file, or to standard output for ``-``.
 
     Args:
-        targets: a file by the name of an option; None where it was not given.
-        contents: make the text of each.
+        targets: the file by the name of an option; None if the option was not given.
+        contents: a function by the same name, which returns the text of the file.
 
     Returns:
         Whether standard output was used.
 
     Raises:
-        ConfigError: two of them are to go to standard output.
+        ConfigError: more than one goes to standard output.
         StorageError: a file cannot be written.
     """
     asked = {name: target for name, target in targets.items() if target is not None}
@@ -95,5 +97,5 @@ def give(targets: Mapping[str, Path | None], contents: Mapping[str, Callable[[],
 
 
 def _speaks() -> bool:
-    """Whether this process tells of errors: of several that share a run, the first."""
+    """Whether this process reports errors: of several that share a run, only the first does."""
     return os.environ.get("RANK", "0") == "0"

@@ -1,4 +1,4 @@
-"""How every command starts that takes its words through Hydra."""
+"""The start of every command that takes its words through Hydra."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ from runner.machine.processes import from_environment
 from runner.terminal.command import command, program
 
 Work = Callable[[RunConfig, list[str]], dict[str, Any]]
-"""Does one job: takes its configuration and the words it was asked for with, returns a summary."""
+"""Does one job: takes its configuration and the user's words, returns a summary."""
 
 
 def hydra_command(name: str, work: Work, *, can_sweep: bool = True) -> None:
@@ -32,7 +32,7 @@ def hydra_command(name: str, work: Work, *, can_sweep: bool = True) -> None:
         work: does one job.
         can_sweep: whether ``-m`` and several processes are allowed.
     """
-    # Hydra's own handler would print a traceback and exit with 1; this hands the error to ours.
+    # Hydra's own handler would print a traceback and exit with 1; this passes the error on to ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     outcomes: list[dict[str, Any]] = []
 

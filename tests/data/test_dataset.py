@@ -242,7 +242,7 @@ def test_a_class_whose_training_images_are_all_broken(root, load):
     for number in range(2):
         (root / "train" / "dog" / f"{number}.png").write_bytes(b"")
 
-    with pytest.raises(DataError, match="all training images are broken of dog"):
+    with pytest.raises(DataError, match="all training images of dog are broken"):
         load(root, on_corrupt="skip")
 
 

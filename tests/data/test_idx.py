@@ -31,13 +31,13 @@ def test_reads_what_was_written(tmp_path, array, pack):
 
 GOOD = idx_bytes(IMAGES)
 BROKEN = {
-    "empty": (b"", "Not an IDX file"),
-    "not idx": (b"<html>nothing here</html>", "Not an IDX file"),
-    "no dimensions": (b"\0\0\x08\0", "Not an IDX file"),
+    "empty": (b"", "not an IDX file"),
+    "not idx": (b"<html>nothing here</html>", "not an IDX file"),
+    "no dimensions": (b"\0\0\x08\0", "not an IDX file"),
     "other type": (idx_bytes(IMAGES.astype(">f4"), kind=0x0D), "0x0d is not supported"),
     "cut in the header": (GOOD[:9], "inside its header"),
     "cut in the values": (GOOD[:-1], "truncated: 59 values of 60"),
-    "too long": (GOOD + b"\0", "goes on"),
+    "too long": (GOOD + b"\0", "continues after"),
     "huge": (b"\0\0\x08\x03" + b"\xff" * 12, "declares"),
 }
 

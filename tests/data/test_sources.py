@@ -569,7 +569,7 @@ def test_label_noise_without_its_column_row_or_file(imagenette, listed):
 
 
 def test_other_folders_are_not_imagenette(imagenette, make_images, listed, tmp_path):
-    with pytest.raises(DataError, match="no Imagenette here"):
+    with pytest.raises(DataError, match="this is not Imagenette"):
         listed("imagenette", make_images(tmp_path / "pets", {"cat": 1, "dog": 1}))
 
     make_images(imagenette, {"train/cat": 1})

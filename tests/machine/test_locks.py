@@ -65,7 +65,7 @@ def test_who_comes_second_is_told_of_the_first(path, other):
         take(path)
     assert caught.value.exit_code == 75
     told = re.fullmatch(
-        r"another process is at this: process (\d+) on (\S+), since (\S+)", caught.value.what
+        r"another process is using this: process (\d+) on (\S+), since (\S+)", caught.value.what
     )
     assert told.group(1, 2) == (str(other.pid), socket.gethostname())
     assert datetime.fromisoformat(told.group(3)).tzinfo == UTC
@@ -85,7 +85,7 @@ def test_a_holder_that_is_not_legible_is_left_out(path, content):
         path.write_text(content)
         with pytest.raises(BusyError) as caught:
             take(path)
-    assert caught.value.what == "another process is at this"
+    assert caught.value.what == "another process is using this"
 
 
 def test_whether_it_is_held(path, other):
@@ -153,7 +153,7 @@ def test_a_lock_file_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
     for wait in (False, True):
         with (
-            pytest.raises(StorageError, match="Cannot lock") as caught,
+            pytest.raises(StorageError, match="cannot lock") as caught,
             locked(tmp_path / "file" / "run.lock", wait=wait),
         ):
             pass

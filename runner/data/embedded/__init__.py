@@ -1,6 +1,6 @@
 """The embedded data set: 7,500 real images that come with the package.
 
-A fixed, stratified subset of Fashion-MNIST (MIT licence, see ``FASHION-MNIST-LICENSE`` beside
+A fixed, stratified subset of Fashion-MNIST (MIT license, see ``FASHION-MNIST-LICENSE`` next to
 this file), built by ``scripts/build_fashion_subset.py``.
 """
 
@@ -72,5 +72,5 @@ def load_fashion() -> FashionSubset:
 
 def _refused(path: Path, reason: str) -> ArtefactError:
     return ArtefactError(
-        f"The embedded data set {reason}", where=str(path), fix="reinstall trick-runner"
+        f"the embedded data set {reason}", where=str(path), fix="reinstall trick-runner"
     )
