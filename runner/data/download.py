@@ -1,7 +1,7 @@
 """Fetch an archive and unpack it, so that what is in place is always whole and checked.
 
-Both functions may be interrupted at any instant, run again, and run twice at once: what they
-make appears under its final name in one rename, after every check.
+Both functions may be interrupted at any instant, run again, and run twice at the same time: their
+result appears under its final name in one rename, after every check.
 """
 
 import errno
@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from runner.errors import ArtefactError, ConfigError, RunnerError, StorageError
 from runner.machine.locks import locked
 
-# Called with the bytes done so far and in all (None where nobody knows).
+# Called with the number of bytes done and of all bytes (None if not known).
 Progress = Callable[[int, int | None], None]
 
 _CHUNK = 64 * 1024
@@ -37,7 +37,7 @@ _HEX_DIGITS = {"md5": 32, "sha256": 64}
 
 _MAX_MEMBERS = 2_000_000
 _MAX_BYTES = 500 * 2**30
-# Deflate cannot shrink by more than 1032; honest image archives stay near 1.
+# Deflate cannot shrink by more than a factor of 1032; real image archives stay near 1.
 _MAX_RATIO = 1000
 _RATIO_ALLOWANCE = 2**30
 _MAX_EXTENDED_HEADER = 2**20  # long names and the like; tarfile reads them whole into memory
@@ -64,7 +64,7 @@ def fetch(url: str, destination: Path, *, checksum: str, progress: Progress | No
 
     Args:
         url: an http or https address, percent-encoded.
-        destination: the file to write. If it exists, it is returned without a look inside.
+        destination: the file to write. If it exists, it is returned unchecked.
         checksum: ``md5:HEX`` or ``sha256:HEX`` of the whole file.
         progress: called with the bytes done and the bytes in all (None if not known).
 
@@ -73,29 +73,29 @@ def fetch(url: str, destination: Path, *, checksum: str, progress: Progress | No
 
     Raises:
         ConfigError: ``url`` or ``checksum`` is malformed.
-        StorageError: no network, an HTTP error, a wrong checksum, a full disk, no permission.
+        StorageError: no network, an HTTP error, a wrong checksum, a full disk, or no permission.
     """
     algorithm, expected = _parse_checksum(checksum)
     if urlsplit(url).scheme not in ("http", "https") or not url.isascii():
         raise ConfigError(
-            f"Not a web address: {url!r}", fix="give http://... or https://..., percent-encoded"
+            f"not a web address: {url!r}", fix="give http://... or https://..., percent-encoded"
         )
     if destination.exists():
         return destination
     part = _sibling(destination, ".part")
     with locked(_sibling(destination, ".lock")), _storage_errors(part):
-        if destination.exists():  # another process fetched it while we waited
+        if destination.exists():  # another process fetched it while this one waited
             return destination
         _receive_patiently(url, part, destination, progress)
         with part.open("rb") as file:
-            # Not for secrecy: some publishers give nothing better than MD5.
+            # Against accidents, not attacks: some publishers state nothing better than MD5.
             found = hashlib.file_digest(
                 file, lambda: hashlib.new(algorithm, usedforsecurity=False)
             ).hexdigest()
         if found != expected:
             part.unlink()
             raise StorageError(
-                f"Wrong checksum: expected {algorithm}:{expected}, found {algorithm}:{found}",
+                f"wrong checksum: expected {algorithm}:{expected}, found {algorithm}:{found}",
                 where=_download(url, destination),
                 fix="run it again; if that does not help, download the file yourself and pass "
                 "data.root=PATH",
@@ -108,12 +108,12 @@ def fetch(url: str, destination: Path, *, checksum: str, progress: Progress | No
 def _parse_checksum(checksum: str) -> tuple[str, str]:
     algorithm, _, digits = checksum.lower().partition(":")
     if len(digits) != _HEX_DIGITS.get(algorithm) or set(digits) - set("0123456789abcdef"):
-        raise ConfigError(f"Not a checksum: {checksum!r}", fix="write md5:HEX or sha256:HEX")
+        raise ConfigError(f"not a checksum: {checksum!r}", fix="write md5:HEX or sha256:HEX")
     return algorithm, digits
 
 
 def _receive_patiently(url: str, part: Path, destination: Path, progress: Progress | None) -> None:
-    """Complete the part, over as many connections as it takes while each brings new bytes."""
+    """Complete the part, over as many connections as needed while new bytes arrive."""
     most = _size(part)
     failures = 0
     while True:
@@ -125,14 +125,14 @@ def _receive_patiently(url: str, part: Path, destination: Path, progress: Progre
                 failures = 0
             failures += 1
             if failures > _NUM_RETRIES:
-                raise _download_error(f"Cannot download: {error}", url, destination) from error
+                raise _download_error(f"cannot download: {error}", url, destination) from error
         else:
             return
         time.sleep(_PAUSE_SECONDS * 2 ** (failures - 1))
 
 
 def _receive(url: str, part: Path, destination: Path, progress: Progress | None) -> None:
-    """Add to the part what one connection brings; return only if that was all of it."""
+    """Append the bytes of one connection to the part; return only if the file is complete."""
     have = _size(part)
     headers = {"User-Agent": "trick-runner"}
     if have:
@@ -142,13 +142,13 @@ def _receive(url: str, part: Path, destination: Path, progress: Progress | None)
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)  # noqa: S310
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and have:  # nothing lies beyond the bytes that we have
+        if error.code == 416 and have:  # the server has no bytes beyond those of the part
             if error.headers.get("Content-Range") == f"bytes */{have}":
                 return
-            part.unlink()  # longer than the file: not a part of it
+            part.unlink()  # longer than the file, so not a part of it
         elif error.code != 429 and error.code < 500:
             raise _download_error(
-                f"Cannot download: HTTP {error.code} {error.reason}", url, destination
+                f"cannot download: HTTP {error.code} {error.reason}", url, destination
             ) from error
         raise _DroppedError(f"HTTP {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
@@ -157,7 +157,7 @@ def _receive(url: str, part: Path, destination: Path, progress: Progress | None)
         resumed = response.status == 206
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             part.unlink(missing_ok=True)
-            raise _DroppedError("the server sent another range than the one asked for")
+            raise _DroppedError("the server sent another range than the requested one")
         done = have if resumed else 0  # a server that ignores Range sends it all again
         total = None if response.length is None else done + response.length
         with part.open("ab" if resumed else "wb") as file:
@@ -173,7 +173,7 @@ def _receive(url: str, part: Path, destination: Path, progress: Progress | None)
 
 
 def _read_network(response: http.client.HTTPResponse) -> bytes:
-    # Apart from the writing, since both fail with OSError and only this one is worth a retry.
+    # Not together with writing: both fail with OSError, and only reading is worth a retry.
     try:
         return response.read(_CHUNK)
     except (OSError, http.client.HTTPException) as error:
@@ -202,23 +202,23 @@ def unpack(archive: Path, destination: Path, *, progress: Progress | None = None
     one folder, the second waits for the first and takes its result.
 
     Args:
-        archive: the file; its content, not its name, tells the format.
-        destination: the folder to make. If it exists, it is returned without a look inside.
+        archive: the file; its content decides the format, not its name.
+        destination: the folder to make. If it exists, it is returned unchecked.
         progress: called with the bytes unpacked and the bytes in all.
 
     Returns:
         ``destination``.
 
     Raises:
-        ArtefactError: not an archive, corrupt, cut short, or with a member that is refused.
-        StorageError: a full disk, no permission, no such archive.
+        ArtefactError: the file is no archive, corrupt, cut short, or has a member that is refused.
+        StorageError: a full disk, no permission, or no such archive.
     """
     if destination.exists():
         return destination
     with locked(_sibling(destination, ".lock")), _storage_errors(destination):
-        if destination.exists():  # another process unpacked it while we waited
+        if destination.exists():  # another process unpacked it while this one waited
             return destination
-        # Folders that killed processes left; we hold the lock, so nobody is using them.
+        # Folders left by killed processes; no process uses them while this one has the lock.
         for entry in destination.parent.iterdir():
             if entry.name.startswith(f"{destination.name}.tmp-"):
                 shutil.rmtree(entry)
@@ -238,7 +238,7 @@ def unpack(archive: Path, destination: Path, *, progress: Progress | None = None
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """What the checks need to know of one entry, of either format."""
+    """What the checks need to know about one entry of an archive, tar or zip."""
 
     name: str
     size: int
@@ -257,7 +257,7 @@ def _unpack_checked(archive: Path, root: Path, progress: Progress | None) -> Non
         free = shutil.disk_usage(root.parent).free
         if total > free:
             raise StorageError(
-                f"Not enough disk space: needs {total / 1e6:,.0f} MB, free {free / 1e6:,.0f} MB",
+                f"not enough disk space: needs {total / 1e6:,.0f} MB, free {free / 1e6:,.0f} MB",
                 where=str(root.parent.absolute()),
                 fix="free some space, or choose a folder on another disk",
             )
@@ -277,7 +277,7 @@ def _unpack_checked(archive: Path, root: Path, progress: Progress | None) -> Non
 
 
 class _RefusedError(Exception):
-    """Why an archive is refused, raised where its path is not at hand."""
+    """Why an archive is refused, raised where its path is not known."""
 
 
 class _BoundedTarInfo(tarfile.TarInfo):
@@ -321,7 +321,7 @@ def _tar_members(tar: tarfile.TarFile) -> Iterator[_Member]:
             objection = "a sparse file"
         size = info.size if info.isreg() else 0
         yield _Member(info.name, size, info.isdir(), objection, partial(tar.extractfile, info))
-    # tarfile takes a broken header for the end; the true end is a block of zeros. Reading on
+    # tarfile treats a broken header as the end; the true end is a block of zeros. Reading
     # to the end of the stream makes the decompressor compare its checksum.
     stream = tar.fileobj
     if stream is None:  # never, for an open archive
@@ -337,7 +337,7 @@ def _tar_members(tar: tarfile.TarFile) -> Iterator[_Member]:
 
 def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
     for info in archive.infolist():
-        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the writer was not on Unix
+        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if the archive was not written on Unix
         objection = ""
         if kind not in (0, stat.S_IFDIR if info.is_dir() else stat.S_IFREG):
             objection = "a link" if kind == stat.S_IFLNK else "a device or other special"
@@ -350,8 +350,8 @@ def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
 def _accepted(archive: Path, members: Iterator[_Member]) -> list[tuple[str, _Member]]:
     """Return every member with its clean relative path, or refuse the archive.
 
-    A path joined from parts that are neither empty nor ``.`` nor ``..`` cannot leave the folder
-    that it is put under, and no link can redirect it, since none is ever made.
+    A path of parts that are neither empty nor ``.`` nor ``..`` cannot leave the folder that it is
+    joined to, and no link can redirect the path, because links are never made.
     """
     limit = min(_MAX_BYTES, _MAX_RATIO * archive.stat().st_size + _RATIO_ALLOWANCE)
     accepted: dict[str, _Member] = {}
@@ -369,7 +369,7 @@ def _accepted(archive: Path, members: Iterator[_Member]) -> list[tuple[str, _Mem
             objection = "a file without a name"
         path = "/".join(parts)
         if path in accepted:
-            objection = "a name that was there before"
+            objection = "a name that occurs twice"
         total += member.size
         if total > limit:
             objection = f"more than {limit} bytes in all ({archive.stat().st_size} packed)"
@@ -393,7 +393,7 @@ def _copy(member: _Member, target: Path) -> None:
     if source is None:  # never, for a regular file
         raise ValueError("no content")
     with source:
-        # O_EXCL and O_NOFOLLOW hold even if somebody else writes into our temporary folder.
+        # O_EXCL and O_NOFOLLOW are safe even if another program writes into the temporary folder.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with os.fdopen(os.open(target, flags, 0o644), "wb") as file:
             shutil.copyfileobj(source, file)
@@ -405,7 +405,7 @@ def _refused(archive: Path, reason: str, member: str | None = None) -> ArtefactE
     # repr, since a hostile name may hold control characters.
     what = "" if member is None else f" because of its member {member!r}"
     return ArtefactError(
-        f"Archive refused{what}: {reason}",
+        f"archive refused{what}: {reason}",
         where=str(archive.absolute()),
         fix="delete the file and get it again, from a source that you trust",
     )
@@ -413,7 +413,7 @@ def _refused(archive: Path, reason: str, member: str | None = None) -> ArtefactE
 
 @contextmanager
 def _parse_errors(archive: Path, member: str | None = None) -> Iterator[None]:
-    """Turn whatever the parsers raise on a broken archive into a refusal."""
+    """Turn every error that the parsers raise on a broken archive into a refusal."""
     try:
         yield
     except RunnerError:
@@ -436,7 +436,7 @@ def _storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise StorageError(
-            f"Cannot write or read: {error.strerror or error}",
+            f"cannot write or read: {error.strerror or error}",
             where=str(Path(error.filename or path).absolute()),
             fix="free some space and run it again"
             if full
