@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from runner.config.options import CONF_DIR
 from runner.config.schema import Augment, Budget, Data, Optim, RunConfig
 from runner.data.dataset import Dataset, Split
 from runner.data.embedded import load_fashion
@@ -25,6 +26,8 @@ from runner.training.schedule import plan
 from runner.training.step import Learner
 from runner.tricks.normalize import normalize
 
+EVERY_TRICK = f"+trick=[{','.join(sorted(path.stem for path in (CONF_DIR / 'trick').iterdir()))}]"
+"""The word that turns on every trick there is, together."""
 CLASSES = ("blue", "green", "red")
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 """Runs a command of ours with the given words."""

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from kill import HOOK, PREDICT, STEP, Attempt, Place, Setup, Trap, at_work, statuses, wait_until
-from small import small_config, small_dataset, small_learner, small_network
+from small import EVERY_TRICK, small_config, small_dataset, small_learner, small_network
 from torch import nn
 
 from runner.config.schema import Eval, Tta
@@ -37,7 +37,7 @@ pytestmark = [
 ]
 
 # Batches of 17 and of 5 can be divided neither by 2 nor by 3.
-ALL = ("+trick=all", "normalize=dataset", "augment.crop_per=batch", "optim.layer_groups=3")
+ALL = (EVERY_TRICK, "normalize=dataset", "augment.crop_per=batch", "optim.layer_groups=3")
 BOOK = (
     "+trick=tta", "resize=book", "resize.first_epochs=1", "resize.first_size=8",
     "resize.first_batch_size=17", "budget.epochs=1",

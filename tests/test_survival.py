@@ -24,7 +24,7 @@ import kill
 import numpy as np
 import pytest
 from kill import CACHE, DISK, FORK, PREDICT, STEP, SYNC, Attempt, Place, Setup, Trap
-from small import COLOURS, write_images
+from small import COLOURS, EVERY_TRICK, write_images
 
 from runner.records.run_folder import VERSION
 
@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
-ALL = ("+trick=all", "model.dropout=0.5")  # with draws of every kind: order, mixing, views, layers
+ALL = (EVERY_TRICK, "model.dropout=0.5")  # with draws of every kind: order, mixing, views, layers
 WALKS = {
     "all": ALL,
     "mixup": ("+trick=mixup", "optim=sgd", "augment=inception"),

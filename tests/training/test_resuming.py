@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from small import (
+    EVERY_TRICK,
     small_dataset,
     small_learner,
     small_network,
@@ -46,7 +47,7 @@ WORDS = [
     "model.dropout=0.5",
     "model.dropout=0.5 augment=inception mixup=beta data.num_workers=2",
     "precision=bf16",
-    "precision=bf16 optim=sgd +trick=all model.dropout=0.5",
+    f"precision=bf16 optim=sgd {EVERY_TRICK} model.dropout=0.5",
     "seed=7 budget.epochs=3 data.batch_size=11",
 ]
 BASE = (
