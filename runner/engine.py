@@ -25,6 +25,7 @@ from runner.data.resident import ResidentStore
 from runner.data.store import Store
 from runner.distributed import ALONE, Processes
 from runner.errors import TrainingError
+from runner.hardware import on_device
 from runner.optim import (
     build_optimizer,
     freeze_body,
@@ -145,7 +146,7 @@ def train_step(
         TrainingError: the loss or a gradient is not finite, on a CPU.
     """
     images = augmented(batch.pixels, batch.draws, size, augment, learner.device)
-    labels = batch.labels.to(learner.device, non_blocking=True)
+    labels = on_device(batch.labels, learner.device)
     targets = one_hot(labels, learner.num_outputs)
     if batch.mix is not None:
         mix = batch.mix.to(learner.device)
@@ -158,16 +159,25 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     whole = learner.processes.sum(loss.detach() / learner.processes.count)
-    sums = [p.grad.sum() for group in learner.groups for p in group if p.grad is not None]
-    witness = whole + torch.stack(sums).sum()
+    gradients = [p.grad for group in learner.groups for p in group if p.grad is not None]
+    witness = whole + torch.stack(_sizes(gradients)).sum()
     if witness.device.type == "cpu":
         require_finite(witness)
     else:
         is_finite = torch.isfinite(witness)
         skip_unless(optimizer, is_finite)
-        whole = torch.where(is_finite, whole, torch.nan)
+        # Not torch.where: it copies the NaN to the GPU, and waits.
+        whole = whole.masked_fill(~is_finite, torch.nan)
     optimizer.step()
     return whole
+
+
+def _sizes(gradients: list[Tensor]) -> list[Tensor]:
+    """A number for each gradient, finite only if the gradient is; cheap on its device."""
+    if gradients[0].device.type == "cpu":
+        return [gradient.sum() for gradient in gradients]
+    # A few kernels for all of them. Absolute values, not squares, which could overflow.
+    return list(torch._foreach_norm(gradients, 1))
 
 
 def require_finite(loss: Tensor) -> None:
@@ -223,7 +233,7 @@ class Training:
         self._config = config
         self._in_stage: tuple[Learner, torch.optim.Optimizer] | None = None
         self._saved: dict[str, Tensor] = {}  # of the optimizer, until its stage begins again
-        self._unseen: tuple[Moment, Tensor] | None = None  # the last step and its loss
+        self._unseen: tuple[Moment, _HostCopy] | None = None  # the last step and its loss
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All that the steps to come depend on, besides ``done``.
@@ -271,7 +281,7 @@ class Training:
                         learner.model.train()
                     loss = self._step(learner, optimizer, now, next(batches))
                     self._look_at_the_last_loss()  # while a GPU is at this step
-                    self._unseen = (now, loss)
+                    self._unseen = (now, _HostCopy(loss))
                     if now.ends_epoch:
                         self._look_at_the_last_loss()
                     self.done += 1
@@ -299,7 +309,7 @@ class Training:
         if self._unseen is not None:
             (now, loss), self._unseen = self._unseen, None
             with self._told(now):
-                require_finite(loss)
+                require_finite(loss.value())
 
     def _rest_of_epoch(self) -> Iterator[Moment]:
         for before in range(self.done, self.total):
@@ -315,10 +325,11 @@ class Training:
         # Layers such as dropout draw from the global generator of their device; torch.manual_seed
         # would look for those of all kinds of devices.
         seed = layer_seed(config.seed, now, learner.processes.rank)
-        if learner.device.type == "cpu":
-            torch.default_generator.manual_seed(seed)
-        else:
-            torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if learner.device.type == "cuda":
+            index = learner.device.index
+            index = torch.cuda.current_device() if index is None else index
+            torch.cuda.default_generators[index].manual_seed(seed)
         set_rates(optimizer, now.lr, now.momentum)
         with self._told(now):
             return train_step(
@@ -336,6 +347,26 @@ class Training:
                 where=f"epoch {now.epoch + 1}, step {now.step + 1}, lr {now.lr:.3g}",
                 fix=f"a lower rate: optim.lr={self._config.optim.lr / 10:g}",
             ) from error
+
+
+class _HostCopy:
+    """A scalar on its way from its device to the host, behind the work queued so far.
+
+    Reading the scalar itself would wait for all that is queued by the time it is read.
+    """
+
+    def __init__(self, scalar: Tensor) -> None:
+        self._copied: torch.cuda.Event | None = None
+        self._value = scalar.to("cpu", non_blocking=True)
+        if scalar.device.type == "cuda":
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record(torch.cuda.current_stream(scalar.device))
+
+    def value(self) -> Tensor:
+        """The scalar on the host, once it is there."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._value
 
 
 def layer_seed(seed: int, now: Moment, rank: int) -> int:
@@ -401,12 +432,14 @@ def by_parts(
     """
     canvas = pixels.canvas
     count, floats = len(canvas), canvas[0].numel()
-    num_parts = -(-count * floats // _CACHED_FLOATS) if device.type == "cpu" else 1
+    if device.type != "cpu":
+        return work(on_device(canvas, device).float(), slice(0, count))
+    num_parts = -(-count * floats // _CACHED_FLOATS)
     most = -(-count // num_parts)
     whole: Tensor | None = None
     for start in range(0, count, most):
         rows = slice(start, min(start + most, count))
-        part = work(canvas[rows].to(device, non_blocking=True).float(), rows)
+        part = work(canvas[rows].float(), rows)
         if whole is None:
             whole = part.new_empty(count, *part.shape[1:])
         whole[rows] = part
@@ -415,4 +448,4 @@ def by_parts(
 
 
 def _tensor(array: NDArray[np.float64] | NDArray[np.int64], device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device, torch.float32, non_blocking=True)
+    return on_device(torch.from_numpy(array).to(torch.float32), device)
