@@ -111,6 +111,9 @@ def rectangles(store: Store, indices: Indices) -> Pixels:
 
 def view_squares(store: Store, indices: Indices, views: Sequence[View]) -> list[Pixels]:
     """For each view, the squares that it shows of the images, unscaled and unmirrored."""
+    if isinstance(store, ResidentStore):
+        canvases = [store.view_squares(indices, view) for view in views]
+        return [Pixels(each, np.full((len(indices), 2), each.shape[-1])) for each in canvases]
     images = [store.rectangle(int(index)) for index in indices]
     return [_together([cut(image, view) for image in images]) for view in views]
 
