@@ -34,14 +34,21 @@ class Meter:
 
     def state(self) -> dict[str, Any]:
         """Everything, as values for JSON."""
-        losses = torch.stack(self._losses).tolist() if self._losses else []
-        return {"losses": losses, **{name: getattr(self, name) for name in self._KEPT}}
+        return {
+            "losses": self._losses_on_cpu().tolist() if self._losses else [],
+            **{name: getattr(self, name) for name in self._KEPT},
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Stand where a meter stood whose ``state`` this is."""
         self._losses = list(torch.tensor(state["losses"], dtype=torch.float32))
         for name in self._KEPT:
             setattr(self, name, state[name])
+
+    def _losses_on_cpu(self) -> torch.Tensor:
+        # Losses of before an interruption came back from a file to the CPU, later ones may be on a
+        # GPU.
+        return torch.stack([loss.cpu() for loss in self._losses])
 
     @property
     def is_epoch_over(self) -> bool:
@@ -91,8 +98,7 @@ class Meter:
             "epoch": last.epoch + 1,
             "step": self.steps,
             "stage": self._stages[last.stage].name,
-            # On the CPU: losses of before an interruption come back from a file to there.
-            "train_loss": float(torch.stack([loss.cpu() for loss in self._losses]).mean()),
+            "train_loss": float(self._losses_on_cpu().mean()),
             "val_loss": metrics["nll"],
             "val_accuracy": metrics["accuracy"],
             "val_brier": metrics["brier"],
