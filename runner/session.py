@@ -68,10 +68,16 @@ def train_and_evaluate(
             where=f"{_batch_key(config, smallest)}={smallest}",
             fix=f"{_batch_key(config, smallest)}={processes.count}, or fewer processes",
         )
-    learner, loaded = build_learner(config, dataset, processes, weights)
+    try:
+        learner, loaded = build_learner(config, dataset, processes, weights)
+        dataset = resident(dataset, learner.device)
+    except RuntimeError as error:  # other programs may have left no memory on the GPU
+        known = _known(error, config)
+        if known is None:
+            raise
+        raise known from error
     if loaded is not None:
         display.line(f"pretrained: {loaded}")
-    dataset = resident(dataset, learner.device)
     with ExitStack() as stack:
         problem = None
         try:
@@ -124,13 +130,17 @@ def _batch_key(config: RunConfig, batch_size: int) -> str:
     return "data.batch_size" if config.data.batch_size == batch_size else "resize.first_batch_size"
 
 
+# Of a CPU, of a GPU that has no room even for a program, and of the libraries of NVIDIA: plain
+# RuntimeErrors, which only their text tells from others.
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
+
 def _known(error: Exception, config: RunConfig) -> RunnerError | None:
     """The error for the user where the cause is one we know; None for a bug."""
     if isinstance(error, RunnerError):
         return error
-    # On the CPU torch raises a plain RuntimeError, which only its text tells from others.
     is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if is_memory or "can't allocate memory" in str(error):
+    if is_memory or any(words in str(error) for words in _NO_MEMORY):
         train, val = config.data.batch_size, config.eval.batch_size
         return ProcessError(
             "out of memory",
