@@ -111,6 +111,9 @@ def rectangles(store: Store, indices: Indices) -> Pixels:
 
 def view_squares(store: Store, indices: Indices, views: Sequence[View]) -> list[Pixels]:
     """Cut, for each view, its square from every image, without scaling or mirroring."""
+    if isinstance(store, ResidentStore):
+        canvases = [store.view_squares(indices, view) for view in views]
+        return [Pixels(each, np.full((len(indices), 2), each.shape[-1])) for each in canvases]
     images = [store.rectangle(int(index)) for index in indices]
     return [_on_one_canvas([cut(image, view) for image in images]) for view in views]
 

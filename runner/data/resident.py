@@ -9,6 +9,8 @@ from torch import Tensor
 
 from runner.data.dataset import Dataset
 from runner.data.store import CachedStore
+from runner.data.views import View
+from runner.machine.hardware import on_device
 
 _LARGEST_PART = 0.5  # of the GPU's free memory; the rest is for the network
 
@@ -39,13 +41,29 @@ class ResidentStore:
         """
         height, width = self._store.shapes[indices].astype(np.int64).T
         side = int(min(height.min(), width.min()))
+        return self._cut(indices, places, side)
+
+    def view_squares(self, indices: NDArray[np.int64], view: View) -> Tensor:
+        """The square that ``view`` shows of each image, as :func:`runner.tricks.tta.cut` does.
+
+        Returns:
+            As :meth:`squares`.
+        """
+        side = max(1, round(int(self._store.shapes[indices].min()) * view.side))
+        places = np.broadcast_to(np.array([view.x, view.y]), (len(indices), 2))
+        return self._cut(indices, places, side)
+
+    def _cut(self, indices: NDArray[np.int64], places: NDArray[np.float64], side: int) -> Tensor:
+        height, width = self._store.shapes[indices].astype(np.int64).T
         left, top = (np.rint(places * (np.stack([width, height], 1) - side))).astype(np.int64).T
         first = self._store.offsets[indices] + 3 * (top * width + left)
-        starts = torch.from_numpy(np.stack([first, 3 * width])).to(self._pixels.device)
-        rows = torch.arange(side, device=self._pixels.device).view(-1, 1)
-        bytes_of_row = torch.arange(3 * side, device=self._pixels.device)
-        index = starts[0].view(-1, 1, 1) + starts[1].view(-1, 1, 1) * rows + bytes_of_row
-        return self._pixels[index].view(len(indices), side, side, 3).permute(0, 3, 1, 2)
+        starts = on_device(torch.from_numpy(np.stack([first, 3 * width])), self._pixels.device)
+        rows = starts[0].view(-1, 1) + starts[1].view(-1, 1) * torch.arange(
+            side, device=self._pixels.device
+        )
+        # Every run of so many bytes, as a view: an index of rows copies whole rows of pixels.
+        runs = self._pixels.unfold(0, 3 * side, 1)
+        return runs[rows].view(len(indices), side, side, 3).permute(0, 3, 1, 2)
 
 
 def resident(dataset: Dataset, device: torch.device) -> Dataset:

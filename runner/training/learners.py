@@ -91,6 +91,8 @@ def build_learner(
         # In place, so that the names of the weights stay. One program for each image size.
         model.compile(mode=config.compile, dynamic=False)
     precision = used_precision(config.precision, device.type, config.size)
+    # Left to itself, cuDNN adds up some gradients of fp32 in an order that differs from run to run.
+    torch.backends.cudnn.deterministic = precision == "fp32"
     preprocess = _preprocess(config, dataset, processes)
     learner = Learner(model, groups, num_outputs, preprocess, device, precision, processes)
     return learner, loaded
@@ -158,6 +160,8 @@ def _device(name: str, threads: int, processes: Processes) -> torch.device:
     device = torch.device(device_kind(name) if name == "auto" else name)
     if device.type == "cuda" and processes.count > 1:
         device = torch.device("cuda", processes.local_rank)
+    # By default a GPU that has TF32 rounds what convolutions in fp32 multiply to ten bits.
+    torch.backends.cudnn.allow_tf32 = False
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"this machine has {torch.cuda.device_count()} CUDA devices",

@@ -71,7 +71,7 @@ class Training:
         self._config = config
         self._in_stage: tuple[Learner, torch.optim.Optimizer] | None = None
         self._saved: dict[str, Tensor] = {}  # of the optimizer, until its stage begins again
-        self._unseen: tuple[Moment, Tensor] | None = None  # the last step and its loss
+        self._unseen: tuple[Moment, _HostCopy] | None = None  # the last step and its loss
         self._average = weights_over_time(config, learner.model, self.total)
 
     @property
@@ -129,7 +129,7 @@ class Training:
                     loss = self._step(learner, optimizer, now, next(batches))
                     self._average.after_step(self._learner.model, now.before)
                     self._look_at_the_last_loss()  # while a GPU is at this step
-                    self._unseen = (now, loss)
+                    self._unseen = (now, _HostCopy(loss))
                     if now.ends_epoch:
                         self._look_at_the_last_loss()
                     self.done += 1
@@ -158,7 +158,7 @@ class Training:
         if self._unseen is not None:
             (now, loss), self._unseen = self._unseen, None
             with self._told(now):
-                require_finite(loss)
+                require_finite(loss.value())
 
     def _rest_of_epoch(self) -> Iterator[Moment]:
         for before in range(self.done, self.total):
@@ -174,10 +174,11 @@ class Training:
         # Layers such as dropout draw from the global generator of their device; torch.manual_seed
         # would look for those of all kinds of devices.
         seed = layer_seed(config.seed, now, learner.processes.rank)
-        if learner.device.type == "cpu":
-            torch.default_generator.manual_seed(seed)
-        else:
-            torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if learner.device.type == "cuda":
+            index = learner.device.index
+            index = torch.cuda.current_device() if index is None else index
+            torch.cuda.default_generators[index].manual_seed(seed)
         set_rates(optimizer, now.lr, now.momentum)
         with self._told(now):
             return train_step(learner, optimizer, batch, config)
@@ -193,6 +194,26 @@ class Training:
                 where=f"epoch {now.epoch + 1}, step {now.step + 1}, lr {now.lr:.3g}",
                 fix=f"a lower rate: optim.lr={self._config.optim.lr / 10:g}",
             ) from error
+
+
+class _HostCopy:
+    """A scalar on its way from its device to the host, behind the work queued so far.
+
+    Reading the scalar itself would wait for all that is queued by the time it is read.
+    """
+
+    def __init__(self, scalar: Tensor) -> None:
+        self._copied: torch.cuda.Event | None = None
+        self._value = scalar.to("cpu", non_blocking=True)
+        if scalar.device.type == "cuda":
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record(torch.cuda.current_stream(scalar.device))
+
+    def value(self) -> Tensor:
+        """The scalar on the host, once it is there."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._value
 
 
 def layer_seed(seed: int, now: Moment, rank: int) -> int:

@@ -39,14 +39,20 @@ class Meter:
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint keeps, as values for JSON."""
-        losses = torch.stack(self._losses).tolist() if self._losses else []
-        return {"losses": losses, **{name: getattr(self, name) for name in self._KEPT}}
+        return {
+            "losses": self._losses_on_cpu().tolist() if self._losses else [],
+            **{name: getattr(self, name) for name in self._KEPT},
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from the ``state`` of another meter."""
         self._losses = list(torch.tensor(state["losses"], dtype=torch.float32))
         for name in self._KEPT:
             setattr(self, name, state[name])
+
+    def _losses_on_cpu(self) -> torch.Tensor:
+        # Losses that a checkpoint held are on the CPU, later ones may be on a GPU.
+        return torch.stack([loss.cpu() for loss in self._losses])
 
     @property
     def is_epoch_over(self) -> bool:
@@ -104,8 +110,7 @@ class Meter:
             "epoch": last.epoch + 1,
             "step": self.steps,
             "stage": self._stages[last.stage].name,
-            # On the CPU, where losses from before an interruption are read to.
-            "train_loss": float(torch.stack([loss.cpu() for loss in self._losses]).mean()),
+            "train_loss": float(self._losses_on_cpu().mean()),
             "val_loss": plain["nll"],
             "val_accuracy": plain["accuracy"],
             "val_brier": plain["brier"],

@@ -20,6 +20,7 @@ from runner.data.batches import (
     view_squares,
 )
 from runner.data.dataset import Dataset
+from runner.data.resident import ResidentStore
 from runner.data.store import Store
 from runner.data.views import View, plain_view
 from runner.errors import TrainingError
@@ -205,15 +206,18 @@ def probabilities(
     batches_of_all = evaluation_order(len(indices), batch_size)
     order = [batches_of_all[number] for number in learner.processes.share(len(batches_of_all))]
 
+    is_resident = isinstance(store, ResidentStore)
+
     def read(number: int) -> tuple[dict[Look, Pixels], dict[int, str]]:
         rows = order[number]
-        held = Held(store, indices[rows])
-        fixed = zip(views, view_squares(held, indices[rows], views), strict=True)
+        # What is on the GPU was whole when it was decoded, and is read there as often as needed.
+        images = store if is_resident else Held(store, indices[rows])
+        fixed = zip(views, view_squares(images, indices[rows], views), strict=True)
         random = (
-            (look, source_pixels(held, indices[rows], draw.rows(rows), augment))
+            (look, source_pixels(images, indices[rows], draw.rows(rows), augment))
             for look, draw in draws.items()
         )
-        return dict([*fixed, *random]), held.broken
+        return dict([*fixed, *random]), images.broken if isinstance(images, Held) else {}
 
     learner.model.eval()
     plain, *combined = (
@@ -222,7 +226,8 @@ def probabilities(
     )
     broken: dict[int, str] = {}
     is_stopped = False
-    batches = read_ahead(read, len(order), num_workers)
+    # Processes cannot share what is on a GPU.
+    batches = read_ahead(read, len(order), 0 if is_resident else num_workers)
     with torch.inference_mode(), closing(batches):
         for done, (rows, (by_look, unread)) in enumerate(zip(order, batches, strict=True)):
             seen = {}
@@ -233,10 +238,11 @@ def probabilities(
                     drawn = draws[look].rows(rows)
                     images = augmented(pixels, drawn, size, augment, learner.device)
                 seen[look] = _predict(learner, images)
-            plain[rows] = seen[plain_look]
+            place = slice(rows[0], rows[-1] + 1)  # an index by array would wait for a GPU
+            plain[place] = seen[plain_look]
             for tta, whole in zip(variants, combined, strict=True):
                 others = torch.stack([seen[look] for look in looks(tta, crop)])
-                whole[rows] = combine(seen[plain_look], others, tta)
+                whole[place] = combine(seen[plain_look], others, tta)
             broken |= {
                 int(row): unread[int(indices[row])] for row in rows if indices[row] in unread
             }

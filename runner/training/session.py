@@ -53,10 +53,16 @@ def train_and_evaluate(
     config, dataset = experiment.config, experiment.dataset
     stages = plan(config, len(dataset.train))
     _require_divisible(stages, config, processes)
-    learner, loaded = build_learner(config, dataset, processes, experiment.weights)
+    try:
+        learner, loaded = build_learner(config, dataset, processes, experiment.weights)
+        experiment = replace(experiment, dataset=resident(dataset, learner.device))
+    except RuntimeError as error:  # other programs may have left no memory on the GPU
+        known = _known(error, config)
+        if known is None:
+            raise
+        raise known from error
     if loaded is not None:
         display.line(f"pretrained: {loaded}")
-    experiment = replace(experiment, dataset=resident(dataset, learner.device))
     with _owned(folder, processes):
         # Another process may have finished the run while this one was starting.
         if not config.force and (finished := folder.result()) is not None:
@@ -138,13 +144,17 @@ def _batch_key(config: RunConfig, batch_size: int) -> str:
     return "data.batch_size" if config.data.batch_size == batch_size else "resize.first_batch_size"
 
 
+# Of a CPU, of a GPU that has no room even for a program, and of the libraries of NVIDIA: plain
+# RuntimeErrors, which only their text tells from others.
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
+
 def _known(error: Exception, config: RunConfig) -> RunnerError | None:
     """The error for the user where the cause is one we know; None for a bug."""
     if isinstance(error, RunnerError):
         return error
-    # On the CPU torch raises a plain RuntimeError, which only its text tells from others.
     is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if is_memory or "can't allocate memory" in str(error):
+    if is_memory or any(words in str(error) for words in _NO_MEMORY):
         train, val = config.data.batch_size, config.eval.batch_size
         return ProcessError(
             "out of memory",

@@ -20,6 +20,7 @@ from runner.data.batches import (
 from runner.data.preprocess import Preprocess
 from runner.data.store import Store
 from runner.errors import TrainingError
+from runner.machine.hardware import on_device
 from runner.machine.processes import ALONE, Processes
 from runner.training.optim import (
     skip_unless,
@@ -103,7 +104,7 @@ def train_step(
     """
     device = learner.device
     images = augmented(batch.pixels, batch.draws, batch.moment.size, config.augment, device)
-    targets = one_hot(batch.labels.to(device, non_blocking=True), learner.num_outputs)
+    targets = one_hot(on_device(batch.labels, device), learner.num_outputs)
     if batch.mix is not None:
         mix = batch.mix.to(device)
         images, targets = mixing.mix_images(images, mix), mixing.mix_targets(targets, mix)
@@ -126,16 +127,25 @@ def updated(learner: Learner, optimizer: torch.optim.Optimizer, loss: Tensor) ->
     Raises:
         TrainingError: the loss or a gradient is not finite, on a CPU.
     """
-    sums = [p.grad.sum() for group in learner.groups for p in group if p.grad is not None]
-    witness = loss + torch.stack(sums).sum()
+    gradients = [p.grad for group in learner.groups for p in group if p.grad is not None]
+    witness = loss + torch.stack(_sizes(gradients)).sum()
     if witness.device.type == "cpu":
         require_finite(witness)
     else:
         is_finite = torch.isfinite(witness)
         skip_unless(optimizer, is_finite)
-        loss = torch.where(is_finite, loss, torch.nan)
+        # Not torch.where: it copies the NaN to the GPU, and waits.
+        loss = loss.masked_fill(~is_finite, torch.nan)
     optimizer.step()
     return loss
+
+
+def _sizes(gradients: list[Tensor]) -> list[Tensor]:
+    """A number for each gradient, finite only if the gradient is; cheap on its device."""
+    if gradients[0].device.type == "cpu":
+        return [gradient.sum() for gradient in gradients]
+    # A few kernels for all of them. Absolute values, not squares, which could overflow.
+    return list(torch._foreach_norm(gradients, 1))
 
 
 def require_finite(loss: Tensor) -> None:
@@ -194,12 +204,14 @@ def by_parts(
     """
     canvas = pixels.canvas
     count, floats = len(canvas), canvas[0].numel()
-    num_parts = -(-count * floats // _CACHED_FLOATS) if device.type == "cpu" else 1
+    if device.type != "cpu":
+        return work(on_device(canvas, device).float(), slice(0, count))
+    num_parts = -(-count * floats // _CACHED_FLOATS)
     most = -(-count // num_parts)
     whole: Tensor | None = None
     for start in range(0, count, most):
         rows = slice(start, min(start + most, count))
-        part = work(canvas[rows].to(device, non_blocking=True).float(), rows)
+        part = work(canvas[rows].float(), rows)
         if whole is None:
             whole = part.new_empty(count, *part.shape[1:])
         whole[rows] = part
@@ -208,4 +220,4 @@ def by_parts(
 
 
 def _tensor(array: NDArray[np.float64] | NDArray[np.int64], device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device, torch.float32, non_blocking=True)
+    return on_device(torch.from_numpy(array).to(torch.float32), device)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runner.config.schema import Augment
+from runner.machine.hardware import on_device
 from runner.randomness import generator, uniforms
 
 _CROP_ATTEMPTS = 10  # as in torchvision and fastai, before falling back to the whole image
@@ -161,8 +162,14 @@ def resample(images: Tensor, maps: Tensor, extents: NDArray[np.int64], size: int
     mirrored = source.frac_().abs_().sub_(0.5).abs_()
     part: Tensor | float = 1.0  # of the canvas that is filled, (N, 2, 1, 1), as x and y
     if not np.array_equal(extents, np.broadcast_to(images.shape[-2:], extents.shape)):
-        regions = torch.from_numpy(extents).flip(1)[..., None, None].to(maps, non_blocking=True)
-        part = regions / maps.new_tensor([images.shape[-1], images.shape[-2]])[:, None, None]
+        regions, canvas = (
+            on_device(sides.to(maps.dtype), maps.device)[..., None, None]
+            for sides in (
+                torch.from_numpy(extents).flip(1),
+                torch.tensor(images.shape[-2:]).flip(0),
+            )
+        )
+        part = regions / canvas
         # Half a pixel inside the edge, so that bilinear weights never reach out of the region; at
         # the edge of the canvas the padding does that.
         torch.clamp(mirrored, 0.25 / regions, 0.5 - 0.25 / regions, out=mirrored)
@@ -205,7 +212,8 @@ def _averaged(
     height, width = np.max(list(after.values()), axis=0).tolist()
     canvas = images.new_zeros(*images.shape[:2], height, width)
     for region, (height, width) in after.items():
-        rows = [row for row, each in enumerate(before) if each == region]
+        members = [row for row, each in enumerate(before) if each == region]
+        rows = on_device(torch.tensor(members), images.device)
         inside = images[rows, :, : region[0], : region[1]]
         canvas[rows, :, :height, :width] = F.interpolate(inside, (height, width), mode="area")
     return canvas, np.array([after[region] for region in before])

@@ -14,6 +14,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from runner.config.schema import Mixup
+from runner.machine.hardware import on_device
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Mix:
     def to(self, device: torch.device) -> "Mix":
         """The same on ``device``."""
         parts = (self.partner, self.weight, self.boxes, self.share)
-        partner, weight, boxes, share = (part.to(device, non_blocking=True) for part in parts)
+        partner, weight, boxes, share = (on_device(part, device) for part in parts)
         return Mix(partner, weight, boxes, share, self.has_boxes)
 
     def part(self, mine: NDArray[np.int64]) -> tuple["Mix", NDArray[np.int64]]:

@@ -5,6 +5,7 @@ model and travel with it.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,6 +22,20 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     if not any(mean) and all(value == 1 for value in std):
         return images
     shape = (1, -1, 1, 1)
-    offset = torch.tensor(mean, dtype=images.dtype, device=images.device).view(shape)
-    scale = torch.tensor(std, dtype=images.dtype, device=images.device).view(shape)
+    offset = _channel_values(mean, images).view(shape)
+    scale = _channel_values(std, images).view(shape)
     return (images - offset).div_(scale)
+
+
+def _channel_values(values: Sequence[float], images: Tensor) -> Tensor:
+    # Making a tensor on a GPU waits for the GPU, so that happens once and not at every step. On a
+    # CPU it costs nothing, and exporters must see the values themselves.
+    if images.device.type == "cuda":
+        return _on_gpu(tuple(values), images.dtype, images.device)
+    return torch.tensor(values, dtype=images.dtype, device=images.device)
+
+
+@cache
+def _on_gpu(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(mode=False):  # evaluation may be the first to ask
+        return torch.tensor(values, dtype=dtype, device=device)

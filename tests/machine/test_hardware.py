@@ -108,3 +108,38 @@ print(resident(), kept.sum() == 2**20)
 
 def test_cores_are_those_of_this_process() -> None:
     assert hardware.num_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("device", "place", "num_bytes", "is_pinned"),
+    [
+        ("cuda", "cpu", 2**16 + 1, True),
+        ("cuda", "cpu", 2**16, False),  # CUDA stages it
+        ("cuda", "cuda", 2**20, False),
+        ("cpu", "cpu", 2**20, False),
+    ],
+)
+def test_only_what_would_wait_for_a_gpu_is_pinned(
+    device: str, place: str, num_bytes: int, is_pinned: bool
+) -> None:
+    calls: list[object] = []
+
+    class Recorded:
+        nbytes = num_bytes
+        device = torch.device(place)
+
+        def pin_memory(self) -> "Recorded":
+            calls.append("pinned")
+            return self
+
+        def to(self, device: torch.device, *, non_blocking: bool) -> "Recorded":
+            calls.append((device.type, non_blocking))
+            return self
+
+    hardware.on_device(Recorded(), torch.device(device))  # type: ignore[arg-type]
+    assert calls == [*(["pinned"] if is_pinned else []), (device, True)]
+
+
+def test_a_cpu_keeps_its_tensors() -> None:
+    tensor = torch.zeros(3)
+    assert hardware.on_device(tensor, torch.device("cpu")) is tensor

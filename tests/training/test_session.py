@@ -41,7 +41,7 @@ from runner.machine.signals import Interrupted, raise_on_signals
 from runner.records import checkpoint, run_folder
 from runner.records.run_folder import RunFolder
 from runner.terminal.display import Display
-from runner.training import learners, loop
+from runner.training import learners, loop, session
 from runner.training.experiment import Experiment
 from runner.training.learners import build_learner
 from runner.training.predicting import evaluate
@@ -618,6 +618,13 @@ def test_a_run_that_diverges_is_marked_failed(tmp_path, batch_size):
     assert len(rows(folder)) == 2
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fp32_means_fp32_and_equal_bits_on_a_gpu_too(precision):
+    build_learner(small_config(precision=precision), small_dataset())
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.deterministic == (precision == "fp32")
+
+
 def test_running_out_of_memory_names_a_smaller_batch(tmp_path, monkeypatch):
     def exhausted(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -629,6 +636,35 @@ def test_running_out_of_memory_names_a_smaller_batch(tmp_path, monkeypatch):
     assert "data.batch_size=8" in caught.value.where
     assert "data.batch_size=4" in caught.value.fix
     assert_failed(folder, "out of memory")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: out of memory\nSearch for ..."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["allocator", "card", "library"],
+)
+def test_no_memory_from_the_start_is_told_alike(tmp_path, monkeypatch, error):
+    """Other programs have taken what the GPU has."""
+
+    def exhausted(*_):
+        raise error
+
+    monkeypatch.setattr(session, "build_learner", exhausted)
+    with pytest.raises(TrainingError, match="out of memory"):
+        run(RunFolder(tmp_path / "run"), small_config())
+
+
+def test_other_errors_from_the_start_stay_what_they_are(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(session, "build_learner", broken)
+    with pytest.raises(RuntimeError, match="illegal"):
+        run(RunFolder(tmp_path / "run"), small_config())
 
 
 def test_a_result_that_cannot_be_written_is_a_failure(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from runner.data.statistics import channel_statistics
-from runner.tricks.normalize import normalize
+from runner.tricks.normalize import _on_gpu, normalize
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -28,6 +28,15 @@ def test_against_a_loop() -> None:
     for channel, (mean, std) in enumerate(zip(*IMAGENET, strict=True)):
         torch.testing.assert_close(normalized[:, channel], (images[:, channel] - mean) / std)
     assert normalized.dtype == images.dtype
+
+
+def test_constants_of_a_gpu_are_made_once_and_serve_training_too() -> None:
+    with torch.inference_mode():
+        first = _on_gpu((0.1, 0.25), torch.float32, torch.device("cpu"))
+    assert first.tolist() == pytest.approx([0.1, 0.25])
+    assert not first.is_inference()
+    assert _on_gpu((0.1, 0.25), torch.float32, torch.device("cpu")) is first
+    assert _on_gpu((0.1, 0.5), torch.float32, torch.device("cpu")) is not first
 
 
 def test_neutral_returns_the_images_themselves() -> None:
