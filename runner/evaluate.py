@@ -23,6 +23,7 @@ from runner.config.options import GROUPS
 from runner.config.schema import Data, RunConfig, Tta
 from runner.config.words import nearest, own_words
 from runner.errors import ArtefactError, ConfigError, DataError
+from runner.machine import fields
 from runner.records.run_folder import RunFolder
 from runner.terminal.command import command, program, write_outputs
 from runner.terminal.display import Display, table_console
@@ -113,20 +114,20 @@ def read_run(path: Path) -> Run:
             fix="one of those that python -m runner.show lists as finished",
         )
     try:
-        data = result["data"]
+        data, digests = fields.section(result, "data"), fields.section(result, "bundle")
         return Run(
             folder,
             # Values, never text to compose: an interpolation in it stays the text that it is.
-            checks.from_dict(result["config"]),
-            str(data["fingerprint"]),
-            tuple(data["classes"]),
-            {str(name): str(digest) for name, digest in result["bundle"].items()},
-            dict(result["environment"]),
+            checks.from_dict(fields.section(result, "config")),
+            fields.text(data, "fingerprint"),
+            fields.texts(data, "classes"),
+            {name: fields.text(digests, name) for name in digests},
+            fields.section(result, "environment"),
         )
     except ConfigError as error:
         reason = f"it holds a configuration that is not ours: {error.what}"
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"it does not say what was trained: {error!r}"
+    except ValueError as error:
+        reason = f"it does not say what was trained: {error}"
     raise ArtefactError(reason, where=f"{where}/result.json", fix="a whole copy of the folder")
 
 

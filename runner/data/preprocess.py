@@ -6,7 +6,9 @@ stored with the weights, because a network needs the statistics that it was trai
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
+
+from runner.machine import fields
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -48,54 +50,33 @@ class Preprocess:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std), **POLICY}
 
 
+_LARGEST = 16_384  # px
+
+
 def from_dict(values: Mapping[str, Any]) -> Preprocess:
     """Read the values that :meth:`Preprocess.to_dict` returned.
 
     Raises:
-        KeyError: a value is missing.
-        ValueError: one is out of range, or the policy is not ours.
-        TypeError: one is of another type.
+        ValueError: a value is missing, of another type or out of range, or the policy is not ours.
     """
-    for name, value in POLICY.items():
-        if values[name] != value:
-            raise ValueError(f"{name} is {values[name]!r}, this program knows {value!r}")
-    if values["interpolation"] not in get_args(Interpolation):
-        raise ValueError(f"interpolation is {values['interpolation']!r}")
-    found = Preprocess(
-        presize=_number(values, "presize", whole=True),
-        max_aspect=_number(values, "max_aspect"),
-        crop=_number(values, "crop"),
-        size=_number(values, "size", whole=True),
-        interpolation=values["interpolation"],
-        mean=_statistics(values, "mean"),
-        std=_statistics(values, "std"),
+    for name, expected in POLICY.items():
+        if (found := fields.value(values, name)) != expected:
+            raise ValueError(f"{name} is {found!r}, this program knows {expected!r}")
+    interpolation = fields.text(values, "interpolation")
+    if interpolation not in get_args(Interpolation):
+        raise ValueError(f"interpolation is {interpolation!r}")
+    crop = fields.number(values, "crop", at_most=1)
+    std = fields.numbers(values, "std", count=3)
+    if crop <= 0:
+        raise ValueError(f"crop must be above 0, not {crop}")
+    if min(std) <= 0:
+        raise ValueError(f"std must be above 0, not {list(std)}")
+    return Preprocess(
+        presize=fields.whole(values, "presize", at_least=1, at_most=_LARGEST),
+        max_aspect=fields.number(values, "max_aspect", at_least=1, at_most=_LARGEST),
+        crop=crop,
+        size=fields.whole(values, "size", at_least=1, at_most=_LARGEST),
+        interpolation=cast("Interpolation", interpolation),
+        mean=fields.numbers(values, "mean", count=3),
+        std=std,
     )
-    if not (1 <= found.presize <= _LARGEST and 1 <= found.size <= _LARGEST):
-        raise ValueError(f"presize and size must be in 1..{_LARGEST} px")
-    if not (0 < found.crop <= 1 <= found.max_aspect <= _LARGEST):
-        raise ValueError("crop must be in 0..1, and max_aspect 1 or more")
-    if min(found.std) <= 0:
-        raise ValueError(f"std must be above 0, not {list(found.std)}")
-    return found
-
-
-_LARGEST = 16_384
-_ABSURD = 1e9
-
-
-def _number(values: Mapping[str, Any], name: str, *, whole: bool = False) -> Any:
-    value = values[name]
-    kind = int if whole else int | float
-    is_number = isinstance(value, kind) and not isinstance(value, bool)
-    # Beyond that bound an int may have no float, and nothing here has a use for it.
-    if not is_number or not abs(value) <= _ABSURD:
-        shown = repr(value)[:80]
-        raise ValueError(f"{name} must be a {'whole' if whole else 'finite'} number, not {shown}")
-    return value
-
-
-def _statistics(values: Mapping[str, Any], name: str) -> tuple[float, ...]:
-    found = values[name]
-    if not isinstance(found, list) or len(found) != 3:
-        raise ValueError(f"{name} must be three finite numbers, not {found!r}")
-    return tuple(float(_number({name: value}, name)) for value in found)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from runner.errors import BusyError, StorageError
+from runner.machine import fields
 
 _held: set[int] = set()
 
@@ -113,7 +114,8 @@ def _signature() -> str:
 
 def _holder(path: Path) -> str:
     try:
-        who = json.loads(path.read_text())
-        return f": process {who['pid']} on {who['host']}, since {who['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        who = fields.parsed(path.read_bytes())
+        pid, host = fields.whole(who, "pid"), fields.text(who, "host")
+        return f": process {pid} on {host}, since {fields.text(who, 'since')}"
+    except (OSError, ValueError):
         return ""

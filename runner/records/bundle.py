@@ -22,6 +22,7 @@ from runner.config.schema import Augment
 from runner.data import preprocess
 from runner.data.preprocess import Preprocess
 from runner.errors import ArtefactError, ConfigError, DataError
+from runner.machine import fields
 from runner.machine.files import read_whole
 from runner.records import tensor_files
 from runner.records.run_folder import RunFolder
@@ -163,11 +164,10 @@ def read_bundle(folder: Path, expected: Mapping[str, str] | None = None) -> Bund
     content = _content(path, (expected or {}).get(DESCRIPTION))
     try:
         found = tensor_files.parsed(content)
-        digest = _text(found.pop("files"), WEIGHTS)
-        fields = _fields(found)
-    except KeyError as error:
-        raise _refused(path, f"it has no {error}") from error
-    except (ValueError, TypeError, AttributeError) as error:
+        digest = fields.text(fields.section(found, "files"), WEIGHTS)
+        del found["files"]
+        described = _described(found)
+    except ValueError as error:
         raise _refused(path, str(error)) from error
     weights = _content(folder / WEIGHTS, (expected or {}).get(WEIGHTS, digest))
     try:
@@ -176,32 +176,33 @@ def read_bundle(folder: Path, expected: Mapping[str, str] | None = None) -> Bund
         raise _refused(folder / WEIGHTS, str(error)) from error
     if change := _first_difference(found, written):
         raise _refused(path, f"it was changed after it was written: {change}")
-    return Bundle(folder, *fields, tensors=tensors)
+    return Bundle(folder, *described, tensors=tensors)
 
 
-def _fields(
+def _described(
     found: Mapping[str, Any],
 ) -> tuple[Architecture, tuple[str, ...], Preprocess, Evaluated]:
     """What a description says, checked."""
-    if found["format"] != FORMAT:
-        raise ValueError(f"of format {found['format']!r}, this program reads {FORMAT}")
-    model, evaluated = found["model"], found["evaluated"]
-    num_outputs = _whole(model, "num_outputs")
+    if (version := fields.value(found, "format")) != FORMAT:
+        raise ValueError(f"of format {version!r}, this program reads {FORMAT}")
+    model, evaluated = fields.section(found, "model"), fields.section(found, "evaluated")
+    num_outputs = fields.whole(model, "num_outputs")
     try:
-        augment = from_dict({"augment": evaluated["augment"]}).augment
+        augment = from_dict({"augment": fields.section(evaluated, "augment")}).augment
     except ConfigError as error:
         raise ValueError(error.what) from error
-    if evaluated["precision"] not in ("fp32", "bf16"):
-        raise ValueError(f"precision is {evaluated['precision']!r}")
+    precision = fields.text(evaluated, "precision")
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision is {precision!r}")
     return (
-        Architecture(_text(model, "source"), _text(model, "name"), num_outputs),
-        _classes(found["classes"], num_outputs),
-        preprocess.from_dict(found["preprocess"]),
+        Architecture(fields.text(model, "source"), fields.text(model, "name"), num_outputs),
+        _classes(fields.texts(found, "classes"), num_outputs),
+        preprocess.from_dict(fields.section(found, "preprocess")),
         Evaluated(
-            evaluated["precision"],
-            max(1, _whole(evaluated, "batch_size")),
-            _whole(evaluated, "seed"),
-            augment,
+            precision=precision,
+            batch_size=max(1, fields.whole(evaluated, "batch_size")),
+            seed=fields.whole(evaluated, "seed"),
+            augment=augment,
         ),
     )
 
@@ -244,24 +245,9 @@ def _refused(path: Path, reason: str) -> ArtefactError:
     )
 
 
-def _text(values: Mapping[str, Any], key: str) -> str:
-    if not isinstance(value := values[key], str):
-        raise ValueError(f"{key} must be text, not {value!r}")
-    return value
-
-
-def _whole(values: Mapping[str, Any], key: str) -> int:
-    value = values[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{key} must be a whole number, not {value!r}")
-    return value
-
-
-def _classes(names: Any, num_outputs: int) -> tuple[str, ...]:
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("classes must be a list of texts")
+def _classes(names: tuple[str, ...], num_outputs: int) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise ValueError("classes must be texts, each once")
     if not 2 <= len(names) <= num_outputs:
         raise ValueError(f"{len(names)} classes do not fit {num_outputs} outputs")
-    return tuple(names)
+    return names

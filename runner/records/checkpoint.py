@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import ArtefactError, TrainingError
+from runner.machine import fields
 from runner.machine.files import sync_folder, unwritable, write_synced
 from runner.records import tensor_files
 from runner.records.run_folder import VERSION
@@ -32,8 +33,6 @@ _SUPERSEDED = "-old"  # while another of the same step takes its place
 _NAME = re.compile(rf"{_PREFIX}(\d+)({_SUPERSEDED})?")
 _TEMPORARY = ".tmp-"
 _GENERATIONS = 2
-# What reading a file raises that somebody cut, edited or wrote by another program.
-_UNUSABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,8 @@ def newest(folder: Path, identity: str) -> Checkpoint | None:
     for path in _committed(folder):
         try:
             tensors, state = _read(path, identity)
-            return Checkpoint(state["done"], tensors, state, tuple(refused))
-        except _UNUSABLE as error:
+            return Checkpoint(fields.whole(state, "done"), tensors, state, tuple(refused))
+        except (OSError, ValueError) as error:
             refused.append(f"{path.name}: {error}")
     if refused:
         raise ArtefactError(
@@ -141,26 +140,27 @@ def newest(folder: Path, identity: str) -> Checkpoint | None:
 
 
 def _read(path: Path, identity: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    listed = _parsed("manifest.json", (path / "manifest.json").read_bytes())["files"]
     contents = {}
-    for name, entry in listed.items():
+    for name, (size, digest) in _manifest(path).items():
         if Path(name).name != name:
             raise ValueError(f"the manifest names a file elsewhere: {name}")
         content = (path / name).read_bytes()
-        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= set(entry):
-            raise ValueError(f"manifest.json does not say what {name} holds")
-        if len(content) != entry["bytes"]:
-            raise ValueError(f"{name} has {len(content):,} bytes instead of {entry['bytes']:,}")
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        if len(content) != size:
+            raise ValueError(f"{name} has {len(content):,} bytes instead of {size:,}")
+        if hashlib.sha256(content).hexdigest() != digest:
             raise ValueError(f"{name} is not what was written (its SHA-256 differs)")
         contents[name] = content
-    state = _parsed("state.json", contents.pop("state.json"))
-    if state["record_version"] != VERSION:
-        raise ValueError(
-            f"of record version {state['record_version']}, this program reads {VERSION}"
-        )
-    if state["identity"] != identity:
-        raise ValueError(f"of run {state['identity']}, not of {identity}")
+    if "state.json" not in contents:
+        raise ValueError("manifest.json does not list state.json")
+    try:
+        state = fields.parsed(contents.pop("state.json"))
+        version, of_run = fields.value(state, "record_version"), fields.text(state, "identity")
+    except ValueError as error:
+        raise ValueError(f"state.json: {error}") from error
+    if version != VERSION:
+        raise ValueError(f"of record version {version}, this program reads {VERSION}")
+    if of_run != identity:
+        raise ValueError(f"of run {of_run}, not of {identity}")
     tensors = {
         name.removesuffix(".safetensors"): tensor_files.from_bytes(data)
         for name, data in contents.items()
@@ -168,14 +168,17 @@ def _read(path: Path, identity: str) -> tuple[dict[str, dict[str, Tensor]], dict
     return tensors, state
 
 
-def _parsed(name: str, content: bytes) -> dict[str, Any]:
+def _manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """Size in bytes and SHA-256 of each file of the checkpoint at ``path``."""
     try:
-        found = json.loads(content)
+        listed = fields.section(fields.parsed((path / "manifest.json").read_bytes()), "files")
+        entries = {name: fields.section(listed, name) for name in listed}
+        return {
+            name: (fields.whole(entry, "bytes"), fields.text(entry, "sha256"))
+            for name, entry in entries.items()
+        }
     except ValueError as error:
-        raise ValueError(f"{name} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{name} holds {type(found).__name__}")
-    return found
+        raise ValueError(f"manifest.json: {error}") from error
 
 
 def _committed(folder: Path) -> list[Path]:

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from runner.config import schema
 from runner.errors import ArtefactError, ConfigError
+from runner.machine import fields
 from runner.machine.files import read_whole, replace_whole, unwritable
 from runner.machine.locks import is_held
 
@@ -77,15 +78,15 @@ class RunFolder:
         """
         path = self.path / "result.json"
         try:
-            found = json.loads(read_whole(path))
+            found = fields.parsed(read_whole(path))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise ArtefactError(
                 f"cannot read the result: {error}", where=str(path), fix="force=true to run anew"
             ) from error
-        if not isinstance(found, dict) or found.get("record_version") not in READABLE:
-            version = found.get("record_version") if isinstance(found, dict) else None
+        version = found.get("record_version")
+        if version not in READABLE:
             raise ArtefactError(
                 f"a result of record version {version}, this program reads {VERSION}",
                 where=str(path),
@@ -100,10 +101,8 @@ class RunFolder:
         for a run whose process ended without a word; ``new`` where nothing was begun.
         """
         try:
-            found = json.loads(read_whole(self.path / "status.json"))
-        except (OSError, ValueError, RecursionError):
-            found = {}
-        if not isinstance(found, dict):
+            found = fields.parsed(read_whole(self.path / "status.json"))
+        except (OSError, ValueError):
             found = {}
         status = str(found.get("status", "new"))
         if (self.path / "result.json").exists():
@@ -126,15 +125,16 @@ class RunFolder:
         """
         path = self.path / "run.json"
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            old = {"data": found["fingerprint"], **leaves(found["values"])}
-            version = found["record_version"]
+            found = fields.parsed(path.read_bytes())
+            identity = fields.text(found, "identity")
+            fingerprint, values = fields.text(found, "fingerprint"), fields.section(found, "values")
+            version = fields.value(found, "record_version")
         except FileNotFoundError:
             self._check_is_empty()
             return
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             raise ArtefactError(
-                f"cannot read what run this is: {error!r}",
+                f"cannot read what run this is: {error}",
                 where=str(path.absolute()),
                 fix="run_dir=ANOTHER_FOLDER",
             ) from error
@@ -143,11 +143,13 @@ class RunFolder:
                 f"a run of record version {version}, this program writes {VERSION}",
                 where=str(self.path.absolute()),
                 fix=_ADVICE.get(
-                    version, "run_dir=ANOTHER_FOLDER, or the version of trick-runner that began it"
+                    version if isinstance(version, int) else 0,
+                    "run_dir=ANOTHER_FOLDER, or the version of trick-runner that began it",
                 ),
             )
-        if found["identity"] == what["identity"]:
+        if identity == what["identity"]:
             return
+        old = {"data": fingerprint, **leaves(values)}
         new = {"data": what["fingerprint"], **leaves(what["values"])}
         defaults = leaves(schema.default_dict())  # of keys that are newer than the folder
         both = {key: (old.get(key, defaults.get(key)), new.get(key)) for key in {*old, *new}}
@@ -241,9 +243,8 @@ class RunFolder:
         rows = []
         with suppress(OSError):
             for line in read_whole(self.path / log).splitlines():
-                with suppress(ValueError, RecursionError):
-                    row = json.loads(line)
-                    rows += [row] if isinstance(row, dict) else []
+                with suppress(ValueError):
+                    rows.append(fields.parsed(line))
         return rows
 
     def last_row(self) -> dict[str, Any]:

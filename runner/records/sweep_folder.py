@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any
 
 from runner.errors import BusyError
+from runner.machine import fields
 from runner.machine.files import replace_whole
 from runner.machine.locks import locked
 from runner.records.run_folder import redacted_words
@@ -76,12 +77,13 @@ class SweepFolder:
     def read(self, number: int) -> dict[str, Any]:
         """How job ``number`` stands; a job whose process is gone without a word has crashed."""
         try:
-            found = json.loads((self.path / f"{number}.json").read_text(encoding="utf-8"))
+            found = fields.parsed((self.path / f"{number}.json").read_bytes())
+            status = fields.text(found, "status")
         except (OSError, ValueError):
             return {"status": "pending"}
-        if found["status"] in ALIVE and not _is_alive(found):
+        if status in ALIVE and not _is_alive(found):
             found |= {"status": "crashed", "error": self._last_words(number)}
-        return dict(found)
+        return found
 
     def stop(self, signum: int) -> None:
         """Let no further job begin; who says so first is remembered."""
@@ -92,7 +94,7 @@ class SweepFolder:
     def stopped_by(self) -> int | None:
         """Number of the signal that ended the sweep; None while it may go on."""
         try:
-            return int(json.loads((self.path / "stop").read_text())["signal"])
+            return fields.whole(fields.parsed((self.path / "stop").read_bytes()), "signal")
         except (OSError, ValueError):
             return None
 

@@ -8,6 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from runner.machine import fields
+
 DESCRIPTION = "trick-runner"
 """Key, in the metadata of a bundle's weights, of what ``model.json`` says."""
 
@@ -62,17 +64,12 @@ def described(content: bytes) -> dict[str, Any] | None:
 
 
 def parsed(content: bytes) -> dict[str, Any]:
-    """An object of JSON.
+    """The object that ``content`` holds as JSON.
 
     Raises:
-        ValueError: it is none, or has a key that names code to run.
+        ValueError: it holds something else, or has a key that names code to run.
     """
-    try:
-        found = json.loads(content)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"it is no object of JSON but {type(found).__name__}")
+    found = fields.parsed(content)
     below: list[tuple[str, Any]] = [("", found)]
     while below:
         place, value = below.pop()

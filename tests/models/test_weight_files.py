@@ -192,7 +192,7 @@ def test_timms_description_beside_the_file_is_read(tmp_path: Path, name: str) ->
 WRONG_DESCRIPTIONS: dict[str, tuple[Any, str]] = {
     "a mean that is text": ({"mean": ["a", "b", "c"]}, "mean must be a finite number"),
     "a mean that is code": ({"mean": "${oc.env:HOME}"}, "mean must be"),
-    "two channels": ({"mean": [0.5, 0.5]}, "mean must be three"),
+    "two channels": ({"mean": [0.5, 0.5]}, "mean must be a list of 3"),
     "a deviation of zero": ({"std": [0.2, 0.0, 0.2]}, "std must be above 0"),
     "no deviation": ({"std": None}, "NoneType"),
     "a crop of hardly anything": ({"crop_pct": 1e-300}, "presize must be a whole number"),

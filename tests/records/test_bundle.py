@@ -96,7 +96,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a number without end": (
         lambda found: found["preprocess"].update(presize=10**400), "presize must be a whole",
     ),
-    "two channels": (lambda found: found["preprocess"].update(mean=[0, 0]), "three"),
+    "two channels": (lambda found: found["preprocess"].update(mean=[0, 0]), "a list of 3"),
     "a number for text": (lambda found: found["model"].update(name=7), "must be text"),
 }  # fmt: skip
 

@@ -1,0 +1,97 @@
+"""Values of JSON that anybody may have written or edited: each one is checked as it is read.
+
+Every error is a ValueError that names the key. The caller adds the file that was read.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+_LARGEST = sys.float_info.max
+_LONGEST = 80  # characters of a value in a message
+
+
+def parsed(content: bytes | str) -> dict[str, Any]:
+    """The object that ``content`` holds as JSON."""
+    try:
+        found = json.loads(content)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"it is no object of JSON but {type(found).__name__}")
+    return found
+
+
+def value(values: Mapping[str, Any], key: str) -> Any:
+    """The value of ``key``, of any type."""
+    if key not in values:
+        raise ValueError(f"it has no {key!r}")
+    return values[key]
+
+
+def section(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The object at ``key``."""
+    found = value(values, key)
+    if not isinstance(found, dict):
+        raise _unlike(key, "an object", found)
+    return found
+
+
+def text(values: Mapping[str, Any], key: str) -> str:
+    """The text at ``key``."""
+    found = value(values, key)
+    if not isinstance(found, str):
+        raise _unlike(key, "text", found)
+    return found
+
+
+def texts(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """The list of texts at ``key``."""
+    found = value(values, key)
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise _unlike(key, "a list of texts", found)
+    return tuple(found)
+
+
+def whole(
+    values: Mapping[str, Any], key: str, *, at_least: int = 0, at_most: float = _LARGEST
+) -> int:
+    """The whole number at ``key``, within bounds that belong to the range."""
+    found = value(values, key)
+    is_whole = isinstance(found, int) and not isinstance(found, bool)
+    if not is_whole or not at_least <= found <= at_most:
+        raise _unlike(key, f"a whole number{_bounds(at_least, at_most)}", found)
+    return int(found)
+
+
+def number(
+    values: Mapping[str, Any], key: str, *, at_least: float = -_LARGEST, at_most: float = _LARGEST
+) -> float:
+    """The finite number at ``key``, within bounds that belong to the range."""
+    found = value(values, key)
+    is_number = isinstance(found, int | float) and not isinstance(found, bool)
+    if not is_number or not at_least <= found <= at_most:
+        raise _unlike(key, f"a finite number{_bounds(at_least, at_most)}", found)
+    return found  # type: ignore[no-any-return]
+
+
+def numbers(values: Mapping[str, Any], key: str, *, count: int) -> tuple[float, ...]:
+    """The list of ``count`` finite numbers at ``key``."""
+    found = value(values, key)
+    if not isinstance(found, list | tuple) or len(found) != count:
+        raise _unlike(key, f"a list of {count} finite numbers", found)
+    return tuple(float(number({key: item}, key)) for item in found)
+
+
+def _bounds(at_least: float, at_most: float) -> str:
+    if at_most < _LARGEST:
+        return f" from {at_least:g} to {at_most:g}"
+    return f" of at least {at_least:g}" if at_least > -_LARGEST else ""
+
+
+def _unlike(key: str, kind: str, found: object) -> ValueError:
+    shown = repr(found)
+    return ValueError(
+        f"{key} must be {kind}, not {shown if len(shown) <= 80 else shown[:79] + '…'}"
+    )
