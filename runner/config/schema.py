@@ -15,6 +15,7 @@ from runner.config.augment import Augment
 from runner.config.budget import Budget
 from runner.config.checkpoint import Checkpoint
 from runner.config.data import Data
+from runner.config.ema import Ema
 from runner.config.eval import Eval
 from runner.config.group import Group, Problem, option
 from runner.config.mixup import Mixup
@@ -30,6 +31,7 @@ __all__ = [
     "Budget",
     "Checkpoint",
     "Data",
+    "Ema",
     "Eval",
     "Group",
     "Mixup",
@@ -61,6 +63,7 @@ class RunConfig:
     smoothing: Smoothing = field(default_factory=Smoothing)
     model: Model = field(default_factory=Model)
     optim: Optim = field(default_factory=Optim)
+    ema: Ema = field(default_factory=Ema)
     tta: Tta = field(default_factory=Tta)
     budget: Budget = field(default_factory=Budget)
     eval: Eval = field(default_factory=Eval)

@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from runner.config.schema import RunConfig
+from runner.tricks.ema import AveragedWeights
 
 
 class WeightsOverTime(Protocol):
@@ -54,4 +55,4 @@ def weights_over_time(config: RunConfig, model: nn.Module, total: int) -> Weight
         model: the network with its initial weights.
         total: updates of the whole training.
     """
-    return LastWeights()
+    return AveragedWeights(model, config.ema, total) if config.ema.is_on else LastWeights()
