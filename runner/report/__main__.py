@@ -100,7 +100,13 @@ def _page(found: Answer) -> str:
 
 def _tell(found: Answer, console: PipeConsole) -> None:
     # A narrow terminal shows what decides.
-    left_out = () if console.width >= TABLE_WIDTH else ("over seeds", "p (Holm)")
+    left_out: list[str] = []
+    if console.width < TABLE_WIDTH:
+        left_out = ["over seeds", "p (Holm)"]
+        if found.by:
+            left_out.append("without it")  # labels say it too
+        if all(row.forward_passes == 1 for group in found.groups for row in group.rows):
+            left_out.append("passes per image")
     for part in text.content(found):
         if isinstance(part, str):
             console.print(

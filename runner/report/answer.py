@@ -232,16 +232,17 @@ def answer(
             where=" ".join(f"--baseline {word}" for word in baseline),
             fix=f"one of: {', '.join(labels) or 'none, there are no finished runs'}",
         )
+    hints = tuple(_hints(groups, by, command))
     return Answer(
         tuple(
-            _group_answer(group, reference, book, margin, baseline)
+            _group_answer(group, reference, book, margin, baseline, is_hinted=bool(hints))
             for group, reference in zip(groups, references, strict=True)
         ),
         (*found.unranked, *damaged),
         tuple(found.foreign),
         margin,
         tuple(factor.name for factor in factors.all) if by else (),
-        tuple(_hints(groups, by, command)),
+        hints,
     )
 
 
@@ -269,7 +270,13 @@ def _readable(
 
 
 def _group_answer(
-    group: Group, reference: Arm | None, book: ScoreBook, margin: float, baseline: Sequence[str]
+    group: Group,
+    reference: Arm | None,
+    book: ScoreBook,
+    margin: float,
+    baseline: Sequence[str],
+    *,
+    is_hinted: bool,
 ) -> GroupAnswer:
     ordered = sorted(group.arms, key=lambda arm: arm is not reference)
     against_baseline, within = [], []
@@ -291,7 +298,7 @@ def _group_answer(
         reference.label if reference else None,
         compared,
         _compare_all(within, book, margin),
-        tuple(_notes(group, reference, compared, baseline)),
+        tuple(_notes(group, reference, compared, baseline, is_hinted=is_hinted)),
     )
 
 
@@ -323,17 +330,19 @@ def _own_plain(arm: Arm, reference: Arm) -> Arm | None:
 
 def _leave_one_out(group: Group, baseline: Arm) -> Iterable[Asked]:
     """Arms of two and more changes, each with those that lack just one of its changes."""
+    by_tricks = group.factors.are_tricks
     for arm in group.arms:
         for factor, part in arm.parts.items():
             left = tuple(name for name in arm.names if name not in part)
             if not left:
                 continue
-            change = trick_label(part) if group.factors.are_tricks else " + ".join(part)
+            change = trick_label(part) if by_tricks else " + ".join(part)
             for other in group.arms:
                 if other is baseline or other.names != left:
                     continue
                 if all(arm.values[key] == other.values[key] for key in arm.values if key != factor):
-                    yield arm, _own_plain(arm, other) or other, f"{change} in {arm.label}"
+                    within = f"in {arm.label}" if by_tricks else f"with {other.label}"
+                    yield arm, _own_plain(arm, other) or other, f"{change} {within}"
 
 
 def _compare(
@@ -437,7 +446,12 @@ def _row(arm: Arm, varying: Sequence[str]) -> Row:
 
 
 def _notes(
-    group: Group, reference: Arm | None, compared: Sequence[Comparison], asked: Sequence[str]
+    group: Group,
+    reference: Arm | None,
+    compared: Sequence[Comparison],
+    asked: Sequence[str],
+    *,
+    is_hinted: bool,
 ) -> Iterable[str]:
     by_tricks = group.factors.are_tricks
     if reference is None:
@@ -448,7 +462,7 @@ def _notes(
         )
         yield f"no {missing} to compare with{choice}"
         return
-    if by_tricks and len(group.arms) == 1 and not reference.names:
+    if by_tricks and len(group.arms) == 1 and not reference.names and not is_hinted:
         yield "only the baseline so far: train a trick, with +trick=mixup for instance"
     if by_tricks and reference.names:
         yield f"no run without tricks to compare with{_baseline_command(reference)}"

@@ -231,8 +231,8 @@ def test_two_factors_are_crossed(crossed: Path) -> None:
         "augment=inception": 0.1, "model.name=xresnet34": 0.2, both: 0.35,
     }  # fmt: skip
     assert {(one.label, one.reference): difference(one) for one in group.contributions} == {
-        (f"augment=inception in {both}", "model.name=xresnet34"): 0.15,
-        (f"model.name=xresnet34 in {both}", "augment=inception"): 0.25,
+        ("augment=inception with model.name=xresnet34", "model.name=xresnet34"): 0.15,
+        ("model.name=xresnet34 with augment=inception", "augment=inception"): 0.25,
     }
     unequal = {one.label: not one.is_equal_budget for one in group.comparisons}
     assert unequal == {"augment=inception": False, "model.name=xresnet34": True, both: True}
