@@ -1,5 +1,6 @@
 """The overlays of ``conf/trick``: what ``+trick=all`` turns on, read from the option files."""
 
+import re
 from functools import cache
 from typing import Any
 
@@ -21,7 +22,17 @@ def chosen_options(overlay: str, name: str) -> dict[str, str]:
 
 def option_values(group: str, option: str) -> dict[str, Any]:
     """The keys that an option file sets."""
-    return yaml.safe_load((CONF_DIR / group / f"{option}.yaml").read_text()) or {}
+    content = (CONF_DIR / group / f"{option}.yaml").read_text()
+    return _Loader(content).get_single_data() or {}
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+    """Reads numbers as Hydra does: 3e-3 is one."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 @cache

@@ -24,6 +24,7 @@ from typing import IO, Self
 from urllib.parse import urlsplit
 
 from runner.errors import ArtefactError, ConfigError, RunnerError, StorageError
+from runner.machine.files import sync_folder
 from runner.machine.locks import locked
 
 # Called with the number of bytes done and of all bytes (None if not known).
@@ -101,7 +102,7 @@ def fetch(url: str, destination: Path, *, checksum: str, progress: Progress | No
                 "data.root=PATH",
             )
         part.replace(destination)
-        _sync_folder(destination.parent)
+        sync_folder(destination.parent)
     return destination
 
 
@@ -232,7 +233,7 @@ def unpack(archive: Path, destination: Path, *, progress: Progress | None = None
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        _sync_folder(destination.parent)
+        sync_folder(destination.parent)
     return destination
 
 
@@ -450,12 +451,3 @@ def _sibling(path: Path, suffix: str) -> Path:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

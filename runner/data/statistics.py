@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner.data.dataset import Dataset
-from runner.data.store import write_whole
+from runner.data.store import CACHE_FIX
+from runner.machine.files import replace_whole
 
 
 def training_statistics(
@@ -26,7 +27,8 @@ def training_statistics(
     mean, std = channel_statistics(
         dataset.store.rectangle(int(index)) for index in dataset.train.indices
     )
-    write_whole(path, json.dumps({"mean": mean, "std": std}))
+    text = json.dumps({"mean": mean, "std": std})
+    replace_whole(path, text.encode(), is_shared=True, fix=CACHE_FIX)
     return mean, std
 
 

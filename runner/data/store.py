@@ -12,7 +12,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,10 +22,13 @@ from numpy.typing import NDArray
 
 from runner.data.images import BrokenImageError, Images, rectangle, to_rgb
 from runner.data.preprocess import Interpolation
-from runner.errors import DataError, StorageError
+from runner.errors import DataError
+from runner.machine.files import replace_whole, unwritable
 from runner.machine.hardware import num_cores
 from runner.machine.locks import locked
 
+CACHE_FIX = "free some space, or outputs=FOLDER on another disk, or data.cache_gb=0 to stream"
+"""What to advise if the cache cannot be written."""
 _FORMAT = 1  # raise when stored pixels would differ
 _BYTES_PER_PIXEL = 3
 
@@ -124,7 +126,8 @@ def content_digests(images: Images, folder: Path, progress: Progress) -> list[st
 
     digests = list(_in_threads(digest, len(images), "reading images", progress))
     if "" not in digests:  # a file may become readable without any change of its stamp
-        write_whole(remembered, json.dumps(digests))
+        text = json.dumps(digests)
+        replace_whole(remembered, text.encode(), is_shared=True, fix=CACHE_FIX)
     return digests
 
 
@@ -211,7 +214,7 @@ def _build(source: StreamedStore, target: Path, *, keep_pixels: bool, progress: 
         (building / "survey.json").write_text(json.dumps(survey))
         building.rename(target)
     except OSError as error:
-        raise _unwritable(building, error) from error
+        raise unwritable(building, error, fix=CACHE_FIX) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -229,24 +232,3 @@ def _in_threads(work: Callable[[int], T], count: int, what: str, progress: Progr
             if done % 64 == 63 or done == count - 1:
                 progress(what, done + 1, count)
             yield result
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file of the cache whole or not at all; its folder is made when missing."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"cannot write the image cache: {error.strerror or error}",
-        where=str(path.absolute()),
-        fix="free some space, or outputs=FOLDER on another disk, or data.cache_gb=0 to stream",
-    )

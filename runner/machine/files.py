@@ -9,6 +9,8 @@ from pathlib import Path
 
 from runner.errors import StorageError
 
+_FIX = "outputs=FOLDER that you may write to, on a disk with space"
+
 
 def read_whole(path: Path) -> bytes:
     """The content of a regular file; a pipe in its place would be waited for without end.
@@ -26,11 +28,16 @@ def read_whole(path: Path) -> bytes:
         os.close(descriptor)
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a new file and wait until the disk has it.
+def write_synced(path: Path, content: bytes, *, fix: str = _FIX) -> None:
+    """Write a new file, and its folder if missing, and wait until the disk has the content.
+
+    Args:
+        path: the file to write.
+        content: its content.
+        fix: what to advise if the file cannot be written.
 
     Raises:
-        StorageError: it cannot be written; nothing is left of it.
+        StorageError: the file cannot be written; nothing is left of it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,32 +49,40 @@ def write_synced(path: Path, content: bytes) -> None:
         with suppress(OSError):
             path.unlink()
         if isinstance(error, OSError):
-            raise unwritable(path, error, len(content)) from error
+            raise unwritable(path, error, len(content), fix=fix) from error
         raise
 
 
-def replace_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; what was there before stays until then.
+def replace_whole(path: Path, content: bytes, *, is_shared: bool = False, fix: str = _FIX) -> None:
+    """Write a file whole or not at all; the old file stays until the new one is complete.
+
+    Args:
+        path: the file to write.
+        content: its content.
+        is_shared: whether several processes may write the file at the same time, without a lock;
+            each of them then needs a temporary file of its own.
+        fix: what to advise if the file cannot be written.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
-    write_synced(temporary, content)
+    own = f"-{os.getpid()}" if is_shared else ""
+    temporary = path.with_name(f"{path.name}.tmp{own}")
+    write_synced(temporary, content, fix=fix)
     try:
         temporary.replace(path)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise unwritable(path, error) from error
+        raise unwritable(path, error, fix=fix) from error
     sync_folder(path.parent)
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write a file that the user named: whole or not at all; or into a pipe or device.
+    """Write a file that the user named, whole or not at all; or write into a pipe or device.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
     """
     target = path.resolve()  # of a link such as /dev/stdout what it leads to, not the link
     try:
@@ -76,15 +91,9 @@ def write_output(path: Path, content: bytes) -> None:
         if target.exists() and not target.is_file():
             target.write_bytes(content)
         else:
-            replace_whole(target, content)
-    except StorageError as error:
-        raise StorageError(error.what, where=error.where, fix="another FILE") from error
+            replace_whole(target, content, fix="another FILE")
     except OSError as error:
-        raise StorageError(
-            f"cannot write: {error.strerror or error}",
-            where=str(path.absolute()),
-            fix="another FILE",
-        ) from error
+        raise unwritable(path, error, fix="another FILE") from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -97,7 +106,7 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def unwritable(path: Path, error: OSError, size: int = 0) -> StorageError:
+def unwritable(path: Path, error: OSError, size: int = 0, *, fix: str = _FIX) -> StorageError:
     """The error for a file of ``size`` bytes that cannot be written."""
     space = ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -107,5 +116,5 @@ def unwritable(path: Path, error: OSError, size: int = 0) -> StorageError:
     return StorageError(
         f"cannot write: {error.strerror or error}{space}",
         where=str(path.absolute()),
-        fix="outputs=FOLDER that you may write to, on a disk with space",
+        fix=fix,
     )

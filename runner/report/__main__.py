@@ -1,9 +1,10 @@
 """Compare finished runs and say which trick helps: ``python -m runner.report outputs``.
 
 Runs that are equal but for trick and seed are compared, paired by seed, each trick with the
-baseline; the verdict is helps, hurts, no difference larger than the margin, or cannot tell, and
-then what would settle it. Works while a sweep is at them, and changes no run; a cache of which
-images each run has right is kept in the first folder's cache/report.npz.
+baseline; with --by the values of other keys are compared instead. The verdict is helps, hurts, no
+difference larger than the margin, or cannot tell, and then what would settle it. Works while a
+sweep is at them, and changes no run; a cache of which images each run has right is kept in the
+first folder's cache/report.npz.
 """
 
 import argparse
@@ -25,7 +26,22 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "outputs", nargs="*", type=Path, help="folders of runs, or runs (default: outputs)"
     )
-    parser.add_argument("--baseline", metavar="TRICKS", help="such as normalize or mixup+tta")
+    parser.add_argument(
+        "--by",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="compare the values of a group (augment), a key (optim.lr) or your code (code) "
+        "instead of tricks; may be repeated; all: everything that differs between the runs",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="TRICKS or KEY=VALUE",
+        action="append",
+        default=[],
+        help="what to compare with: tricks, such as normalize or mixup+tta; with --by a value, "
+        "such as optim.lr=0.01 or augment=none, once for each KEY (default: the default value)",
+    )
     parser.add_argument(
         "--margin", type=float, default=0.5, metavar="POINTS",
         help="smallest difference that matters, in percentage points (default: 0.5)",
@@ -56,7 +72,14 @@ def _report(arguments: argparse.Namespace) -> None:
     places = arguments.outputs or [Path("outputs")]
     cache = places[0] / "cache"
     book = ScoreBook(cache / "report.npz")
-    found = answer(find_runs(places), book, arguments.margin / 100, arguments.baseline)
+    found = answer(
+        find_runs(places),
+        book,
+        arguments.margin / 100,
+        arguments.baseline,
+        arguments.by,
+        ("python", "-m", "runner.report", *map(str, arguments.outputs)),
+    )
     if cache.is_dir():  # a folder of ours, not a copy of some runs
         book.save()
     contents: dict[str, Callable[[], str]] = {
@@ -77,7 +100,13 @@ def _page(found: Answer) -> str:
 
 def _tell(found: Answer, console: PipeConsole) -> None:
     # A narrow terminal shows what decides.
-    left_out = () if console.width >= TABLE_WIDTH else ("over seeds", "p (Holm)")
+    left_out: list[str] = []
+    if console.width < TABLE_WIDTH:
+        left_out = ["over seeds", "p (Holm)"]
+        if found.by:
+            left_out.append("without it")  # labels say it too
+        if all(row.forward_passes == 1 for group in found.groups for row in group.rows):
+            left_out.append("passes per image")
     for part in text.content(found):
         if isinstance(part, str):
             console.print(

@@ -5,11 +5,24 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
+from typing import Any
 
 import numpy as np
 
+from runner.config.overlays import all_tricks
 from runner.errors import ArtefactError, ConfigError
-from runner.report.groups import ALL, TRICK_GROUPS, Arm, Group, group_runs, trick_label
+from runner.report.factors import (
+    Look,
+    canonical,
+    chosen_factors,
+    differing,
+    differing_keys,
+    is_default,
+    level,
+    level_names,
+    looks,
+)
+from runner.report.groups import Arm, Group, group_runs, trick_label
 from runner.report.runs import METRICS, FinishedRun, Found, Unranked
 from runner.report.scores import ScoreBook
 from runner.report.statistics import (
@@ -30,6 +43,7 @@ Interval = tuple[float, float]
 PRICES = ("images", "pixels", "seconds")
 FIRST_SEEDS = 5
 """What is advised where there is one seed, which says nothing about how many are needed."""
+_MOST_NAMED = 3  # factors in one command; more are "all"
 _EQUAL_BUDGET = 0.005  # relative: what rounding to whole steps may do
 
 
@@ -81,7 +95,8 @@ class Row:
 
     Attributes:
         label: of the arm.
-        tricks: that are on.
+        changes: what is on or differs from the baseline: tricks, or ``KEY=VALUE``.
+        values: of the factors that differ in the group, by dotted key.
         seeds: of its runs.
         metrics: accuracy, nll, brier and ece.
         price: images, pixels and seconds of training with its evaluations, median of the runs.
@@ -89,7 +104,8 @@ class Row:
     """
 
     label: str
-    tricks: tuple[str, ...]
+    changes: tuple[str, ...]
+    values: Mapping[str, Any]
     seeds: tuple[int, ...]
     metrics: Mapping[str, Mean]
     price: Mapping[str, float]
@@ -143,7 +159,7 @@ class GroupAnswer:
         rows: one per arm, the baseline first.
         baseline: label of the baseline; None where there is none.
         comparisons: arms against the baseline.
-        contributions: tricks within combinations: with the trick against all the same without it.
+        contributions: changes within combinations: with one against all the same without it.
         notes: what limits the comparison, one sentence each.
     """
 
@@ -164,40 +180,69 @@ class Answer:
         unranked: runs that are not compared, and why.
         foreign: names of entries that are no runs.
         margin: smallest difference in accuracy that matters, 0..1.
+        by: names of the factors; none for the tricks.
+        notes: what else could be compared, or not; commands to paste are indented.
     """
 
     groups: tuple[GroupAnswer, ...]
     unranked: tuple[Unranked, ...]
     foreign: tuple[str, ...]
     margin: float
+    by: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def answer(found: Found, book: ScoreBook, margin: float, baseline: str | None = None) -> Answer:
+def answer(
+    found: Found,
+    book: ScoreBook,
+    margin: float,
+    baseline: Sequence[str] = (),
+    by: Sequence[str] = (),
+    command: Sequence[str] = ("python", "-m", "runner.report"),
+) -> Answer:
     """Compare the runs of every group.
 
     Args:
         found: runs and what else lies there.
         book: gives their scores.
         margin: smallest difference in accuracy that matters, above 0, below 1.
-        baseline: label of the arm to compare with; None for the one without tricks.
+        baseline: of what to compare with, the label or the tricks joined by ``+``; or each
+            ``KEY=VALUE`` that it has. Without any it is the arm without tricks, or with ``by`` the
+            one with default values.
+        by: groups and keys that are compared, or ``all``; none for the tricks.
+        command: that was called, to advise another.
 
     Raises:
-        ConfigError: no group has that baseline.
+        ConfigError: no group has that baseline, or a key is unknown.
     """
     runs, damaged = _readable(found.runs, book)
-    groups = group_runs(runs)
-    if baseline is not None and not any(group.find(baseline) for group in groups):
+    factors = chosen_factors(by, [look for run in runs for look in looks(run)])
+    if by and (names := [word for word in baseline if "=" not in word]):
+        raise ConfigError(
+            "with --by a baseline is a value, not a name",
+            where=f"--baseline {names[0]}",
+            fix=f"--baseline {factors.all[0].name if factors.all else 'KEY'}=VALUE",
+        )
+    groups = group_runs(runs, factors, baseline)
+    references = [_baseline(group, baseline) for group in groups]
+    if baseline and not any(references):
         labels = dict.fromkeys(arm.label for group in groups for arm in group.arms)
         raise ConfigError(
-            "no runs with these tricks",
-            where=f"--baseline {baseline}",
+            f"no runs with these {'values' if by else 'tricks'}",
+            where=" ".join(f"--baseline {word}" for word in baseline),
             fix=f"one of: {', '.join(labels) or 'none, there are no finished runs'}",
         )
+    hints = tuple(_hints(groups, by, command))
     return Answer(
-        tuple(_group_answer(group, book, margin, baseline) for group in groups),
+        tuple(
+            _group_answer(group, reference, book, margin, baseline, is_hinted=bool(hints))
+            for group, reference in zip(groups, references, strict=True)
+        ),
         (*found.unranked, *damaged),
         tuple(found.foreign),
         margin,
+        tuple(factor.name for factor in factors.all) if by else (),
+        hints,
     )
 
 
@@ -225,9 +270,14 @@ def _readable(
 
 
 def _group_answer(
-    group: Group, book: ScoreBook, margin: float, baseline: str | None
+    group: Group,
+    reference: Arm | None,
+    book: ScoreBook,
+    margin: float,
+    baseline: Sequence[str],
+    *,
+    is_hinted: bool,
 ) -> GroupAnswer:
-    reference = _baseline(group, baseline)
     ordered = sorted(group.arms, key=lambda arm: arm is not reference)
     against_baseline, within = [], []
     if reference is not None:
@@ -241,13 +291,14 @@ def _group_answer(
         ]
         within = list(_leave_one_out(group, reference))
     compared = _compare_all(against_baseline, book, margin)
+    varying = differing_keys([arm.all_values for arm in ordered])
     return GroupAnswer(
         group,
-        tuple(_row(arm) for arm in ordered),
+        tuple(_row(arm, varying) for arm in ordered),
         reference.label if reference else None,
         compared,
         _compare_all(within, book, margin),
-        tuple(_notes(group, reference, compared, baseline)),
+        tuple(_notes(group, reference, compared, baseline, is_hinted=is_hinted)),
     )
 
 
@@ -255,12 +306,17 @@ Asked = tuple[Arm, Arm, str]
 """An arm, what it is held against, and what the comparison is called."""
 
 
-def _baseline(group: Group, name: str | None) -> Arm | None:
-    """The arm to compare with: as asked for, else without tricks, else with the fewest."""
-    if name is not None:
-        return group.find(name)
-    common = set.intersection(*(set(arm.tricks) for arm in group.arms))
-    candidates = [arm for arm in group.arms if set(arm.tricks) == common]
+def _baseline(group: Group, words: Sequence[str]) -> Arm | None:
+    """The arm to compare with: as asked for, else the default, else with the fewest changes."""
+    if not group.factors.are_tricks:
+        return group.reference
+    if len(words) == 1 and (arm := group.find(words[0])):
+        return arm
+    if any("=" not in word for word in words):
+        return None
+    arms = group.matching(words)
+    common = set.intersection(*(set(arm.names) for arm in arms)) if arms else set()
+    candidates = [arm for arm in arms if set(arm.names) == common]
     return candidates[0] if len(candidates) == 1 else None
 
 
@@ -273,23 +329,20 @@ def _own_plain(arm: Arm, reference: Arm) -> Arm | None:
 
 
 def _leave_one_out(group: Group, baseline: Arm) -> Iterable[Asked]:
-    """Arms of two and more tricks, each with those that lack just one of its tricks."""
+    """Arms of two and more changes, each with those that lack just one of its changes."""
+    by_tricks = group.factors.are_tricks
     for arm in group.arms:
-        for trick_group, names in TRICK_GROUPS.items():
-            left = tuple(name for name in arm.tricks if name not in names)
-            if not left or len(left) == len(arm.tricks):
+        for factor, part in arm.parts.items():
+            left = tuple(name for name in arm.names if name not in part)
+            if not left:
                 continue
-            trick = trick_label(arm.tricks_of(trick_group))
+            change = trick_label(part) if by_tricks else " + ".join(part)
             for other in group.arms:
-                if other is baseline or other.tricks != left:
+                if other is baseline or other.names != left:
                     continue
-                kept = {key for key in arm.values if key != trick_group}
-                if all(arm.values.get(key) == other.values.get(key) for key in kept):
-                    yield (
-                        arm,
-                        _own_plain(arm, other) or other,
-                        f"{trick} in {arm.label}",
-                    )
+                if all(arm.values[key] == other.values[key] for key in arm.values if key != factor):
+                    within = f"in {arm.label}" if by_tricks else f"with {other.label}"
+                    yield arm, _own_plain(arm, other) or other, f"{change} {within}"
 
 
 def _compare(
@@ -379,11 +432,12 @@ def _judged(
     return replace(one, outlook=expected, more=_more_runs(arm, reference, wanted) if wanted else ())
 
 
-def _row(arm: Arm) -> Row:
+def _row(arm: Arm, varying: Sequence[str]) -> Row:
     runs = arm.runs
     return Row(
         label=arm.label,
-        tricks=arm.tricks,
+        changes=arm.names,
+        values={key: arm.look.values.get(key) for key in varying},
         seeds=tuple(sorted(runs)),
         metrics={name: _mean(list(arm.metric(name).values())) for name in METRICS},
         price={key: float(np.median([run.budget[key] for run in runs.values()])) for key in PRICES},
@@ -392,17 +446,28 @@ def _row(arm: Arm) -> Row:
 
 
 def _notes(
-    group: Group, reference: Arm | None, compared: Sequence[Comparison], asked: str | None
+    group: Group,
+    reference: Arm | None,
+    compared: Sequence[Comparison],
+    asked: Sequence[str],
+    *,
+    is_hinted: bool,
 ) -> Iterable[str]:
+    by_tricks = group.factors.are_tricks
     if reference is None:
         labels = ", ".join(arm.label for arm in group.arms)
-        missing = "run without tricks" if asked is None else f"run with {asked}"
-        yield f"no {missing} to compare with; choose one: --baseline with one of {labels}"
+        missing = f"run with {' '.join(asked)}" if asked else "run without tricks"
+        choice = (
+            f"; choose one: --baseline with one of {labels}" if by_tricks else f", but {labels}"
+        )
+        yield f"no {missing} to compare with{choice}"
         return
-    if len(group.arms) == 1 and not reference.tricks:
+    if by_tricks and len(group.arms) == 1 and not reference.names and not is_hinted:
         yield "only the baseline so far: train a trick, with +trick=mixup for instance"
-    if reference.tricks:
+    if by_tricks and reference.names:
         yield f"no run without tricks to compare with{_baseline_command(reference)}"
+    if not by_tricks and not asked and len(group.arms) > 1:
+        yield from _note_on_the_baseline(group, reference)
     done = {one.label for one in compared}
     for arm in group.arms:
         if arm is not reference and arm.label not in done:
@@ -414,7 +479,7 @@ def _notes(
     if single := [one.label for one in compared if len(one.seeds) == 1]:
         yield (
             f"one seed only of {', '.join(single)}: that interval is of the images alone and "
-            "speaks of two networks, not of the trick"
+            f"speaks of two networks, not of the {'trick' if by_tricks else 'change'}"
         )
     for key in ("torch", "device", "threads", "runner"):
         values = {str(run.environment.get(key)) for arm in group.arms for run in arm.runs.values()}
@@ -422,12 +487,70 @@ def _notes(
             yield f"the runs differ in {key}: {', '.join(sorted(values))}"
 
 
+def _note_on_the_baseline(group: Group, reference: Arm) -> Iterable[str]:
+    """Why this is the baseline, where its values are not all defaults."""
+    others = [
+        factor.name
+        for factor in group.factors.all
+        if len({canonical(arm.values[factor.name]) for arm in group.arms}) > 1
+        and not is_default(factor, reference.look)
+    ]
+    if others:
+        most = max(len(arm.runs) for arm in group.arms if arm is not reference)
+        why = "which has the most runs" if len(reference.runs) > most else "the first in order"
+        yield (
+            f"no baseline with the default of {' and '.join(others)}: compared with "
+            f"{reference.label}, {why}; choose another with --baseline KEY=VALUE"
+        )
+
+
+def _hints(groups: Sequence[Group], by: Sequence[str], command: Sequence[str]) -> Iterable[str]:
+    """What cannot be compared by these factors, and which ``--by`` would compare it."""
+    if not groups:
+        return
+    factors = groups[0].factors
+    if by and not factors.all:
+        yield "the runs differ in nothing but their seeds"
+    lonely = set()
+    for factor in factors.all if by else ():
+        names = level_names(factor, [arm.look for group in groups for arm in group.arms])
+        if len(names) == 1:
+            yield f"all runs have {next(iter(names.values()))}: there is nothing to compare it with"
+        elif not any(len({level(factor, arm.look) for arm in group.arms}) > 1 for group in groups):
+            lonely.add(factor.name)
+    of_data: dict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        of_data[str(group.values["fingerprint"])].append(group)
+    told: set[str] = set()
+    for members in of_data.values():
+        is_compared = any(len(_trainings(group)) > 1 for group in members)
+        names_of = differing(look for group in members for look in _trainings(group))
+        if not names_of or (is_compared and not lonely & set(names_of)):
+            continue
+        told |= lonely & set(names_of)
+        who = f"runs that differ in {' and '.join(sorted(lonely))}" if is_compared else "the runs"
+        them = "it" if len(names_of) == 1 else "them"
+        yield f"{who} differ in {' and '.join(names_of)}; to compare by {them}:"
+        words = names_of if len(names_of) <= _MOST_NAMED else ["all"]
+        yield "    " + shlex.join([*command, *(part for name in words for part in ("--by", name))])
+    if other_data := sorted(lonely - told):
+        yield (
+            f"runs that differ in {' and '.join(other_data)} have other images: only runs on equal "
+            "images can be compared"
+        )
+
+
+def _trainings(group: Group) -> list[Look]:
+    """An example of each training in a group."""
+    return list({canonical(arm.training): arm.look for arm in reversed(group.arms)}.values())
+
+
 def _baseline_command(arm: Arm) -> str:
     """How to train the baseline of an arm, where leaving out the overlays does it."""
     seeds = tuple(sorted(arm.runs))
     words = _words_but_seed(arm.runs[seeds[0]])
     kept = tuple(word for word in words if not word.lstrip("+").startswith("trick="))
-    is_all = set(arm.tricks) <= ALL and len(kept) < len(words)
+    is_all = set(arm.names) <= all_tricks() and len(kept) < len(words)
     return f"; to train it: {MoreRuns(kept, seeds).command}" if is_all else ""
 
 

@@ -19,7 +19,8 @@ from runner.config import checks
 from runner.data.images import BrokenImageError, Images, to_rgb
 from runner.data.sources import is_at_hand, list_images
 from runner.errors import RunnerError
-from runner.report.groups import Arm, Group
+from runner.report.factors import Factor, Factors
+from runner.report.groups import Arm, Group, group_runs
 from runner.report.runs import FinishedRun
 from runner.report.statistics import t_interval
 
@@ -262,21 +263,35 @@ def _validation_manifest(run: FinishedRun) -> list[tuple[str, str]]:
     return found if len(found) == run.num_val else []
 
 
-def find_series(groups: Sequence[Group]) -> list[Series]:
-    """Keys with a number that differs between groups which are equal otherwise."""
+def find_series(groups: Sequence[Group], by: Sequence[str] = ()) -> list[Series]:
+    """Keys with a number that differs between groups which are equal otherwise.
+
+    Args:
+        groups: that are compared.
+        by: keys by which they are; groups that differ in one of these alone count as well.
+    """
     found = []
     for key in dict.fromkeys(key for group in groups for key in group.differs):
-        if key == "fingerprint":
-            continue
-        clusters: dict[str, list[Group]] = defaultdict(list)
-        for group in groups:
-            value = group.values.get(key)
-            if isinstance(value, int | float) and not isinstance(value, bool) and value < _LARGEST:
-                ignored = {key, "fingerprint"} if key.startswith("data.") else {key}
-                rest = {name: item for name, item in group.values.items() if name not in ignored}
-                clusters[json.dumps(rest, sort_keys=True)].append(group)
-        found += [_series(key, members) for members in clusters.values() if len(members) > 1]
+        found += _series_of(key, groups)
+    runs = {run.path: run for group in groups for arm in group.arms for run in arm.runs.values()}
+    for key in by:
+        others = tuple(factor for factor in groups[0].factors.all if factor.name != key)
+        factors = Factors(others, apart=Factor(key))
+        found += _series_of(key, group_runs(runs.values(), factors))
     return found
+
+
+def _series_of(key: str, groups: Sequence[Group]) -> list[Series]:
+    if key == "fingerprint":
+        return []
+    clusters: dict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        value = group.values.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool) and value < _LARGEST:
+            ignored = {key, "fingerprint"} if key.startswith("data.") else {key}
+            rest = {name: item for name, item in group.values.items() if name not in ignored}
+            clusters[json.dumps(rest, sort_keys=True)].append(group)
+    return [_series(key, members) for members in clusters.values() if len(members) > 1]
 
 
 def _series(key: str, groups: Sequence[Group]) -> Series:

@@ -1,60 +1,76 @@
-"""Which runs may be compared: those that are equal in everything but trick and seed."""
+"""Which runs may be compared: those that are equal in everything but the factors and the seed."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from runner.config import schema
+from runner.config.overlays import all_tricks
+from runner.report.factors import (
+    Factors,
+    Look,
+    canonical,
+    code_name,
+    differing_keys,
+    has_view,
+    is_default,
+    level,
+    level_names,
+    looks,
+    matches,
+    nearest_option,
+    shared,
+    short,
+    trick_factors,
+    view_groups,
+)
 from runner.report.runs import FinishedRun
-
-TRICK_GROUPS = {
-    "normalize": ("normalize",),
-    "resize": ("progressive_resizing",),
-    "mixup": ("mixup", "cutmix"),
-    "smoothing": ("label_smoothing",),
-    "tta": ("tta",),
-}
-"""Groups of values that are tricks, and the names of the tricks that each can turn on."""
-
-ALL = frozenset(("normalize", "progressive_resizing", "mixup", "label_smoothing", "tta"))
-"""The tricks of ``+trick=all``."""
-
-_NO_TRICK = {"resize": ("size",)}  # keys of those groups that are no trick
-_NO_DIFFERENCE = ("seed",)
 
 
 @dataclass
 class Arm:
-    """One combination of tricks: trained networks, looked at plainly or with TTA.
+    """One combination of the factors' values: trained networks, and how they look at images.
 
     Attributes:
-        tricks: that are on; ``tta`` among them where the view is that of TTA.
-        view: ``plain`` or ``tta``.
-        values: of the tricks, by group; ``tta`` only where the view is that of TTA.
+        look: one of its runs with the view, as an example.
+        parts: by factor, what is on or differs from the baseline; factors without are left out.
+        names: all of that, in order: tricks, or ``KEY=VALUE``; empty for the baseline.
+        values: of the factors, by factor and dotted key.
         runs: by seed.
         label: what tables call it; unique within a group.
     """
 
-    tricks: tuple[str, ...]
-    view: str
-    values: Mapping[str, Any]
+    look: Look
+    values: Mapping[str, Mapping[str, Any]]
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
     runs: dict[int, FinishedRun] = field(default_factory=dict)
     label: str = ""
 
     @property
+    def view(self) -> str:
+        """``plain`` or ``tta``."""
+        return self.look.view
+
+    @property
     def training(self) -> dict[str, Any]:
         """The values that training depends on."""
-        return {group: values for group, values in self.values.items() if group != "tta"}
+        return {
+            name: values
+            for name, values in self.values.items()
+            if name.partition(".")[0] not in view_groups()
+        }
+
+    @property
+    def all_values(self) -> dict[str, Any]:
+        """The values of all factors, by dotted key."""
+        return {key: value for values in self.values.values() for key, value in values.items()}
 
     @property
     def num_images(self) -> int:
         """Validation images."""
-        return next(iter(self.runs.values())).num_val
-
-    def tricks_of(self, group: str) -> tuple[str, ...]:
-        """The tricks that are on of one group of values."""
-        return tuple(name for name in self.tricks if name in TRICK_GROUPS[group])
+        return self.look.run.num_val
 
     def metric(self, name: str) -> dict[int, float]:
         """A metric by seed."""
@@ -63,36 +79,68 @@ class Arm:
 
 @dataclass
 class Group:
-    """Runs that are equal but for trick and seed.
+    """Runs that are equal but for the factors and the seed.
 
     Attributes:
         values: that they share, by dotted key, with the data's ``fingerprint``.
-        arms: of tricks.
+        arms: combinations of the factors' values.
+        factors: by which they are compared.
+        reference: the arm that ``--by`` compares the others with; None without ``--by``, and where
+            no run is as asked for.
         differs: shared values that are others in another group of the same data set, by dotted key.
     """
 
     values: Mapping[str, Any]
     arms: list[Arm]
+    factors: Factors
+    reference: Arm | None = None
     differs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         """Data, model, size and budget, then what else tells this group from others."""
-        values = self.values
-        epochs = values.get("budget.epochs")
-        parts = [
-            str(values.get("data.name")),
-            str(values.get("model.name")),
-            f"{values.get('resize.size')} px",
-            f"{epochs} epoch{'' if epochs == 1 else 's'}",
-        ]
-        told = {"data.name", "model.name", "resize.size", "budget.epochs"}
-        if set(self.differs) - told > {"fingerprint"}:
-            told.add("fingerprint")  # other values that differ are why the data do
-        parts += [
-            f"{key}={_short(value)}" for key, value in self.differs.items() if key not in told
-        ]
+        values, told = self.values, {"fingerprint"}
+        parts = []
+        for key, form in {
+            "data.name": "{}", "model.name": "{}", "resize.size": "{} px",
+            "budget.epochs": "{} epoch" if values.get("budget.epochs") == 1 else "{} epochs",
+        }.items():  # fmt: skip
+            if key in values:
+                parts.append(form.format(values[key]))
+                told.add(key)
+        others = [key for key in self.differs if key not in told]
+        by_group: dict[str, list[str]] = defaultdict(list)
+        for key in others:
+            by_group[key.partition(".")[0]].append(key)
+        parts += self._shared_tricks(by_group)
+        for group, keys in by_group.items():
+            parts += self._differences(group, keys)
+        if "fingerprint" in self.differs and not others:  # else those are why the data differ
+            parts.append(f"fingerprint={short(values['fingerprint'])}")
         return " · ".join(parts)
+
+    def _shared_tricks(self, told: Iterable[str]) -> list[str]:
+        """The tricks that are on in all arms, where tricks are not what is compared."""
+        look, groups = self.arms[0].look, schema.trick_groups()
+        if self.factors.are_tricks:
+            return []
+        compared = {factor.group for factor in self.factors.all} | set(told)
+        seen = {
+            name
+            for group, names in groups.items()
+            if group not in compared and (group not in view_groups() or look.view == "tta")
+            for name in names
+        }
+        return [name for name in look.run.tricks if name in seen]
+
+    def _differences(self, group: str, keys: Sequence[str]) -> list[str]:
+        """What of one group of values differs from other groups of runs."""
+        if len(keys) > 1 or (group in schema.trick_groups() and keys[0] != group):
+            option, others = nearest_option(group, self.arms[0].look)
+            if option is not None and not set(others) - set(keys):
+                details = ", ".join(f"{key}={short(self.values.get(key))}" for key in others)
+                return [f"{group}={option}" + (f" ({details})" if details else "")]
+        return [f"{key}={short(self.differs[key])}" for key in keys]
 
     @property
     def any_run(self) -> FinishedRun:
@@ -102,95 +150,116 @@ class Group:
     def find(self, name: str) -> Arm | None:
         """The arm of that label, or of those tricks joined by ``+``."""
         for arm in self.arms:
-            if name == arm.label or set(name.split("+")) == set(arm.tricks):
+            if name == arm.label or set(name.split("+")) == set(arm.names):
                 return arm
         return None
 
+    def matching(self, words: Sequence[str]) -> list[Arm]:
+        """The arms that have what each ``KEY=VALUE`` asks for."""
+        found = list(self.arms)
+        for word in words:
+            key = word.partition("=")[0]
+            factor = self.factors.of(key) or next(
+                (factor for factor in self.factors.all if factor.name == key), None
+            )
+            if factor is None:
+                return []
+            names = level_names(factor, [arm.look for arm in self.arms])
+            found = [
+                arm
+                for arm in found
+                if matches(factor, arm.look, names[level(factor, arm.look)], word)
+            ]
+        return found
 
-def group_runs(runs: Iterable[FinishedRun]) -> list[Group]:
-    """Sort runs into groups, largest first; of equal trainings with one seed the first counts."""
-    members: dict[str, list[FinishedRun]] = defaultdict(list)
-    shared: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        values = _untricked(run)
-        key = _canonical(values)
-        members[key].append(run)
-        shared[key] = values
-    groups = [Group(shared[key], _arms(found)) for key, found in members.items()]
-    for name in {group.values.get("data.name") for group in groups}:
-        _tell_apart([group for group in groups if group.values.get("data.name") == name])
-    return sorted(groups, key=lambda group: (-len(members[_canonical(group.values)]), group.title))
+
+def group_runs(
+    runs: Iterable[FinishedRun], factors: Factors | None = None, baseline: Sequence[str] = ()
+) -> list[Group]:
+    """Sort runs into groups, largest first; of equal trainings with one seed the first counts.
+
+    Args:
+        runs: finished ones.
+        factors: by which they are compared; None for the tricks.
+        baseline: ``KEY=VALUE`` that the arm to compare with must have.
+    """
+    factors = factors or trick_factors()
+    members: dict[str, list[Look]] = defaultdict(list)
+    # Runs without TTA come first, so that of equal trainings they are the ones that count.
+    for run in sorted(runs, key=lambda run: (has_view(run.tricks), run.name)):
+        for look in looks(run):
+            members[canonical(shared(look, factors))].append(look)
+    members = _without_repeats(members)
+    groups = {
+        key: Group(shared(found[0], factors), _arms(found, factors), factors)
+        for key, found in members.items()
+    }
+    for group in groups.values():
+        if factors.are_tricks:
+            _name_by_tricks(group)
+        else:
+            _name_by_values(group, baseline)
+    for name in {group.values.get("data.name") for group in groups.values()}:
+        _tell_apart([one for one in groups.values() if one.values.get("data.name") == name])
+    num_runs = {key: len({look.run.path for look in found}) for key, found in members.items()}
+    return [
+        groups[key] for key in sorted(groups, key=lambda key: (-num_runs[key], groups[key].title))
+    ]
+
+
+def _without_repeats(members: Mapping[str, list[Look]]) -> dict[str, list[Look]]:
+    """Groups without plain views that nobody asked for: of runs that all share another group.
+
+    With ``--by optim.lr`` runs with TTA are compared as they look at images, and not plainly too.
+    """
+    paths = {key: {look.run.path for look in found} for key, found in members.items()}
+    return {
+        key: found
+        for key, found in members.items()
+        if any(look.view == "tta" or not has_view(look.run.tricks) for look in found)
+        or not any(paths[key] <= paths[other] for other in paths if other != key)
+    }
 
 
 def _tell_apart(groups: Sequence[Group]) -> None:
     """Note what differs between groups of one data set."""
-    for key in sorted({key for group in groups for key in group.values}):
-        if len({_canonical(group.values.get(key)) for group in groups}) > 1:
-            for group in groups:
-                group.differs[key] = group.values.get(key)
+    for key in sorted(differing_keys([group.values for group in groups])):
+        for group in groups:
+            group.differs[key] = group.values.get(key)
 
 
-def _untricked(run: FinishedRun) -> dict[str, Any]:
-    """Everything that must be equal for a comparison, by dotted key."""
-    values: dict[str, Any] = {"fingerprint": run.fingerprint}
-    for name, value in run.values.items():
-        if name in _NO_DIFFERENCE:
-            continue
-        if not isinstance(value, Mapping):
-            values[name] = value
-        elif name in TRICK_GROUPS:
-            values |= {f"{name}.{key}": value.get(key) for key in _NO_TRICK.get(name, ())}
-        else:
-            values |= {f"{name}.{key}": item for key, item in value.items()}
-    return values
+def _arms(found: Sequence[Look], factors: Factors) -> list[Arm]:
+    arms: dict[str, Arm] = {}
+    for look in found:
+        values = factors.values(look.values)
+        arm = arms.setdefault(canonical([look.view, values]), Arm(look, values))
+        arm.runs.setdefault(look.run.seed, look.run)
+    return list(arms.values())
 
 
-def _arms(runs: Sequence[FinishedRun]) -> list[Arm]:
-    found: dict[str, Arm] = {}
-    # A run with TTA is also a run without: TTA changes nothing in training. Runs without come
-    # first, so that they are the ones that count.
-    for run in sorted(runs, key=lambda run: ("tta" in run.tricks, run.name)):
-        trained = tuple(name for name in run.tricks if name != "tta")
-        values = {
-            name: {
-                key: value
-                for key, value in run.values[name].items()
-                if key not in _NO_TRICK.get(name, ())
-            }
-            for name in TRICK_GROUPS
-        }
-        tta = values.pop("tta")
-        views = [Arm(trained, "plain", values)]
-        if "tta" in run.tricks:
-            views.append(Arm((*trained, "tta"), "tta", {**values, "tta": tta}))
-        for arm in views:
-            key = _canonical([arm.view, arm.values])
-            found.setdefault(key, arm).runs.setdefault(run.seed, run)
-    arms = sorted(found.values(), key=lambda arm: (len(arm.tricks), arm.tricks))
-    _label(arms)
-    return arms
+# ── Arms called by their tricks ────────────────────────────────────────────────────────────────
 
 
-def _label(arms: Sequence[Arm]) -> None:
-    """Name arms by their tricks, and where that is not enough by the values that differ."""
+def _name_by_tricks(group: Group) -> None:
+    """Name arms by the tricks that are on, and where that is not enough by what differs."""
+    for arm in group.arms:
+        views = {name for view in view_groups() for name in schema.trick_groups()[view]}
+        names = [n for n in arm.look.run.tricks if arm.view == "tta" or n not in views]
+        code = [f"code={code_name(arm.look)}"] if arm.look.values.get("code") is not None else []
+        arm.names = (*names, *code)
+        parts = {
+            factor.name: tuple(name for name in names if name in factor.tricks)
+            for factor in group.factors.all
+        } | {"code": tuple(code)}
+        arm.parts = {name: part for name, part in parts.items() if part}
+    group.arms.sort(key=lambda arm: (len(arm.names), arm.names))
     by_name: dict[str, list[Arm]] = defaultdict(list)
-    for arm in arms:
-        by_name[trick_label(arm.tricks)].append(arm)
+    for arm in group.arms:
+        by_name[trick_label(arm.names)].append(arm)
     for name, alike in by_name.items():
-        leaves = [
-            {
-                f"{group}.{key}": value
-                for group, values in arm.values.items()
-                for key, value in values.items()
-            }
-            for arm in alike
-        ]
-        differing = [
-            key
-            for key in dict.fromkeys(key for leaf in leaves for key in leaf)
-            if len({_canonical(leaf.get(key)) for leaf in leaves}) > 1
-        ]
-        for spelled in (_short, _canonical):  # in full where they begin alike
+        leaves = [arm.all_values for arm in alike]
+        differing = differing_keys(leaves)
+        for spelled in (short, canonical):  # in full where they begin alike
             for arm, leaf in zip(alike, leaves, strict=True):
                 told = ", ".join(f"{key}={spelled(leaf.get(key))}" for key in differing)
                 arm.label = f"{name} ({told})" if told else name
@@ -201,16 +270,55 @@ def _label(arms: Sequence[Arm]) -> None:
 def trick_label(tricks: Iterable[str]) -> str:
     """What a combination of tricks is called."""
     names = tuple(tricks)
-    left_out = ALL - set(names)
-    if set(names) <= ALL and len(left_out) <= 1:
+    left_out = all_tricks() - set(names)
+    if set(names) <= all_tricks() and len(left_out) <= 1:
         return f"all but {next(iter(left_out))}" if left_out else "all"
     return " + ".join(names) or "baseline"
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 24 else f"{text[:12]}…"
+# ── Arms called by the values of --by ──────────────────────────────────────────────────────────
 
 
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+def _name_by_values(group: Group, baseline: Sequence[str]) -> None:
+    """Choose the baseline, and name the other arms by what differs from it."""
+    arms = group.arms
+    found = [arm.look for arm in arms]
+    names = {factor.name: level_names(factor, found) for factor in group.factors.all}
+    arms.sort(key=_order)
+    group.reference = next(
+        iter(sorted(group.matching(baseline), key=lambda a: _rank(a, group))), None
+    )
+    for arm in arms:
+        own = {
+            factor.name: (names[factor.name][level(factor, arm.look)],)
+            for factor in group.factors.all
+        }
+        varying = {name: part for name, part in own.items() if len(names[name]) > 1} or own
+        arm.parts = {
+            name: part
+            for name, part in varying.items()
+            if group.reference is None or arm.values[name] != group.reference.values[name]
+        }
+        arm.names = tuple(name for part in arm.parts.values() for name in part)
+        in_full = ", ".join(name for part in varying.values() for name in part) or "all runs"
+        arm.label = in_full if arm is group.reference else " + ".join(arm.names)
+    arms.sort(key=lambda arm: len(arm.parts))
+
+
+def _rank(arm: Arm, group: Group) -> tuple[int, int, int]:
+    """The baseline has the most defaults; of several the most runs, then the most plain options."""
+    others = [factor for factor in group.factors.all if not is_default(factor, arm.look)]
+    groups = [factor.name for factor in others if factor.is_group]
+    changed = [name for name in groups if nearest_option(name, arm.look)[1]]
+    return len(others), -len(arm.runs), len(changed)
+
+
+def _order(arm: Arm) -> list[tuple[int, float, str]]:
+    """Numbers by size, anything else by its text."""
+    return [
+        (0, float(value), "")
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        else (1, 0.0, canonical(value))
+        for values in arm.values.values()
+        for _, value in sorted(values.items())
+    ]

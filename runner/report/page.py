@@ -71,7 +71,7 @@ def page(found: Answer) -> str:
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in _INLINED)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     sections = [_section(group, number, found.margin) for number, group in enumerate(found.groups)]
-    values = find_series([group.group for group in found.groups])
+    values = find_series([group.group for group in found.groups], found.by)
     return environment.get_template("page.html").render(
         sections=sections,
         series=[
@@ -80,6 +80,8 @@ def page(found: Answer) -> str:
         ],
         unranked=text.unranked_table(found) if found.unranked else None,
         foreign=found.foreign,
+        notes=[(note, text.is_command(note)) for note in found.notes],
+        compared=" and ".join(found.by) or "trick",
         margin=100 * found.margin,
         legend=text.LEGEND,
         style=Markup(style),  # noqa: S704  ours
@@ -162,7 +164,7 @@ def _leads(found: GroupAnswer) -> Table | None:
             rows.append((one.label, *cells))
     if not rows:
         return None
-    columns = ("trick", "by epochs", "by seconds", "by pixels")
+    columns = (text.change(found), "by epochs", "by seconds", "by pixels")
     return Table(f"against {found.baseline}, mean over seeds", columns, tuple(rows), columns)
 
 
@@ -170,7 +172,7 @@ def _pairs(found: GroupAnswer) -> Table:
     """Every seed of every comparison."""
     return Table(
         "seed by seed",
-        ("trick", "without it", "seed", "difference", "gained", "lost", "McNemar p"),
+        (text.change(found), "without it", "seed", "difference", "gained", "lost", "McNemar p"),
         tuple(
             (
                 one.label, one.reference, str(pair.seed), text.points(pair.difference),
@@ -179,7 +181,7 @@ def _pairs(found: GroupAnswer) -> Table:
             for one in (*found.comparisons, *found.contributions)
             for pair in one.pairs
         ),
-        ("trick", "without it"),
+        (text.change(found), "without it"),
     )  # fmt: skip
 
 

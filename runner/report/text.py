@@ -75,7 +75,7 @@ def advice(one: Comparison, margin: float) -> str:
     if one.verdict != "cannot tell":
         return ""
     if one.outlook is None:
-        return "one seed tells nothing of the trick"
+        return "one seed tells nothing of the change"
     what: str = one.outlook.would_show
     if what == "no difference":
         what = f"no difference larger than {100 * margin:g} points"
@@ -97,6 +97,14 @@ def lead_text(axis: str, lead: Lead) -> str:
     return _COURSES[lead.course].format(at=at)
 
 
+def change(found: GroupAnswer) -> str:
+    """What a group compares, as a column is called."""
+    factors = found.group.factors
+    if factors.are_tricks:
+        return "trick"
+    return factors.all[0].name if len(factors.all) == 1 else "change"
+
+
 def answer_table(found: GroupAnswer, margin: float) -> Table:
     """The verdicts of one group."""
     compared = {one.label: one for one in found.comparisons}
@@ -108,11 +116,11 @@ def answer_table(found: GroupAnswer, margin: float) -> Table:
     return Table(
         found.group.title,
         (
-            "trick", "n", "accuracy, %", "points", "over seeds", "over seeds and images",
+            change(found), "n", "accuracy, %", "points", "over seeds", "over seeds and images",
             "p (Holm)", "verdict",
         ),
         tuple(rows),
-        ("trick", "verdict"),
+        (change(found), "verdict"),
     )  # fmt: skip
 
 
@@ -123,18 +131,18 @@ def _count(row: Row, one: Comparison | None) -> str:
 
 
 def contribution_table(found: GroupAnswer, margin: float) -> Table:
-    """What each trick adds where others are on, of one group."""
+    """What each change adds where others are made, of one group."""
     return Table(
-        "inside combinations: with the trick, against all the same without it",
+        f"inside combinations: with the {change(found)}, against all the same without it",
         (
-            "trick", "without it", "n", "points", "over seeds", "over seeds and images",
+            change(found), "without it", "n", "points", "over seeds", "over seeds and images",
             "p (Holm)", "verdict",
         ),
         tuple(
             (one.label, one.reference, str(len(one.seeds)), *_comparison_cells(one, margin))
             for one in found.contributions
         ),
-        ("trick", "without it", "verdict"),
+        (change(found), "without it", "verdict"),
     )  # fmt: skip
 
 
@@ -166,11 +174,11 @@ def price_table(found: GroupAnswer) -> Table:
         f"means over seeds; cost of training relative to {first.label} "
         f"({first.price['images']:,.0f} images, {first.price['seconds']:,.0f} s), median of seeds",
         (
-            "trick", "log loss", "Brier", "ECE", "images ×", "pixels ×", "seconds ×",
+            change(found), "log loss", "Brier", "ECE", "images ×", "pixels ×", "seconds ×",
             "passes per image",
         ),
         tuple(rows),
-        ("trick",),
+        (change(found),),
     )  # fmt: skip
 
 
@@ -205,6 +213,7 @@ def content(found: Answer) -> Iterator[Table | str]:
             yield contribution_table(group, found.margin)
         yield price_table(group)
         yield from remarks(group, found.margin)
+    yield from found.notes
     yield LEGEND if found.groups else "no finished runs"
     if found.unranked:
         yield unranked_table(found)
@@ -237,7 +246,7 @@ def _merged(compared: Iterable[Comparison]) -> list[MoreRuns]:
 LEGEND = (
     "n: seeds. Points: difference in percentage points of accuracy, paired by seed, with 95 % "
     "intervals: over seeds for these very images, and over seeds and images; the second decides. "
-    "p-values are corrected by Holm within each table; below 5 % a trick helps or hurts. ↓ ↑: the "
+    "p-values are corrected by Holm within each table; below 5 % a change helps or hurts. ↓ ↑: the "
     "95 % interval over seeds of the difference in this measure, of which less is better, lies "
     "below or above zero (not corrected). Seconds depend on what else the machine did."
 )
@@ -261,7 +270,7 @@ def is_command(sentence: str) -> bool:
 
 _INTERVALS = ("over_seeds", "over_both")
 CSV_COLUMNS = (
-    "group", "table", "trick", "reference", "seeds", "paired_seeds",
+    "group", "table", "arm", "reference", "seeds", "paired_seeds",
     "accuracy", "accuracy_low", "accuracy_high",
     "difference", *(f"{name}_{end}" for name in _INTERVALS for end in ("low", "high")),
     "p_holm", "p_margin_holm", "verdict", "is_equal_budget",
@@ -288,7 +297,7 @@ def _csv_line(group: GroupAnswer, table: str, row: Row, one: Comparison | None) 
     line: dict[str, object] = {
         "group": group.group.title,
         "table": table,
-        "trick": one.label if one else row.label,
+        "arm": one.label if one else row.label,
         "seeds": len(row.seeds),
         "accuracy": accuracy.mean,
         **_ends("accuracy", accuracy.interval),
@@ -326,6 +335,7 @@ def to_json(found: Answer) -> str:
     """Everything but the figures, every number in full."""
     content = {
         "margin": found.margin,
+        "by": found.by,
         "groups": [
             {
                 "title": group.group.title,
@@ -344,6 +354,7 @@ def to_json(found: Answer) -> str:
             }
             for group in found.groups
         ],
+        "notes": found.notes,
         "not_compared": [asdict(run) for run in found.unranked],
         "foreign": found.foreign,
     }  # fmt: skip

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -56,14 +57,13 @@ class Table:
             collapse_padding=True,
             pad_edge=False,
         )
-        widths = self._least_widths()
-        has_room = sum(widths) + _GAP * len(widths) <= console.width
+        widths: Sequence[int | None] = self._widths(console.width) or [None] * len(self.columns)
         for column, width in zip(self.columns, widths, strict=True):
             shown.add_column(
                 Text(column),
                 justify="left" if column in self.text_columns else "right",
                 overflow="fold",
-                min_width=width if has_room else None,
+                width=width,
             )
         for row in self.rows:
             shown.add_row(*(Text(printable(cell)) for cell in row))
@@ -74,14 +74,38 @@ class Table:
             for column, cell in zip(self.columns, row, strict=True):
                 console.print(Text(f"{column}: {printable(cell)}"))
 
-    def _least_widths(self) -> list[int]:
-        """Columns of characters that keep numbers, and names that are not too long, in a piece."""
-        widths = []
-        for index, column in enumerate(self.columns):
-            widest = max((len(row[index]) for row in self.rows), default=0)
-            is_name, is_number = index == 0, column not in self.text_columns
-            widths.append(min(widest, _NAME_WIDTH) if is_name or is_number else 1)
-        return widths
+    def _widths(self, room: int) -> list[int] | None:
+        """Characters per column, the widest shortened where there is no room for all.
+
+        As long as there is room, numbers stay in a piece, then words and names that are not too
+        long. None where not even numbers have room. (rich shortens the widest column first, and
+        cuts off the last ones when none of the others may get shorter.)
+        """
+        cells = [[column, *(row[i] for row in self.rows)] for i, column in enumerate(self.columns)]
+        widths = [max(_width(cell) for cell in column) for column in cells]
+        numbers = [
+            max((_width(row[i]) for row in self.rows), default=0)
+            if column not in self.text_columns
+            else min(widths[i], _NAME_WIDTH if i == 0 else 1)
+            for i, column in enumerate(self.columns)
+        ]
+        words = [
+            max(
+                least, *(min(_width(word), _NAME_WIDTH) for cell in column for word in cell.split())
+            )
+            if "".join(column).split()
+            else least
+            for least, column in zip(numbers, cells, strict=True)
+        ]
+        room -= _GAP * len(widths)
+        for least in (words, numbers):
+            if sum(least) <= room:
+                while sum(widths) > room:
+                    slack = [own - few for own, few in zip(widths, least, strict=True)]
+                    widest = max(range(len(widths)), key=lambda i: (slack[i] > 0, widths[i]))
+                    widths[widest] -= 1
+                return widths
+        return None
 
     def markdown(self) -> str:
         """The table in GitHub's Markdown, under its title in bold."""
@@ -93,6 +117,11 @@ class Table:
             *(_markdown_row(row) for row in self.rows),
         ]  # fmt: skip
         return f"**{markdown_text(self.title)}**\n\n" + "\n".join(lines) + "\n"
+
+
+def _width(cell: str) -> int:
+    """Characters of the longest line of a cell, as a terminal counts them."""
+    return max((cell_len(line) for line in printable(cell).splitlines()), default=0)
 
 
 def to_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

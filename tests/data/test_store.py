@@ -1,4 +1,3 @@
-import json
 import os
 import resource
 import signal
@@ -13,7 +12,7 @@ import pytest
 from pictures import encoded, random_pixels
 
 from runner.data.images import ArrayImages, BrokenImageError, Images
-from runner.data.store import CachedStore, StreamedStore, content_digests, open_store, write_whole
+from runner.data.store import CachedStore, StreamedStore, content_digests, open_store
 from runner.errors import StorageError
 
 ROOT = Path(__file__).parents[2]
@@ -296,21 +295,6 @@ def test_a_full_disk_is_named_and_leaves_no_rest(images, opened, tmp_path):
     assert "data.cache_gb=0" in caught.value.fix
     assert not any(".tmp-" in name for name in tree(tmp_path / "cache"))
     assert opened(images, presize=64)[1].broken == {}  # and works once there is space
-
-
-def test_a_small_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "folder" / "file.json"
-    write_whole(path, json.dumps([1]))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(StorageError):
-            write_whole(path, "x" * 2000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    assert path.read_text() == "[1]"
-    assert tree(path.parent) == ["file.json"]
 
 
 def test_a_cache_that_cannot_be_written_is_a_storage_error(images, opened, tmp_path):

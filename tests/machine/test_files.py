@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,49 @@ def test_a_file_is_replaced_by_the_other_one(tmp_path):
         replace_whole(path, content)
         assert path.read_bytes() == content
         assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_processes_that_write_the_same_file_do_not_meet(tmp_path, monkeypatch):
+    path, replace = tmp_path / "file", Path.replace
+
+    def second_comes_first(self, target):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", replace)
+            patch.setattr(os, "getpid", lambda: 1)
+            replace_whole(path, b"second", is_shared=is_shared)
+        return replace(self, target)
+
+    for is_shared in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", second_comes_first)
+            if is_shared:
+                replace_whole(path, b"first", is_shared=True)
+                assert path.read_bytes() == b"first"
+            else:  # negative control
+                with pytest.raises(StorageError):
+                    replace_whole(path, b"first")
+        assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_may_not_grow_leaves_the_old_one(tmp_path):
+    path = tmp_path / "folder" / "file"
+    replace_whole(path, b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(StorageError):
+            replace_whole(path, bytes(2000), is_shared=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_advice_is_that_of_the_caller(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError) as caught:
+        replace_whole(tmp_path / "file" / "below", b"", fix="another FILE")
+    assert caught.value.fix == "another FILE"
 
 
 def test_the_content_is_on_the_disk_before_it_gets_its_name_and_the_name_after(

@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ NUM_IMAGES = 40
 LEFT_OUT = {trick: tuple(name for name in ALL if name != trick) for trick in ALL}
 
 
-def ask(outputs: Path, baseline: str | None = None) -> Answer:
-    return answer(find_runs([outputs]), ScoreBook(Path("/nowhere/x.npz")), MARGIN, baseline)
+def ask(outputs: Path, baseline: str | None = None, by: Sequence[str] = ()) -> Answer:
+    asked = [] if baseline is None else [baseline]
+    return answer(find_runs([outputs]), ScoreBook(Path("/nowhere/x.npz")), MARGIN, asked, by)
 
 
 def only(found: Answer) -> GroupAnswer:

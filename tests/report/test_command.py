@@ -67,7 +67,7 @@ def test_every_form_in_one_call(
     labels = [arm["label"] for arm in said["groups"][0]["arms"]]
     assert labels == ["baseline", "mixup", "mixup + tta"]
     lines = list(csv.DictReader(io.StringIO((tmp_path / "x.csv").read_text(), newline="")))
-    assert [line["trick"] for line in lines][:3] == labels
+    assert [line["arm"] for line in lines][:3] == labels
     assert "| mixup + tta |" in (tmp_path / "x.md").read_text()
     assert [path.name for path in tmp_path.iterdir() if "tmp" in path.name] == []
 
@@ -202,7 +202,7 @@ def test_a_pipe_in_the_place_of_a_file_is_written_through(
     thread.join()
     assert code == 0
     assert pipe.is_fifo()
-    assert read[0].startswith("group,table,trick")
+    assert read[0].startswith("group,table,arm")
 
 
 # ── Processes of their own ─────────────────────────────────────────────────────────────────────

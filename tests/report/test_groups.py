@@ -1,15 +1,14 @@
 """Runs are pooled when all but trick and seed is equal; anything else is named."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fabricated import TRICKS, write_run
 
-from runner.config.schema import Augment, Budget, Mixup, Normalize, Optim, Resize, RunConfig, Tta
-from runner.report.groups import ALL, TRICK_GROUPS, Group, group_runs, trick_label
+from runner.config.schema import Augment, Budget, Mixup, Normalize, Optim, Resize, Tta
+from runner.report.groups import Group, group_runs, trick_label
 from runner.report.runs import find_runs
 
 FIVE = tuple(TRICKS)
@@ -196,9 +195,3 @@ def test_of_equal_trainings_the_one_without_tta_counts_as_plain(tmp_path: Path) 
     assert {arm.label: arm.metric("accuracy")[0] for arm in group.arms} == {
         "baseline": 0.8, "tta": 0.6,
     }  # fmt: skip
-
-
-def test_all_is_what_the_overlay_turns_on(composed: Callable[..., RunConfig]) -> None:
-    assert set(composed("+trick=all").tricks) == ALL
-    named = [name for names in TRICK_GROUPS.values() for name in names]
-    assert set(composed("+trick=all", "mixup=switch").tricks) == set(named)

@@ -64,7 +64,7 @@ def test_csv_has_every_number_of_the_answer_in_full(found: Answer) -> None:
     assert len(lines) == expected
     group = found.groups[0]
     by_trick = {
-        (line["table"], line["trick"]): line for line in lines if line["group"] == group.group.title
+        (line["table"], line["arm"]): line for line in lines if line["group"] == group.group.title
     }
     for row in group.rows:
         line = by_trick["baseline", row.label]
@@ -257,7 +257,7 @@ def change(folder: RunFolder, number: int) -> None:
 def test_hostile_words_in_csv_and_json(tmp_path: Path) -> None:
     found = hostile(tmp_path)
     lines = cells(found)
-    assert any("HYPERLINK" in line["trick"] for line in lines), "or nothing is tested"
+    assert any("HYPERLINK" in line["arm"] for line in lines), "or nothing is tested"
     for line in lines:
         for cell in line.values():
             is_number = cell.replace(".", "").replace("e", "").lstrip("-").isdigit()

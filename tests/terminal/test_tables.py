@@ -199,3 +199,22 @@ def test_any_rows_come_back_from_csv(rows: list[tuple[object, object]]) -> None:
                 assert cell == (f"'{text}" if text.startswith(FORMULA_STARTS) else text)
             else:
                 assert cell == ("" if value is None else repr(value))
+
+
+def test_columns_are_shortened_where_words_allow_it_and_none_is_cut_off() -> None:
+    columns = ("change", "n", "a b", "points", "over seeds and images", "verdict")
+    row = (
+        "model.name=xresnet34 + augment=none",
+        "2",
+        "x",
+        "-13.93",
+        "[-45.29, +17.42]",
+        "cannot tell",
+    )
+    out = printed(Table("title", columns, (row,), ("change", "a b", "verdict")), 80)
+    assert max(map(len, out.splitlines())) <= 80
+    for piece in ("model.name=xresnet34 +", "-13.93", "[-45.29, +17.42]", "cannot tell"):
+        assert piece in out
+    out = printed(Table("title", columns, (row,), ("change", "a b", "verdict")), 64)
+    for piece in ("model.name=xresnet34", "-13.93", "[-45.29, +17.42]", "cannot"):
+        assert piece in out
