@@ -144,7 +144,9 @@ def variants(words: Sequence[str], *, is_sweep: bool) -> list[Variant]:
     jobs = compose.jobs(words) if is_sweep else [list(words)]
     tta_words = [[word for word in job if word.lstrip("+").startswith("tta")] for job in jobs]
     return [
-        _variant(own_words(own, tta_words) or "the run's own TTA", compose.asked(job), own)
+        _variant(
+            own_words(own, tta_words) or "the run's own TTA", compose.requested_values(job), own
+        )
         for own, job in zip(tta_words, jobs, strict=True)
     ]
 

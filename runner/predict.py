@@ -271,7 +271,7 @@ def _config(tta: Sequence[str], device: str) -> RunConfig:
     if not words:
         return checks.changed(RunConfig(), {"device": device})
     compose.register()
-    return checks.changed(RunConfig(), {**compose.asked(words), "device": device})
+    return checks.changed(RunConfig(), {**compose.requested_values(words), "device": device})
 
 
 def _listed() -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""Words in, a checked ``RunConfig`` out. Nothing here knows torch."""
+"""The words of a command become a checked ``RunConfig``. Nothing here imports torch."""

@@ -164,9 +164,9 @@ def ignored(config: RunConfig) -> list[tuple[str, str]]:
 
 
 def without_effect(config: RunConfig) -> list[str]:
-    """Keys set away from their default that this configuration never reads, as KEY=VALUE.
+    """Keys with another value than their default that nothing reads here, as KEY=VALUE.
 
-    Not ``data.default_size``, which every data set brings and ``resize.size`` is meant to replace.
+    Without ``data.default_size``: every data set has one, which ``resize.size`` is meant to replace.
     """
     default = RunConfig()
     return [
@@ -179,9 +179,9 @@ def without_effect(config: RunConfig) -> list[str]:
 
 
 def effective(config: RunConfig) -> RunConfig:
-    """``config`` with every key that it never reads at its default.
+    """``config`` with every key that nothing reads set to its default.
 
-    Two configurations that do the same have equal effective ones.
+    Configurations that do the same have equal effective configurations.
     """
     default = RunConfig()
     for group, name in ignored(config):

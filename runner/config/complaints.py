@@ -1,4 +1,4 @@
-"""Hydra's complaints, told in our form: what, where, how to fix it."""
+"""Errors of Hydra, OmegaConf and YAML in the form of our own: what, where, how to fix it."""
 
 import re
 
@@ -18,7 +18,7 @@ from runner.errors import ConfigError
 
 
 def translated(error: Exception) -> ConfigError | None:
-    """Hydra's complaint as ours, or None where ``error`` is not about configuration."""
+    """The error in our form; None if ``error`` is not about the configuration."""
     if isinstance(error, MissingConfigException):
         return _missing_option(error)
     if isinstance(error, OverrideParseException):

@@ -1,7 +1,7 @@
 """The border: what Hydra composed becomes a checked ``RunConfig``, or an error worth reading.
 
 Only this room, ``terminal.start`` and the sweeper know Hydra. Hydra accepts `+mixup.alpah=1` and
-`+triks=mixup` and would run the baseline in silence; here every key is held against the schema
+`+triks=mixup` and would run the baseline in silence; here every key is compared with the schema
 before anything is written.
 """
 
@@ -29,7 +29,7 @@ _NO_NAME = re.compile(r"null|true|false|nan|inf|[-+]?[0-9.][0-9.eE+-]*")
 
 
 def register() -> None:
-    """Tell Hydra the defaults of every key, and our sweeper; call before ``hydra.main``."""
+    """Give Hydra the defaults of every key, and our sweeper; call before ``hydra.main``."""
     store = ConfigStore.instance()
     store.store(name="base", node=schema.default_dict())
     sweeper = {"_target_": "hydra_plugins.trick_runner.CheckedSweeper"}
@@ -64,10 +64,11 @@ def _plain(composed: DictConfig) -> dict[str, Any]:
 
 
 def config_of(words: Sequence[str]) -> RunConfig:
-    """The configuration of one run from its words; call :func:`register` before.
+    """The configuration that the words of one run describe; call :func:`register` before.
 
     Raises:
-        ConfigError: as of :func:`run_config`; Hydra's own errors: see :func:`translated`.
+        ConfigError: see :func:`run_config`. Hydra raises errors of its own;
+            :func:`runner.config.complaints.translated` converts them.
     """
     check_arguments(words)
     with _hydra():
@@ -90,18 +91,21 @@ def _hydra() -> AbstractContextManager[object]:
     return context
 
 
-def asked(words: Sequence[str]) -> dict[str, Any]:
-    """What words set, for :func:`runner.config.checks.changed`; call :func:`register` before.
+def requested_values(words: Sequence[str]) -> dict[str, Any]:
+    """The values that words set, for :func:`runner.config.checks.changed`.
+
+    Call :func:`register` before.
 
     Args:
         words: ``GROUP=OPTION``, ``GROUP.KEY=VALUE`` and ``KEY=VALUE``.
 
     Returns:
-        Values by key and group: of a group whose option is chosen all keys, else those named.
+        Values by key and group: every key of a group whose option is chosen, otherwise the named
+        keys.
 
     Raises:
-        ConfigError: an option is no name; Hydra's errors say what else is wrong, see
-            :func:`translated`.
+        ConfigError: an option is not a name. Hydra raises errors of its own for other mistakes;
+            :func:`runner.config.complaints.translated` converts them.
     """
     check_arguments(words)
     with _hydra():
@@ -118,7 +122,7 @@ def asked(words: Sequence[str]) -> dict[str, Any]:
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Refuse what Hydra would accept but must not happen.
+    """Refuse words that Hydra would accept although they must not be obeyed.
 
     Raises:
         ConfigError: for a rerun from a pickle, and for an option outside the configuration folders.

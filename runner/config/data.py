@@ -23,7 +23,7 @@ class Data(Group):
         0, "Imagenette: percentage of wrong training labels, from its own noisy label file"
     )
     val_fraction: float = option(
-        0.2, "part held out per class where the data brings no split", above=0, below=1
+        0.2, "part held out per class if the data has no split of its own", above=0, below=1
     )
     path_column: str = option("path", "table: column with image paths, relative to the table")
     label_column: str = option("label", "table: column with class names")

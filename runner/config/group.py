@@ -2,8 +2,8 @@
 
 A group is a frozen dataclass in a file of its own, named as its folder of ``conf/``. It holds its
 keys and says for itself which tricks it turns on, which of its keys this configuration ignores and
-what contradicts. All that lists tricks, from the notes of ``train`` to the report, is derived from
-here; the training asks the same properties.
+what contradicts. Everything that lists tricks, from the notes of ``train`` to the report, is
+derived from these classes, and the training asks the same properties.
 """
 
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ class Group:
     """The key that a number given for the whole group is meant for, as words before ``=``."""
 
     def turns_on(self, run: "RunConfig") -> Iterator[str]:
-        """Those of ``TRICKS`` that are on in ``run``, by the values and not by their spelling."""
+        """The names in ``TRICKS`` that are on in ``run``."""
         yield from ()
 
     def ignores(self, run: "RunConfig") -> Iterator[str]:
@@ -66,5 +66,5 @@ class Group:
         yield from ()
 
     def contradictions(self, run: "RunConfig") -> Iterator[Problem]:
-        """What each key allows but makes no sense together, also with keys of other groups."""
+        """Values that are allowed alone and make no sense together, also with other groups."""
         yield from ()

@@ -28,7 +28,7 @@ class Normalize(Group):
     )
 
     def turns_on(self, run: "RunConfig") -> Iterator[str]:
-        """See :class:`Group`; weights bring statistics, and only others than those are a trick."""
+        """See :class:`Group`. Weights have statistics of their own; only other ones are a trick."""
         if self.source == "pretrained":
             return
         neutral = Normalize()

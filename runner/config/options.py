@@ -9,7 +9,7 @@ _PACKAGED = Path(__file__).parents[1] / "conf"
 
 
 CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
-"""The option files: inside the package in a wheel, beside it in a checkout."""
+"""The folder of option files: inside the package in a wheel, next to the package in a checkout."""
 
 
 GROUPS = tuple(sorted({entry.name for entry in CONF_DIR.iterdir() if entry.is_dir()} - {"hydra"}))

@@ -123,7 +123,7 @@ class RunConfig:
 
     @property
     def tricks(self) -> list[str]:
-        """The tricks that are on, by the values of the config and not by how it was spelled."""
+        """The names of the tricks that are on, whichever words turned them on."""
         return [name for group in self.groups.values() for name in group.turns_on(self)]
 
     def contradictions(self) -> Iterator[Problem]:
