@@ -166,7 +166,7 @@ def ignored(config: RunConfig) -> list[tuple[str, str]]:
 def without_effect(config: RunConfig) -> list[str]:
     """Keys with another value than their default that nothing reads here, as KEY=VALUE.
 
-    Without ``data.default_size``: every data set has one, which ``resize.size`` is meant to replace.
+    Without ``data.default_size``: every data set has one, for ``resize.size`` to replace.
     """
     default = RunConfig()
     return [
