@@ -26,7 +26,8 @@ from runner.errors import ArtefactError, ConfigError, DataError
 from runner.machine import fields
 from runner.records.run_folder import RunFolder
 from runner.terminal.command import command, program, write_outputs
-from runner.terminal.display import Display, table_console
+from runner.terminal.console import table_console
+from runner.terminal.display import Display
 from runner.terminal.tables import Table, to_csv
 from runner.training.metrics import classification_metrics
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from runner.report.answer import Comparison
 from runner.report.curves import Curve
 from runner.report.details import SeriesPoint
-from runner.terminal.display import printable
+from runner.terminal.console import printable
 
 _INK, _FAINT, _BAND = "#010203", "#010204", "#010205"
 _SERIES = [f"#0103{number:02x}" for number in range(8)]
