@@ -23,7 +23,7 @@ from typing import Any
 
 from runner.machine.files import write_output
 from runner.machine.hardware import cpu_name, num_cores, num_gpus
-from runner.terminal.display import table_console
+from runner.terminal.console import table_console
 from runner.terminal.tables import Table
 
 _PACKAGES = ("trick-runner", "torch", "torchvision", "numpy")

@@ -40,7 +40,7 @@ from runner.machine.processes import from_environment
 from runner.machine.signals import Interrupted, raise_on_signals
 from runner.records.run_folder import RunFolder
 from runner.records.sweep_folder import ALIVE, SweepFolder, Watch
-from runner.terminal.display import print_job, print_sweep
+from runner.terminal.sweeps import print_job, print_sweep
 
 _POLL_SECONDS = 1.0
 

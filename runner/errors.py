@@ -80,3 +80,8 @@ class BusyError(RunnerError):
     """Another process owns this run at the moment."""
 
     exit_code = 75
+
+
+def first_line(error: Exception) -> str:
+    """The first line of the message of ``error``."""
+    return str(error).strip().partition("\n")[0]

@@ -26,7 +26,8 @@ from runner.errors import ArtefactError, ConfigError, DataError
 from runner.machine import fields
 from runner.records.run_folder import RunFolder
 from runner.terminal.command import command, program, write_outputs
-from runner.terminal.display import Display, table_console
+from runner.terminal.console import table_console
+from runner.terminal.display import Display
 from runner.terminal.tables import Table, to_csv
 from runner.training.metrics import classification_metrics
 
@@ -116,13 +117,13 @@ def read_run(path: Path) -> Run:
     try:
         data, digests = fields.section(result, "data"), fields.section(result, "bundle")
         return Run(
-            folder,
+            folder=folder,
             # Values, never text to compose: an interpolation in it stays the text that it is.
-            checks.from_dict(fields.section(result, "config")),
-            fields.text(data, "fingerprint"),
-            fields.texts(data, "classes"),
-            {name: fields.text(digests, name) for name in digests},
-            fields.section(result, "environment"),
+            config=checks.from_dict(fields.section(result, "config")),
+            fingerprint=fields.text(data, "fingerprint"),
+            classes=fields.texts(data, "classes"),
+            bundle={name: fields.text(digests, name) for name in digests},
+            environment=fields.section(result, "environment"),
         )
     except ConfigError as error:
         reason = f"it holds a configuration that is not ours: {error.what}"

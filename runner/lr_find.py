@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from runner.config.schema import RunConfig
 from runner.errors import TrainingError
+from runner.terminal.tables import Table
 
 if TYPE_CHECKING:
     from runner.data.dataset import Dataset
@@ -126,16 +126,18 @@ def _valley(losses: "np.ndarray[Any, Any]") -> int:
 
 
 def _print(test: RangeTest, console: Console) -> None:
-    table = Table(title=f"{len(test.rates)} steps from {test.rates[0]:.0e} to {test.rates[-1]:.2g}")
-    table.add_column("learning rate", justify="right")
-    table.add_column("loss", justify="right")
-    table.add_column("")
     low, high = min(test.losses), max(test.losses[: len(test.losses) // 2])
+    rows = []
     for index in range(_SKIP_FIRST, len(test.rates), max(1, len(test.rates) // 20)):
         loss = test.losses[index]
         part = min(max((loss - low) / max(high - low, 1e-9), 0.0), 1.0)
-        table.add_row(f"{test.rates[index]:.1e}", f"{loss:.3f}", "█" * math.ceil(40 * part))
-    console.print(table)
+        rows.append((f"{test.rates[index]:.1e}", f"{loss:.3f}", "█" * math.ceil(40 * part)))
+    Table(
+        title=f"{len(test.rates)} steps from {test.rates[0]:.0e} to {test.rates[-1]:.2g}",
+        columns=("learning rate", "loss", "curve"),
+        rows=tuple(rows),
+        text_columns=("curve",),
+    ).print(console)
     for name, rate in test.suggestions().items():
         console.print(f"{name:>8}: optim.lr={rate:.1e}", highlight=False)
 

@@ -24,7 +24,8 @@ from runner.config.schema import RunConfig, Tta
 from runner.errors import ArtefactError, DataError
 from runner.machine.hardware import num_cores
 from runner.terminal.command import command, program, write_outputs
-from runner.terminal.display import Display, table_console
+from runner.terminal.console import table_console
+from runner.terminal.display import Display
 from runner.terminal.tables import Table, to_csv
 
 if TYPE_CHECKING:

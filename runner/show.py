@@ -9,13 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
 from runner.errors import DataError
 from runner.records.run_folder import run_folders
 from runner.terminal.command import command, program
-from runner.terminal.display import PipeConsole, printable
+from runner.terminal.console import PipeConsole
+from runner.terminal.tables import Table
 
 
 def rows(outputs: Path) -> Iterator[dict[str, Any]]:
@@ -50,16 +48,22 @@ def main() -> None:
         found = list(rows(outputs))
         counts = Counter(row["status"] for row in found)
         title = ", ".join(f"{count} {status}" for status, count in counts.items())
-        table = Table(title=f"{len(found)} runs{': ' if title else ''}{title}")
-        table.add_column("run", overflow="fold")
-        for column in ("status", "epoch", "accuracy"):
-            table.add_column(column, justify="right", no_wrap=True)
-        table.add_column("reason", overflow="fold")
-        for row in found:
-            accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
-            cells = (row["name"], row["status"], str(row["epoch"]), accuracy, row["reason"])
-            table.add_row(*(escape(printable(cell)) for cell in cells))
-        PipeConsole(highlight=False).print(table)
+        cells = [
+            (
+                row["name"],
+                row["status"],
+                str(row["epoch"]),
+                "" if row["accuracy"] is None else f"{row['accuracy']:.2%}",
+                row["reason"],
+            )
+            for row in found
+        ]
+        Table(
+            title=f"{len(found)} runs{': ' if title else ''}{title}",
+            columns=("run", "status", "epoch", "accuracy", "reason"),
+            rows=tuple(cells),
+            text_columns=("run", "status", "reason"),
+        ).print(PipeConsole(highlight=False))
 
     command(body)
 

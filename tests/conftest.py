@@ -1,30 +1,57 @@
 """What many tests share: a tiny data set, the composed configuration, the command line."""
 
+import functools
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import kill
 import pytest
-from small import COLOURS, Command, write_images
 
 from runner import train
 from runner.config import compose
 from runner.config.schema import RunConfig
 
+if TYPE_CHECKING:  # it imports torch, which the process that only hands out tests does without
+    from small import Command
+
+# Tests work on tiny tensors, for which more threads are no gain; read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+MODULES = {"runner.data": "runner.data.__main__", "runner.report": "runner.report.__main__"}
+"""Where the ``main`` of a package is."""
+ASKED_FOR = {
+    "slow": "takes minutes: run with -m slow",
+    "whole": "what .ci/run adds: run with -m whole",
+}
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of minutes run only where ``-m`` asks for them."""
-    if "slow" not in config.getoption("-m"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="takes minutes: run with -m slow"))
+    """Tests that take long run only where ``-m`` asks for them."""
+    for marker, reason in ASKED_FOR.items():
+        if marker not in config.getoption("-m"):
+            for item in items:
+                if item.get_closest_marker(marker):
+                    item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process per core, at most four; none for a single file, nor to debug."""
+    files = {argument.partition("::")[0] for argument in config.option.file_or_dir}
+    is_one_file = len(files) == 1 and Path(*files).is_file()
+    if is_one_file or config.option.usepdb:
+        return 0
+    return min(len(os.sched_getaffinity(0)), 4)
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/ and val/ with three classes of 16 and 8 images."""
+    from small import COLOURS, write_images
+
     root = tmp_path_factory.mktemp("tiny")
     for seed, (name, colour) in enumerate(COLOURS.items()):
         write_images(root / "train" / name, 16, colour, seed)
@@ -34,9 +61,10 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def composed() -> Callable[..., RunConfig]:
-    """The checked configuration of a list of overrides, composed in this process."""
+    """The checked configuration of a list of overrides, composed in this process, once each."""
     compose.register()
 
+    @functools.cache
     def compose_words(*words: str) -> RunConfig:
         return compose.config_of(words)
 
@@ -54,7 +82,8 @@ def finished_run(
     def train_words(*words: str) -> Path:
         config = composed(
             "data=folder", f"data.root={tiny_folder}", "data.batch_size=16", "resize.size=16",
-            "budget.epochs=1", "threads=1", f"outputs={tmp_path_factory.mktemp('outputs')}", *words,
+            "model=timm", "model.name=test_resnet", "budget.epochs=1", "threads=1",
+            f"outputs={tmp_path_factory.mktemp('outputs')}", *words,
         )  # fmt: skip
         return Path(train.run(config, [])["folder"])
 
@@ -62,8 +91,11 @@ def finished_run(
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Command:
-    """Run ``python -m MODULE WORDS`` in an empty folder; warnings there are not ours to fail on."""
+def process(tmp_path: Path) -> "Command":
+    """Run ``python -m MODULE WORDS`` as its user does, in an empty folder.
+
+    Warnings there are not ours to fail on.
+    """
 
     def run(
         *words: str, module: str = "runner.train", **environment: str
@@ -71,13 +103,38 @@ def command(tmp_path: Path) -> Command:
         return subprocess.run(
             [sys.executable, "-m", module, *words],
             cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, **environment},
             capture_output=True,
             text=True,
             timeout=240,
         )
 
     return run
+
+
+@pytest.fixture(params=["fork", pytest.param("process", marks=pytest.mark.whole)])
+def command(
+    request: pytest.FixtureRequest,
+    process: "Command",
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> "Command":
+    """As ``process``, but in a fork that has imported torch already: a tenth of the time.
+
+    With ``-m whole`` as ``process``.
+    """
+    log = tmp_path_factory.mktemp("log")
+
+    def run(
+        *words: str, module: str = "runner.train", **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
+        # Python and its libraries read some variables only when they start.
+        is_early = any(name.startswith(("PYTHON", "LC_")) for name in environment)
+        if is_early or sys.platform != "linux":
+            return process(*words, module=module, **environment)
+        return kill.completed(tmp_path, MODULES.get(module, module), words, environment, log)
+
+    return run if request.param == "fork" else process
 
 
 @pytest.fixture
@@ -88,6 +145,8 @@ def tiny_words(tiny_folder: Path) -> tuple[str, ...]:
         f"data.root={tiny_folder}",
         "data.batch_size=16",
         "resize.size=16",
+        "model=timm",
+        "model.name=test_resnet",
         "budget.epochs=1",
         "threads=1",
     )

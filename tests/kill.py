@@ -9,6 +9,7 @@ takes place. Nothing in the code under test knows of this.
 
 import functools
 import gc
+import importlib
 import json
 import multiprocessing
 import multiprocessing.forkserver
@@ -17,10 +18,11 @@ import re
 import resource
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,6 +47,12 @@ FORK = r"^fork"
 
 _TORN = 9  # bytes
 _LOCK = threading.Lock()
+
+PRELOADED = (
+    "torch", "timm", "joblib", "submitit", "pytest",
+    "runner.training.session", "runner.train", "runner.evaluate", "runner.predict", "runner.show",
+    "runner.lr_find", "runner.data.__main__", "runner.report.__main__",
+)  # fmt: skip
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -132,10 +140,14 @@ def limit_memory(megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
+def set_variables(values: Mapping[str, str]) -> None:
+    os.environ.update(values)
+
+
 def live_yesterday(zone: str) -> None:
     """The clock is a day behind, in another time zone."""
     from runner.machine import locks
-    from runner.records.run_folder import run_folder
+    from runner.records import run_folder
 
     class Yesterday(datetime):
         @classmethod
@@ -153,18 +165,34 @@ def live_yesterday(zone: str) -> None:
 
 
 class Attempt:
-    """A process that runs the command; the leader of a group of its own."""
+    """A process that runs the command; the leader of a group of its own.
+
+    Args:
+        root: working directory.
+        words: of the command.
+        traps: that may spring.
+        setup: done before the command starts.
+        module: whose ``main`` is the command.
+        log: folder for what the process prints and does; by default in ``root``.
+    """
 
     def __init__(
-        self, root: Path, words: Sequence[str], traps: Sequence[Trap], setup: Sequence[Setup]
+        self,
+        root: Path,
+        words: Sequence[str],
+        traps: Sequence[Trap] = (),
+        setup: Sequence[Setup] = (),
+        *,
+        module: str = "runner.train",
+        log: Path | None = None,
     ) -> None:
-        self._log = root / "log"
+        self._log = log or root / "log"
         self._log.mkdir(exist_ok=True)
         self._log /= str(len(list(self._log.glob("*.out"))))
         for suffix in (".out", ".err", ".events"):
             self._log.with_suffix(suffix).touch()
         self._process = _server().Process(
-            target=_live, args=(str(root), str(self._log), tuple(words), traps, setup)
+            target=_live, args=(str(root), str(self._log), module, tuple(words), traps, setup)
         )
         with _LOCK:
             self._process.start()
@@ -237,6 +265,16 @@ class Attempt:
 _attempts: list[Attempt] = []
 
 
+def completed(
+    root: Path, module: str, words: Sequence[str], environment: Mapping[str, str], log: Path
+) -> "subprocess.CompletedProcess[str]":
+    """``python -m MODULE WORDS`` in a fork that has imported the module already."""
+    setup = [functools.partial(set_variables, environment)]
+    done = Attempt(root, words, setup=setup, module=module, log=log).wait()
+    assert done.code is not None
+    return subprocess.CompletedProcess([module, *words], done.code, done.out, done.err)
+
+
 def end_all() -> None:
     """Kill the attempts that still run, such as paused ones of tests that failed."""
     for attempt in _attempts:
@@ -257,16 +295,19 @@ def process_stat(pid: int) -> tuple[str, int]:
 @functools.cache
 def _server() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["torch", "timm", "runner.training.session", "runner.train", "joblib", "submitit", "pytest"]
-    )
+    context.set_forkserver_preload(list(PRELOADED))
     with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
         multiprocessing.forkserver.ensure_running()
     return context
 
 
 def _live(
-    root: str, log: str, words: Sequence[str], traps: Sequence[Trap], setup: Sequence[Setup]
+    root: str,
+    log: str,
+    module: str,
+    words: Sequence[str],
+    traps: Sequence[Trap],
+    setup: Sequence[Setup],
 ) -> None:
     gc.freeze()  # or a collection would copy all that is shared with the server
     os.setsid()
@@ -276,10 +317,8 @@ def _live(
     _Watch(root, os.open(f"{log}.events", os.O_WRONLY), traps).begin()
     for prepare in setup:
         prepare()
-    from runner.train import main
-
-    sys.argv = ["runner.train", *words]
-    main()
+    sys.argv = [module, *words]
+    importlib.import_module(module).main()
 
 
 class _Watch:
@@ -483,8 +522,20 @@ if "hydra/launcher=submitit_local" in sys.orig_argv:
     import submitit
     submitit.Job._results_timeout_s = 0  # seconds to wait for the result of a job that died
 """
-"""A ``sitecustomize.py`` for processes that are no forks: what runs of some ``seeds`` do (``act``)
-when they are about to write their first row, or a later one; for ``str.format``."""
+"""A ``sitecustomize.py`` for processes that are no forks."""
+
+
+def write_hook(place: Place, *, act: str, seeds: str, is_later: bool) -> str:
+    """Runs of some seeds will ``act`` before they write their first row, or a later one.
+
+    Returns:
+        The PYTHONPATH of the processes.
+    """
+    hook = place.root / "hook" / "sitecustomize.py"
+    hook.parent.mkdir()
+    hook.write_text(HOOK.format(act=act, seeds=seeds, is_later=is_later))
+    paths = (str(hook.parent), os.environ.get("PYTHONPATH", ""))
+    return os.pathsep.join(filter(None, paths))
 
 
 def sweep(place: Place) -> SweepFolder:

@@ -1,5 +1,6 @@
 """The benchmarks measure what they say: turns, ratios round by round, the real training loop."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from benchmarks import growth, measure, memory
 from benchmarks.measure import Spread, Worker, ratio, throughput
+from runner.models import build_model
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
@@ -70,8 +72,20 @@ def test_peers_do_not_see_this_projects_environment(monkeypatch: pytest.MonkeyPa
     assert "PYTHONPATH" not in measure.peer_environment()
 
 
+def test_every_benchmark_explains_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in COMMANDS:
+        monkeypatch.setattr("sys.argv", [name, "--help"])
+        with pytest.raises(SystemExit) as caught:
+            importlib.import_module(f"benchmarks.{name}").main()
+        assert caught.value.code == 0
+        assert "--json" in capsys.readouterr().out, name
+
+
+@pytest.mark.whole
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_benchmark_explains_itself(name: str) -> None:
+def test_every_benchmark_explains_itself_as_a_process(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", "--help"],
         cwd=ROOT, capture_output=True, text=True, timeout=60,
@@ -92,7 +106,8 @@ def test_the_own_contestant_trains_for_real(tiny_words, tmp_path: Path, role: st
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     ready, trained, validated = map(json.loads, done.stdout.splitlines())
-    assert ready["num_parameters"] == 11_197_283  # xresnet18 with three outputs
+    network = build_model("timm", "test_resnet", 3, seed=0)
+    assert ready["num_parameters"] == sum(each.numel() for each in network.parameters())
     assert trained["images"] == 7 * 16  # over the ends of epochs
     assert trained["loss"] > 0
     assert validated["images"] == 24

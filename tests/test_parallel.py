@@ -21,7 +21,7 @@ import kill
 import numpy as np
 import pytest
 import torch
-from kill import HOOK, PREDICT, STEP, Attempt, Place, Setup, Trap, at_work, statuses, wait_until
+from kill import PREDICT, STEP, Attempt, Place, Setup, Trap, at_work, statuses, wait_until
 from small import EVERY_TRICK, small_config, small_dataset, small_learner, small_network
 from torch import nn
 
@@ -46,6 +46,8 @@ BOOK = (
 # Sums over processes round differently: by 5e-7 of the losses and 4e-7 of the probabilities here.
 # Another network, as with BatchNorms that see one process's images, differs by 5e-3 and more.
 BOUND = 1e-4
+
+STOP = "os.kill(os.getpid(), signal.SIGSTOP)"
 
 Make = Callable[..., Place]
 
@@ -120,7 +122,7 @@ def torchrun(place: Place, count: int, *, hook: bool = False) -> "subprocess.Pop
     """The command under the real torchrun; with a ``hook`` it stops before its first row."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if hook:
-        environment["PYTHONPATH"] = write_hook(place)
+        environment["PYTHONPATH"] = kill.write_hook(place, act=STOP, seeds="0", is_later=False)
     program = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     return subprocess.Popen(
         [sys.executable, "-m", *program, "-m", "runner.train", *place.words],
@@ -131,16 +133,6 @@ def torchrun(place: Place, count: int, *, hook: bool = False) -> "subprocess.Pop
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def write_hook(place: Place) -> str:
-    """A folder for PYTHONPATH that stops the first process before its first row."""
-    path = place.root / "hook" / "sitecustomize.py"
-    path.parent.mkdir()
-    path.write_text(
-        HOOK.format(act="os.kill(os.getpid(), signal.SIGSTOP)", seeds="0", is_later=False)
-    )
-    return str(path.parent)
 
 
 def end(place: Place, process: "subprocess.Popen[str]") -> tuple[int, str, str]:
@@ -197,16 +189,16 @@ def keep_batch_norms_apart() -> None:
 
 def forget_the_shares() -> None:
     """The processes' mean losses count alike, however many images each has."""
-    from runner.training import step
+    from runner.training import loop
 
-    shared = step.training_batches
+    shared = loop.training_batches
 
     def batches(dataset, batch_size, moments, config, processes):
         own = len(processes.share(batch_size))
         for batch in shared(dataset, batch_size, moments, config, processes):
             yield replace(batch, num_images=own * processes.count)
 
-    step.training_batches = batches
+    loop.training_batches = batches
 
 
 # ── Equal to one process ───────────────────────────────────────────────────────────────────────
@@ -440,10 +432,11 @@ def test_tasks_of_a_job_share_its_run_also_when_its_time_is_up(
 ) -> None:
     place = make(*LONG)
     words = ("hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2")
+    hook = kill.write_hook(place, act=STOP, seeds="0", is_later=False)
     process = subprocess.Popen(
         [sys.executable, "-m", "runner.train", "-m", *place.words, *words],
         cwd=place.root,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": write_hook(place)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": hook},
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -4,6 +4,7 @@ Every attempt is a process of its own; ``kill.py`` has the means to end it at a 
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -165,6 +166,26 @@ class Account:
         return f"{tried - sum(self.lost)} of {tried} kills survived, {sum(self.bits)} bits differ"
 
 
+def numbers_of(events: Sequence[str], pattern: str) -> dict[str, list[int]]:
+    """The events that match a pattern, as numbers among them, by their kind.
+
+    Events are of one kind that do the same in the run's folder, to checkpoints or in the bundle.
+    """
+    found: dict[str, list[int]] = {}
+    matching = [text for text in events if re.search(pattern, text)]
+    for number, text in enumerate(matching, 1):
+        operation, _, path = text.partition(" ")
+        below = Path(path).parts[2:]  # outputs/RUN/…
+        where = below[0] if len(below) > 1 else "run"
+        found.setdefault(f"{operation} {where}", []).append(number)
+    return found
+
+
+def one_of_each(events: Sequence[str], pattern: str) -> list[int]:
+    """The last event of each kind, when most is on the disk."""
+    return sorted(numbers[-1] for numbers in numbers_of(events, pattern).values())
+
+
 def walk(
     make: Make,
     undisturbed: Reference,
@@ -172,10 +193,10 @@ def walk(
     pattern: str,
     act: Callable[[int], None] = kill.die,
     *,
-    stride: int = 1,
+    numbers: Iterable[int] = (),
     cold: bool = False,
 ) -> Account:
-    """Kill a run at each of its events that match, or at every so many, and run it again."""
+    """Kill a run at those of its events that match, by default at all, and run it again."""
     account = Account()
 
     def kill_at(number: int) -> None:
@@ -189,25 +210,51 @@ def walk(
             assert killed.count(STEP) + again.count(STEP) <= undisturbed.num_steps + 1
             account.check(place, undisturbed)
 
-    kill.in_pairs(kill_at, range(1, undisturbed.attempt.count(pattern) + 1, stride))
+    kill.in_pairs(kill_at, numbers or range(1, undisturbed.attempt.count(pattern) + 1))
     return account
 
 
+def every(stride: int, undisturbed: Reference, pattern: str) -> range:
+    return range(1, undisturbed.attempt.count(pattern) + 1, stride)
+
+
+def test_killed_at_each_kind_of_change_of_the_disk(make: Make, reference: References) -> None:
+    """``test_every_kill`` leaves out none."""
+    numbers = one_of_each(reference(*ALL).attempt.events, DISK)
+    account = walk(make, reference(*ALL), ALL, DISK, numbers=numbers)
+    assert account.failures == []
+    assert len(account.kills) > 10
+
+
+@pytest.mark.whole
 def test_killed_at_any_change_of_the_disk(make: Make, reference: References) -> None:
-    """At every fifth one; ``test_every_kill`` leaves out none."""
-    account = walk(make, reference(*ALL), ALL, DISK, stride=5)
+    """At every fifth one."""
+    numbers = every(5, reference(*ALL), DISK)
+    assert len(numbers) > 12
+    assert walk(make, reference(*ALL), ALL, DISK, numbers=numbers).failures == []
+
+
+def test_killed_while_each_kind_of_file_is_half_written(make: Make, reference: References) -> None:
+    numbers = one_of_each(reference(*ALL).attempt.events, SYNC)
+    account = walk(make, reference(*ALL), ALL, SYNC, kill.tear, numbers=numbers)
     assert account.failures == []
-    assert len(account.kills) > 12
+    assert len(account.kills) == 3  # the run's own, a checkpoint's, the bundle's
 
 
+@pytest.mark.whole
 def test_killed_while_a_file_is_half_written(make: Make, reference: References) -> None:
-    account = walk(make, reference(*ALL), ALL, SYNC, kill.tear, stride=4)
-    assert account.failures == []
-    assert len(account.kills) > 5
+    numbers = every(4, reference(*ALL), SYNC)
+    assert len(numbers) > 5
+    assert walk(make, reference(*ALL), ALL, SYNC, kill.tear, numbers=numbers).failures == []
 
 
-def test_killed_while_a_checkpoint_replaces_one_of_the_same_step(make: Make) -> None:
-    """That of an interrupted evaluation is written anew when the evaluation is done."""
+@pytest.mark.parametrize("stride", [0, pytest.param(4, marks=pytest.mark.whole)])
+def test_killed_while_a_checkpoint_replaces_one_of_the_same_step(make: Make, stride: int) -> None:
+    """That of an interrupted evaluation is written anew when the evaluation is done.
+
+    Args:
+        stride: of the changes, or 0 for one of each kind.
+    """
     words = (*ALL, "checkpoint.minutes=60")
 
     def interrupted() -> Place:
@@ -227,7 +274,11 @@ def test_killed_while_a_checkpoint_replaces_one_of_the_same_step(make: Make) -> 
         assert ended(again, 0)
         return again.count(STEP)
 
-    numbers = range(first, len(changes) + 1, 4)
+    if stride:
+        numbers = list(range(first, len(changes) + 1, stride))
+    else:
+        numbers = [number for number in one_of_each(changes, DISK) if number >= first]
+    assert len(numbers) > 2
     assert kill.in_pairs(kill_at, numbers) == [2] * len(numbers)
 
 
@@ -287,15 +338,33 @@ def ask(
     return account.failures
 
 
+INSTANTS = (STEP, PREDICT, "optimizer.safetensors$", "manifest.json$", "result.json$")
+"""In a step, in an evaluation, in a checkpoint, at the end."""
+
+
+def instants(events: Sequence[str], pattern: str) -> list[int]:
+    """Numbers of the events that match, among all."""
+    return [number for number, text in enumerate(events, 1) if re.search(pattern, text)]
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_at_each_kind_of_instant_loses_nothing(
+    make: Make, reference: References, signum: signal.Signals
+) -> None:
+    matching = [instants(reference(*ALL).attempt.events, pattern) for pattern in INSTANTS]
+    numbers = {numbers[len(numbers) // 2] for numbers in matching}
+    assert ask(make, reference(*ALL), signum, sorted(numbers)) == []
+
+
+@pytest.mark.whole
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_a_signal_at_any_instant_loses_nothing(
     make: Make, reference: References, signum: signal.Signals
 ) -> None:
     events = reference(*ALL).attempt.events
     numbers = list(np.random.default_rng(signum).integers(1, len(events) + 1, 2))
-    # In a step, in the first and the last evaluation, in a checkpoint, at the end.
-    for pattern in (STEP, PREDICT, "optimizer.safetensors$", "manifest.json$", "result.json$"):
-        matching = [number for number, text in enumerate(events, 1) if re.search(pattern, text)]
+    for pattern in INSTANTS:
+        matching = instants(events, pattern)
         numbers += [matching[len(matching) // 2], matching[-1]]
     assert ask(make, reference(*ALL), signum, sorted(set(numbers))) == []
 
@@ -339,10 +408,11 @@ def ask_all(make: Make, undisturbed: Reference, pattern: str, seeds: Iterable[in
 
 
 @pytest.mark.parametrize("pattern", [STEP, PREDICT, FORK], ids=["step", "predict", "new worker"])
+@pytest.mark.parametrize("is_whole", [False, pytest.param(True, marks=pytest.mark.whole)])
 def test_a_signal_to_the_whole_group_loses_nothing(
-    make: Make, reference: References, pattern: str
+    make: Make, reference: References, pattern: str, is_whole: bool
 ) -> None:
-    seeds = range(6) if pattern == FORK else range(2)
+    seeds = range(6 if pattern == FORK else 2) if is_whole else range(1)
     assert ask_all(make, reference(*WITH_WORKERS), pattern, seeds) == []
 
 
@@ -371,9 +441,11 @@ def damage(path: Path, how: Callable[[bytes], bytes]) -> None:
     path.write_bytes(how(path.read_bytes()))
 
 
+@pytest.mark.parametrize("is_whole", [False, pytest.param(True, marks=pytest.mark.whole)])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
-    stopped: Stopped, reference: References
+    stopped: Stopped, reference: References, is_whole: bool
 ) -> None:
+    """Each file and each damage; in the whole each of each."""
     account = Account()
 
     def go_on(case: tuple[str, Callable[[bytes], bytes]]) -> None:
@@ -389,7 +461,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
             assert name in warning
             account.check(place, reference(*ALL))
 
-    kill.in_pairs(go_on, [(name, how) for name in FILES for how in DAMAGES])
+    cases = [(name, how) for name in FILES for how in DAMAGES]
+    kill.in_pairs(
+        go_on, cases if is_whole else [*zip(FILES, itertools.cycle(DAMAGES), strict=False)]
+    )
     assert account.failures == []
 
 
@@ -563,6 +638,7 @@ def test_a_file_that_may_not_grow(make: Make, reference: References) -> None:
     kill.check_survived(place, reference(*ALL).place)
 
 
+@pytest.mark.whole
 def test_a_full_disk(make: Make, reference: References) -> None:
     """On a file system of its own, which has room for two checkpoints but not for three."""
     place = make(*ALL)

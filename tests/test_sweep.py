@@ -25,7 +25,6 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import MissingConfigException
 from kill import (
-    HOOK,
     STEP,
     Attempt,
     Place,
@@ -121,13 +120,11 @@ def start(
 
     Jobs of some seeds ``act`` before they write their first row, or a later one.
     """
-    hook = place.root / "hook" / "sitecustomize.py"
-    hook.parent.mkdir()
-    hook.write_text(HOOK.format(act=act, seeds=seeds, is_later=is_later))
+    hook = kill.write_hook(place, act=act, seeds=seeds, is_later=is_later)
     process = subprocess.Popen(
         [sys.executable, "-m", "runner.train", *place.words, *words],
         cwd=place.root,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(hook.parent)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": hook},
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

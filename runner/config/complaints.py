@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.config import checks
 from runner.config.options import GROUPS, LAUNCHERS, OVERLAYS
 from runner.config.words import nearest
-from runner.errors import ConfigError
+from runner.errors import ConfigError, first_line
 
 
 def translated(error: Exception) -> ConfigError | None:
@@ -102,8 +102,3 @@ def _bad_composition(error: ConfigCompositionException) -> ConfigError:
         several = f"'+{group}=[first,second]'" if group in OVERLAYS else f"{group}=NAME"
         return ConfigError(f"{group} is chosen twice", where=f"+{group}", fix=several)
     return ConfigError(first_line(error))
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message."""
-    return str(error).strip().partition("\n")[0]

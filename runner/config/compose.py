@@ -20,10 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import checks, schema
-from runner.config.complaints import first_line
 from runner.config.options import CONF_DIR, GROUPS, LAUNCHERS, OVERLAYS
 from runner.config.schema import RunConfig
-from runner.errors import ConfigError
+from runner.errors import ConfigError, first_line
 
 _NO_NAME = re.compile(r"null|true|false|nan|inf|[-+]?[0-9.][0-9.eE+-]*")
 

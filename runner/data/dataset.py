@@ -151,21 +151,21 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
         for index in part.indices.tolist()
     )
     return Dataset(
-        listing.name,
-        listing.classes,
-        store,
-        train,
-        val,
-        presize,
-        _fingerprint(manifest),
-        manifest,
-        skipped,
-        survey.converted,
-        leaked,
-        listing.num_ignored,
-        listing.notes,
-        data.max_aspect,
-        interpolation,
+        name=listing.name,
+        classes=listing.classes,
+        store=store,
+        train=train,
+        val=val,
+        presize=presize,
+        fingerprint=_fingerprint(manifest),
+        manifest=manifest,
+        skipped=skipped,
+        converted=survey.converted,
+        leaked=leaked,
+        num_ignored=listing.num_ignored,
+        notes=listing.notes,
+        max_aspect=data.max_aspect,
+        interpolation=interpolation,
     )
 
 

@@ -8,6 +8,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -172,15 +173,8 @@ def _imagenette(data: Data, cache: Path, split_seed: int, progress: Progress) ->
             fix=f"data=folder data.root={root}",
         )
     labels = _noisy_labels(root, listing, data.label_noise) if data.label_noise else listing.labels
-    return Listing(
-        "imagenette",
-        tuple(_IMAGENETTE_CLASSES[name] for name in listing.classes),
-        listing.images,
-        labels,
-        listing.is_val,
-        listing.num_ignored,
-        listing.notes,
-    )
+    classes = tuple(_IMAGENETTE_CLASSES[name] for name in listing.classes)
+    return replace(listing, classes=classes, labels=labels)
 
 
 def _noisy_labels(root: Path, listing: Listing, percent: int) -> NDArray[np.int64]:
@@ -439,7 +433,15 @@ def _from_split_folders(root: Path, name: str) -> Listing:
     is_val = np.arange(len(label_array)) >= len(paths)
     notes = _check_same_classes(every, label_array, is_val, f"{root / 'train'}, {root / 'val'}")
     images = FileImages(root, tuple(paths + val_paths))
-    return Listing(name, every, images, label_array, is_val, ignored + val_ignored, notes)
+    return Listing(
+        name=name,
+        classes=every,
+        images=images,
+        labels=label_array,
+        is_val=is_val,
+        num_ignored=ignored + val_ignored,
+        notes=notes,
+    )
 
 
 def _check_same_classes(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from runner.errors import ConfigError, RunnerError, StorageError
+from runner.errors import ConfigError, RunnerError, StorageError, first_line
 from runner.machine.signals import Interrupted, at_once
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def joined(processes: Processes, device_kind: str) -> Iterator[None]:
             )
     except (torch.distributed.DistError, ValueError) as error:
         raise StorageError(
-            f"the {processes.count} processes of this run did not meet: {_first_line(error)}",
+            f"the {processes.count} processes of this run did not meet: {first_line(error)}",
             where="the environment: MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE",
             fix="torchrun --nproc-per-node=2 -m runner.train …; for one process, unset WORLD_SIZE",
         ) from error
@@ -184,7 +184,3 @@ def joined(processes: Processes, device_kind: str) -> Iterator[None]:
         yield
     finally:
         torch.distributed.destroy_process_group()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -17,7 +17,7 @@ from runner.report.answer import Answer, answer
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
 from runner.terminal.command import command, program, write_outputs
-from runner.terminal.display import TABLE_WIDTH, PipeConsole, printable, table_console
+from runner.terminal.console import TABLE_WIDTH, PipeConsole, printable, table_console
 
 
 def parser() -> argparse.ArgumentParser:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from runner.report.answer import Comparison
 from runner.report.curves import Curve
 from runner.report.details import SeriesPoint
-from runner.terminal.display import printable
+from runner.terminal.console import printable
 
 _INK, _FAINT, _BAND = "#010203", "#010204", "#010205"
 _SERIES = [f"#0103{number:02x}" for number in range(8)]
@@ -44,6 +44,10 @@ _STYLE: Any = {
     "legend.frameon": False,
 }
 _WIDTH = 7.6  # inches of 72 units
+_LINE = 112  # characters of a legend in that width
+_LONG = 32  # characters of a label in one line
+_HANDLE = 6  # characters that the mark before a label takes
+_MOST_LINEAR = 8  # largest value / smallest of a linear axis
 
 
 def forest(
@@ -53,8 +57,10 @@ def forest(
 
     Narrow, for phones, the labels stand above their lines.
     """
+    labels = [_in_two_lines(one.label) for one in comparisons]
+    num_lines = 1 + any("\n" in label for label in labels)
     size = (
-        (4.3, 0.7 + 0.6 * len(comparisons))
+        (4.3, 0.7 + (0.35 + 0.25 * num_lines) * len(comparisons))
         if is_narrow
         else (_WIDTH, 0.9 + 0.36 * len(comparisons))
     )
@@ -73,9 +79,9 @@ def forest(
             axes.plot(100 * found.mean, place, "o", color=_INK, ms=5)
             if is_narrow:
                 start = axes.get_yaxis_transform()  # across the axes, down the comparisons
-                axes.text(0, place - 0.25, _shown(one.label), transform=start)
-        labels = [] if is_narrow else [_shown(one.label) for one in comparisons]
-        axes.set_yticks(range(len(labels)), labels)
+                axes.text(0, place - 0.25, labels[place], transform=start, linespacing=1.1)
+        ticks = [] if is_narrow else range(len(labels))
+        axes.set_yticks(ticks, [labels[place] for place in ticks])
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_ylim(len(comparisons) - 0.5, -0.7)
@@ -153,6 +159,11 @@ def series(name: str, key: str, lines: Mapping[str, Sequence[SeriesPoint]]) -> s
                 x, 100 * low, 100 * high,
                 color=_SERIES[number % len(_SERIES)], alpha=0.15, lw=0,
             )  # fmt: skip
+        values = sorted({value for points in lines.values() for value, *_ in points})
+        if values and values[0] > 0 and values[-1] / values[0] >= _MOST_LINEAR:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+            axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.set_xlabel(_shown(key))
         axes.set_ylabel("validation accuracy, %")
         axes.grid(axis="y")
@@ -172,7 +183,9 @@ def _line(number: int) -> dict[str, Any]:
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
+    longest = max((len(label) for label in labels), default=0)
+    columns = max(1, min(4, _LINE // (longest + _HANDLE)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
 
 
 def _percent(interval: tuple[float, float]) -> list[float]:
@@ -182,6 +195,16 @@ def _percent(interval: tuple[float, float]) -> list[float]:
 def _shown(text: str) -> str:
     text = printable(text)
     return text if len(text) <= 42 else f"{text[:40]}…"
+
+
+def _in_two_lines(label: str) -> str:
+    """A long label, broken after the ``+`` or ``with`` that is nearest to its middle."""
+    label = printable(label)
+    places = [found.end() for found in re.finditer(r" (\+|with|in) ", label)]
+    if len(label) <= _LONG or not places:
+        return _shown(label)
+    place = min(places, key=lambda place: abs(place - len(label) / 2))
+    return f"{_shown(label[:place].rstrip())}\n{_shown(label[place:])}"
 
 
 def _svg(figure: Figure, name: str) -> str:

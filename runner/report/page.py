@@ -23,7 +23,7 @@ from runner.report import figures, text
 from runner.report.answer import Answer, Comparison, GroupAnswer
 from runner.report.curves import AXES, curve, leads
 from runner.report.details import Confused, Confusion, GroupDetails, find_series
-from runner.terminal.display import printable
+from runner.terminal.console import printable
 from runner.terminal.tables import Table
 
 _HERE = Path(__file__).parent

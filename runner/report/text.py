@@ -19,7 +19,7 @@ from runner.report.answer import (
 from runner.report.curves import Lead
 from runner.report.runs import METRICS
 from runner.report.statistics import LEVEL, MOST_SEEDS
-from runner.terminal.display import printable
+from runner.terminal.console import printable
 from runner.terminal.tables import Table, markdown_text, to_csv
 
 UNEQUAL = "≠"

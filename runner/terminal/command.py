@@ -10,7 +10,7 @@ from pathlib import Path
 from runner.errors import ConfigError, ProcessError, RunnerError
 from runner.machine.files import write_output
 from runner.machine.signals import raise_on_signals
-from runner.terminal.display import printable
+from runner.terminal.console import printable
 
 
 def command(

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from runner.terminal.display import printable
+from runner.terminal.console import printable
 
 _NAME_WIDTH = 20
 _GAP = 2

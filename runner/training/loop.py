@@ -249,7 +249,14 @@ def training_batches(
                 mix, needed = mix.part(mine)
         rows, drawn = rows[needed], drawn.rows(needed)
         pixels = source_pixels(dataset.store, split.indices[rows], drawn, augment)
-        return Batch(now, pixels, torch.from_numpy(split.labels[rows]), drawn, mix, batch_size)
+        return Batch(
+            moment=now,
+            pixels=pixels,
+            labels=torch.from_numpy(split.labels[rows]),
+            draws=drawn,
+            mix=mix,
+            num_images=batch_size,
+        )
 
     # Processes cannot share what is on a GPU, and there is nothing to wait for.
     is_resident = isinstance(dataset.store, ResidentStore)

@@ -50,7 +50,10 @@ def write_files(folder: RunFolder, experiment: Experiment, outcome: Outcome) -> 
         classes=experiment.dataset.classes,
         preprocess=learner.preprocess,
         evaluated=Evaluated(
-            learner.precision, images_per_pass(config, learner), config.seed, config.augment
+            precision=learner.precision,
+            batch_size=images_per_pass(config, learner),
+            seed=config.seed,
+            augment=config.augment,
         ),
     )
     for name, content in bundle.items():

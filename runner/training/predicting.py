@@ -123,7 +123,14 @@ def evaluate_variants(
     seconds = time.perf_counter() - started
     crop = learner.preprocess.crop
     return [
-        Predictions(split.labels, found.plain, combined, 1, len(looks_used([tta], crop)), seconds)
+        Predictions(
+            labels=split.labels,
+            plain=found.plain,
+            tta=combined,
+            passes_plain=1,
+            passes_tta=len(looks_used([tta], crop)),
+            seconds=seconds,
+        )
         for tta, combined in zip(variants, found.combined, strict=True)
     ]
 

@@ -159,21 +159,25 @@ def plan(config: RunConfig, num_train: int) -> tuple[Stage, ...]:
         small = first_size(size, first)
         whole = _stage(
             f"{small} px",
-            first.first_epochs,
-            num_train,
-            first.first_batch_size,
-            partial(constant_size, size=small),
-            "resize.first_batch_size",
+            epochs=first.first_epochs,
+            num_train=num_train,
+            batch_size=first.first_batch_size,
+            size=partial(constant_size, size=small),
+            batch_key="resize.first_batch_size",
         )
         return (
-            _one_cycle(whole, optim, first.first_lr, optim.warmup, optim.div),
+            _one_cycle(whole, optim, peak=first.first_lr, warmup=optim.warmup, div=optim.div),
             *_fine_tune(config, num_train, at_full_size),
         )
     if optim.schedule == "fine_tune":
         return _fine_tune(config, num_train, at_full_size)
 
     whole = _stage(
-        "training", config.budget.epochs, num_train, config.data.batch_size, at_full_size
+        "training",
+        epochs=config.budget.epochs,
+        num_train=num_train,
+        batch_size=config.data.batch_size,
+        size=at_full_size,
     )
     if optim.frozen:
         whole = _frozen(whole, optim)
@@ -184,7 +188,7 @@ def plan(config: RunConfig, num_train: int) -> tuple[Stage, ...]:
         ramp = partial(size_at, size=size, resize=config.resize)
         whole = replace(whole, num_steps=num_steps, size=ramp)
     if optim.schedule == "one_cycle":
-        return (_one_cycle(whole, optim, optim.lr, optim.warmup, optim.div),)
+        return (_one_cycle(whole, optim, peak=optim.lr, warmup=optim.warmup, div=optim.div),)
     momentum = partial(constant, value=optim.momentum)
     if optim.schedule == "flat_cosine":
         rate = partial(
@@ -216,17 +220,20 @@ def _fine_tune(
     config: RunConfig, num_train: int, size: Callable[[float], int]
 ) -> tuple[Stage, ...]:
     """As fastai's: a frozen stage, then one at half the rate, spread over the layer groups."""
-    optim, batch_size = config.optim, config.data.batch_size
+    optim = config.optim
+    stage_of = partial(_stage, num_train=num_train, batch_size=config.data.batch_size, size=size)
     frozen: tuple[Stage, ...] = ()
     if optim.freeze_epochs:
-        stage = _stage("frozen body", optim.freeze_epochs, num_train, batch_size, size)
-        stage = _frozen(stage, optim)
-        frozen = (_one_cycle(stage, optim, optim.lr, _FROZEN_WARMUP, optim.div),)
-    stage = _stage("fine-tuning", config.budget.epochs, num_train, batch_size, size)
-    return (*frozen, _one_cycle(stage, optim, optim.lr / 2, _FINE_TUNE_WARMUP, _FINE_TUNE_DIV))
+        stage = _frozen(stage_of("frozen body", epochs=optim.freeze_epochs), optim)
+        frozen = (_one_cycle(stage, optim, peak=optim.lr, warmup=_FROZEN_WARMUP, div=optim.div),)
+    stage = stage_of("fine-tuning", epochs=config.budget.epochs)
+    tuned = _one_cycle(
+        stage, optim, peak=optim.lr / 2, warmup=_FINE_TUNE_WARMUP, div=_FINE_TUNE_DIV
+    )
+    return (*frozen, tuned)
 
 
-def _one_cycle(stage: Stage, optim: Optim, peak: float, warmup: float, div: float) -> Stage:
+def _one_cycle(stage: Stage, optim: Optim, *, peak: float, warmup: float, div: float) -> Stage:
     return replace(
         stage,
         lr=partial(one_cycle, peak=peak, warmup=warmup, div=div, div_final=optim.div_final),
@@ -256,6 +263,7 @@ def _spread(optim: Optim) -> tuple[float, ...]:
 
 def _stage(
     name: str,
+    *,
     epochs: int,
     num_train: int,
     batch_size: int,

@@ -28,6 +28,10 @@ OPTIONS = sorted(
 )
 
 
+def in_conf(path: Path) -> str:
+    return str(path.relative_to(CONF_DIR))
+
+
 def changed_groups(config: RunConfig, baseline: RunConfig) -> list[str]:
     names = [item.name for item in dataclasses.fields(RunConfig)]
     return [name for name in names if getattr(config, name) != getattr(baseline, name)]
@@ -130,13 +134,13 @@ def test_every_option_composes_and_sets_only_what_is_read(
     assert set(changed_groups(config, composed())) <= {group}
 
 
-@pytest.mark.parametrize("path", sorted(CONF_DIR.glob("*/*.yaml")), ids=str)
+@pytest.mark.parametrize("path", sorted(CONF_DIR.glob("*/*.yaml")), ids=in_conf)
 def test_option_files_start_with_what_they_are(path: Path) -> None:
     comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(len(line) > 8 and "@package" not in line for line in comments)
 
 
-@pytest.mark.parametrize("path", sorted(CONF_DIR.rglob("*.yaml")), ids=str)
+@pytest.mark.parametrize("path", sorted(CONF_DIR.rglob("*.yaml")), ids=in_conf)
 def test_conf_holds_data_and_nothing_that_runs(path: Path) -> None:
     assert not re.search(r"_target_|_partial_|_args_", path.read_text())
     yaml.safe_load(path.read_text())

@@ -1,9 +1,10 @@
-"""Every option of every group, and every pair of overlays, trains for real on tiny data."""
+"""Every option of every group, and every overlay, trains for real on tiny data."""
 
 import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,11 +37,14 @@ def trained(
     outputs = tmp_path_factory.mktemp("outputs")
     os.environ.setdefault("COLUMNS", "100")
 
+    @cache
     def train_words(*words: str) -> dict[str, object]:
+        is_of_the_network = any(word.startswith("model=") for word in words)
+        network = () if is_of_the_network else ("model=timm", "model.name=test_resnet")
         config = composed(
             "data=folder", f"data.root={tiny_folder}", "data.batch_size=24", "resize.size=16",
             "resize.first_batch_size=24", "resize.first_epochs=1", "budget.epochs=1", "threads=1",
-            f"outputs={outputs}", *words,
+            f"outputs={outputs}", *network, *words,
         )  # fmt: skip
         summary = train.run(config, list(words))
         return json.loads((Path(summary["folder"]) / "result.json").read_text())
@@ -53,7 +57,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of weights that says what it was trained with."""
     path = tmp_path_factory.mktemp("weights") / "own.safetensors"
     description = json.dumps({"preprocess": small_preprocess(mean=(0.5, 0.5, 0.5)).to_dict()})
-    tensors = build_model("xresnet", "xresnet18", 3, seed=1).state_dict()
+    tensors = build_model("timm", "test_resnet", 3, seed=1).state_dict()
     path.write_bytes(tensor_files.to_bytes(tensors, {tensor_files.DESCRIPTION: description}))
     return path
 
@@ -76,15 +80,13 @@ def test_every_option_trains(
     assert result["budget"]["steps"] >= 2
 
 
-@pytest.mark.parametrize("pair", list(itertools.combinations(TRICKS, 2)), ids="+".join)
-def test_every_pair_of_overlays_trains(
-    trained: Callable[..., dict[str, object]], pair: tuple[str, str]
-) -> None:
+def check_tricks(trained: Callable[..., dict[str, object]], names: Sequence[str]) -> None:
+    """Overlays together turn on their tricks, and those change what they should."""
     # A tenth of a training of two steps is no step.
-    longer = ["ema.span=1"] if "ema" in pair else []
-    result = trained(f"+trick=[{','.join(pair)}]", *longer)
-    expected = {name for name in pair if name not in ("all", "baseline")}
-    if "all" in pair:
+    longer = ["ema.span=1"] if "ema" in names else []
+    result = trained(f"+trick=[{','.join(names)}]", *longer)
+    expected = set(names) - {"all", "baseline"}
+    if "all" in names:
         expected |= all_tricks()
     assert set(result["tricks"]) == expected
     # What a trick changes is seen in the numbers, not only in the list of names.
@@ -92,6 +94,19 @@ def test_every_pair_of_overlays_trains(
     trains_differently = bool(expected - {"tta"})
     assert (plain["nll"] != baseline["nll"]) == trains_differently
     assert (result["metrics"]["tta"]["nll"] != plain["nll"]) == ("tta" in expected)
+
+
+@pytest.mark.parametrize("name", TRICKS)
+def test_every_overlay_trains(trained: Callable[..., dict[str, object]], name: str) -> None:
+    check_tricks(trained, [name])
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("pair", list(itertools.combinations(TRICKS, 2)), ids="+".join)
+def test_every_pair_of_overlays_trains(
+    trained: Callable[..., dict[str, object]], pair: tuple[str, str]
+) -> None:
+    check_tricks(trained, pair)
 
 
 def test_tta_changes_no_plain_metric_and_no_weight(

@@ -119,7 +119,7 @@ def test_the_file_says_what_it_is(bundle: Bundle, made: dict[str, export.Exporte
     assert in_onnx == json.loads(extra["model.json"])
     assert json.loads(in_onnx["classes"]) == list(CLASSES)
     assert json.loads(in_onnx["preprocess"]) == bundle.preprocess.to_dict()
-    assert json.loads(in_onnx["model"])["name"] == "xresnet18"
+    assert json.loads(in_onnx["model"])["name"] == "test_resnet"
     assert "uint8 (N, 3, 16, 16)" in in_onnx["input"]
     (image,) = session(made["onnx"].content).get_inputs()
     assert (image.name, image.type, image.shape[1:]) == ("images", "tensor(uint8)", [3, 16, 16])
@@ -178,7 +178,7 @@ def test_a_program_of_other_statistics_is_refused(
 
 def test_weights_that_are_not_finite_are_refused(bundle: Bundle) -> None:
     tensors = {name: tensor.clone() for name, tensor in bundle.tensors.items()}
-    tensors["head.3.bias"][0] = float("nan")
+    tensors["fc.bias"][0] = float("nan")
     with pytest.raises(ArtefactError, match="not finite"):
         export.export(replace(bundle, tensors=tensors), "torch", REAL, threads=1)
 
@@ -190,7 +190,7 @@ def test_what_an_exporter_cannot_do_is_told(
         raise NotImplementedError("no operator aten::strange")
 
     monkeypatch.setattr(programs, "to_onnx", fail)
-    with pytest.raises(ConfigError, match="xresnet18 cannot be exported: no operator"):
+    with pytest.raises(ConfigError, match="test_resnet cannot be exported: no operator"):
         export.export(bundle, "onnx", REAL, threads=1)
 
 

@@ -144,6 +144,37 @@ def test_long_names_are_cut() -> None:
     assert f">{'x' * 40}…<" in text
 
 
+@pytest.mark.parametrize("is_narrow", [False, True])
+def test_long_labels_of_two_parts_are_in_two_lines(is_narrow: bool) -> None:
+    parts = ("augment=inception with", "model.name=convnext_tiny")
+    text = figures.forest(
+        "one", [comparison(" ".join(parts), 0.01, 0.02)], 0.005, is_narrow=is_narrow
+    )
+    lines = ["".join(e.itertext()).strip() for e in parse(text).iter() if e.tag.endswith("text")]
+    lines += ["".join(e.itertext()).strip() for e in parse(text).iter(f"{SVG}tspan")]
+    assert {*parts} <= {*lines}
+
+
+@pytest.mark.parametrize(("values", "is_log"), [((1e-3, 3e-3, 1e-2), True), ((1, 2, 4), False),
+                                                ((0, 1, 10), False)])  # fmt: skip
+def test_values_over_decades_are_on_a_logarithmic_axis(
+    values: tuple[float, ...], is_log: bool
+) -> None:
+    def place(value: float) -> float:
+        return np.log(value) if is_log else value
+
+    points = [(value, 0.5, 0.5, 0.5) for value in values]
+    drawn = parse(figures.series("one", "optim.lr", {"runs": points}))
+    line = next(  # before that of the legend
+        e.get("d", "")
+        for e in drawn.iter(f"{SVG}path")
+        if e.get("d", "").count("L") == 2 and "stroke: var(--series-0)" in e.get("style", "")
+    )
+    x = [float(pair.split()[0]) for pair in re.split("[ML]", line)[1:]]
+    expected = (place(values[1]) - place(values[0])) / (place(values[2]) - place(values[0]))
+    assert (x[1] - x[0]) / (x[2] - x[0]) == pytest.approx(expected, abs=1e-3)
+
+
 @DRAWN
 def test_same_input_gives_the_same_bytes(draw: Draw) -> None:
     first = draw("one")

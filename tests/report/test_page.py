@@ -26,7 +26,7 @@ from runner.report.answer import Answer, answer
 from runner.report.page import page as render
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
-from runner.terminal.display import printable
+from runner.terminal.console import printable
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page, Route

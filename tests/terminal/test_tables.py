@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from runner.terminal.display import printable
+from runner.terminal.console import printable
 from runner.terminal.tables import Table, inert, to_csv
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")

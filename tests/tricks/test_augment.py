@@ -561,7 +561,7 @@ def test_another_key_draws_all_anew(key: tuple[int, str, int]) -> None:
         ({"lighting_probability": 0.2}, {"brightness", "contrast"}),
         ({"crop_from": "rectangle", "crop_per": "batch"}, set()),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)),
 )
 def test_a_setting_leaves_the_draws_of_others(change: dict[str, Any], changed: set[str]) -> None:
     base = draw(STANDARD, 64, 0, "augment", 0)
