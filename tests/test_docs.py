@@ -48,6 +48,7 @@ def write_bundle(folder: Path, source: str, name: str) -> None:
         (folder / file).write_bytes(content)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("source", "name"),
     [("torchvision", "resnet18"), ("xresnet", "xresnet18"), ("xresnet", "xresnet50")],
@@ -83,6 +84,7 @@ def test_the_loader_says_what_predict_says(tmp_path: Path, source: str, name: st
     assert json.loads(ran.stdout.splitlines()[1]) != pytest.approx(json.loads(numbers), abs=1e-5)
 
 
+@pytest.mark.whole
 def test_an_exported_program_says_what_predict_says(tmp_path: Path) -> None:
     how = Preprocess(72, 2.0, 0.875, 48, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     bundle = untrained_bundle("torchvision", "resnet18", how)

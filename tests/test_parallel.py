@@ -349,6 +349,24 @@ def test_three_processes_evaluate_two_batches_as_one_does(make: Make) -> None:
 LONG = ("+trick=mixup", "budget.epochs=4", "checkpoint.minutes=0")  # eight steps
 
 
+def test_a_run_that_was_killed_goes_on_with_another_number_of_processes(
+    make: Make, single: Callable[..., Place]
+) -> None:
+    place = make(*LONG)
+    killed = start_ranks(place, 2, traps={rank: [Trap(STEP, 4, kill.die)] for rank in range(2)})
+    assert {rank.wait().code for rank in killed} == {-signal.SIGKILL}
+    assert place.checkpoints[0].name == "step-000000003"
+    alone = place.run(traps=[Trap(STEP, 3, kill.die)])
+    assert "after step 3 of 8" in alone.out
+    assert "processes 2 → 1" in alone.out
+    first = run_ranks(place, 3)[0]
+    assert "after step 5 of 8" in first.out
+    assert "processes 1 → 3" in first.out
+    kill.check_sound(place)
+    assert distance(place, single(*LONG)) < BOUND
+
+
+@pytest.mark.whole
 def test_a_run_goes_on_with_another_number_of_processes(
     make: Make, single: Callable[..., Place]
 ) -> None:
@@ -427,6 +445,7 @@ def test_a_sweep_under_torchrun_is_refused(make: Make) -> None:
     assert not (place.root / "outputs").exists()
 
 
+@pytest.mark.whole
 def test_tasks_of_a_job_share_its_run_also_when_its_time_is_up(
     make: Make, single: Callable[..., Place]
 ) -> None:

@@ -178,7 +178,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Made:
 # The browser -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[pytest.param("browser", marks=pytest.mark.whole)])
 def browser() -> "Iterator[Browser]":
     """Chromium; tests are skipped without it, unless RUNNER_BROWSER says that it must be there."""
     give_up = pytest.fail if os.environ.get("RUNNER_BROWSER") else pytest.skip
