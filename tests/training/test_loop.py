@@ -31,7 +31,6 @@ from runner.config.schema import (
 )
 from runner.training import loop
 from runner.training.loop import Training
-from runner.training.optim import build_optimizer
 from runner.training.predicting import evaluate
 from runner.training.schedule import moment, plan
 from runner.training.step import train_step
@@ -97,18 +96,17 @@ def test_the_frozen_stage_trains_the_head_and_the_next_one_all():
         assert not torch.equal(seen[0][name], start[name])
 
 
-def test_every_stage_has_a_fresh_optimizer(monkeypatch):
-    made = []
-
-    def recorded(*arguments):
-        made.append(build_optimizer(*arguments))
-        assert not made[-1].state
-        return made[-1]
-
-    monkeypatch.setattr(loop, "build_optimizer", recorded)
-    trained(small_config(optim=Optim(lr=1e-2, schedule="fine_tune"), budget=Budget(epochs=1)))
-    assert len(made) == 2
-    assert [{int(s["step"]) for s in optimizer.state.values()} for optimizer in made] == [{4}, {4}]
+def test_every_stage_has_a_fresh_optimizer():
+    config = small_config(optim=Optim(lr=1e-2, schedule="fine_tune"), budget=Budget(epochs=1))
+    dataset, updates = small_dataset(), {}
+    training = Training(
+        small_learner(small_network()), dataset, plan(config, len(dataset.train)), config
+    )
+    for step in training:
+        state = training.tensors()["optimizer"]
+        counts = {int(value) for name, value in state.items() if name.endswith(".step")}
+        updates.setdefault(step.moment.stage, []).append(counts)
+    assert updates == {stage: [{1}, {2}, {3}, {4}] for stage in (0, 1)}
 
 
 def test_equal_seeds_give_equal_bits_and_others_do_not():

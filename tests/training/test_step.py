@@ -153,39 +153,43 @@ def test_gradients_of_the_step_before_are_forgotten():
     assert torch.equal(weights(fresh), weights(used))
 
 
-def test_the_order_of_a_step(monkeypatch):
-    calls = []
+def test_the_order_of_a_step():
+    """Size, light, mixing, normalization; in another order the loss is another."""
+    draws = augmentation.draw(STANDARD, 6, 0, "augment", 0)
+    batch, model = replace(a_batch(size=20), draws=draws), small_network().train()
+    reference = copy.deepcopy(model)
+    learner = small_learner(model, preprocess=small_preprocess(mean=MEAN, std=STD))
+    loss = float(one_step(learner, batch, size=12, augment=STANDARD, mixup=MIXUP, epsilon=0.1))
 
-    def spy(owner, name):
-        original = getattr(owner, name)
+    extents = batch.pixels.extents
+    maps = torch.from_numpy(augmentation.homographies(draws, extents)).float()
+    mix = mixing.draw(np.random.default_rng(5), MIXUP, 6, 12, 12)
 
-        def recorded(images, *arguments, **keywords):
-            shape = tuple(images.shape) if isinstance(images, torch.Tensor) else None
-            calls.append((name, shape))
-            return original(images, *arguments, **keywords)
+    def sized(images):
+        return augmentation.resample(images, maps, extents, 12)
 
-        monkeypatch.setattr(owner, name, recorded)
+    def lit(images):
+        numbers = (torch.from_numpy(each).float() for each in (draws.brightness, draws.contrast))
+        return augmentation.light(images, *numbers)
 
-    spy(augmentation, "resample")
-    spy(augmentation, "light")
-    spy(mixing, "mix_images")
-    spy(stepping, "normalize")
-    spy(stepping, "one_hot")
-    spy(mixing, "mix_targets")
-    spy(stepping, "smooth")
-    batch = replace(a_batch(size=20), draws=augmentation.draw(STANDARD, 6, 0, "augment", 0))
-    learner = small_learner(small_network(), preprocess=small_preprocess(mean=MEAN, std=STD))
-    one_step(learner, batch, size=12, augment=STANDARD, mixup=MIXUP, epsilon=0.1)
+    def mixed(images):
+        return mixing.mix_images(images, mix)
 
-    images = [call for call in calls if call[0] in ("resample", "light", "mix_images", "normalize")]
-    assert images == [
-        ("resample", (6, 3, 20, 20)),
-        ("light", (6, 3, 12, 12)),
-        ("mix_images", (6, 3, 12, 12)),
-        ("normalize", (6, 3, 12, 12)),
-    ]
-    labels = [call for call in calls if call[0] in ("one_hot", "mix_targets", "smooth")]
-    assert labels == [("one_hot", (6,)), ("mix_targets", (6, 3)), ("smooth", (6, 3))]
+    def loss_of(*order):
+        images = batch.pixels.canvas / 255
+        for change in order:
+            images = change(images)
+        inputs = (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+        share = mix.share[:, None]
+        targets = F.one_hot(batch.labels, 3).float()
+        targets = share * targets + (1 - share) * targets[mix.partner]
+        with torch.no_grad():
+            log_p = F.log_softmax(copy.deepcopy(reference)(inputs), dim=1)
+        return float(-((0.9 * targets + 0.1 / 3) * log_p).sum(dim=1).mean())
+
+    assert loss == pytest.approx(loss_of(sized, lit, mixed), abs=1e-5)
+    for order in ((lit, sized, mixed), (sized, mixed, lit)):  # negative controls
+        assert loss != pytest.approx(loss_of(*order), abs=1e-4)
 
 
 def test_bf16_computes_logits_near_those_of_fp32():
