@@ -36,6 +36,12 @@ _Loader.add_implicit_resolver(
 
 
 @cache
+def tricks_with_overlay() -> frozenset[str]:
+    """The names of the overlays that turn on a trick: leaving one out turns the trick off."""
+    return frozenset(path.stem for path in (CONF_DIR / "trick").glob("*.yaml"))
+
+
+@cache
 def all_tricks() -> frozenset[str]:
     """The names of the tricks that ``+trick=all`` turns on."""
     chosen = chosen_options("trick", "all").items()

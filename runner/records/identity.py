@@ -101,8 +101,10 @@ def hash_of(values: Mapping[str, Any], neutral: Mapping[str, Any], fingerprint: 
     """Sixteen hex digits over the ``values`` that are not ``neutral``, and the data."""
     plain = leaves(neutral)
     missing = object()
-    told = {key: value for key, value in leaves(values).items() if plain.get(key, missing) != value}
-    content = json.dumps([told, fingerprint, VERSION], sort_keys=True)
+    chosen = {
+        key: value for key, value in leaves(values).items() if plain.get(key, missing) != value
+    }
+    content = json.dumps([chosen, fingerprint, VERSION], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

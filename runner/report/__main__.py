@@ -93,7 +93,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _page(found: Answer) -> str:
-    from runner.report.page import page  # brings matplotlib, which takes a second
+    from runner.report.page import page  # imports matplotlib, which takes a second
 
     return page(found)
 

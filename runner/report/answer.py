@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from runner.config.overlays import all_tricks
+from runner.config.overlays import tricks_with_overlay
 from runner.errors import ArtefactError, ConfigError
 from runner.report.factors import (
     Look,
-    canonical,
+    canonical_text,
     chosen_factors,
-    differing,
+    differing_factors,
     differing_keys,
     is_default,
-    level,
     level_names,
-    looks,
+    level_of,
+    looks_of,
 )
 from runner.report.groups import Arm, Group, group_runs, trick_label
 from runner.report.runs import METRICS, FinishedRun, Found, Unranked
@@ -119,14 +119,14 @@ class Comparison:
     Attributes:
         label: of the trick, or of the arm.
         arm: label of the arm.
-        reference: label of what it is held against.
+        reference: label of what it is compared with.
         seeds: that both have.
         found: the difference in accuracy.
         pairs: seed by seed.
         p_zero: corrected by Holm over the comparisons of the same table; None for one seed.
         p_margin: likewise, of the equivalence test.
         verdict: on accuracy.
-        outlook: what would settle it, where that cannot be told.
+        outlook: what would settle it, where the verdict is cannot tell.
         others: difference in nll, brier and ece.
         price: images, pixels and seconds relative to the reference, median of the seeds, as
             machines are shared; and ``forward_passes``.
@@ -216,7 +216,7 @@ def answer(
         ConfigError: no group has that baseline, or a key is unknown.
     """
     runs, damaged = _readable(found.runs, book)
-    factors = chosen_factors(by, [look for run in runs for look in looks(run)])
+    factors = chosen_factors(by, [look for run in runs for look in looks_of(run)])
     if by and (names := [word for word in baseline if "=" not in word]):
         raise ConfigError(
             "with --by a baseline is a value, not a name",
@@ -303,7 +303,7 @@ def _group_answer(
 
 
 Asked = tuple[Arm, Arm, str]
-"""An arm, what it is held against, and what the comparison is called."""
+"""An arm, what it is compared with, and what the comparison is called."""
 
 
 def _baseline(group: Group, words: Sequence[str]) -> Arm | None:
@@ -492,7 +492,7 @@ def _note_on_the_baseline(group: Group, reference: Arm) -> Iterable[str]:
     others = [
         factor.name
         for factor in group.factors.all
-        if len({canonical(arm.values[factor.name]) for arm in group.arms}) > 1
+        if len({canonical_text(arm.values[factor.name]) for arm in group.arms}) > 1
         and not is_default(factor, reference.look)
     ]
     if others:
@@ -516,24 +516,26 @@ def _hints(groups: Sequence[Group], by: Sequence[str], command: Sequence[str]) -
         names = level_names(factor, [arm.look for group in groups for arm in group.arms])
         if len(names) == 1:
             yield f"all runs have {next(iter(names.values()))}: there is nothing to compare it with"
-        elif not any(len({level(factor, arm.look) for arm in group.arms}) > 1 for group in groups):
+        elif not any(
+            len({level_of(factor, arm.look) for arm in group.arms}) > 1 for group in groups
+        ):
             lonely.add(factor.name)
     of_data: dict[str, list[Group]] = defaultdict(list)
     for group in groups:
         of_data[str(group.values["fingerprint"])].append(group)
-    told: set[str] = set()
+    hinted: set[str] = set()
     for members in of_data.values():
         is_compared = any(len(_trainings(group)) > 1 for group in members)
-        names_of = differing(look for group in members for look in _trainings(group))
+        names_of = differing_factors(look for group in members for look in _trainings(group))
         if not names_of or (is_compared and not lonely & set(names_of)):
             continue
-        told |= lonely & set(names_of)
+        hinted |= lonely & set(names_of)
         who = f"runs that differ in {' and '.join(sorted(lonely))}" if is_compared else "the runs"
         them = "it" if len(names_of) == 1 else "them"
         yield f"{who} differ in {' and '.join(names_of)}; to compare by {them}:"
         words = names_of if len(names_of) <= _MOST_NAMED else ["all"]
         yield "    " + shlex.join([*command, *(part for name in words for part in ("--by", name))])
-    if other_data := sorted(lonely - told):
+    if other_data := sorted(lonely - hinted):
         yield (
             f"runs that differ in {' and '.join(other_data)} have other images: only runs on equal "
             "images can be compared"
@@ -542,7 +544,7 @@ def _hints(groups: Sequence[Group], by: Sequence[str], command: Sequence[str]) -
 
 def _trainings(group: Group) -> list[Look]:
     """An example of each training in a group."""
-    return list({canonical(arm.training): arm.look for arm in reversed(group.arms)}.values())
+    return list({canonical_text(arm.training): arm.look for arm in reversed(group.arms)}.values())
 
 
 def _baseline_command(arm: Arm) -> str:
@@ -550,12 +552,12 @@ def _baseline_command(arm: Arm) -> str:
     seeds = tuple(sorted(arm.runs))
     words = _words_but_seed(arm.runs[seeds[0]])
     kept = tuple(word for word in words if not word.lstrip("+").startswith("trick="))
-    is_all = set(arm.names) <= all_tricks() and len(kept) < len(words)
+    is_all = set(arm.names) <= tricks_with_overlay() and len(kept) < len(words)
     return f"; to train it: {MoreRuns(kept, seeds).command}" if is_all else ""
 
 
 def _more_runs(arm: Arm, reference: Arm, wanted: int) -> tuple[MoreRuns, ...]:
-    """What brings both sides to ``wanted`` common seeds."""
+    """The runs that bring both sides to ``wanted`` common seeds."""
     common = sorted(set(arm.runs) & set(reference.runs))
     begun = sorted(set(arm.runs) ^ set(reference.runs))
     fresh = (seed for seed in count() if seed not in common and seed not in begun)

@@ -28,7 +28,7 @@ _LARGEST = 1e300  # a whole number in a foreign file may be larger than any floa
 _NUM_BINS = 10
 _NUM_IMAGES = 12
 _THUMBNAIL = 72  # px
-_MOST_CLASSES = 20  # a larger confusion matrix is told by its largest entries
+_MOST_CLASSES = 20  # a larger confusion matrix is summarized by its largest entries
 
 FloatArray = NDArray[np.floating[Any]]
 SeriesPoint = tuple[float, float, float, float]
@@ -302,7 +302,7 @@ def _series(key: str, groups: Sequence[Group]) -> Series:
             mean = float(np.mean(accuracies))
             low, high = t_interval(accuracies) or (mean, mean)
             lines[arm.label].append((float(group.values[key]), mean, low, high))
-    told = {"fingerprint", "data.name", "model.name", key}
-    others = [f"{name}={value}" for name, value in groups[0].differs.items() if name not in told]
+    titled = {"fingerprint", "data.name", "model.name", key}
+    others = [f"{name}={value}" for name, value in groups[0].differs.items() if name not in titled]
     names = [str(groups[0].values.get(name)) for name in ("data.name", "model.name")]
     return Series(key, " · ".join([*names, *others]), lines)

@@ -79,9 +79,9 @@ class Factors:
     """The factors of a comparison.
 
     Attributes:
-        all: in the order in which they are told.
+        all: in the order of labels.
         are_tricks: whether arms are called by the tricks that are on, as without ``--by``.
-        apart: a factor by which groups are told apart, to be compared among each other.
+        apart: a factor in which the groups may differ, for a figure over all of them.
     """
 
     all: tuple[Factor, ...]
@@ -135,7 +135,7 @@ def view_groups() -> frozenset[str]:
     return frozenset(name for name in schema.trick_groups() if not groups[name].TRAINS)
 
 
-def looks(run: FinishedRun) -> list[Look]:
+def looks_of(run: FinishedRun) -> list[Look]:
     """A run as it was trained, and where it looked at its images in other ways, that too."""
     values = {"fingerprint": run.fingerprint, **leaves(run.values)}
     del values["seed"]
@@ -179,7 +179,7 @@ def chosen_factors(by: Sequence[str], found: Sequence[Look]) -> Factors:
     if not by:
         return trick_factors()
     if ALL in by:
-        return Factors(tuple(map(Factor, differing(found))))
+        return Factors(tuple(map(Factor, differing_factors(found))))
     known = {key for look in found for key in look.values} | set(leaves(NEUTRAL))
     for key in by:
         _check(key, known)
@@ -218,7 +218,7 @@ def _check(key: str, known: set[str]) -> None:
     raise ConfigError(message, where=where, fix=f"{fix}; or --by all")
 
 
-def shared(look: Look, factors: Factors) -> dict[str, Any]:
+def shared_values(look: Look, factors: Factors) -> dict[str, Any]:
     """The values that must be equal for a comparison by ``factors``, by dotted key."""
     values = look.values if factors.are_tricks else _asked(look, factors.groups)
     return {key: value for key, value in values.items() if factors.of(key) is None}
@@ -241,7 +241,7 @@ def _config_value(run: FinishedRun, key: str) -> Any:
     return values.get(name) if isinstance(values, Mapping) else None
 
 
-def differing(found: Iterable[Look]) -> list[str]:
+def differing_factors(found: Iterable[Look]) -> list[str]:
     """The names of the factors by which looks at the same data differ.
 
     Of a group that differs in one key it is that key, else the group.
@@ -263,7 +263,7 @@ def differing(found: Iterable[Look]) -> list[str]:
 def differing_keys(values: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys whose values are not the same in all."""
     keys = dict.fromkeys(key for one in values for key in one)
-    return [key for key in keys if len({canonical(one.get(key)) for one in values}) > 1]
+    return [key for key in keys if len({canonical_text(one.get(key)) for one in values}) > 1]
 
 
 def is_default(factor: Factor, look: Look) -> bool:
@@ -281,32 +281,34 @@ def _leaf_is(look: Look, key: str, default: Any) -> bool:
 
 
 def level_names(factor: Factor, found: Sequence[Look]) -> dict[str, str]:
-    """What the values of a factor are called, by :func:`level`; each has another name.
+    """What the values of a factor are called, by :func:`level_of`; each has another name.
 
     ``optim.lr=0.01``; of a group the option with these values, ``augment=inception``, or the
     nearest with what differs, ``augment=standard (flip=0.0)``; else what differs among ``found``.
     """
-    examples = {level(factor, look): look for look in reversed(found)}
+    examples = {level_of(factor, look): look for look in reversed(found)}
     keys = differing_keys([factor.values(look.values) for look in examples.values()])
     names: dict[str, str] = {}
-    for spelled in (short, canonical):  # in full where they begin alike
+    for spelled in (short_text, canonical_text):  # in full where they begin alike
         names = {at: _name(factor, look, keys, spelled) for at, look in examples.items()}
         if len(set(names.values())) == len(names):
             return names
     return {
-        at: f"{names[at]} ({_details(keys, look.values, canonical)})"
+        at: f"{names[at]} ({_details(keys, look.values, canonical_text)})"
         for at, look in examples.items()
     }
 
 
-def level(factor: Factor, look: Look) -> str:
+def level_of(factor: Factor, look: Look) -> str:
     """The values of a factor, as text that is equal for equal ones."""
-    return canonical(factor.values(look.values))
+    return canonical_text(factor.values(look.values))
 
 
 def _name(factor: Factor, look: Look, keys: Sequence[str], spelled: Any) -> str:
     if factor.name == _CODE:
-        return f"{_CODE}={code_name(look)}"
+        digest = look.values.get(_CODE)
+        is_enough = spelled is short_text or digest is None
+        return f"{_CODE}={code_name(look)}" + ("" if is_enough else f" ({str(digest)[:8]})")
     if not factor.is_group:
         return f"{factor.name}={spelled(look.values.get(factor.name))}"
     option, others = nearest_option(factor.name, look)
@@ -325,7 +327,7 @@ def code_name(look: Look) -> str:
 
 
 def _details(keys: Iterable[str], values: Mapping[str, Any], spelled: Any) -> str:
-    return ", ".join(f"{key.partition('.')[2]}={spelled(values.get(key))}" for key in keys)
+    return ", ".join(f"{key.rpartition('.')[2]}={spelled(values.get(key))}" for key in keys)
 
 
 def nearest_option(group: str, look: Look) -> tuple[str | None, tuple[str, ...]]:
@@ -368,7 +370,7 @@ def _option_values(group: str, name: str, look: Look) -> dict[str, Any]:
     return found
 
 
-def matches(factor: Factor, look: Look, name: str, word: str) -> bool:
+def has_value(factor: Factor, look: Look, name: str, word: str) -> bool:
     """Whether a look has what ``KEY=VALUE`` asks for.
 
     Args:
@@ -385,7 +387,7 @@ def matches(factor: Factor, look: Look, name: str, word: str) -> bool:
     held = look.values[key]
     if isinstance(held, int | float) and not isinstance(held, bool):
         return _number(value) == held
-    return value in (held, canonical(held), canonical(held).replace(" ", ""))
+    return value in (held, canonical_text(held), canonical_text(held).replace(" ", ""))
 
 
 def _number(text: str) -> float | None:
@@ -400,12 +402,12 @@ def _neutral() -> dict[str, Any]:
     return leaves(NEUTRAL)
 
 
-def short(value: Any) -> str:
+def short_text(value: Any) -> str:
     """A value in few characters."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 24 else f"{text[:12]}…"
 
 
-def canonical(value: Any) -> str:
+def canonical_text(value: Any) -> str:
     """A value as text that is equal for equal ones."""
     return json.dumps(value, sort_keys=True)

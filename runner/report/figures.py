@@ -172,7 +172,7 @@ def series(name: str, key: str, lines: Mapping[str, Sequence[SeriesPoint]]) -> s
 
 
 def _line(number: int) -> dict[str, Any]:
-    """Colour and marker of a line: told apart without colour, too."""
+    """Colour and marker of a line: lines differ without color, too."""
     return {
         "color": _SERIES[number % len(_SERIES)],
         "marker": _MARKERS[number % len(_MARKERS)],

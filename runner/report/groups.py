@@ -10,18 +10,18 @@ from runner.config.overlays import all_tricks
 from runner.report.factors import (
     Factors,
     Look,
-    canonical,
+    canonical_text,
     code_name,
     differing_keys,
+    has_value,
     has_view,
     is_default,
-    level,
     level_names,
-    looks,
-    matches,
+    level_of,
+    looks_of,
     nearest_option,
-    shared,
-    short,
+    shared_values,
+    short_text,
     trick_factors,
     view_groups,
 )
@@ -99,7 +99,7 @@ class Group:
     @property
     def title(self) -> str:
         """Data, model, size and budget, then what else tells this group from others."""
-        values, told = self.values, {"fingerprint"}
+        values, titled = self.values, {"fingerprint"}
         parts = []
         for key, form in {
             "data.name": "{}", "model.name": "{}", "resize.size": "{} px",
@@ -107,8 +107,8 @@ class Group:
         }.items():  # fmt: skip
             if key in values:
                 parts.append(form.format(values[key]))
-                told.add(key)
-        others = [key for key in self.differs if key not in told]
+                titled.add(key)
+        others = [key for key in self.differs if key not in titled]
         by_group: dict[str, list[str]] = defaultdict(list)
         for key in others:
             by_group[key.partition(".")[0]].append(key)
@@ -116,15 +116,15 @@ class Group:
         for group, keys in by_group.items():
             parts += self._differences(group, keys)
         if "fingerprint" in self.differs and not others:  # else those are why the data differ
-            parts.append(f"fingerprint={short(values['fingerprint'])}")
+            parts.append(f"fingerprint={short_text(values['fingerprint'])}")
         return " · ".join(parts)
 
-    def _shared_tricks(self, told: Iterable[str]) -> list[str]:
+    def _shared_tricks(self, titled: Iterable[str]) -> list[str]:
         """The tricks that are on in all arms, where tricks are not what is compared."""
         look, groups = self.arms[0].look, schema.trick_groups()
         if self.factors.are_tricks:
             return []
-        compared = {factor.group for factor in self.factors.all} | set(told)
+        compared = {factor.group for factor in self.factors.all} | set(titled)
         seen = {
             name
             for group, names in groups.items()
@@ -138,9 +138,9 @@ class Group:
         if len(keys) > 1 or (group in schema.trick_groups() and keys[0] != group):
             option, others = nearest_option(group, self.arms[0].look)
             if option is not None and not set(others) - set(keys):
-                details = ", ".join(f"{key}={short(self.values.get(key))}" for key in others)
+                details = ", ".join(f"{key}={short_text(self.values.get(key))}" for key in others)
                 return [f"{group}={option}" + (f" ({details})" if details else "")]
-        return [f"{key}={short(self.differs[key])}" for key in keys]
+        return [f"{key}={short_text(self.differs[key])}" for key in keys]
 
     @property
     def any_run(self) -> FinishedRun:
@@ -168,7 +168,7 @@ class Group:
             found = [
                 arm
                 for arm in found
-                if matches(factor, arm.look, names[level(factor, arm.look)], word)
+                if has_value(factor, arm.look, names[level_of(factor, arm.look)], word)
             ]
         return found
 
@@ -187,11 +187,11 @@ def group_runs(
     members: dict[str, list[Look]] = defaultdict(list)
     # Runs without TTA come first, so that of equal trainings they are the ones that count.
     for run in sorted(runs, key=lambda run: (has_view(run.tricks), run.name)):
-        for look in looks(run):
-            members[canonical(shared(look, factors))].append(look)
+        for look in looks_of(run):
+            members[canonical_text(shared_values(look, factors))].append(look)
     members = _without_repeats(members)
     groups = {
-        key: Group(shared(found[0], factors), _arms(found, factors), factors)
+        key: Group(shared_values(found[0], factors), _arms(found, factors), factors)
         for key, found in members.items()
     }
     for group in groups.values():
@@ -232,7 +232,7 @@ def _arms(found: Sequence[Look], factors: Factors) -> list[Arm]:
     arms: dict[str, Arm] = {}
     for look in found:
         values = factors.values(look.values)
-        arm = arms.setdefault(canonical([look.view, values]), Arm(look, values))
+        arm = arms.setdefault(canonical_text([look.view, values]), Arm(look, values))
         arm.runs.setdefault(look.run.seed, look.run)
     return list(arms.values())
 
@@ -259,10 +259,10 @@ def _name_by_tricks(group: Group) -> None:
     for name, alike in by_name.items():
         leaves = [arm.all_values for arm in alike]
         differing = differing_keys(leaves)
-        for spelled in (short, canonical):  # in full where they begin alike
+        for spelled in (short_text, canonical_text):  # in full where they begin alike
             for arm, leaf in zip(alike, leaves, strict=True):
-                told = ", ".join(f"{key}={spelled(leaf.get(key))}" for key in differing)
-                arm.label = f"{name} ({told})" if told else name
+                details = ", ".join(f"{key}={spelled(leaf.get(key))}" for key in differing)
+                arm.label = f"{name} ({details})" if details else name
             if len({arm.label for arm in alike}) == len(alike):
                 break
 
@@ -290,7 +290,7 @@ def _name_by_values(group: Group, baseline: Sequence[str]) -> None:
     )
     for arm in arms:
         own = {
-            factor.name: (names[factor.name][level(factor, arm.look)],)
+            factor.name: (names[factor.name][level_of(factor, arm.look)],)
             for factor in group.factors.all
         }
         varying = {name: part for name, part in own.items() if len(names[name]) > 1} or own
@@ -318,7 +318,7 @@ def _order(arm: Arm) -> list[tuple[int, float, str]]:
     return [
         (0, float(value), "")
         if isinstance(value, int | float) and not isinstance(value, bool)
-        else (1, 0.0, canonical(value))
+        else (1, 0.0, canonical_text(value))
         for values in arm.values.values()
         for _, value in sorted(values.items())
     ]

@@ -1,4 +1,4 @@
-"""Reading run folders for the report: whoever is at them, whatever else lies there."""
+"""Reading run folders for the report, also while runs are written and among other files."""
 
 import json
 import math
@@ -139,7 +139,7 @@ class Found:
     Attributes:
         runs: finished ones, by name.
         unranked: the others.
-        foreign: names of entries that are no runs; hidden ones and ours are not told.
+        foreign: names of entries that are no runs; without hidden ones and ours.
     """
 
     runs: list[FinishedRun] = field(default_factory=list)

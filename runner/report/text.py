@@ -71,7 +71,7 @@ def verdict_text(one: Comparison, margin: float) -> str:
 
 
 def advice(one: Comparison, margin: float) -> str:
-    """What would settle a comparison that cannot be told; empty where it is settled."""
+    """What would settle a comparison whose verdict is cannot tell; empty where it is settled."""
     if one.verdict != "cannot tell":
         return ""
     if one.outlook is None:
@@ -227,7 +227,7 @@ def remarks(group: GroupAnswer, margin: float) -> Iterator[str]:
     yield from group.notes
     compared = (*group.comparisons, *group.contributions)
     if any(not one.is_equal_budget for one in compared):
-        yield f"{UNEQUAL} trained on other images or pixels than what it is held against"
+        yield f"{UNEQUAL} trained on other images or pixels than what it is compared with"
     for one in compared:
         if len(one.seeds) > 1 and (said := advice(one, margin)):
             yield f"{one.label}: {said}"

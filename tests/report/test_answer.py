@@ -182,7 +182,7 @@ def test_each_trick_inside_all(trick: str, grid: Grid) -> None:
     seeds = (0, 1, 2)
     ours = grid.right("all", seeds, "tta")
     name = f"all but {trick}"
-    # TTA is held against the plain view of the very runs, although there are runs without it.
+    # TTA is compared with the plain view of the very runs, although there are runs without it.
     theirs = grid.right("all", seeds, "plain") if trick == "tta" else grid.right(name, seeds, "tta")
     check(one, ours, theirs, seeds)
     if trick == "tta":

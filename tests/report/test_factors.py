@@ -19,7 +19,7 @@ from runner.config.schema import Augment, Data, Eval, Mixup, Model, Optim, Resiz
 from runner.errors import ConfigError
 from runner.report import text
 from runner.report.answer import Answer, Comparison, GroupAnswer, answer
-from runner.report.factors import Factor, looks, nearest_option, trick_factors, view_groups
+from runner.report.factors import Factor, looks_of, nearest_option, trick_factors, view_groups
 from runner.report.page import page
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
@@ -169,7 +169,7 @@ def test_every_option_is_called_by_its_name(group: str, name: str, tmp_path: Pat
     values = overlays.option_values(group, name)
     chosen = getattr(checks.from_dict({group: values}), group)
     write(tmp_path, seeds=1, **{group: chosen})
-    look = looks(find_runs([tmp_path]).runs[0])[-1]
+    look = looks_of(find_runs([tmp_path]).runs[0])[-1]
     assert nearest_option(group, look) == (name, ())
 
 
