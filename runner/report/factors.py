@@ -64,11 +64,6 @@ class Factor:
         return isinstance(NEUTRAL.get(self.name), dict)
 
     @property
-    def trains(self) -> bool:
-        """Whether training depends on it; if not, every network has both views of an image."""
-        return self.group not in view_groups()
-
-    @property
     def tricks(self) -> tuple[str, ...]:
         """The tricks that it can turn on."""
         return schema.trick_groups().get(self.name, ())

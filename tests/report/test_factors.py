@@ -313,7 +313,6 @@ def test_tta_is_compared_within_the_very_runs_also_by_key(tmp_path: Path) -> Non
 
 def test_only_tta_is_a_view() -> None:
     assert view_groups() == {"tta"}
-    assert [factor.name for factor in trick_factors().all if not factor.trains] == ["tta"]
     assert {factor.name for factor in trick_factors().all} == {*schema.trick_groups(), "code"}
 
 
