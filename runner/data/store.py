@@ -1,8 +1,8 @@
-"""Where the pixels are during training: decoded once into a file, or decoded as they are needed.
+"""The pixels of a training: decoded once into a file, or decoded each time they are needed.
 
-Both give the same rectangles, so a run has the same result with either. The decoded file is keyed
-by content and presize, shared by all runs below one ``outputs`` folder, and mapped into memory, so
-that the operating system keeps one copy for all processes.
+Both ways give the same rectangles and therefore the same results. The name of the decoded file
+depends on content and presize. All runs below one ``outputs`` folder share the file, and map it
+into memory, so that the operating system keeps one copy for all processes.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ from runner.machine.hardware import num_cores
 from runner.machine.locks import locked
 
 CACHE_FIX = "free some space, or outputs=FOLDER on another disk, or data.cache_gb=0 to stream"
-"""What to advise if the cache cannot be written."""
+"""The advice of an error if the cache cannot be written."""
 _FORMAT = 1  # raise when stored pixels would differ
 _BYTES_PER_PIXEL = 3
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many are done, and how many there are."""
+"""A function called with the name of the work, the number of images done, and their total."""
 
 
 class Store(Protocol):
@@ -47,11 +47,11 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Survey:
-    """What opening every image showed.
+    """The unreadable and the converted images, found by opening every image.
 
     Attributes:
-        broken: reason by index, of the images that cannot be read.
-        converted: number of images by the colour mode they were converted from.
+        broken: for each image that cannot be read, the reason by its index.
+        converted: number of images by the color mode that they were converted from.
     """
 
     broken: dict[int, str]
@@ -62,17 +62,17 @@ class CachedStore:
     """Rectangles in one memory-mapped file.
 
     Attributes:
-        offsets: (n,) int64, of the first byte of each image.
+        offsets: (n,) int64, position in ``pixels`` of the first byte of each image.
         shapes: (n, 2) int32, height and width of each image, px.
-        pixels: (bytes,) uint8, of all images, row by row, red, green and blue of each pixel.
-        pixels_path: the file of the pixels.
+        pixels: (bytes,) uint8, the pixels of all images, row by row; red, green and blue of each.
+        pixels_path: the file that holds ``pixels``.
     """
 
     def __init__(self, folder: Path) -> None:
         self.offsets = np.load(folder / "offsets.npy", allow_pickle=False)
         self.shapes = np.load(folder / "shapes.npy", allow_pickle=False)
         self.pixels_path = folder / "pixels.u8"
-        # As a plain array, since each slice of a memmap object takes microseconds.
+        # A plain array, because each slice of a memmap object takes microseconds.
         self.pixels = np.memmap(self.pixels_path, dtype=np.uint8, mode="r").view(np.ndarray)
 
     def rectangle(self, index: int) -> NDArray[np.uint8]:
@@ -102,7 +102,9 @@ class StreamedStore:
             ) from error
 
     def decode(self, index: int) -> tuple[NDArray[np.uint8], str | None]:
-        """The rectangle, and the colour mode that the image was converted from, if it was.
+        """Decode image ``index`` to its rectangle, and name the color mode it was converted from.
+
+        The mode is None if the image was RGB already.
 
         Raises:
             BrokenImageError: the image cannot be read.
@@ -112,7 +114,7 @@ class StreamedStore:
 
 
 def content_digests(images: Images, folder: Path, progress: Progress) -> list[str]:
-    """SHA-256 of every image's content; "" for an unreadable one. Remembered below ``folder``."""
+    """SHA-256 of every image's content; "" for an unreadable image. Saved below ``folder``."""
     remembered = folder / "digests" / f"{images.stamp()[:32]}.json"
     if remembered.exists():
         digests: list[str] = json.loads(remembered.read_text())
@@ -142,17 +144,18 @@ def open_store(
     cached: bool,
     progress: Progress,
 ) -> tuple[Store, Survey]:
-    """Open the decoded images, building the file first where it is missing.
+    """Open the decoded images; build their file first if it is missing.
 
     Args:
-        images: in the order that indices refer to.
-        digests: of :func:`content_digests`.
+        images: the images, in the order that indices refer to.
+        digests: the digests that :func:`content_digests` returns.
         folder: root of the cache.
         presize: short side of the rectangles, px.
-        max_aspect: longest long side, as a multiple of the short one.
-        interpolation: of the resizing.
-        cached: keep the decoded pixels; or only check the images now, and decode them when needed.
-        progress: told how far the building is.
+        max_aspect: longest long side, as a multiple of the short side.
+        interpolation: method of resizing to ``presize``.
+        cached: whether to store the decoded pixels; if false, the images are only checked now, and
+            decoded whenever they are needed.
+        progress: called as the building advances.
 
     Raises:
         StorageError: the cache cannot be written.
@@ -172,7 +175,7 @@ def open_store(
 
 
 def _build(source: StreamedStore, target: Path, *, keep_pixels: bool, progress: Progress) -> None:
-    """Decode every image into ``target``, which appears whole or not at all."""
+    """Decode every image into the folder ``target``, which appears whole or not at all."""
     images = source.images
 
     def convert(index: int) -> tuple[NDArray[np.uint8], str | None] | str:
@@ -181,7 +184,7 @@ def _build(source: StreamedStore, target: Path, *, keep_pixels: bool, progress: 
         except BrokenImageError as error:
             return str(error)
 
-    # Only the holder of the lock gets here, so leftovers are of builders that were killed.
+    # Only the process that holds the lock gets here, so leftovers are from killed processes.
     for leftover in target.parent.glob(f"{target.name}.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     building = target.with_name(f"{target.name}.tmp-{os.getpid()}")
@@ -220,7 +223,7 @@ def _build(source: StreamedStore, target: Path, *, keep_pixels: bool, progress: 
 
 
 def _in_threads(work: Callable[[int], T], count: int, what: str, progress: Progress) -> Iterator[T]:
-    """``work`` of 0..count-1 in order, a bounded number ahead of the reader at a time."""
+    """Yield ``work(0)`` to ``work(count - 1)`` in order, computed a bounded number ahead."""
     workers = num_cores()
     pending = iter(range(count))
     with ThreadPoolExecutor(workers) as pool:

@@ -13,10 +13,10 @@ _FIX = "outputs=FOLDER that you may write to, on a disk with space"
 
 
 def read_whole(path: Path) -> bytes:
-    """The content of a regular file; a pipe in its place would be waited for without end.
+    """Read a regular file. Refuses anything else: reading a pipe could wait without end.
 
     Raises:
-        OSError: it cannot be read, or is none.
+        OSError: the file cannot be read, or is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -33,11 +33,11 @@ def write_synced(path: Path, content: bytes, *, fix: str = _FIX) -> None:
 
     Args:
         path: the file to write.
-        content: its content.
-        fix: what to advise if the file cannot be written.
+        content: the bytes to write.
+        fix: the advice of the error if the file cannot be written.
 
     Raises:
-        StorageError: the file cannot be written; nothing is left of it.
+        StorageError: the file cannot be written; no part of it remains.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def write_synced(path: Path, content: bytes, *, fix: str = _FIX) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException as error:  # an interrupt leaves nothing, either
+    except BaseException as error:  # an interrupt must not leave a part of the file, either
         with suppress(OSError):
             path.unlink()
         if isinstance(error, OSError):
@@ -58,10 +58,10 @@ def replace_whole(path: Path, content: bytes, *, is_shared: bool = False, fix: s
 
     Args:
         path: the file to write.
-        content: its content.
+        content: the bytes to write.
         is_shared: whether several processes may write the file at the same time, without a lock;
             each of them then needs a temporary file of its own.
-        fix: what to advise if the file cannot be written.
+        fix: the advice of the error if the file cannot be written.
 
     Raises:
         StorageError: the file cannot be written.
@@ -79,12 +79,12 @@ def replace_whole(path: Path, content: bytes, *, is_shared: bool = False, fix: s
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write a file that the user named, whole or not at all; or write into a pipe or device.
+    """Write a file that the user named, whole or not at all; or write to a pipe or device.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    target = path.resolve()  # of a link such as /dev/stdout what it leads to, not the link
+    target = path.resolve()  # writes to the target of a link such as /dev/stdout, keeps the link
     try:
         if target.is_dir() or path.name == "":
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -97,7 +97,7 @@ def write_output(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in a folder; where the file system cannot, go on."""
+    """Wait until the disk has the names in a folder; return if the file system cannot do that."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -107,7 +107,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def unwritable(path: Path, error: OSError, size: int = 0, *, fix: str = _FIX) -> StorageError:
-    """The error for a file of ``size`` bytes that cannot be written."""
+    """Make the error for a file of ``size`` bytes that cannot be written."""
     space = ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Where text goes: consoles that survive a closed pipe, and text that cannot steer a terminal."""
+"""Consoles that survive a closed pipe, and text that cannot control a terminal."""
 
 import os
 import sys
@@ -6,11 +6,11 @@ import sys
 from rich.console import Console
 
 TABLE_WIDTH = 120
-"""Columns of characters that the widest table needs."""
+"""Width of the widest table, in characters."""
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters spelled out: a file's name must not steer the terminal."""
+    """Escape the control characters of ``text``: a file name must not control the terminal."""
     return "".join(
         character if character.isprintable() or character == "\n" else repr(character)[1:-1]
         for character in text
@@ -18,16 +18,16 @@ def printable(text: str) -> str:
 
 
 class PipeConsole(Console):
-    """A console whose closed pipe, as after ``| head``, does not end the training behind it."""
+    """A console that outlives its pipe: a pipe closed by ``| head`` does not end the training."""
 
     def on_broken_pipe(self) -> None:
-        """Write no more."""
+        """Stop writing."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def table_console() -> PipeConsole:
-    """A console for tables; in a pipe, which has no width of its own, as wide as they need."""
+    """A console for tables. In a pipe, which has no width, it is as wide as the widest table."""
     console = PipeConsole(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = TABLE_WIDTH

@@ -9,15 +9,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from runner.terminal.console import PipeConsole, printable
 from runner.terminal.tables import Table
 
-_REFRESH_SECONDS = 0.5  # how often the loss is read: on a GPU that waits for the step
+_REFRESH_SECONDS = 0.5  # not at each step: reading the loss on a GPU waits for the step
 
 
 class Display:
-    """Progress of one run; use as a context manager.
+    """Shows the progress of one run; use it as a context manager.
 
     Args:
-        quiet: show nothing, as another process speaks for this one.
-        stderr: leave standard output to the result.
+        quiet: show nothing, because another process of the same run shows it.
+        stderr: write to standard error, so that standard output holds only the result.
     """
 
     def __init__(self, *, quiet: bool = False, stderr: bool = False) -> None:
@@ -43,11 +43,11 @@ class Display:
         self._progress.stop()
 
     def line(self, text: str) -> None:
-        """One line, printed as it is."""
+        """Print one line of text without markup or wrapping."""
         self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def work(self, what: str, done: int, total: int) -> None:
-        """Progress of a long preparation, such as decoding images."""
+        """Show that a preparation such as decoding images has done ``done`` of ``total`` items."""
         if what not in self._tasks:
             self._tasks[what] = self._progress.add_task(what, total=total, note="")
             if not self.console.is_terminal:
@@ -61,7 +61,7 @@ class Display:
         return self.console.is_terminal and time.monotonic() - self._shown_at >= _REFRESH_SECONDS
 
     def step(self, stage: str, done: int, total: int, note: str) -> None:
-        """Training is ``done`` of ``total`` steps along."""
+        """Show that training has made ``done`` of ``total`` steps."""
         self._shown_at = time.monotonic()
         if "training" not in self._tasks:
             self._tasks["training"] = self._progress.add_task(stage, total=total, note="")
@@ -70,7 +70,7 @@ class Display:
         )
 
     def evaluation(self, done: int, total: int) -> None:
-        """An evaluation is ``done`` of ``total`` batches along."""
+        """Show that an evaluation has finished ``done`` of ``total`` batches."""
         if "evaluation" not in self._tasks:
             self._tasks["evaluation"] = self._progress.add_task("evaluation", total=total, note="")
         self._progress.update(self._tasks["evaluation"], completed=done)
@@ -78,7 +78,7 @@ class Display:
             self._progress.remove_task(self._tasks.pop("evaluation"))
 
     def epoch(self, row: Mapping[str, Any], num_epochs: int) -> None:
-        """One finished epoch."""
+        """Print one line about a finished epoch."""
         self.line(
             f"epoch {row['epoch']:>{len(str(num_epochs))}}/{num_epochs}"
             f"  size {row['size']:>3}"
@@ -90,7 +90,7 @@ class Display:
         )
 
     def result(self, result: Mapping[str, Any], folder: str) -> None:
-        """The closing table: plain and TTA side by side."""
+        """Print the closing table: plain predictions and TTA side by side."""
         metrics, budget = result["metrics"], result["budget"]
         views = {"plain": metrics["plain"]}
         if "tta" in result["tricks"]:

@@ -1,4 +1,4 @@
-"""What a sweep prints: a line per job as it ends, and a table when all jobs have ended."""
+"""The output of a sweep: a line per job as it ends, and a table when all jobs have ended."""
 
 import shlex
 from collections import Counter
@@ -14,7 +14,7 @@ from runner.terminal.tables import Table
 def print_job(
     job: Sequence[str], outcome: Mapping[str, Any], jobs: Sequence[Sequence[str]]
 ) -> None:
-    """One line: how a job of a sweep of ``jobs`` ended."""
+    """Print one line that says how a job of a sweep of ``jobs`` ended."""
     accuracy = outcome.get("accuracy")
     reached = outcome.get("error", "") if accuracy is None else f"accuracy {accuracy:.2%}"
     console = PipeConsole(highlight=False)
@@ -25,11 +25,12 @@ def print_job(
 def print_sweep(
     outcomes: Sequence[Mapping[str, Any]], log: Callable[[int], Path], outputs: Path
 ) -> None:
-    """The table of a sweep, a row per job, and the reasons of those that failed.
+    """Print the table of a sweep, a row per job, and the reasons of the jobs that failed.
 
     Args:
-        outcomes: of the jobs by number: ``job``, its words; ``status``; what it came to.
-        log: the file in which a job says more.
+        outcomes: the outcome of each job, by its number: ``job``, the words of the job; ``status``;
+            ``accuracy`` and ``tta`` of a finished job; ``error`` of a failed job.
+        log: returns the log file of the job with that number.
         outputs: folder of the runs.
     """
     console = PipeConsole(highlight=False)

@@ -1,7 +1,7 @@
-"""A table of words for people and programs: terminal, Markdown, CSV. What a cell says stays text.
+"""A table of text for people and programs: terminal, Markdown, CSV. A cell always stays text.
 
 Names of classes, files and runs are other people's text: no control character reaches a terminal,
-no markup is obeyed, no cell is a formula to a spreadsheet.
+no markup is obeyed, no spreadsheet takes a cell for a formula.
 """
 
 import csv
@@ -28,9 +28,9 @@ class Table:
     """Rows of cells under named columns.
 
     Attributes:
-        title: of the table.
-        columns: names, one per cell of a row.
-        rows: cells, ready to be read.
+        title: the line above the table.
+        columns: names of the columns, one per cell of a row.
+        rows: cells of each row, already formatted.
         text_columns: names of the columns that hold words and not numbers.
     """
 
@@ -40,7 +40,7 @@ class Table:
     text_columns: tuple[str, ...] = ()
 
     def without(self, *columns: str) -> "Table":
-        """The same table without some columns."""
+        """Return the same table without the named columns."""
         kept = [index for index, name in enumerate(self.columns) if name not in columns]
         return replace(
             self,
@@ -49,7 +49,7 @@ class Table:
         )
 
     def print(self, console: Console) -> None:
-        """Print it to a terminal, or to a pipe."""
+        """Print the table to a terminal, or to a pipe."""
         shown = RichTable(
             title=Text(printable(self.title)),
             title_justify="left",
@@ -75,11 +75,11 @@ class Table:
                 console.print(Text(f"{column}: {printable(cell)}"))
 
     def _widths(self, room: int) -> list[int] | None:
-        """Characters per column, the widest shortened where there is no room for all.
+        """Characters per column; the widest columns are shortened if there is no room for all.
 
-        As long as there is room, numbers stay in a piece, then words and names that are not too
-        long. None where not even numbers have room. (rich shortens the widest column first, and
-        cuts off the last ones when none of the others may get shorter.)
+        As long as there is room, numbers are not split, and then words and names that are not too
+        long. None if there is not even room for the numbers. (rich shortens the widest column
+        first, and cuts off the last columns when no other column may get shorter.)
         """
         cells = [[column, *(row[i] for row in self.rows)] for i, column in enumerate(self.columns)]
         widths = [max(_width(cell) for cell in column) for column in cells]
@@ -134,14 +134,14 @@ def to_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def inert(cell: object) -> object:
-    """A cell that no spreadsheet takes for a formula; numbers stay numbers."""
+    """Change a cell so that no spreadsheet takes it for a formula; numbers stay numbers."""
     if not isinstance(cell, str):
         return cell
     return no_formula(printable(cell))
 
 
 def no_formula(cell: str) -> str:
-    """The cell, marked where a spreadsheet would take it for a formula."""
+    """The cell, with an apostrophe in front if a spreadsheet would take it for a formula."""
     return f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell
 
 
@@ -150,7 +150,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Characters that Markdown or HTML would obey, taken literally."""
+    """Escape the characters that Markdown or HTML would obey."""
     text = printable(text).replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;")
     for character in "\\`*_~|[]!#":
         text = text.replace(character, f"\\{character}")
