@@ -1,17 +1,17 @@
-"""Convolutions on the CPU, where those of the library are wrong or slow on very small maps.
+"""Convolutions for the CPU, because torch's are wrong or slow on very small maps.
 
 *Wrong*, seen with torch 2.15 on CPUs with AVX-512 or AMX bfloat16: the weight gradient of a 3×3
 convolution with stride 2, padding 1 and an input of 1×1 holds uninitialized memory at the eight
-places that see only padding. It is silent where it happens to be finite. Deep networks meet it on
-small images (xresnet18 at 16 px). With stride 1 the output is the same single pixel and the
-gradient is right.
+places that see only padding. Nothing reports the error if the memory happens to be finite. It
+occurs in deep networks on small images (xresnet18 at 16 px). With stride 1 the output is the same
+single pixel and the gradient is right.
 
-*Slow*: where a batch has few places to compute at all, as in the last layers on small images, the
-bfloat16 kernels can be far slower than the matrix products that a convolution is: a half to a
+*Slow*: if a batch has few output places, as in the last layers on small images, the bfloat16
+kernels can be far slower than the matrix products that a convolution consists of: a half to a
 quarter of their speed with 512 channels on 2×2 maps (torch 2.14 on an AMD EPYC with AVX-512;
-``benchmarks/NOTES.md``). So these compute it there. Sums are in another
-order, which is rounding in bfloat16. Only in training, so that predictions do not depend on how
-many images are predicted at a time.
+``benchmarks/NOTES.md``). So matrix products compute such convolutions. They add in another order,
+which changes the rounding in bfloat16. This happens only in training, so that predictions do not
+depend on how many images are predicted at a time.
 """
 
 from typing import Any
@@ -21,15 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-_FEW_PLACES = 1024  # in a batch; up to 4,096 it made no difference, 256 was slower
-_Pair = tuple[int, ...]  # of height and width
+_FEW_PLACES = 1024  # in a batch; values up to 4,096 made no difference, 256 was slower
+_Pair = tuple[int, ...]  # height and width
 
 
 class CpuConv2d(nn.Conv2d):
-    """As its parent, whose class it takes the place of."""
+    """A convolution that equals its parent's but avoids the faults described above."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name of the parent's argument
-        """(N, C, H, W) → (N, O, H', W')."""
+        """Convolve images (N, C, H, W) to (N, O, H', W')."""
         assert not isinstance(self.padding, str)
         is_point = input.shape[-2:] == (1, 1) and self._keeps_points(self.padding)
         stride = (1, 1) if is_point else self.stride
@@ -37,14 +37,14 @@ class CpuConv2d(nn.Conv2d):
             outputs: Tensor = _Products.apply(
                 input.bfloat16(), self.weight.bfloat16(), stride, self.padding
             )
-            # Here and not in there: torch lets nobody change a view that a Function returns.
+            # Permuted outside the Function: torch forbids in-place changes of a view it returns.
             return outputs.permute(0, 3, 1, 2)
         return F.conv2d(
             input, self.weight, self.bias, stride, self.padding, self.dilation, self.groups
         )
 
     def _keeps_points(self, padding: _Pair) -> bool:
-        """Whether one pixel gives one pixel at any stride: the padding makes up for the kernel."""
+        """Whether one pixel gives one pixel at any stride, because of the padding."""
         return all(
             2 * pad == dilation * (kernel - 1) and kernel > 1
             for pad, dilation, kernel in zip(padding, self.dilation, self.kernel_size, strict=True)
@@ -62,9 +62,9 @@ class CpuConv2d(nn.Conv2d):
 
 
 class _Products(torch.autograd.Function):
-    """A convolution without bias as products of matrices: places × taps, taps × channels.
+    """A convolution without bias as a matrix product: places × taps, taps × channels.
 
-    From (N, C, H, W) to (N, H', W', O).
+    Maps (N, C, H, W) to (N, H', W', O).
     """
 
     @staticmethod
@@ -101,7 +101,7 @@ def _input_gradient(
 
 
 def _windows(input: Tensor, weight: Tensor, stride: _Pair, padding: _Pair) -> Tensor:  # noqa: A002
-    """What each place sees: (N, H', W', KH, KW, C)."""
+    """The input pixels that each output place sees: (N, H', W', KH, KW, C)."""
     padded = F.pad(_channels_last(input), (0, 0, padding[1], padding[1], padding[0], padding[0]))
     height, width = weight.shape[-2:]
     seen = padded.unfold(1, height, stride[0]).unfold(2, width, stride[1])
@@ -121,7 +121,7 @@ def _num_places(input: Tensor, convolution: nn.Conv2d, stride: _Pair) -> int:  #
 
 
 def suit_convolutions(model: nn.Module) -> None:
-    """Let the plain convolutions of ``model`` be computed as suits a CPU; weights stay theirs."""
+    """Make the plain convolutions of ``model`` :class:`CpuConv2d` in place; weights stay."""
     for module in model.modules():
         is_plain = type(module) is nn.Conv2d and module.padding_mode == "zeros"
         if is_plain and not isinstance(module.padding, str):

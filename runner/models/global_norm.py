@@ -1,6 +1,6 @@
-"""BatchNorm over the whole batch when several processes share it.
+"""BatchNorm over the whole batch if several processes share the batch.
 
-With statistics per process, two processes would train another network than one does.
+With statistics per process, two processes would train another network than one process does.
 """
 
 from typing import Any
@@ -13,14 +13,14 @@ from runner.errors import ConfigError
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """As torch's SyncBatchNorm, which exists for GPUs alone; for processes on CPUs.
+    """The equivalent of torch's SyncBatchNorm for processes on CPUs; torch's supports only GPUs.
 
-    Mean and variance are taken in float32 in two passes over all processes' images, whose numbers
-    may differ.
+    Mean and variance are computed in float32 in two passes over the images of all processes, which
+    may have different numbers of images.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's own name
-        """(N, C, H, W) → the same shape, normalized per channel."""
+        """Normalize images (N, C, H, W) per channel."""
         if not self.training:
             return super().forward(input)
         values = input.float()
@@ -43,7 +43,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 class _Sum(torch.autograd.Function):
-    """Over the processes; gradients flow back to all of them."""
+    """The sum over all processes; gradients flow back to each process."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -59,7 +59,9 @@ class _Sum(torch.autograd.Function):
 
 
 def share_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """``model`` with statistics over all processes; parameters and buffers stay the same objects.
+    """Let the BatchNorms of ``model`` use statistics over all processes.
+
+    Parameters and buffers stay the same objects.
 
     Raises:
         ConfigError: the model has a kind of BatchNorm that cannot be shared on this device.

@@ -2,8 +2,8 @@
 
 Source: He et al. 2018, "Bag of Tricks for Image Classification with Convolutional Neural
 Networks", arXiv:1812.01187: ResNet-D (section 4.2) and zero γ (section 3.1). Structure, order of
-the parameters and initial distribution equal fastai's ``xresnet*``, so that numbers published
-for those apply here; timm calls the same networks ``resnet*d``.
+the parameters and initial distribution equal those of fastai's ``xresnet*``, so that numbers
+published for fastai's networks apply here; timm calls the same networks ``resnet*d``.
 
 Shape letters: B images, C channels, H height and W width in pixels, K outputs.
 
@@ -37,13 +37,13 @@ _STAGE_WIDTHS = (64, 128, 256, 512)
 _BOTTLENECK_EXPANSION = 4
 
 DEPTHS = tuple(_PLANS)
-"""The depths that :func:`xresnet` knows."""
+"""The depths that :func:`xresnet` can build."""
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution without bias, batch norm and, where ``activation`` is set, ReLU.
+    """Convolution without bias, batch norm and, if ``activation`` is set, ReLU.
 
-    (B, C, H, W) to (B, ``out_channels``, ⌈H / ``stride``⌉, ⌈W / ``stride``⌉) for an odd
+    Maps (B, C, H, W) to (B, ``out_channels``, ⌈H / ``stride``⌉, ⌈W / ``stride``⌉) for an odd
     ``kernel_size``.
     """
 
@@ -86,8 +86,8 @@ class ResidualBlock(nn.Module):
             last = ConvNorm(width, out_channels, 1, activation=False)
             self.residual = nn.Sequential(
                 ConvNorm(in_channels, width, 1),
-                # On the 3×3, not on the 1×1 before it, which would skip three quarters of its
-                # input (arXiv:1812.01187, ResNet-B).
+                # The 3×3 has the stride. The 1×1 before it would skip three quarters of its input
+                # with a stride of 2 (arXiv:1812.01187, ResNet-B).
                 ConvNorm(width, width, 3, stride=stride),
                 last,
             )
@@ -109,7 +109,7 @@ class ResidualBlock(nn.Module):
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, ``out_channels``, ⌈H/s⌉, ⌈W/s⌉)."""
+        """Map (B, C, H, W) to (B, ``out_channels``, ⌈H/s⌉, ⌈W/s⌉)."""
         activations: Tensor = self.act(self.residual(images) + self.identity(images))
         return activations
 
@@ -119,7 +119,7 @@ class XResNet(nn.Module):
 
     def __init__(self, plan: _Plan, num_outputs: int, in_channels: int, dropout: float) -> None:
         super().__init__()
-        # Three 3×3 in place of one 7×7 (ResNet-C).
+        # Three 3×3 convolutions replace one 7×7 (ResNet-C).
         stem_in = (in_channels, *_STEM_WIDTHS)
         self.stem = nn.Sequential(
             ConvNorm(stem_in[0], stem_in[1], 3, stride=2),
@@ -151,23 +151,23 @@ class XResNet(nn.Module):
         _draw_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalized images (B, C, H, W), any H and W from 1 up, to logits (B, K)."""
+        """Map normalized images (B, C, H, W), with H and W ≥ 1, to logits (B, K)."""
         logits: Tensor = self.head(self.stages(self.stem(images)))
         return logits
 
 
 def xresnet(depth: int, num_outputs: int, *, in_channels: int = 3, dropout: float = 0.0) -> XResNet:
-    """An xresnet with fresh weights, drawn from torch's global generator.
+    """Build an xresnet whose initial weights are drawn from torch's global generator.
 
     Args:
         depth: layers with weights on the longest path: 18, 34, 50, 101 or 152.
-        num_outputs: K, the number of logits, 1 or more. Usually the number of classes; more of
-            them only spreads label smoothing over classes that do not exist.
+        num_outputs: K, the number of logits, 1 or more. Usually the number of classes; a larger
+            number only spreads label smoothing over classes that do not exist.
         in_channels: C of the images, 1 or more.
         dropout: probability in [0, 1] of zeroing a pooled feature while training.
 
     Raises:
-        ValueError: ``depth`` is none of these, or another number is out of its range.
+        ValueError: ``depth`` is not one of these, or another number is out of its range.
 
     Source: He et al. 2018, arXiv:1812.01187; fastai, ``fastai.vision.models.xresnet``.
     """
@@ -181,9 +181,10 @@ def xresnet(depth: int, num_outputs: int, *, in_channels: int = 3, dropout: floa
 
 
 def _draw_weights(model: nn.Module) -> None:
-    """Convolutions and linear layers from N(0, 2/fan_in), biases 0; batch norms stay as they are.
+    """Draw convolutions and linear layers from N(0, 2/fan_in); set their biases to 0.
 
-    As in fastai the linear layer has the gain of a ReLU too, though no ReLU follows it.
+    Batch norms keep their values. As in fastai, the linear layer also has the gain of a ReLU,
+    although no ReLU follows it.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -1,10 +1,10 @@
 """Augmentation: crop, flip, rotate, zoom and warp composed into one interpolation, then light.
 
-Every geometric part is a homography of the plane, so their product is one, and the image is
-sampled once. The constants of ``augment=standard`` are those of fastai's ``aug_transforms``.
+Every geometric part is a homography of the plane, so their product is a homography too, and the
+image is sampled once. ``augment=standard`` has the constants of fastai's ``aug_transforms``.
 
-Coordinates are (x, y) with -1 and 1 at the outer edges of the region that is sampled. A homography
-maps a point of the output to the point of the input that it shows.
+Coordinates are (x, y) with -1 and 1 at the outer edges of the sampled region. A homography maps
+each point of the output to the point of the input that is shown there.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -29,14 +29,14 @@ class Draws:
     """The random parameters of n images; row i belongs to image i of the split.
 
     Attributes:
-        place: (n, 2) in 0..1, where the square lies in the rectangle: x, y.
-        crop_scale: (n, 10) part of the area, ten attempts.
-        crop_ratio: (n, 10) width / height, ten attempts.
-        crop_place: (n, 2) in 0..1, where the crop lies: x, y.
-        flip: (n,) bool.
-        angle: (n,) degrees.
-        zoom: (n,) ≥ 1.
-        zoom_centre: (n, 2) in 0..1.
+        place: (n, 2) in 0..1, position x, y of the square in the rectangle.
+        crop_scale: (n, 10) area of the crop / area of the region, ten attempts.
+        crop_ratio: (n, 10) width / height of the crop, ten attempts.
+        crop_place: (n, 2) in 0..1, position x, y of the crop in the region.
+        flip: (n,) bool, whether the image is mirrored.
+        angle: (n,) rotation, degrees.
+        zoom: (n,) factor of magnification, ≥ 1.
+        zoom_centre: (n, 2) in 0..1, position x, y of the zoomed part.
         warp: (n, 2) shift of the corners in x and y.
         brightness: (n,) in 0..1, added in logit space; 0.5 is neutral.
         contrast: (n,) > 0, multiplied in logit space; 1 is neutral.
@@ -59,7 +59,7 @@ class Draws:
         return Draws(*(getattr(self, item.name)[indices] for item in fields(self)))
 
     def with_one_crop(self) -> "Draws":
-        """All images share the crop of the first, as in a batch of fastai's."""
+        """Give all images the crop of the first image, as fastai does in each batch."""
         first = np.zeros(len(self.flip), np.int64)
         return replace(
             self,
@@ -70,7 +70,7 @@ class Draws:
 
 
 def draw(augment: Augment, count: int, seed: int, purpose: str, *position: int) -> Draws:
-    """The parameters of ``count`` images at one position, such as an epoch or a TTA pass."""
+    """Draw the parameters of ``count`` images at one position, such as an epoch or a TTA pass."""
 
     def uniform(name: str, low: float, high: float) -> Floats:
         return low + (high - low) * uniforms(count, seed, f"{purpose}.{name}", *position)
@@ -121,7 +121,7 @@ def homographies(draws: Draws, extents: NDArray[np.int64]) -> Floats:
     """The maps (N, 3, 3) from output to input points: warp · flip · rotate · zoom · crop.
 
     Args:
-        draws: of N images.
+        draws: the parameters of N images.
         extents: (N, 2), height and width of the region that each image is sampled from.
     """
     height, width = extents[:, 0].astype(np.float64), extents[:, 1].astype(np.float64)
@@ -135,22 +135,22 @@ def homographies(draws: Draws, extents: NDArray[np.int64]) -> Floats:
 
 
 def resample(images: Tensor, maps: Tensor, extents: NDArray[np.int64], size: int) -> Tensor:
-    """Sample each image once through its homography; beyond the region it is mirrored.
+    """Sample each image once through its homography; beyond its region, the image is mirrored.
 
     Args:
-        images: (N, C, H, W) float, of any range; image n fills the top left ``extents[n]`` of it.
-        maps: (N, 3, 3) float from output to input points.
+        images: (N, C, H, W) float, any range; the region of image n is its top left ``extents[n]``.
+        maps: (N, 3, 3) float, homographies from output points to input points.
         extents: (N, 2), height and width of each region, px.
-        size: of the output, px.
+        size: side of the output, px.
 
     Returns:
-        (N, C, size, size), bilinear; when the region shrinks by more than 2×, it is averaged over
-        areas first, so that nothing aliases.
+        (N, C, size, size), bilinear. A region that shrinks by more than 2× is first averaged over
+        areas to avoid aliasing.
     """
     if min(images.shape[-2:]) > 2 * size:
         images, extents = _averaged(images, extents, size)
     axis = (torch.arange(size, device=images.device, dtype=maps.dtype) + 0.5) * 2 / size - 1
-    # From the left and top edges on, in quarters of the period of the mirror images: 0..1/2.
+    # Measured from the left and top edges, in periods of the mirrored image: the region is 0..1/2.
     maps = torch.cat([(maps[:, :2] + maps[:, 2:]) / 4, maps[:, 2:]], dim=1)
     # The products maps · (x, y, 1), as sums of a row and a column: (N, 3, S, S).
     along_x = maps[:, :, 0, None, None] * axis
@@ -158,9 +158,9 @@ def resample(images: Tensor, maps: Tensor, extents: NDArray[np.int64], size: int
     mapped = along_x + along_y
     # A warp near its limit can put the horizon on a pixel; the clamp keeps it finite.
     source = mapped[:, :2].div_(mapped[:, 2:].clamp_min_(1e-6))
-    # Mirrored, and from the right and bottom edges on: 1/2 is 0 there, and -1/4 and 3/4 are 1/4.
+    # Mirrored, and measured from the right and bottom edges: 1/2 becomes 0; -1/4 and 3/4, 1/4.
     mirrored = source.frac_().abs_().sub_(0.5).abs_()
-    part: Tensor | float = 1.0  # of the canvas that is filled, (N, 2, 1, 1), as x and y
+    part: Tensor | float = 1.0  # filled part of the canvas in x and y, (N, 2, 1, 1)
     if not np.array_equal(extents, np.broadcast_to(images.shape[-2:], extents.shape)):
         regions, canvas = (
             on_device(sides.to(maps.dtype), maps.device)[..., None, None]
@@ -170,8 +170,8 @@ def resample(images: Tensor, maps: Tensor, extents: NDArray[np.int64], size: int
             )
         )
         part = regions / canvas
-        # Half a pixel inside the edge, so that bilinear weights never reach out of the region; at
-        # the edge of the canvas the padding does that.
+        # Half a pixel inside the edge, so that bilinear weights never reach out of the region; the
+        # padding has the same effect at the edge of the canvas.
         torch.clamp(mirrored, 0.25 / regions, 0.5 - 0.25 / regions, out=mirrored)
     grid = mirrored.mul_(-4 * part).add_(2 * part - 1)
     return F.grid_sample(
@@ -199,10 +199,10 @@ def light(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
 def _averaged(
     images: Tensor, extents: NDArray[np.int64], size: int
 ) -> tuple[Tensor, NDArray[np.int64]]:
-    """Average over areas every region that shrinks by more than 2×, until it shrinks by 2×.
+    """Average every region that shrinks by more than 2× over areas, until it shrinks by 2×.
 
-    Region by region, so that neither the padding nor the other images of the batch have a part in
-    it. Returns a smaller canvas and the extents on it.
+    Each region is averaged alone, so that neither the padding nor the other images of the batch
+    influence it. Returns a smaller canvas and the extents of the regions on it.
     """
     before = [(height, width) for height, width in extents.tolist()]
     after = {}
@@ -224,7 +224,7 @@ def _identity(count: int) -> Floats:
 
 
 def _crop(scale: Floats, ratio: Floats, place: Floats, height: Floats, width: Floats) -> Floats:
-    """RandomResizedCrop: the first attempt that fits, else the largest box within the ratio."""
+    """RandomResizedCrop: the first attempt that fits, else the largest box of an allowed ratio."""
     area = scale * (height * width)[:, None]
     tried_width, tried_height = np.sqrt(area * ratio), np.sqrt(area / ratio)
     slack = 1 + 1e-9  # a full crop of a square must count as fitting
@@ -256,7 +256,7 @@ def _zoom(zoom: Floats, centre: Floats) -> Floats:
 
 
 def _rotate(angle: Floats, height: Floats, width: Floats) -> Floats:
-    """A rotation in pixels, so that a rectangle does not shear."""
+    """A rotation in units of pixels, so that a rectangle does not shear."""
     result = _identity(len(angle))
     result[:, 0, 0] = result[:, 1, 1] = np.cos(angle)
     result[:, 0, 1] = np.sin(angle) * height / width
@@ -265,7 +265,7 @@ def _rotate(angle: Floats, height: Floats, width: Floats) -> Floats:
 
 
 def _warp(warp: Floats) -> Floats:
-    """The homography that takes the corners, shifted by ``warp``, back to their places."""
+    """The homography that moves the corners, shifted by ``warp``, back to their places."""
     x, y = warp[:, 0], warp[:, 1]
     corners = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=np.float64)
     shifted = np.stack(

@@ -1,10 +1,10 @@
-"""EMA: the average of the weights over time, in place of the last ones.
+"""EMA: the average of the weights over time replaces the last weights.
 
 After each update ``ema ← d · ema + (1 - d) · weights``, for the parameters and for the buffers of
 floating point, so that the averaged weights have averaged BatchNorm statistics too; buffers of
-integers are copied. The average is evaluated and shipped; the training goes on without it. Polyak
-& Juditsky (1992, SIAM J. Control Optim. 30) average all steps alike; the exponential form with a
-warm-up is that of timm's ``ModelEmaV3``.
+integers are copied. The average is evaluated and shipped; the training never uses it. Polyak &
+Juditsky (1992, SIAM J. Control Optim. 30) give all steps the same weight; timm's ``ModelEmaV3`` has
+the exponential form with a warm-up.
 """
 
 import copy
@@ -19,17 +19,17 @@ from runner.config.ema import Ema
 def decay_at(ema: Ema, before: int, total: int) -> float:
     """The decay d of one step.
 
-    A fixed decay is another average at each budget. So by default ``d = 1 - 1 / (span · total)``:
-    the average reaches back over the part ``span`` of training, whatever its length. The warm-up
-    ``d ≤ 1 - (1 + before)^(-2/3)`` keeps the initial weights out of it.
+    With a fixed decay, the averaged part of training depends on the budget. So by default
+    ``d = 1 - 1 / (span · total)``: the average covers the part ``span`` of any training. The
+    warm-up ``d ≤ 1 - (1 + before)^(-2/3)`` keeps the initial weights out of the average.
 
     Args:
-        ema: with ``span`` in (0, 1], or with ``decay`` in [0, 1), which counts from the first step.
-        before: updates before this one, from 0.
-        total: updates of the whole training.
+        ema: has ``span`` in (0, 1], or ``decay`` in [0, 1), which applies from the first step.
+        before: number of updates before this update, ≥ 0.
+        total: number of updates of the whole training.
 
     Returns:
-        A value in [0, 1); 0 takes over the weights as they are.
+        A value in [0, 1); 0 replaces the average by the current weights.
     """
     if ema.decay is not None:
         return ema.decay
@@ -39,12 +39,12 @@ def decay_at(ema: Ema, before: int, total: int) -> float:
 
 @torch.no_grad()
 def average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move ``averaged`` towards ``model`` by ``1 - decay``, in place.
+    """Move the weights of ``averaged`` toward those of ``model`` by ``1 - decay``, in place.
 
     Args:
-        averaged: a network of the same architecture.
+        averaged: the averaged network, of the same architecture as ``model``.
         model: the trained network.
-        decay: in [0, 1).
+        decay: the decay d, in [0, 1).
     """
     for mean, value in zip(
         averaged.state_dict().values(), model.state_dict().values(), strict=True
@@ -59,9 +59,9 @@ class AveragedWeights:
     """The running average of one training; see :class:`runner.training.averages.WeightsOverTime`.
 
     Args:
-        model: the network with its initial weights; copied.
-        ema: how it is averaged.
-        total: updates of the whole training.
+        model: the network with its initial weights, which are copied.
+        ema: the settings of the average.
+        total: number of updates of the whole training.
     """
 
     def __init__(self, model: nn.Module, ema: Ema, total: int) -> None:
@@ -70,7 +70,7 @@ class AveragedWeights:
         self._total = total
 
     def after_step(self, model: nn.Module, before: int) -> None:
-        """Take in the weights of ``model`` after an update; ``before`` updates came before it."""
+        """Average in the weights of ``model`` after an update; ``before`` updates preceded it."""
         average(self._network, model, decay_at(self._ema, before, self._total))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -79,13 +79,13 @@ class AveragedWeights:
         return state
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from the state that ``tensors`` returned.
+        """Continue from the state that :meth:`tensors` returned.
 
         Raises:
-            RuntimeError: it is of another network.
+            RuntimeError: the state belongs to another network.
         """
         self._network.load_state_dict(tensors)
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The averaged network."""
+        """Return the averaged network, whatever ``model`` is."""
         return self._network

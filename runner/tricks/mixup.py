@@ -1,8 +1,8 @@
 """Mixup (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899).
 
-Each image gets a partner out of its batch and a weight λ: blended, λ·own + (1-λ)·partner, or with
-a box of the partner pasted in whose area is 1-λ. The targets are blended by the same λ (for a box,
-by the area that was really covered).
+Each image gets a partner from its batch and a weight λ. Mixup blends λ·own + (1-λ)·partner; CutMix
+pastes a box of the partner, whose area is 1-λ, into the image. The targets are blended by the same
+λ (for a box, by the area that it covers after clipping).
 """
 
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from runner.machine.hardware import on_device
 
 @dataclass(frozen=True)
 class Mix:
-    """What is mixed with what, for N images.
+    """The partners of N images and how much each image has of them.
 
     Attributes:
         partner: (N,) int64, the row of each image's partner; in a whole batch, a permutation.
-        weight: (N,) float32 in 0..1, of the image's own pixels.
+        weight: (N,) float32 in 0..1, weight of the image's own pixels.
         boxes: (N, 4) int64, top, bottom, left, right of the partner's pasted box; may be empty.
-        share: (N,) float32 in 0..1, of the image's own label.
+        share: (N,) float32 in 0..1, weight of the image's own label.
         has_boxes: whether any box is not empty.
     """
 
@@ -36,13 +36,13 @@ class Mix:
     has_boxes: bool = True
 
     def to(self, device: torch.device) -> "Mix":
-        """The same on ``device``."""
+        """Return the same mix with its tensors on ``device``."""
         parts = (self.partner, self.weight, self.boxes, self.share)
         partner, weight, boxes, share = (on_device(part, device) for part in parts)
         return Mix(partner, weight, boxes, share, self.has_boxes)
 
     def part(self, mine: NDArray[np.int64]) -> tuple["Mix", NDArray[np.int64]]:
-        """The mix of the images ``mine``, and the rows it needs: theirs, then those of partners."""
+        """The mix of the images ``mine``, and the rows it needs: ``mine``, then other partners."""
         partners = self.partner.numpy()[mine]
         needed = np.concatenate([mine, np.setdiff1d(partners, mine)])
         place = np.empty(len(self.partner), np.int64)
@@ -62,7 +62,7 @@ def draw(rng: np.random.Generator, mixup: Mixup, num_images: int, height: int, w
 
     A batch of one image is mixed with itself, which changes nothing.
     """
-    # Every draw is made whatever the settings, so that settings do not shift one another's draws.
+    # Every draw is made with any settings, so that no setting shifts the draws of another.
     partner = rng.permutation(num_images)
     chances = rng.random((num_images, 6))
     is_mixed = chances[:, 0] < mixup.probability
@@ -89,11 +89,11 @@ def mix_images(images: Tensor, mix: Mix) -> Tensor:
     """Blend or paste each image's partner into it.
 
     Args:
-        images: (M, C, H, W) float; M ≥ N where some are there as partners only.
-        mix: of the first N of them, drawn for the same H and W.
+        images: (M, C, H, W) float; M > N if some images are there only as partners.
+        mix: the mix of the first N images, drawn for the same H and W.
 
     Returns:
-        (N, C, H, W).
+        The mixed images, (N, C, H, W).
     """
     partners, own = images[mix.partner], images[: len(mix.partner)]
     mixed = torch.lerp(partners, own, mix.weight.view(-1, 1, 1, 1).to(images.dtype))
@@ -121,7 +121,7 @@ def _blend_weight(mixup: Mixup, chance: NDArray[np.float64]) -> NDArray[np.float
 
 
 def _beta(alpha: float, chance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Draws from Beta(α, α) by its inverse distribution function; for α = 0 all 1, no mixing."""
+    """Draws from Beta(α, α) by its inverse distribution function; α = 0 gives 1, no mixing."""
     if alpha == 0:
         return np.ones_like(chance)
     drawn: NDArray[np.float64] = betaincinv(alpha, alpha, chance)
@@ -131,7 +131,7 @@ def _beta(alpha: float, chance: NDArray[np.float64]) -> NDArray[np.float64]:
 def _boxes(
     area: NDArray[np.float64], centre: NDArray[np.float64], height: int, width: int
 ) -> NDArray[np.int64]:
-    """Boxes (n, 4) of the wanted part of the area around ``centre``, clipped to the image."""
+    """Boxes (n, 4) around ``centre`` with the part ``area`` of the image, clipped to the image."""
     extent = np.array([height, width])
     half = np.floor(np.sqrt(area)[:, None] * extent).astype(np.int64)
     middle = np.floor(centre * extent).astype(np.int64)

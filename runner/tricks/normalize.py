@@ -1,7 +1,7 @@
-"""Normalization: take the statistics of the data off the pixels, (x - mean) / std per channel.
+"""Normalization: subtract the mean of the data and divide by its standard deviation, per channel.
 
-A network knows only inputs with the statistics it was trained on, so mean and std belong to the
-model and travel with it.
+A network knows only inputs with the statistics that it was trained on, so mean and std belong to
+the model and are shipped with it.
 """
 
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def _channel_values(values: Sequence[float], images: Tensor) -> Tensor:
-    # Making a tensor on a GPU waits for the GPU, so that happens once and not at every step. On a
-    # CPU it costs nothing, and exporters must see the values themselves.
+    # Making a tensor on a GPU waits for the GPU, so the tensor is made once and not at every step.
+    # On a CPU it costs nothing, and exporters must see the values themselves.
     if images.device.type == "cuda":
         return _on_gpu(tuple(values), images.dtype, images.device)
     return torch.tensor(values, dtype=images.dtype, device=images.device)
@@ -37,5 +37,5 @@ def _channel_values(values: Sequence[float], images: Tensor) -> Tensor:
 
 @cache
 def _on_gpu(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(mode=False):  # evaluation may be the first to ask
+    with torch.inference_mode(mode=False):  # the first call may come from an evaluation
         return torch.tensor(values, dtype=dtype, device=device)

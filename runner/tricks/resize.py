@@ -1,7 +1,7 @@
 """Progressive resizing: train on small images first and on full-size ones at the end.
 
-The size is a pure function of training progress. The default shape follows Composer's: hold a
-part of the size, ramp up, finish at full size.
+The size is a pure function of training progress. Its default shape is Composer's: a constant
+smaller size, a linear ramp, and the full size at the end.
 """
 
 import numpy as np
@@ -13,10 +13,10 @@ from runner.data.preprocess import Interpolation
 
 
 def size_at(progress: float, size: int, resize: Resize) -> int:
-    """The image size, px, at ``progress`` in 0..1 through training to final ``size``.
+    """The image size, px, at ``progress`` in 0..1 of a training whose final size is ``size``.
 
-    ``resize.initial_scale`` of it until ``resize.delay``, a linear ramp, the full size in the last
-    ``resize.finish``; always a multiple of ``resize.multiple`` and at least that.
+    It is ``resize.initial_scale`` · ``size`` until ``resize.delay``, then rises linearly, and is
+    ``size`` in the last ``resize.finish``. A smaller size is a multiple of ``resize.multiple``.
     """
     if resize.schedule == "fixed" or progress >= 1 - resize.finish:
         return size
@@ -27,22 +27,22 @@ def size_at(progress: float, size: int, resize: Resize) -> int:
 
 
 def first_size(size: int, resize: Resize) -> int:
-    """Size, px, of the first phase of ``resize=book``; the seed's 128 where ``size`` is its 224."""
+    """Size, px, of the first phase of ``resize=book``; for ``size`` 224, fastbook's 128."""
     return resize.first_size or max(8, round(size * 128 / 224))
 
 
 def relative_pixels(num_steps: int, size: int, resize: Resize) -> float:
-    """Pixels trained on over ``num_steps``, relative to as many steps at the full ``size``."""
+    """Pixels in ``num_steps`` steps of training, relative to as many steps at the full ``size``."""
     sizes = np.array([size_at(step / num_steps, size, resize) for step in range(num_steps)])
     return float(np.mean((sizes / size) ** 2))
 
 
 def to_size(images: Tensor, size: int, interpolation: Interpolation = "bilinear") -> Tensor:
-    """Images (N, C, H, W) float in 0..1 as (N, C, size, size), antialiased."""
+    """Resize images (N, C, H, W), float in 0..1, to (N, C, size, size), antialiased."""
     if images.shape[-2:] == (size, size):
         return images
-    # Equal results from channels-last memory take a third longer.
+    # Channels-last memory gives equal results but takes a third longer.
     plain = images.contiguous()
     resized = F.interpolate(plain, (size, size), mode=interpolation, antialias=True)
-    # Bicubic weights are partly negative, and so overshoot at edges.
+    # Some bicubic weights are negative, so the result overshoots at edges.
     return resized.clamp_(0, 1) if interpolation == "bicubic" else resized

@@ -1,7 +1,7 @@
 """Label smoothing (Szegedy et al. 2015, arXiv:1512.00567).
 
-Targets say 1-ε+ε/K for the true class and ε/K for the others, so that the network is not driven to
-be certain. With K = 10 and ε = 0.1: 0.91 and 0.01.
+Targets are 1-ε+ε/K for the true class and ε/K for the other classes, so that training does not
+push the network to certainty. With K = 10 and ε = 0.1: 0.91 and 0.01.
 """
 
 import torch
@@ -18,8 +18,8 @@ def smooth(targets: Tensor, epsilon: float) -> Tensor:
     """Spread ``epsilon`` of each row's mass evenly over all classes: (1-ε)·targets + ε/K.
 
     Args:
-        targets: (N, K) float, rows summing to 1.
-        epsilon: 0..1; 0 returns ``targets`` as they are.
+        targets: (N, K) float; each row sums to 1.
+        epsilon: the smoothed part, in 0..1; 0 returns ``targets`` unchanged.
     """
     if epsilon == 0:
         return targets

@@ -1,7 +1,7 @@
-"""Test time augmentation: several views of an image, their predictions combined.
+"""Test time augmentation: the predictions of several views of an image are combined.
 
-Deterministic views are squares cut from the original rectangle, mirrored, at several sizes; random
-ones repeat the training augmentation, as fastai's ``learn.tta()`` does.
+Deterministic views are squares cut from the original rectangle, possibly mirrored, at several
+sizes. Random passes repeat the training augmentation, as fastai's ``learn.tta()`` does.
 """
 
 from collections.abc import Iterable
@@ -14,15 +14,15 @@ from runner.config.schema import Tta
 from runner.data.views import View, plain_view
 
 Look = View | int
-"""What one forward pass sees: a view, or the random pass of that number."""
+"""The input of one forward pass: a view, or the random pass of that number."""
 
 
 def views(tta: Tta, crop: float = 1.0) -> list[View]:
-    """The deterministic views of ``tta``; just the plain one where nothing is asked for.
+    """The deterministic views of ``tta``; only the plain view if ``tta`` requests no others.
 
     Args:
-        tta: corners have a side of their own.
-        crop: side of all other squares / short side.
+        tta: the requested views; its corners have a side of their own.
+        crop: side of all other squares / short side of the image.
     """
     places = [step / (tta.crops - 1) for step in range(tta.crops)] if tta.crops > 1 else [0.5]
     # A square as high as a wide image has no room to move vertically, so one number sets both.
@@ -37,12 +37,12 @@ def views(tta: Tta, crop: float = 1.0) -> list[View]:
 
 
 def looks(tta: Tta, crop: float = 1.0) -> list[Look]:
-    """What ``tta`` combines, in order: its random passes, or else the views of :func:`views`."""
+    """The inputs that ``tta`` combines, in order: its random passes, or else :func:`views`."""
     return [*range(tta.passes)] or [*views(tta, crop)]
 
 
 def looks_used(variants: Iterable[Tta], crop: float = 1.0) -> set[Look]:
-    """All that the combined predictions of ``variants`` rest on; each is one forward pass."""
+    """All inputs that the combined predictions of ``variants`` need, each one forward pass."""
     used: set[Look] = set()
     for tta in variants:
         used.update(looks(tta, crop))
@@ -52,21 +52,22 @@ def looks_used(variants: Iterable[Tta], crop: float = 1.0) -> set[Look]:
 
 
 def cost(used: Iterable[Look]) -> float:
-    """Pixels per image that go through the network, relative to the plain view alone."""
+    """Pixels per image that the network processes, relative to the plain view alone."""
     return sum(look.scale**2 if isinstance(look, View) else 1.0 for look in used)
 
 
 def combine(plain: Tensor, others: Tensor, tta: Tta) -> Tensor:
-    """One prediction per image from those of its views.
+    """Combine the predictions of the views of each image into one prediction.
 
     Args:
         plain: (N, K) probabilities of the plain view.
         others: (V, N, K) probabilities of the V :func:`looks`.
-        tta: for ``mean``, the average of ``others``, blended with ``tta.beta`` of ``plain`` where
-            that is set; the other reductions of random passes include the plain view.
+        tta: how to combine. ``mean`` averages ``others`` and, if ``tta.beta`` is set, blends the
+            average with ``tta.beta`` of ``plain``; the other reductions of random passes include
+            the plain view.
 
     Returns:
-        (N, K) probabilities, rows summing to 1.
+        (N, K) probabilities; each row sums to 1.
     """
     if _includes_plain(tta):
         others = torch.cat([plain.unsqueeze(0), others])
@@ -75,7 +76,7 @@ def combine(plain: Tensor, others: Tensor, tta: Tta) -> Tensor:
 
 
 def _includes_plain(tta: Tta) -> bool:
-    """Whether the plain view is reduced along with the random passes."""
+    """Whether the reduction includes the plain view along with the random passes."""
     return tta.passes > 0 and tta.reduce != "mean"
 
 
@@ -86,6 +87,6 @@ def _reduce(probabilities: Tensor, how: str) -> Tensor:
         combined = probabilities.amax(dim=0)
         return combined / combined.sum(dim=1, keepdim=True)
     # The mean of logits and the geometric mean of probabilities differ by a factor per row, which
-    # the normalization removes: they are one reduction under the two names in use.
+    # the normalization removes: both names mean the same reduction.
     tiny = torch.finfo(probabilities.dtype).tiny
     return torch.softmax(probabilities.clamp_min(tiny).log().mean(dim=0), dim=1)
