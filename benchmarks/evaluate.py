@@ -9,6 +9,7 @@ augmented passes and a plain one.
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measure import (
     Spread,
@@ -39,7 +40,7 @@ def main() -> None:
         workers: dict[str, Worker] = {}
         own_words = words(data, arguments.size, outputs, "tta=book")
         for name, role in (("trick-runner", "run"), ("limit", "limit")):
-            settings = {"words": own_words, "role": role}
+            settings: dict[str, Any] = {"words": own_words, "role": role}
             log = outputs / f"{name}.log"
             workers[name] = stack.enter_context(own_worker(settings, log))
         if arguments.peers:

@@ -36,8 +36,8 @@ from runner.training.step import Learner
 Steps = Iterator[Tensor]
 
 
-class Contestant:
-    """One network in training."""
+class OwnTraining:
+    """One network of ours in training, or the limit that it is compared with."""
 
     def __init__(self, words: list[str], role: str) -> None:
         compose.register()
@@ -131,7 +131,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     out = sys.stdout
     with redirect_stdout(sys.stderr):
-        contestant = Contestant(settings["words"], settings.get("role", "run"))
+        contestant = OwnTraining(settings["words"], settings.get("role", "run"))
         parameters = sum(p.numel() for p in contestant.learner.model.parameters())
         name = "limit" if contestant.role == "limit" else "trick-runner"
         facts = {

@@ -13,19 +13,6 @@ from collections.abc import Sequence
 from benchmarks.measure import Spread, Stopwatch, parser, report
 from runner.terminal.tables import Table
 
-_FIRST_STEP = """
-import os, sys
-sys.argv = ["runner.train", *sys.argv[1:]]
-from runner.train import main
-import runner.training.session, runner.training.loop
-made = runner.training.loop.train_step
-def then_end(*arguments):
-    made(*arguments)
-    os._exit(0)
-runner.training.loop.train_step = then_end
-main()
-"""
-
 
 def main() -> None:
     """Run the command; see ``--help``."""
@@ -44,7 +31,7 @@ def main() -> None:
         "report": [*python, "runner.report", outputs.partition("=")[2]],
         "show": [*python, "runner.show", outputs.partition("=")[2]],
         "predict --help": [*python, "runner.predict", "--help"],
-        "first step": [sys.executable, "-c", _FIRST_STEP, f"{outputs}/first", "force=true"],
+        "first step": [*python, "benchmarks.first_step", f"{outputs}/first", "force=true"],
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for turn in range(1 + arguments.repeats):

@@ -54,7 +54,10 @@ def measured(size: int, data: Path, arguments: argparse.Namespace) -> dict[str, 
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for name, role in (("trick-runner", "run"), ("limit", "limit")):
-            settings = {"words": words(data, size, outputs, *arguments.words), "role": role}
+            settings: dict[str, Any] = {
+                "words": words(data, size, outputs, *arguments.words),
+                "role": role,
+            }
             log = outputs / f"{name}.log"
             workers[name] = stack.enter_context(own_worker(settings, log))
         for row, (name, variant) in PEERS.items() if arguments.peers else ():

@@ -14,13 +14,17 @@ OURS = {"runner", "hydra_plugins", "benchmarks", "scripts", "tests"}
 
 
 def imported(source: str) -> set[str]:
-    """Top-level names of all imports; a relative one counts as ``.``."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
+    """Top-level names of all imports that run; a relative one counts as ``.``."""
+    names, nodes = set[str](), [*ast.parse(source).body]
+    for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add("." if node.level else (node.module or "").partition(".")[0])
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            nodes += node.orelse
+        else:
+            nodes += ast.iter_child_nodes(node)
     return names
 
 
@@ -37,6 +41,8 @@ def test_compiles_and_asks_for_nothing_of_ours(path: Path) -> None:
 @pytest.mark.parametrize("line", ["import runner.data", "from runner import x", "from . import x"])
 def test_the_check_can_fail(line: str) -> None:
     assert imported(f"def f():\n    {line}\n") & (OURS | {"."})
+    assert imported(f"if TYPE_CHECKING:\n    pass\nelse:\n    {line}\n") & (OURS | {"."})
+    assert not imported(f"if TYPE_CHECKING:\n    {line}\n")
 
 
 def test_the_protocol_needs_only_python() -> None:

@@ -18,6 +18,7 @@ import os
 import threading
 import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import fastai
 import torch
@@ -49,7 +50,11 @@ from fastai.vision.all import (
     set_seed,
 )
 from fastai.vision.models.xresnet import xresnet18
-from protocol import Contestant, Settings, serve
+
+if TYPE_CHECKING:
+    from benchmarks.peers.protocol import Contestant, Settings, serve
+else:  # a script in another environment, which has no package of ours
+    from protocol import Contestant, Settings, serve
 
 NUM_CLASSES = 10
 IMAGE_SIDE = 160
@@ -59,7 +64,7 @@ STEP_LR = 3e-3
 ENDLESS_EPOCHS = 10**6
 
 
-class CpuBfloat16(MixedPrecision):
+class CpuBfloat16(MixedPrecision):  # type: ignore[misc]
     """fastai's bfloat16 for a CPU."""
 
     def __init__(self) -> None:
@@ -71,7 +76,7 @@ class CpuBfloat16(MixedPrecision):
         self.autocast = torch.autocast("cpu", dtype=torch.bfloat16)
 
 
-class Held(FastaiCallback):
+class Held(FastaiCallback):  # type: ignore[misc]
     """Lets a training go on only by as many steps as are asked for."""
 
     order = 1000  # after all others have done their part of the step
@@ -124,7 +129,7 @@ class Held(FastaiCallback):
         raise CancelValidException
 
 
-class AfterEpochs(FastaiCallback):
+class AfterEpochs(FastaiCallback):  # type: ignore[misc]
     """Tells the accuracy after every epoch."""
 
     order = 1000  # after the recorder

@@ -8,15 +8,20 @@ which is what fastai does unasked, so that accuracies after the same epochs can 
 import os
 import random
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from protocol import Contestant, Settings
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
+
+if TYPE_CHECKING:
+    from benchmarks.peers.protocol import Contestant, Settings
+else:  # a script in another environment, which has no package of ours
+    from protocol import Contestant, Settings
 
 NUM_CLASSES = 10
 # Of the steps that are only timed; whole trainings are told theirs.
@@ -34,8 +39,8 @@ class PlainContestant(Contestant):
     A subclass sets ``train_loader``, ``val_loader`` and ``criterion`` before it calls `begin`.
     """
 
-    train_loader: DataLoader
-    val_loader: DataLoader
+    train_loader: DataLoader[Any]
+    val_loader: DataLoader[Any]
     criterion: nn.Module
 
     def __init__(self, settings: Settings) -> None:
@@ -69,8 +74,8 @@ class PlainContestant(Contestant):
             "variant": self.settings.variant,
             "precision": "bfloat16 autocast" if self.tuned else "float32",
             "channels_last": self.tuned,
-            "train_transform": str(self.train_loader.dataset.transform),
-            "val_transform": str(self.val_loader.dataset.transform),
+            "train_transform": _transform(self.train_loader),
+            "val_transform": _transform(self.val_loader),
         }
 
     def train(self, steps: int) -> tuple[int, float]:
@@ -119,16 +124,16 @@ class PlainContestant(Contestant):
             self.model.to(memory_format=torch.channels_last)
         self.optimizer = self.make_optimizer(self.model, lr)
 
-    def _endless(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _endless(self) -> Generator[tuple[Tensor, Tensor], None, None]:
         while True:
             yield from self.train_loader
 
     def _step(self, images: Tensor, targets: Tensor) -> Tensor:
         images, targets = self.mix(images, targets)
         with self._autocast():
-            loss = self.criterion(self.model(self._formatted(images)), targets)
+            loss: Tensor = self.criterion(self.model(self._formatted(images)), targets)
         self.optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimizer.step()
         return loss
 
@@ -137,3 +142,8 @@ class PlainContestant(Contestant):
 
     def _formatted(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=torch.channels_last) if self.tuned else images
+
+
+def _transform(loader: DataLoader[Any]) -> str:
+    """What a folder of images does to each, in words."""
+    return str(loader.dataset.transform)  # type: ignore[attr-defined]

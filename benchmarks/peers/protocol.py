@@ -187,12 +187,13 @@ def _wait_for_rest() -> None:
 
 def _used_by_loaders() -> dict[int, str]:
     """CPU time of each process that this one started, in the system's own ticks."""
-    used = {}
+    used: dict[int, str] = {}
     for process in multiprocessing.active_children():
         try:
             text = Path(f"/proc/{process.pid}/stat").read_text()
         except OSError:  # it has ended
             continue
         # The name, in parentheses, may have spaces; fields 14 and 15 are user and system time.
+        assert process.pid is not None  # it has been started
         used[process.pid] = " ".join(text.rpartition(")")[2].split()[11:13])
     return used

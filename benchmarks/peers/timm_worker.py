@@ -10,17 +10,22 @@ adamw``, and for the variant ``tuned`` also ``--amp --amp-dtype bfloat16 --chann
 script's prefetcher works with CUDA only, so it is off (``--no-prefetcher``).
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import timm.data
-from plain import NUM_CLASSES, PlainContestant
-from protocol import Settings, serve
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
+
+if TYPE_CHECKING:
+    from benchmarks.peers.plain import NUM_CLASSES, PlainContestant
+    from benchmarks.peers.protocol import Settings, serve
+else:  # a script in another environment, which has no package of ours
+    from plain import NUM_CLASSES, PlainContestant
+    from protocol import Settings, serve
 
 # The script's own default of --workers and of --weight-decay.
 NUM_WORKERS = 4
@@ -49,20 +54,25 @@ class Timm(PlainContestant):
 
     def make_model(self) -> nn.Module:
         """The network that fastai calls xresnet18."""
-        return timm.create_model("resnet18d", num_classes=NUM_CLASSES)
+        model: nn.Module = timm.create_model("resnet18d", num_classes=NUM_CLASSES)
+        return model
 
     def make_optimizer(self, model: nn.Module, lr: float) -> Optimizer:
         """AdamW."""
-        return create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=WEIGHT_DECAY)
+        optimizer: Optimizer = create_optimizer_v2(
+            model, opt="adamw", lr=lr, weight_decay=WEIGHT_DECAY
+        )
+        return optimizer
 
     def mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixup and smoothed labels, as probabilities."""
-        return self.mixup(images, targets)
+        mixed: tuple[Tensor, Tensor] = self.mixup(images, targets)
+        return mixed
 
-    def _loader(self, split: str, config: dict[str, Any]) -> DataLoader:
+    def _loader(self, split: str, config: dict[str, Any]) -> DataLoader[Any]:
         training = split == "train"
         asked = self.settings.num_workers
-        return timm.data.create_loader(
+        loader: DataLoader[Any] = timm.data.create_loader(
             timm.data.create_dataset(
                 "", root=self.settings.data, split=split, is_training=training
             ),
@@ -77,6 +87,7 @@ class Timm(PlainContestant):
             num_workers=NUM_WORKERS if asked is None else asked,
             use_prefetcher=False,
         )
+        return loader
 
 
 if __name__ == "__main__":

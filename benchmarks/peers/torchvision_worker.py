@@ -10,15 +10,22 @@ timm's ``resnet18d``, which is what the other contestants train; without timm it
 adds bfloat16 and channels last.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torchvision
-from plain import NUM_CLASSES, PlainContestant, num_cores
-from protocol import Settings, serve
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader, default_collate
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
+
+if TYPE_CHECKING:
+    from benchmarks.peers.plain import NUM_CLASSES, PlainContestant, num_cores
+    from benchmarks.peers.protocol import Settings, serve
+else:  # a script in another environment, which has no package of ours
+    from plain import NUM_CLASSES, PlainContestant, num_cores
+    from protocol import Settings, serve
 
 try:
     import timm
@@ -36,9 +43,10 @@ class MixedBatch:
     def __init__(self, alpha: float) -> None:
         self.mixup = v2.MixUp(alpha=alpha, num_classes=NUM_CLASSES)
 
-    def __call__(self, samples: list) -> tuple[Tensor, Tensor]:
+    def __call__(self, samples: list[Any]) -> tuple[Tensor, Tensor]:
         """A batch of images, and of labels as probabilities."""
-        return self.mixup(*default_collate(samples))
+        mixed: tuple[Tensor, Tensor] = self.mixup(*default_collate(samples))
+        return mixed
 
 
 class Torchvision(PlainContestant):
@@ -50,10 +58,7 @@ class Torchvision(PlainContestant):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         asked = settings.num_workers
-        common = {
-            "batch_size": settings.batch_size,
-            "num_workers": num_cores() if asked is None else asked,
-        }
+        num_workers = num_cores() if asked is None else asked
         to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
         crop = v2.RandomResizedCrop(settings.size)
         center = [v2.Resize(round(settings.size * RESIZE_OVER_CROP)), v2.CenterCrop(settings.size)]
@@ -61,12 +66,15 @@ class Torchvision(PlainContestant):
             ImageFolder(
                 f"{settings.data}/train", v2.Compose([crop, v2.RandomHorizontalFlip(), *to_tensor])
             ),
+            settings.batch_size,
             shuffle=True,
+            num_workers=num_workers,
             collate_fn=MixedBatch(settings.mixup_alpha),
-            **common,
         )
         self.val_loader = DataLoader(
-            ImageFolder(f"{settings.data}/val", v2.Compose([*center, *to_tensor])), **common
+            ImageFolder(f"{settings.data}/val", v2.Compose([*center, *to_tensor])),
+            settings.batch_size,
+            num_workers=num_workers,
         )
         self.criterion = nn.CrossEntropyLoss(label_smoothing=settings.smoothing)
         self.begin()
@@ -77,9 +85,12 @@ class Torchvision(PlainContestant):
 
     def make_model(self) -> nn.Module:
         """The same model as the others', where timm is there."""
+        model: nn.Module
         if timm is None:
-            return torchvision.models.resnet18(num_classes=NUM_CLASSES)
-        return timm.create_model("resnet18d", num_classes=NUM_CLASSES)
+            model = torchvision.models.resnet18(num_classes=NUM_CLASSES)
+        else:
+            model = timm.create_model("resnet18d", num_classes=NUM_CLASSES)
+        return model
 
     def make_optimizer(self, model: nn.Module, lr: float) -> Optimizer:
         """AdamW."""
