@@ -1,4 +1,4 @@
-"""What the span of EMA is worth: the last weights and several averages of the same trainings.
+"""The gain of EMA by its span: the last weights and several averages of the same trainings.
 
     python -m benchmarks.ema_span --spans 0.02 0.05 0.1 0.2 --seeds 200 201 202 203 204
 
@@ -17,10 +17,10 @@ from runner.terminal.tables import Table
 
 def main() -> None:
     """Run the command; see ``--help``."""
-    options = parser("ema_span", "The last weights beside averages of several spans.")
+    options = parser("ema_span", "The last weights compared with averages of several spans.")
     options.add_argument("--spans", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2])
     options.add_argument("--seeds", type=int, nargs="+", default=[200, 201, 202, 203, 204])
-    options.add_argument("--words", nargs="*", default=[], help="of every run")
+    options.add_argument("--words", nargs="*", default=[], help="words of every run")
     arguments = options.parse_args()
     compose.register()
     by_seed = []
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def accuracies(words: Sequence[str], spans: Sequence[float]) -> list[float]:
-    """The accuracy of the last weights of one training, and of the average of each span."""
+    """Train once; return the accuracy of the last weights, and of the average of each span."""
     from dataclasses import replace
 
     from runner.config.ema import Ema

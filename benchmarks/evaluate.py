@@ -1,10 +1,10 @@
-"""Validation beside the forward-only limit, and test time augmentation beside fastai's.
+"""Validation compared with the forward-only limit, and test time augmentation with fastai's.
 
     python -m benchmarks.evaluate --data FOLDER_OR_ARCHIVE [--peers FOLDER] --json FILE
 
-Imagenette-160's 3,925 validation images, xresnet18 at 64 px, from a warm cache. The limit is as
-many forward passes of one fixed random batch. ``tta=book`` is fastai's ``learn.tta()``: four
-augmented passes and a plain one.
+The data is Imagenette-160's 3,925 validation images from a warm cache; the network is xresnet18 at
+64 px. The limit is as many forward passes of one fixed random batch. ``tta=book`` is fastai's
+``learn.tta()``: four augmented passes and a plain pass.
 """
 
 from contextlib import ExitStack
@@ -28,11 +28,11 @@ from runner.terminal.tables import Table
 
 def main() -> None:
     """Run the command; see ``--help``."""
-    options = parser("evaluate", "Validation beside the limit, TTA beside fastai's.")
+    options = parser("evaluate", "Validation compared with the limit, TTA with fastai's.")
     add_data_option(options)
-    options.add_argument("--peers", type=Path, metavar="FOLDER", help="the peers' environments")
+    options.add_argument("--peers", type=Path, metavar="FOLDER", help="environments of the peers")
     options.add_argument("--size", type=int, default=64, metavar="PX")
-    options.add_argument("--repeats", type=int, default=5, help="rounds that count")
+    options.add_argument("--repeats", type=int, default=5, help="measured rounds")
     arguments = options.parse_args()
     outputs = arguments.outputs.absolute()
     seconds: dict[tuple[str, str], list[float]] = {}
@@ -53,12 +53,12 @@ def main() -> None:
             for name, worker in workers.items():
                 for what in ("validate", "tta") if name != "limit" else ("validate",):
                     said = worker.ask(what)
-                    if turn > 0:  # the first is the warm-up
+                    if turn > 0:  # the first turn is the warm-up
                         seconds.setdefault((what, name), []).append(said["seconds"])
     found = {key: Spread(tuple(values)) for key, values in seconds.items()}
     rows, results = [], []
     for (what, name), spread in found.items():
-        # Speed relative to the limit, and how many times as long as ours it takes.
+        # Speed relative to the limit, and time as a multiple of trick-runner's.
         to_limit = ratio(found["validate", "limit"], spread) if what == "validate" else None
         times = ratio(spread, found[what, "trick-runner"])
         rows.append((what, name, str(spread), str(to_limit or ""), str(times)))

@@ -1,10 +1,10 @@
-"""How cost grows: with the number of images, their size, the depth of the network, the jobs.
+"""How cost grows with the number of images, their size, the depth of the network, and the jobs.
 
     python -m benchmarks.growth --data FOLDER_OR_ARCHIVE --json FILE --figure FILE.svg
 
-Throughput and peak memory of training, measured as in ``benchmarks.memory``; for sweeps the seconds
-that a job after the first takes, and whether the memory of the process that runs them grows with
-their number.
+Measures throughput and peak memory of training, as ``benchmarks.memory`` does. For sweeps, it
+measures the seconds that a job after the first takes, and the peak memory of the process that runs
+the jobs.
 """
 
 import os
@@ -31,7 +31,7 @@ def main() -> None:
     options.add_argument("--sizes", type=int, nargs="+", default=[64, 96, 128, 160, 224])
     options.add_argument("--depths", type=int, nargs="+", default=[18, 34, 50])
     options.add_argument("--jobs", type=int, nargs="+", default=[10, 30, 100])
-    options.add_argument("--steps", type=int, default=20, help="of each measurement")
+    options.add_argument("--steps", type=int, default=20, help="steps of each measurement")
     options.add_argument("--figure", type=Path, metavar="FILE", help="draw the curves as SVG")
     arguments = options.parse_args()
     outputs = arguments.outputs.absolute()
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def sweeps(data: Path, numbers: Sequence[int], outputs: Path) -> Entries:
-    """Sweeps of short jobs: ten steps at 32 px, and an evaluation."""
+    """Measure sweeps of short jobs: ten steps at 32 px, and an evaluation."""
     found = []
     for number in numbers:
         folder = outputs / f"jobs-{number}"
@@ -94,7 +94,7 @@ def sweeps(data: Path, numbers: Sequence[int], outputs: Path) -> Entries:
 
 
 def draw(found: dict[str, Entries], target: Path) -> None:
-    """Write the curves, a column for each thing that grows, memory below speed."""
+    """Write the curves: a column for each quantity that grows, memory below speed."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -1,8 +1,8 @@
-"""What all benchmarks share: contestants in processes of their own, taken in turn; ratios; tables.
+"""The common parts of all benchmarks: contestants that are measured in turn, ratios, tables.
 
-A shared machine drifts, so contestants run interleaved (A B A B …) and are compared pair by pair
-within a round: what slows one round slows both sides of its ratio. A contestant is a process that
-reads one JSON object per line and answers with one; between its turns it sleeps.
+The speed of a shared machine drifts, so contestants run interleaved (A B A B …) and are compared
+pair by pair within a round: what slows a round slows both sides of its ratio. A contestant is a
+process that reads one JSON object per line and answers with one; between its turns it sleeps.
 """
 
 import argparse
@@ -37,7 +37,7 @@ class Spread:
 
     @property
     def median(self) -> float:
-        """Half of the values are above."""
+        """The middle of the values."""
         return median(self.values)
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class Spread:
         return f"{_short(self.median)} [{_short(low)}, {_short(high)}]"
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the values and their summary, ready for JSON."""
         return {
             "median": self.median,
             "min": min(self.values),
@@ -64,11 +64,11 @@ def _short(value: float) -> str:
 
 
 class Worker:
-    """A contestant in a process of its own; use as a context manager.
+    """A contestant in a process of its own; use it as a context manager.
 
     Attributes:
-        facts: what it said of itself when it was ready.
-        name: of the contestant, with its version where it gave one.
+        facts: the facts about itself that the contestant sent when it was ready.
+        name: name of the contestant, with its version if the contestant sent one.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class Worker:
         self.name = str(self.facts["name"])
 
     def ask(self, command: str, **more: Any) -> dict[str, Any]:
-        """Do something and answer.
+        """Send a command to the contestant and return its answer.
 
         Raises:
-            SystemExit: it died; its log says why.
+            SystemExit: the contestant died; its log says why.
         """
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"command": command, **more}) + "\n")
@@ -124,12 +124,12 @@ class Worker:
 
 
 def own_worker(settings: Mapping[str, Any], log: Path) -> Worker:
-    """Trick-runner itself, or with ``role: limit`` the bare network of the same settings."""
+    """Start trick-runner itself, or with ``role: limit`` the bare network of the same settings."""
     return Worker([sys.executable, "-m", "benchmarks.own_worker"], settings, log)
 
 
 def peer_worker(peers: Path, name: str, settings: Mapping[str, Any], log: Path) -> Worker:
-    """A peer in its environment below ``peers``, as ``python -m benchmarks.peers`` made it."""
+    """Start a peer in the environment that ``python -m benchmarks.peers`` made below ``peers``."""
     environment = "fastai" if name == "fastai" else "timm"
     python = peers / environment / "bin" / "python"
     if not python.exists():
@@ -139,7 +139,7 @@ def peer_worker(peers: Path, name: str, settings: Mapping[str, Any], log: Path) 
 
 
 def peer_environment() -> dict[str, str]:
-    """The variables of this process, without those by which it finds its own packages."""
+    """The environment variables of this process, without those that point to its packages."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
@@ -149,11 +149,11 @@ def throughput(
     """Images per second of each contestant's training, in turns of ``images`` images.
 
     Args:
-        workers: by name.
-        images: of one turn, at least.
+        workers: the contestants by name.
+        images: approximate number of images in one turn.
         batch_size: images per step.
-        repeats: rounds that count.
-        warmup: rounds before them that do not.
+        repeats: number of measured rounds.
+        warmup: number of rounds before the measured rounds.
     """
     found: dict[str, list[float]] = {name: [] for name in workers}
     for turn in range(warmup + repeats):
@@ -165,7 +165,7 @@ def throughput(
 
 
 def machine() -> dict[str, Any]:
-    """What was measured on, with which versions, and when."""
+    """The machine, the versions and the date of a measurement."""
     return {
         "processor": cpu_name(),
         "cores": num_cores(),
@@ -178,7 +178,7 @@ def machine() -> dict[str, Any]:
 
 
 def parser(module: str, description: str) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+    """Make a parser with the options that all benchmarks have."""
     found = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}", description=description)
     found.add_argument("--json", type=Path, metavar="FILE", help="write every number")
     found.add_argument(
@@ -189,7 +189,7 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
 
 
 def add_data_option(found: argparse.ArgumentParser) -> None:
-    """The data that is measured on."""
+    """Add the option that names the data."""
     found.add_argument(
         "--data", type=Path, required=True, metavar="FOLDER_OR_ARCHIVE",
         help="Imagenette at 160 px: imagenette2-160.tgz, or its folder",
@@ -197,7 +197,7 @@ def add_data_option(found: argparse.ArgumentParser) -> None:
 
 
 def report(title: str, table: Table, content: Mapping[str, Any], target: Path | None) -> None:
-    """Print a table, and write all numbers where asked for."""
+    """Print a table, and write all numbers to ``target`` if there is one."""
     about = machine()
     console = table_console()
     table.print(console)
@@ -209,7 +209,7 @@ def report(title: str, table: Table, content: Mapping[str, Any], target: Path | 
 
 @contextmanager
 def unpacked(data: Path) -> Iterator[Path]:
-    """The folder of a data set: itself, or for the block an archive's content."""
+    """The folder ``data``; an archive is unpacked into a folder that lasts as long as the block."""
     if data.is_dir():
         yield data
         return
@@ -222,7 +222,7 @@ def unpacked(data: Path) -> Iterator[Path]:
 
 @dataclass
 class Stopwatch:
-    """Seconds of a block."""
+    """Measures the seconds of a block."""
 
     seconds: float = 0.0
 

@@ -2,11 +2,12 @@
 
     python -m benchmarks.memory --data FOLDER_OR_ARCHIVE --json FILE [--images 1000 10000 100000]
 
-The data is a folder of hard links to the training images of the archive, as many as asked for,
-once from the decoded cache and once streamed from the files. Memory is what is not a file's pages,
-which the system takes back when it needs them (Pss_Anon and Pss_Shmem of Linux), of the process and
-of those that it starts, where what they share counts once; sampled ten times a second from its
-start on. The first start fills the cache, unless an earlier command with these ``--outputs`` has.
+The data is a folder with the requested number of hard links to the training images of the archive,
+read once from the decoded cache and once streamed from the files. Memory is that of the process and
+of the processes that it starts, without the pages of files, which the system takes back when it
+needs them (Linux's Pss_Anon and Pss_Shmem). Shared memory counts once. It is sampled ten times a
+second from the start. The first start fills the cache, unless an earlier command with the same
+``--outputs`` has filled it.
 """
 
 import itertools
@@ -24,7 +25,11 @@ from runner.terminal.tables import Table
 
 
 class Memory:
-    """Peak memory of processes while the block runs; ``find`` gives their numbers."""
+    """Measures the peak memory of the descendants of process ``parent`` while the block runs.
+
+    Attributes:
+        peak: the largest memory so far, bytes.
+    """
 
     def __init__(self, parent: int) -> None:
         self.peak = 0
@@ -67,12 +72,12 @@ def _anonymous(number: int) -> int:
 
 
 def linked(source: Path, target: Path, count: int) -> Path:
-    """A data set of ``count`` training images, hard links to those of ``source`` over and over."""
+    """Make a data set of ``count`` training images: hard links to ``source``'s, over and over."""
     folder = target / str(count)
     if folder.exists():
         return folder
     images = sorted(path for path in (source / "train").rglob("*") if path.is_file())
-    random.Random(0).shuffle(images)  # noqa: S311  so that few images are of all classes
+    random.Random(0).shuffle(images)  # noqa: S311  so that a few images include all classes
     for number, image in zip(range(count), itertools.cycle(images), strict=False):
         place = folder / "train" / image.parent.name
         place.mkdir(parents=True, exist_ok=True)
@@ -89,7 +94,7 @@ def main() -> None:
     options = parser("memory", "Memory and throughput by the number of images.")
     add_data_option(options)
     options.add_argument("--images", type=int, nargs="+", default=[1_000, 10_000])
-    options.add_argument("--steps", type=int, default=60, help="of each measurement")
+    options.add_argument("--steps", type=int, default=60, help="steps of each measurement")
     arguments = options.parse_args()
     with unpacked(arguments.data) as data:
         results = by_images(data, arguments.images, arguments.steps, arguments.outputs.absolute())
@@ -110,7 +115,7 @@ def main() -> None:
 
 
 def by_images(data: Path, counts: Sequence[int], steps: int, outputs: Path) -> list[dict[str, Any]]:
-    """An entry for each number of images, cached and streamed, at 64 px."""
+    """Measure each number of images, cached and streamed, at 64 px; return an entry for each."""
     found = []
     for count, kind in itertools.product(counts, ("cached", "streamed")):
         folder = linked(data, data.parent / "linked", count)
@@ -124,7 +129,7 @@ def by_images(data: Path, counts: Sequence[int], steps: int, outputs: Path) -> l
 
 
 def measured(words: list[str], steps: int, log: Path) -> dict[str, Any]:
-    """Peak memory, seconds to start for the first time and again, images per second."""
+    """Measure peak memory, seconds of the first and of a second start, and images per second."""
     settings = {"words": words, "role": "run"}
     with Stopwatch() as first, own_worker(settings, log):
         pass  # fills the cache

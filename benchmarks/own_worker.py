@@ -1,10 +1,10 @@
-"""Trick-runner as a contestant, and the limit it is held against; see ``benchmarks.measure``.
+"""Trick-runner as a contestant, and the limit it is compared with; see ``benchmarks.measure``.
 
     python -m benchmarks.own_worker '{"words": ["+recipe=small", …], "role": "run"}'
 
-The ``run`` trains through the loop that every run trains through. The ``limit`` is the same
-network, precision, batch, loss and optimizer on one fixed random batch: no data, no augmentation,
-no checks.
+The role ``run`` trains with the loop of every run. The role ``limit`` trains with the same network,
+precision, batch size, loss and optimizer on one fixed random batch: no data, no augmentation, no
+checks.
 """
 
 import json
@@ -51,7 +51,7 @@ class OwnTraining:
         self._steps: Steps = self._limit() if role == "limit" else self._run()
 
     def train(self, steps: int) -> dict[str, Any]:
-        """So many steps from where it is, over as many epochs as it takes."""
+        """Continue the training by ``steps``, over as many epochs as that takes."""
         self._synchronize()
         started = time.perf_counter()
         for _ in range(steps):
@@ -91,11 +91,11 @@ class OwnTraining:
             yield loss.detach()
 
     def validate(self) -> dict[str, Any]:
-        """The validation split, plain; for the limit as many forward passes of random batches."""
+        """Evaluate the validation split, plain; the limit forwards as many random images."""
         return self._evaluated(with_tta=False)
 
     def tta(self) -> dict[str, Any]:
-        """The validation split, plain and with the configured TTA, in one pass."""
+        """Evaluate the validation split, plain and with the configured TTA, in one pass."""
         return self._evaluated(with_tta=True)
 
     def _evaluated(self, *, with_tta: bool) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""How long commands take to answer, and to begin training.
+"""How long commands take to answer, and to make the first step of training.
 
     python -m benchmarks.startup --json FILE
 
-On the embedded data, whole processes from the start, with Python's compiled files and the image
-cache in place. ``first step`` ends when the first update of the weights has been made.
+Times whole processes on the embedded data, with Python's compiled files and the image cache in
+place. ``first step`` ends after the first update of the weights.
 """
 
 import subprocess

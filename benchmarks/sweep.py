@@ -1,10 +1,10 @@
-"""A sweep of twelve jobs beside twelve runs in turn.
+"""A sweep of twelve jobs compared with twelve runs in turn.
 
     python -m benchmarks.sweep --json FILE [--words KEY=VALUE …]
 
-On the embedded data, twelve seeds of one epoch each. A single run starts Python, imports torch and
-opens the data anew; a sweep does so once. ``between jobs`` is what a sweep spends on a job besides
-its training and evaluation.
+Trains twelve seeds for one epoch each on the embedded data. Every single run starts Python, imports
+torch and opens the data; a sweep does so once. ``between jobs`` is the time per job that does not
+go into training and evaluation.
 """
 
 import json
@@ -24,10 +24,10 @@ _WAYS = {
 
 def main() -> None:
     """Run the command; see ``--help``."""
-    options = parser("sweep", "A sweep beside its runs in turn.")
+    options = parser("sweep", "A sweep compared with its runs in turn.")
     options.add_argument("--jobs", type=int, default=12)
     options.add_argument("--repeats", type=int, default=3)
-    options.add_argument("--words", nargs="*", default=["budget=smoke"], help="of every run")
+    options.add_argument("--words", nargs="*", default=["budget=smoke"], help="words of every run")
     options.add_argument("--ways", nargs="*", default=list(_WAYS), choices=list(_WAYS))
     arguments = options.parse_args()
     folder = arguments.outputs.absolute() / "sweep"
@@ -85,7 +85,7 @@ def _add(
 
 
 def _forget_runs(folder: Path) -> None:
-    """All but the cache, which stays warm."""
+    """Remove everything but the cache, which stays warm."""
     for path in folder.iterdir():
         if path.name != "cache":
             shutil.rmtree(path)

@@ -1,11 +1,11 @@
-"""Training throughput end to end, beside the limit of the machine and beside the peers.
+"""End-to-end throughput of training, compared with the limit of the machine and with the peers.
 
     python -m benchmarks.throughput --data FOLDER_OR_ARCHIVE --json FILE [--peers FOLDER]
 
-Imagenette-160, xresnet18 (the peers' resnet18d is the same network), batch 64, mixup, label
-smoothing, standard augmentation, from a warm cache. The limit is the same network in the same
-precision on one fixed random batch; ``ratio_to_limit`` is the part of it that training reaches.
-Without peers it takes about five minutes on two cores.
+The work is Imagenette-160 with xresnet18 (the peers' resnet18d is the same network), batch 64,
+mixup, label smoothing and standard augmentation, from a warm cache. The limit is the throughput of
+the same network in the same precision on one fixed random batch; ``ratio_to_limit`` is the part of
+the limit that training reaches. Without peers the benchmark takes about five minutes on two cores.
 """
 
 import argparse
@@ -37,11 +37,11 @@ PEERS = {
     "timm tuned": ("timm", "tuned"),
     "torchvision": ("torchvision", "default"),
 }
-"""Contestants by the name of their row: worker and variant."""
+"""The worker and the variant of each contestant, by the name of its row."""
 
 
 def words(data: Path, size: int, outputs: Path, *more: str) -> list[str]:
-    """Trick-runner's configuration of the common work."""
+    """The configuration of the common work as words of trick-runner."""
     return [
         "+recipe=small", "+trick=[normalize,mixup,label_smoothing]", f"data.root='{data}'",
         f"resize.size={size}", f"data.batch_size={BATCH_SIZE}", f"outputs='{outputs}'", *more,
@@ -49,7 +49,7 @@ def words(data: Path, size: int, outputs: Path, *more: str) -> list[str]:
 
 
 def measured(size: int, data: Path, arguments: argparse.Namespace) -> dict[str, Spread]:
-    """Images per second of every contestant at one size."""
+    """Measure the images per second of every contestant at one size."""
     outputs = arguments.outputs.absolute()
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
@@ -76,7 +76,7 @@ def measured(size: int, data: Path, arguments: argparse.Namespace) -> dict[str, 
 
 
 def matmul_peak(repeats: int = 5) -> dict[str, float]:
-    """Billions of multiply-adds per second of large matrix products, for orientation."""
+    """Billions of multiply-adds per second in large matrix products, as a reference."""
     found = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         one = torch.randn(2048, 2048).to(dtype)
@@ -91,13 +91,13 @@ def matmul_peak(repeats: int = 5) -> dict[str, float]:
 
 def main() -> None:
     """Run the command; see ``--help``."""
-    options = parser("throughput", "Training throughput beside the limit and the peers.")
+    options = parser("throughput", "Throughput of training, compared with the limit and the peers.")
     add_data_option(options)
-    options.add_argument("--peers", type=Path, metavar="FOLDER", help="the peers' environments")
+    options.add_argument("--peers", type=Path, metavar="FOLDER", help="environments of the peers")
     options.add_argument("--sizes", type=int, nargs="+", default=[64, 128], metavar="PX")
-    options.add_argument("--repeats", type=int, default=7, help="rounds that count")
-    options.add_argument("--images", type=int, default=2560, help="in a turn at 64 px")
-    options.add_argument("--words", nargs="*", default=[], help="more of runner.train's words")
+    options.add_argument("--repeats", type=int, default=7, help="measured rounds")
+    options.add_argument("--images", type=int, default=2560, help="images of a turn at 64 px")
+    options.add_argument("--words", nargs="*", default=[], help="further words of runner.train")
     arguments = options.parse_args()
     peak = matmul_peak()
     rows, results = [], []

@@ -1,10 +1,10 @@
-"""Seconds of whole trainings and what they reach, beside fastai's five epochs.
+"""Seconds and accuracy of whole trainings, compared with five epochs of fastai.
 
     python -m benchmarks.time_to_accuracy --data FOLDER_OR_ARCHIVE [--peers FOLDER] --json FILE
 
 Whole commands are timed, from a warm image cache: Python's start, imports, training, evaluation
 (once, with the recipe's ``eval.every``) and the result on disk. fastai validates after each epoch,
-as it comes; its start is not counted.
+which is its default; its start is not counted.
 """
 
 import json
@@ -32,14 +32,14 @@ def main() -> None:
     """Run the command; see ``--help``."""
     options = parser("time_to_accuracy", "Seconds to an accuracy.")
     add_data_option(options)
-    options.add_argument("--peers", type=Path, metavar="FOLDER", help="the peers' environments")
+    options.add_argument("--peers", type=Path, metavar="FOLDER", help="environments of the peers")
     options.add_argument(
         "--seeds", type=int, nargs="+", default=[2, 3, 4, 5, 6],
-        help="of our runs; the recipe was found with 0 and 1 (default: %(default)s)",
+        help="seeds of our runs; the recipe was found with 0 and 1 (default: %(default)s)",
     )  # fmt: skip
-    options.add_argument("--peer-seeds", type=int, default=1, help="of fastai, minutes each")
+    options.add_argument("--peer-seeds", type=int, default=1, help="fastai's seeds, minutes each")
     options.add_argument(
-        "--words", nargs="*", default=["+recipe=speedrun"], help="of every run of ours"
+        "--words", nargs="*", default=["+recipe=speedrun"], help="words of our runs"
     )
     arguments = options.parse_args()
     folder = arguments.outputs.absolute() / "time_to_accuracy"
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def _run(words: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Seconds and accuracy of a whole command."""
+    """Run a whole command; return its seconds and accuracy."""
     place = folder / "run"
     shutil.rmtree(place, ignore_errors=True)
     command = [sys.executable, "-m", "runner.train", *words, f"run_dir='{place}'"]

@@ -1,12 +1,12 @@
-"""A sweep: Hydra's grid, checked whole before it starts, run until it is whole, told whole.
+"""A sweep over Hydra's grid: all jobs are checked first, run until none is missing, and reported.
 
 Hydra's own sweeper writes ``multirun.yaml`` before it looks at the jobs, loses the results of all
-jobs when one process dies, and reports only the first failure. This one composes and checks every
-job first, so that a mistake in the last of a hundred jobs is told at once and nothing is written; a
-job that fails or crashes stops no other; jobs whose run another process is at are waited for; and
-the same command again runs what is missing.
+jobs when one process dies, and reports only the first failure. This sweeper composes and checks
+every job first, so that a mistake in the last of a hundred jobs is reported at once and nothing is
+written. A job that fails or crashes does not stop the others. The sweep waits for a run that
+another process has locked. The same command again runs the missing jobs.
 
-Hydra takes plugins from the namespace package ``hydra_plugins`` alone, so it lives here.
+The sweeper is in this folder because Hydra loads plugins only from ``hydra_plugins``.
 """
 
 import faulthandler
@@ -47,15 +47,17 @@ _POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class SweepJob:
-    """The task of every job of a sweep: does it, and writes down how it stands and how it ended.
+    """The task of every job of a sweep: runs the job, and records its state and how it ended.
 
     Attributes:
-        task: of the command; returns a summary, or its error.
-        folder: of the sweep.
-        jobs: all jobs of the sweep, each its words.
+        task: the task of the command; returns a summary, or a summary with an error.
+        folder: the folder of the sweep.
+        jobs: the words of each job of the sweep.
         sweeper: process and machine of the sweep itself.
-        threads: for each process of a job, where the configuration does not say.
-        num_slots: jobs that run at the same time, where the launcher starts all at once.
+        threads: threads for each process of a job if the configuration does not set them; 0 leaves
+            the number open.
+        num_slots: how many jobs may run at the same time if the launcher starts all of them at
+            once; 0 for no limit.
     """
 
     task: TaskFunction
@@ -66,7 +68,7 @@ class SweepJob:
     num_slots: int
 
     def __call__(self, composed: DictConfig) -> None:
-        """One job, as Hydra's launchers call it."""
+        """Run one job; Hydra's launchers call this."""
         words = list(HydraConfig.get().overrides.task)
         number = self.jobs.index(words)
         speaks = from_environment().is_first
@@ -76,15 +78,15 @@ class SweepJob:
             try:
                 if is_guest:
                     self._move_in(stack, number if speaks else None)
-                if speaks:  # first this and then the look, so that no stop comes in between
+                if speaks:  # written before the check for a stop, so that no stop is missed
                     self.folder.write(number, "running")
                 if self.folder.stopped_by is None:
                     status = "interrupted"
                     status, more = self._do(composed, number)
             except KeyboardInterrupt as interrupt:
-                if not is_guest:  # a cluster may end one job and mean no other
+                if not is_guest:  # a cluster may end one job without meaning the others
                     self.folder.stop(getattr(interrupt, "signum", signal.SIGINT))
-            finally:  # also when submitit leaves by SystemExit, to queue the job again
+            finally:  # also when submitit raises SystemExit to queue the job again
                 if speaks:
                     self.folder.write(number, status, **more)
 
@@ -106,9 +108,9 @@ class SweepJob:
         return "failed", {"error": reason}
 
     def _move_in(self, stack: ExitStack, number: int | None) -> None:
-        """Settle in a process of the launcher's: signals, output, a slot."""
+        """Set up a process that the launcher started: its signals, output and slot."""
         raise_on_signals()
-        # Ctrl-C in the terminal reaches all processes; the sweep passes it on as SIGTERM.
+        # Ctrl-C in a terminal reaches all processes; the sweep passes it on as SIGTERM.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         path = Path(os.devnull) if number is None else self.folder.log(number)
@@ -131,18 +133,18 @@ class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Called by Hydra before :meth:`sweep`."""
+        """Keep what Hydra provides; Hydra calls this before :meth:`sweep`."""
         self.config = config
         self.hydra_context = hydra_context
         self.task_function = task_function
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Check, launch until nothing is missing, and tell how each job ended.
+        """Check all jobs, launch them until none is missing, and report how each job ended.
 
         Raises:
-            ConfigError: when any job's configuration is wrong; nothing has been written then.
-            SweepError: when jobs failed; the others have finished.
-            Interrupted: by a signal; jobs that had not ended go on when the sweep is run again.
+            ConfigError: the configuration of a job is wrong; nothing has been written.
+            SweepError: jobs failed; the other jobs have finished.
+            Interrupted: a signal came; unfinished jobs resume when the sweep is run again.
         """
         assert self.config is not None
         loader = self.hydra_context.config_loader
@@ -164,7 +166,7 @@ class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
             raise SweepError(
                 f"{len(failed)} of {len(outcomes)} jobs failed",
                 where=str(folder.path),
-                fix="mend the cause and run the same command again: finished jobs are not repeated",
+                fix="fix the cause and run the same command again: finished jobs are not repeated",
             )
 
     def _check(self, jobs: Sequence[Sequence[str]]) -> None:
@@ -189,7 +191,7 @@ _BAD = ("failed", "crashed", "interrupted", "pending", *ALIVE)
 
 
 class _Launch:
-    """The jobs of one sweep on their way through a launcher, in as many rounds as it takes."""
+    """Launches the jobs of one sweep, in as many rounds as it takes."""
 
     def __init__(
         self,
@@ -209,7 +211,10 @@ class _Launch:
         self._task = SweepJob(task_function, folder, jobs, sweeper, threads, at_once)
 
     def _share_cores(self) -> tuple[int, int]:
-        """Jobs at once, where the launcher does not see to it; and threads for each process."""
+        """How many jobs may run at once, and the threads of each process.
+
+        Either is 0 if the launcher or the job itself takes care of the number.
+        """
         launcher, cores = self._config.hydra.launcher, num_cores()
         if self._kind == "JoblibLauncher":
             at_once = launcher.n_jobs if launcher.n_jobs > 0 else num_gpus() or cores
@@ -224,10 +229,10 @@ class _Launch:
         return 0, 0
 
     def until_whole(self) -> None:
-        """Launch what has not ended, in as many rounds as it takes, until somebody stops it.
+        """Launch the unfinished jobs, in as many rounds as it takes, until the sweep is stopped.
 
-        A launcher may give up when one of its processes dies, and take other jobs down with it. So
-        what died is tried again alone: a job that dies as the only one has crashed.
+        A launcher may give up when one of its processes dies, and end other jobs with it. So each
+        job that died is tried again alone: a job that dies alone has crashed.
         """
         todo, suspects = list(range(len(self._jobs))), list[int]()
         while (todo or suspects) and self._folder.stopped_by is None:
@@ -238,7 +243,7 @@ class _Launch:
                 suspects += [number for number in batch if status[number] == "crashed"]
             todo = [number for number in batch if status[number] in ("busy", "pending")]
             if todo == batch and "busy" not in status.values():
-                return  # the launcher did nothing: once more would change nothing
+                return  # the launcher did nothing, so another round would change nothing
             if todo and all(status[number] == "busy" for number in todo):
                 self._wait_for_others(todo)
 
@@ -249,21 +254,21 @@ class _Launch:
             launcher.launch(jobs, initial_job_idx=0)
             return
 
-        def tell(number: int) -> None:
+        def print_end(number: int) -> None:
             print_job(self._jobs[number], self._folder.read(number), self._jobs)
 
         can_stop = self._kind in ("JoblibLauncher", "LocalLauncher")
-        with Watch(self._folder, numbers, tell, can_stop=can_stop):
+        with Watch(self._folder, numbers, print_end, can_stop=can_stop):
             try:
                 launcher.launch(jobs, initial_job_idx=0)
             except Exception as error:
-                # How the jobs ended stands in their files; a launcher stumbles over the first.
+                # The files of the jobs say how each ended; a launcher raises the first error only.
                 print(f"note: {self._kind} gave up: {type(error).__name__}", file=sys.stderr)
             while any(map(self._is_running_here, numbers)):
                 time.sleep(_POLL_SECONDS)
 
     def _is_running_here(self, number: int) -> bool:
-        # Of a job on another machine nobody here can tell; its launcher has waited for it.
+        # A job on another machine cannot be checked here; its launcher has waited for it.
         job = self._folder.read(number)
         return job["status"] in ALIVE and job["host"] == socket.gethostname()
 
@@ -274,8 +279,8 @@ class _Launch:
         return launcher
 
     def _wait_for_others(self, busy: Sequence[int]) -> None:
-        """Until one of the runs that other processes are at is free."""
+        """Wait until another process releases one of the runs of the jobs ``busy``."""
         folders = [RunFolder(Path(self._folder.read(number)["folder"])) for number in busy]
-        print(f"waiting for jobs that other processes are at: {len(folders)}")
+        print(f"waiting for jobs that other processes run: {len(folders)}")
         while all(is_held(folder.lock) for folder in folders) and not self._folder.stopped_by:
             time.sleep(_POLL_SECONDS)

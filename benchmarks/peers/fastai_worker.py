@@ -1,17 +1,17 @@
-"""fastai, as chapter 7 of its book trains: a contestant; see ``protocol.py``.
+"""fastai, trained as in chapter 7 of its book: a contestant; see ``protocol.py``.
 
     PYTHON fastai_worker.py '{"data": "imagenette2-160"}'
 
-The chapter's data block (``Resize`` of each item, ``aug_transforms`` and ImageNet's statistics on
-the batch), its xresnet, label smoothing and mixup, fastai's Adam and ``fit_one_cycle``, in float32.
-Items are resized to twice the size, but not beyond the 160 pixels that the images have.
+It has the chapter's data block (``Resize`` of each item, ``aug_transforms`` and ImageNet's
+statistics on the batch), xresnet, label smoothing and mixup, fastai's Adam and ``fit_one_cycle``,
+in float32. Items are resized to twice the size, but not beyond the 160 pixels of the images.
 
-The variant ``tuned`` adds fastai's ``ChannelsLast`` and bfloat16. Its own switch for that
-(``to_bf16``) names CUDA and changes nothing on a CPU, so it is given the CPU's autocast here, more
-than comes with the library.
+The variant ``tuned`` adds fastai's ``ChannelsLast`` and bfloat16. fastai's own switch for bfloat16
+(``to_bf16``) names CUDA and changes nothing on a CPU, so this worker adds the CPU's autocast, which
+the library does not provide.
 
-Steps are timed in fastai's own `Learner.fit`, held between two steps by a callback: it runs in a
-thread of its own, which sleeps while nobody asks for more.
+Steps are timed in fastai's own `Learner.fit`, which a callback stops between two steps: it runs in
+a thread of its own, which sleeps until more steps are requested.
 """
 
 import os
@@ -58,9 +58,9 @@ else:  # a script in another environment, which has no package of ours
 
 NUM_CLASSES = 10
 IMAGE_SIDE = 160
-# Of the steps that are only timed; whole trainings are told theirs.
+# The learning rate of the steps that are only timed; whole trainings are given theirs.
 STEP_LR = 3e-3
-# More than are ever asked for; fastai wants to know at the start.
+# More epochs than are ever requested; fastai needs a number at the start.
 ENDLESS_EPOCHS = 10**6
 
 
@@ -71,7 +71,7 @@ class CpuBfloat16(MixedPrecision):  # type: ignore[misc]
         super().__init__(amp_mode=AMPMode.BF16)
 
     def before_fit(self) -> None:
-        """Replace the autocast, which is CUDA's."""
+        """Replace the autocast for CUDA."""
         super().before_fit()
         self.autocast = torch.autocast("cpu", dtype=torch.bfloat16)
 
@@ -79,7 +79,7 @@ class CpuBfloat16(MixedPrecision):  # type: ignore[misc]
 class Held(FastaiCallback):  # type: ignore[misc]
     """Lets a training go on only by as many steps as are asked for."""
 
-    order = 1000  # after all others have done their part of the step
+    order = 1000  # after all other callbacks have done their part of the step
     run_valid = False
 
     def __init__(self) -> None:
@@ -97,19 +97,19 @@ class Held(FastaiCallback):  # type: ignore[misc]
         return self.images, self.loss_value
 
     def end(self) -> None:
-        """From another thread: let the training end where it is."""
+        """From another thread: end the training after the current step."""
         self.ends = True
         self.asked.release()
 
     def before_fit(self) -> None:
-        """Wait for the first steps to be asked for."""
+        """Wait until the first steps are requested."""
         self.asked.acquire()
 
     def after_batch(self) -> None:
-        """Count; when all that was asked for is done, tell, and wait before the next batch is made.
+        """Count the step. After the last requested step, answer, and wait for the next request.
 
         Raises:
-            CancelFitException: no more is wanted.
+            CancelFitException: :meth:`end` was called.
         """
         self.images += len(self.x)
         self.steps_left -= 1
@@ -121,7 +121,7 @@ class Held(FastaiCallback):  # type: ignore[misc]
                 raise CancelFitException
 
     def before_validate(self) -> None:
-        """Skip it; steps are timed without.
+        """Skip the validation; steps are timed without it.
 
         Raises:
             CancelValidException: always.
@@ -130,7 +130,7 @@ class Held(FastaiCallback):  # type: ignore[misc]
 
 
 class AfterEpochs(FastaiCallback):  # type: ignore[misc]
-    """Tells the accuracy after every epoch."""
+    """Reports the accuracy after every epoch."""
 
     order = 1000  # after the recorder
 
@@ -138,12 +138,12 @@ class AfterEpochs(FastaiCallback):  # type: ignore[misc]
         self.done = done
 
     def after_epoch(self) -> None:
-        """The last value that the recorder has written is that of the only metric."""
+        """Report the last value of the recorder, which belongs to the only metric."""
         self.done(self.recorder.values[-1][-1])
 
 
 class Fastai(Contestant):
-    """The chapter's code."""
+    """A contestant that runs the code of the chapter."""
 
     name = f"fastai {fastai.__version__}"
     packages = ("fastai", "fastcore", "torch", "torchvision", "numpy", "pillow")
@@ -162,7 +162,7 @@ class Fastai(Contestant):
         self.batches_ahead = self.num_workers * self.data.train.fake_l.prefetch_factor
 
     def facts(self) -> dict[str, object]:
-        """How it was set up."""
+        """Variant, precision and transforms of this contestant."""
         tuned = self.settings.variant == "tuned"
         return {
             "variant": self.settings.variant,
@@ -194,18 +194,18 @@ class Fastai(Contestant):
     def validate(self) -> tuple[int, float]:
         """See `Contestant`."""
         _, right = self._evaluator().validate()
-        # A training that is held between two steps goes on in the mode that it was in.
+        # A training that waits between two steps must continue in training mode.
         self.learner.model.train()
         return len(self.data.valid_ds), right
 
     def tta(self) -> tuple[int, float]:
-        """The chapter's: four augmented views, averaged, and the plain one with a weight of 1/4."""
+        """TTA of the chapter: the mean of four augmented views, and the plain view with 1/4."""
         predictions, targets = self._evaluator().tta(n=4, beta=0.25)
         self.learner.model.train()
         return len(targets), accuracy(predictions, targets).item()
 
     def _data(self) -> DataLoaders:
-        # Asked for nothing, fastai takes one process per core, 16 at most.
+        # By default, fastai takes one process per core, 16 at most.
         asked = self.settings.num_workers
         workers = {} if asked is None else {"num_workers": asked}
         block = DataBlock(
@@ -231,7 +231,7 @@ class Fastai(Contestant):
         )
 
     def _evaluator(self) -> Learner:
-        """The same model in a learner of its own, so that a held training keeps its state."""
+        """The same model in another learner, so that a waiting training keeps its state."""
         return Learner(
             self.data,
             self.learner.model,
@@ -248,12 +248,12 @@ class Fastai(Contestant):
         return [ChannelsLast(), CpuBfloat16()] if self.settings.variant == "tuned" else []
 
     def _fit_held(self) -> None:
-        # The number of threads is each thread's own for some of the libraries below torch.
+        # Some of the libraries below torch have a number of threads per calling thread.
         torch.set_num_threads(self.settings.threads)
         try:
             self.learner.fit(ENDLESS_EPOCHS, STEP_LR, cbs=self.held)
         except BaseException:
-            # Somebody waits for an answer that will not come.
+            # Another thread waits for an answer that will not come.
             traceback.print_exc()
             os._exit(1)
 

@@ -1,8 +1,8 @@
-"""The training loop that people write around PyTorch's own parts: for timm and torchvision.
+"""The usual training loop around PyTorch's own parts, for timm and torchvision.
 
-As in the training scripts of both projects: one step after the other, mixup on the batch, autocast
-around the model and the loss if asked for. Whole trainings use AdamW and a one-cycle schedule,
-which is what fastai does unasked, so that accuracies after the same epochs can be compared.
+It follows the training scripts of both projects: one step after the other, mixup on the batch,
+autocast around the model and the loss if requested. Whole trainings use AdamW and a one-cycle
+schedule, as fastai does by default, so that accuracies after the same epochs can be compared.
 """
 
 import os
@@ -24,7 +24,7 @@ else:  # a script in another environment, which has no package of ours
     from protocol import Contestant, Settings
 
 NUM_CLASSES = 10
-# Of the steps that are only timed; whole trainings are told theirs.
+# The learning rate of the steps that are only timed; whole trainings are given theirs.
 STEP_LR = 3e-3
 
 
@@ -50,18 +50,18 @@ class PlainContestant(Contestant):
 
     @abstractmethod
     def make_model(self) -> nn.Module:
-        """A model with fresh weights."""
+        """Make a model with fresh weights."""
 
     @abstractmethod
     def make_optimizer(self, model: nn.Module, lr: float) -> Optimizer:
-        """The optimizer for it."""
+        """Make the optimizer for ``model``."""
 
     def mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixup, where the loader has not done it."""
+        """Apply mixup to a batch; by default unchanged, because the loader has mixed it."""
         return images, targets
 
     def begin(self) -> None:
-        """Make what is timed, and count it."""
+        """Make the model and the endless batches, and count parameters and processes."""
         self._start(self.settings.seed, STEP_LR)
         self.batches = self._endless()
         self.num_parameters = sum(weight.numel() for weight in self.model.parameters())
@@ -69,7 +69,7 @@ class PlainContestant(Contestant):
         self.batches_ahead = self.num_workers * (self.train_loader.prefetch_factor or 0)
 
     def facts(self) -> dict[str, object]:
-        """How it was set up."""
+        """Variant, precision and transforms of this contestant."""
         return {
             "variant": self.settings.variant,
             "precision": "bfloat16 autocast" if self.tuned else "float32",
@@ -90,7 +90,7 @@ class PlainContestant(Contestant):
 
     def epochs(self, epochs: int, lr: float, seed: int, done: Callable[[float], None]) -> None:
         """See `Contestant`."""
-        # Ends the loading processes of the epoch that was only timed up to some step.
+        # Ends the loading processes of the epoch that was timed only up to some step.
         self.batches.close()
         self._start(seed, lr)
         schedule = OneCycleLR(

@@ -1,8 +1,8 @@
-"""What the process of every contestant speaks: one JSON object per line, commands in, answers out.
+"""The protocol of every contestant's process: one JSON object per line, commands in, answers out.
 
 A contestant is started as ``PYTHON NAME_worker.py SETTINGS`` in its own environment, where
 ``SETTINGS`` is a JSON object with the keys of `Settings`. It builds its data and model, says that
-it is ready, and then does what it is told, so that several can be measured in turn while the others
+it is ready, and then waits for commands, so that one contestant can be measured while the others
 sleep:
 
 | command | answer |
@@ -11,19 +11,20 @@ sleep:
 | ``{"command": "train", "steps": 40}`` | ``seconds``, ``images``, ``loss``, ``settling_steps`` |
 | ``{"command": "epochs", "epochs": 5, "lr": 3e-3}`` | ``seconds``, and lists, see below |
 | ``{"command": "validate"}`` | ``seconds``, ``images``, ``accuracy`` |
-| ``{"command": "tta"}`` | the same, where the contestant has it |
+| ``{"command": "tta"}`` | the same, if the contestant has TTA |
 | ``{"command": "quit"}``, or the end of the input | none; the process ends |
 
-``epochs`` answers the ``seconds`` of everything, and of each epoch with the validation at its end
-``epoch_seconds`` and ``accuracy``. It also takes a ``seed``; without, it is that of the settings.
-A command that fails is answered by ``error``; the traceback goes to the standard error, as does all
-that libraries print. Linux only, for the CPU only, and without any import but Python's own: it runs
-in every environment.
+The answer to ``epochs`` holds the ``seconds`` of the whole training, and lists of the
+``epoch_seconds`` (with the validation at the end) and the ``accuracy`` of each epoch. ``epochs``
+also takes a ``seed``; the default is that of the settings. The answer to a command that fails holds
+``error``; the traceback goes to the standard error, like everything that libraries print. This
+module is for Linux and the CPU only, and imports nothing but Python's standard library, because it
+runs in every environment.
 
-Two things keep contestants from being measured by each other's leftovers. Processes that load data
-ahead go on for a moment when nobody takes their batches: an answer is sent only once they rest. And
-what they then hold ready would be a head start the next time, so ``train`` takes more batches than
-that before its clock starts: the measured steps find the loader as it is in the middle of an epoch.
+Two rules keep contestants from disturbing each other's measurements. Processes that load data ahead
+continue for a moment after a command: an answer is sent only once they rest. The batches that they
+then hold would be a head start for the next command, so ``train`` takes more batches than that
+before its clock starts: the measured steps find the loader as it is in the middle of an epoch.
 """
 
 import json
@@ -46,7 +47,7 @@ REST_SECONDS = 0.3
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """The work that is measured."""
 
     data: str
     """A folder with ``train/CLASS/*`` and ``val/CLASS/*``."""
@@ -56,35 +57,35 @@ class Settings:
     threads: int = 2
     """Threads for the computation in the main process."""
     num_workers: int | None = None
-    """Processes that load data; none for the number that the contestant takes unasked."""
+    """Processes that load data; None for the contestant's own default."""
     seed: int = 0
     mixup_alpha: float = 0.4
     smoothing: float = 0.1
     variant: Literal["default", "tuned"] = "default"
-    """``default``: as it comes, in float32. ``tuned``: its own switches for bfloat16 and memory
-    format, as somebody would set them who knows the library."""
+    """``default``: the library's defaults, in float32. ``tuned``: with the library's own switches
+    for bfloat16 and memory format, as an experienced user would set them."""
 
 
 class Contestant(ABC):
     """One system that trains; built from `Settings`."""
 
     name: str
-    """With its version, for people."""
+    """Name and version, for people."""
     packages: tuple[str, ...]
     """The distributions that it computes with."""
     num_parameters: int
     num_workers: int
-    """Processes that load data, in fact."""
+    """The actual number of processes that load data."""
     batches_ahead: int
-    """How many batches its loader may hold ready; 0 where each is made when it is asked for."""
+    """How many batches the loader may hold ready; 0 if each batch is made on request."""
 
     def facts(self) -> dict[str, Any]:
-        """What else is worth knowing about how it was set up."""
+        """Further facts about the setup of this contestant."""
         return {}
 
     @abstractmethod
     def train(self, steps: int) -> tuple[int, float]:
-        """Go on training by ``steps``; return the number of images and the last loss."""
+        """Continue training by ``steps``; return the number of images and the last loss."""
 
     @abstractmethod
     def epochs(self, epochs: int, lr: float, seed: int, done: Callable[[float], None]) -> None:
@@ -92,16 +93,16 @@ class Contestant(ABC):
 
     @abstractmethod
     def validate(self) -> tuple[int, float]:
-        """Return the number of validation images and the share of them that is right."""
+        """Return the number of validation images and the accuracy on them."""
 
     def tta(self) -> tuple[int, float]:
-        """As `validate`, with test time augmentation."""
+        """Like `validate`, with test time augmentation."""
         raise NotImplementedError(f"{self.name} has no test time augmentation")
 
 
 def serve(make: Callable[[Settings], Contestant]) -> None:
-    """Be the process of a contestant, from its start to its end; ``make`` builds the contestant."""
-    # Answers go to what is the standard output now; from here on that is the standard error.
+    """Build a contestant with ``make`` and answer commands until the input ends."""
+    # Answers go to the original standard output; everything else printed goes to standard error.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     settings = Settings(**json.loads(sys.argv[1]))
@@ -151,7 +152,7 @@ def _carry_out(
 
 
 def _train(contestant: Contestant, *, steps: int) -> dict[str, Any]:
-    # One more than can lie ready, so that the clock starts right after a batch that was waited for.
+    # One more than can be ready, so that the clock starts right after a batch that was waited for.
     settling = contestant.batches_ahead + 1 if contestant.batches_ahead else 0
     if settling:
         contestant.train(settling)
@@ -178,7 +179,7 @@ def _epochs(contestant: Contestant, *, epochs: int, lr: float, seed: int) -> dic
 
 
 def _wait_for_rest() -> None:
-    """Return once the loading processes use no more CPU time, at once where there are none."""
+    """Return once the loading processes use no more CPU time; at once if there are none."""
     before = None
     while (now := _used_by_loaders()) and now != before:
         before = now
@@ -186,12 +187,12 @@ def _wait_for_rest() -> None:
 
 
 def _used_by_loaders() -> dict[int, str]:
-    """CPU time of each process that this one started, in the system's own ticks."""
+    """CPU time of each process that this process started, in the system's own ticks."""
     used: dict[int, str] = {}
     for process in multiprocessing.active_children():
         try:
             text = Path(f"/proc/{process.pid}/stat").read_text()
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         # The name, in parentheses, may have spaces; fields 14 and 15 are user and system time.
         assert process.pid is not None  # it has been started

@@ -1,11 +1,11 @@
-"""timm, as its training script puts its parts together: a contestant; see ``protocol.py``.
+"""timm, with its parts combined as in its training script: a contestant; see ``protocol.py``.
 
     PYTHON timm_worker.py '{"data": "imagenette2-160"}'
 
 The package on PyPI has no training script, so this is the loop of the script around the library's
 own data set, loader, mixup, loss, optimizer and model, with the script's defaults: crops of 8 to
 100 % of the area, flips, color jitter 0.4; no automatic augmentation and no random erasing, which
-are off there, too. Asked for on its command line they would be ``--mixup 0.4 --smoothing 0.1 --opt
+are off in the script, too. The options of the script would be ``--mixup 0.4 --smoothing 0.1 --opt
 adamw``, and for the variant ``tuned`` also ``--amp --amp-dtype bfloat16 --channels-last``. The
 script's prefetcher works with CUDA only, so it is off (``--no-prefetcher``).
 """
@@ -27,7 +27,7 @@ else:  # a script in another environment, which has no package of ours
     from plain import NUM_CLASSES, PlainContestant
     from protocol import Settings, serve
 
-# The script's own default of --workers and of --weight-decay.
+# The script's own defaults of --workers and of --weight-decay.
 NUM_WORKERS = 4
 WEIGHT_DECAY = 2e-5
 
@@ -53,19 +53,19 @@ class Timm(PlainContestant):
         self.begin()
 
     def make_model(self) -> nn.Module:
-        """The network that fastai calls xresnet18."""
+        """Make the network that fastai calls xresnet18."""
         model: nn.Module = timm.create_model("resnet18d", num_classes=NUM_CLASSES)
         return model
 
     def make_optimizer(self, model: nn.Module, lr: float) -> Optimizer:
-        """AdamW."""
+        """Make timm's AdamW."""
         optimizer: Optimizer = create_optimizer_v2(
             model, opt="adamw", lr=lr, weight_decay=WEIGHT_DECAY
         )
         return optimizer
 
     def mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixup and smoothed labels, as probabilities."""
+        """Apply timm's mixup, which also smooths the labels; targets become probabilities."""
         mixed: tuple[Tensor, Tensor] = self.mixup(images, targets)
         return mixed
 

@@ -1,13 +1,13 @@
-"""torchvision's usual recipe on a plain PyTorch loop: a contestant; see ``protocol.py``.
+"""torchvision's usual recipe in a plain PyTorch loop: a contestant; see ``protocol.py``.
 
     PYTHON torchvision_worker.py '{"data": "imagenette2-160"}'
 
-`ImageFolder`, ``DataLoader``, transforms of version 2 (random crops of 8 to 100 % of the area and
-flips of the PIL image, as its reference script has it by default), `v2.MixUp` in the collate
-function as its documentation shows it, cross entropy with label smoothing, AdamW. The model is
-timm's ``resnet18d``, which is what the other contestants train; without timm it is torchvision's
-``resnet18``, whose stem is another and cheaper one: ``facts`` says which. The variant ``tuned``
-adds bfloat16 and channels last.
+It consists of `ImageFolder`, ``DataLoader``, transforms of version 2 (random crops of 8 to 100 % of
+the area and flips of the PIL image, the defaults of the reference script), `v2.MixUp` in the
+collate function as in torchvision's documentation, cross entropy with label smoothing, and AdamW.
+The model is timm's ``resnet18d``, as for the other contestants; without timm it is torchvision's
+``resnet18``, which has another and cheaper stem: ``facts`` says which. The variant ``tuned`` adds
+bfloat16 and channels last.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -38,13 +38,13 @@ RESIZE_OVER_CROP = 256 / 224
 
 
 class MixedBatch:
-    """The collate function that mixes; a class, since processes that load data may unpickle it."""
+    """A collate function with mixup; a class, because loading processes may unpickle it."""
 
     def __init__(self, alpha: float) -> None:
         self.mixup = v2.MixUp(alpha=alpha, num_classes=NUM_CLASSES)
 
     def __call__(self, samples: list[Any]) -> tuple[Tensor, Tensor]:
-        """A batch of images, and of labels as probabilities."""
+        """Return a batch of images, and of labels as probabilities."""
         mixed: tuple[Tensor, Tensor] = self.mixup(*default_collate(samples))
         return mixed
 
@@ -80,11 +80,11 @@ class Torchvision(PlainContestant):
         self.begin()
 
     def facts(self) -> dict[str, object]:
-        """How it was set up, and with which model."""
+        """Variant, precision, transforms and model of this contestant."""
         return {**super().facts(), "model": "timm resnet18d" if timm else "torchvision resnet18"}
 
     def make_model(self) -> nn.Module:
-        """The same model as the others', where timm is there."""
+        """Make the model of the other contestants if timm is installed."""
         model: nn.Module
         if timm is None:
             model = torchvision.models.resnet18(num_classes=NUM_CLASSES)
@@ -93,7 +93,7 @@ class Torchvision(PlainContestant):
         return model
 
     def make_optimizer(self, model: nn.Module, lr: float) -> Optimizer:
-        """AdamW."""
+        """Make torch's AdamW."""
         return AdamW(model.parameters(), lr=lr)
 
 
