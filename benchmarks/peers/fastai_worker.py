@@ -77,7 +77,7 @@ class CpuBfloat16(MixedPrecision):  # type: ignore[misc]
 
 
 class Held(FastaiCallback):  # type: ignore[misc]
-    """Lets a training go on only by as many steps as are asked for."""
+    """Stops a training between two steps until more steps are requested."""
 
     order = 1000  # after all other callbacks have done their part of the step
     run_valid = False
