@@ -33,6 +33,7 @@ from omegaconf import DictConfig, read_write
 
 from runner.config import compose
 from runner.config.complaints import translated
+from runner.config.idea import read_idea
 from runner.errors import BusyError, ConfigError, RunnerError, SweepError
 from runner.machine.hardware import num_cores, num_gpus
 from runner.machine.locks import is_held
@@ -171,12 +172,16 @@ class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
 
     def _check(self, jobs: Sequence[Sequence[str]]) -> None:
         problems: dict[str, RunnerError] = {}
+        codes = set[str]()
         for job in jobs:
             try:
                 composed = self.hydra_context.config_loader.load_sweep_config(
                     self.config, list(job)
                 )
-                compose.run_config(composed)
+                config = compose.run_config(composed)
+                if config.code is not None and config.code not in codes:
+                    codes.add(config.code)
+                    _check_code(config.code)
             except Exception as error:
                 problem = error if isinstance(error, RunnerError) else translated(error)
                 if problem is None:
@@ -185,6 +190,17 @@ class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
         if problems:
             first = next(iter(problems.values()))
             raise ConfigError("\n".join(problems), where=first.where, fix=first.fix)
+
+
+def _check_code(path: str) -> None:
+    """Run an idea file as its jobs will; imports torch, so only when there is one.
+
+    Raises:
+        ConfigError: the file is refused.
+    """
+    from runner.tricks.idea import load_idea
+
+    load_idea(read_idea(path))
 
 
 _BAD = ("failed", "crashed", "interrupted", "pending", *ALIVE)

@@ -60,6 +60,10 @@ class TrainingError(RunnerError):
     exit_code = 5
 
 
+class CodeError(TrainingError):
+    """A function of the user's own code failed, or returned what it must not."""
+
+
 class ProcessError(TrainingError):
     """A TrainingError with a cause in this process alone, where several share a run."""
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from runner.config import checks, compose
 from runner.config.complaints import translated
+from runner.config.idea import IdeaFile, read_idea
 from runner.config.options import GROUPS
 from runner.config.schema import Data, RunConfig, Tta
 from runner.config.words import nearest, own_words
@@ -34,6 +35,7 @@ from runner.training.metrics import classification_metrics
 if TYPE_CHECKING:
     from runner.data.dataset import Dataset
     from runner.data.preprocess import Preprocess
+    from runner.records.bundle import Bundle
     from runner.training.predicting import Predictions
 
 _ALLOWED = (
@@ -203,6 +205,7 @@ def evaluated(
     configs: Mapping[str, RunConfig],
     load: Callable[[Data, int, str], "Dataset"],
     display: Display,
+    codes: Sequence[IdeaFile] = (),
 ) -> dict[str, Any]:
     """Evaluate one run.
 
@@ -211,13 +214,15 @@ def evaluated(
         configs: by the name of the variant.
         load: gives a data set by ``data``, largest size and ``outputs`` of a configuration.
         display: told how it goes.
+        codes: files of code that the user allows to run, where a run needs one.
 
     Returns:
         Values for JSON: of what it was computed, whether it reproduces the run, and ``rows`` with
         the measures of the plain view and of each variant.
 
     Raises:
-        ArtefactError: the bundle or the data is not the run's.
+        ArtefactError: the bundle or the data is not the run's; or the network was changed by code
+            that is not among ``codes``.
         ConfigError: the device is not there.
         DataError: the data cannot be read.
     """
@@ -235,7 +240,11 @@ def evaluated(
     dataset = load(data, config.largest_size, config.outputs)
     _check_data(run, dataset, data)
     learner = trained_learner(
-        bundle, device=config.device, precision=config.precision, threads=config.threads
+        bundle,
+        device=config.device,
+        precision=config.precision,
+        threads=config.threads,
+        code=_chosen(codes, bundle),
     )
     crop = bundle.preprocess.crop
     found = evaluate_variants(learner, dataset, config, ttas, progress=display.evaluation)
@@ -268,6 +277,13 @@ def evaluated(
             for (name, tta), measured in zip(views, measures, strict=True)
         ],
     }
+
+
+def _chosen(codes: Sequence[IdeaFile], bundle: "Bundle") -> IdeaFile | None:
+    """The file that the bundle asks for; or else, for the message that refuses it, any."""
+    needed = bundle.architecture.code
+    fitting = [code for code in codes if needed and code.sha256 == needed["sha256"]]
+    return next(iter([*fitting, *codes]), None)
 
 
 def _stored_as(preprocess: "Preprocess", data: Data) -> Data:
@@ -379,8 +395,8 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program("evaluate"),
-        usage="%(prog)s RUN [RUN …] [-m] [tta=NAME] [KEY=VALUE …] [--csv FILE] [--json FILE] "
-        "[--markdown FILE]",
+        usage="%(prog)s RUN [RUN …] [-m] [tta=NAME] [KEY=VALUE …] [--code FILE] [--csv FILE] "
+        "[--json FILE] [--markdown FILE]",
         description="Evaluate trained runs again, with any TTA, without training. All variants "
         "share one pass over the validation images.",
         epilog=f"Keys: {', '.join(_ALLOWED)}. Without a word on tta: the run's own TTA.",
@@ -391,6 +407,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-m", "--multirun", action="store_true", help="all combinations of the words' values"
     )
+    parser.add_argument(
+        "--code", action="append", default=[], metavar="FILE",
+        help="the file that changed the network of a run, by code=FILE; may be repeated",
+    )  # fmt: skip
     for name, what in (
         ("csv", "rows with all digits"),
         ("json", "every number, also of each run"),
@@ -411,6 +431,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise ConfigError("which run?", where="RUN", fix="a folder such as outputs/fashion-…")
     targets = {name: getattr(arguments, name) for name in ("csv", "json", "markdown")}
     words = [word for word in arguments.words if not _is_run(word)]
+    codes = [read_idea(path) for path in arguments.code]
     wanted = variants(words, is_sweep=arguments.multirun)
     runs = [read_run(path) for path in paths]
     _check_comparable(runs)
@@ -422,7 +443,7 @@ def _run(arguments: argparse.Namespace) -> None:
             display.line(f"note: means over runs with different tricks: {'; '.join(kinds)}")
         for note in dict.fromkeys(variant.note for variant in wanted if variant.note):
             display.line(f"note: {note}")
-        entries = _all_evaluated(runs, plans, display)
+        entries = _all_evaluated(runs, plans, display, codes)
     _report(runs, entries, targets)
 
 
@@ -443,7 +464,10 @@ def _check_comparable(runs: Sequence[Run]) -> None:
 
 
 def _all_evaluated(
-    runs: Sequence[Run], plans: Sequence[Mapping[str, RunConfig]], display: Display
+    runs: Sequence[Run],
+    plans: Sequence[Mapping[str, RunConfig]],
+    display: Display,
+    codes: Sequence[IdeaFile],
 ) -> list[dict[str, Any]]:
     from runner.data.dataset import load_dataset
 
@@ -452,7 +476,8 @@ def _all_evaluated(
         return load_dataset(data, size, Path(outputs).expanduser() / "cache", display.work)
 
     return [
-        evaluated(run, configs, load, display) for run, configs in zip(runs, plans, strict=True)
+        evaluated(run, configs, load, display, codes)
+        for run, configs in zip(runs, plans, strict=True)
     ]
 
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from runner.config.idea import read_idea
 from runner.config.schema import RunConfig
-from runner.errors import TrainingError
+from runner.errors import CodeError, TrainingError
 from runner.terminal.tables import Table
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def _followed(training: "Training") -> RangeTest:
                 losses.append(average / (1 - _SMOOTHING**step.done))
                 if losses[-1] > _STOP_AT * min(losses):
                     break
+    except CodeError:
+        raise
     except TrainingError as error:
         if not losses:  # the weights are still those that the test began with
             raise TrainingError(
@@ -148,12 +151,15 @@ def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
     from runner.data.dataset import load_dataset
     from runner.terminal.display import Display
     from runner.training.learners import build_learner, fitted_to_weights
+    from runner.tricks.idea import NO_IDEA, load_idea
 
     with Display() as display:
-        config, weights = fitted_to_weights(config, display)
+        code = read_idea(config.code) if config.code is not None else None
+        config, weights = fitted_to_weights(config, display, code)
         cache = Path(config.outputs).expanduser() / "cache"
         dataset = load_dataset(config.data, config.largest_size, cache, display.work)
-        learner, _ = build_learner(config, dataset, weights=weights)
+        idea = load_idea(code) if code is not None else NO_IDEA
+        learner, _ = build_learner(config, dataset, weights=weights, idea=idea)
         test = range_test(learner, dataset, config)
         _print(test, display.console)
     return {"suggestions": test.suggestions()}

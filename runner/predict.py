@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from runner.config import checks, compose
 from runner.config.complaints import translated
+from runner.config.idea import IdeaFile, read_idea
 from runner.config.schema import RunConfig, Tta
 from runner.errors import ArtefactError, DataError
 from runner.machine.hardware import num_cores
@@ -112,6 +113,7 @@ def rank(
     device: str = "auto",
     precision: str = "auto",
     threads: int = 0,
+    code: IdeaFile | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Ranking]:
     """Predict image files.
@@ -126,10 +128,12 @@ def rank(
         device: as the configuration spells it.
         precision: ``fp32``, ``bf16`` or ``auto``: as the run was evaluated, where that is fast.
         threads: of the CPU; 0: all cores.
+        code: that changed the network; runs only if the bundle names its SHA-256.
         progress: told the number of batches done, and of all.
 
     Raises:
-        ArtefactError: the weights are not of the architecture, or give no finite prediction.
+        ArtefactError: the weights are not of the architecture, or give no finite prediction; or
+            the network was changed by code that is not ``code``.
         ConfigError: the device is not there, or a package that has the architecture.
     """
     from runner.data.images import FileImages
@@ -144,7 +148,7 @@ def rank(
     if num_workers is None:  # processes take longer to start than a batch to decode
         num_workers = num_cores() if len(paths) > batch_size else 0
     found = probabilities(
-        trained_learner(bundle, device=device, precision=precision, threads=threads),
+        trained_learner(bundle, device=device, precision=precision, threads=threads, code=code),
         _Files(source),
         np.arange(len(paths)),
         [] if tta is None else [tta],
@@ -219,6 +223,9 @@ def parser() -> argparse.ArgumentParser:
         "--precision", default="auto", choices=("auto", "fp32", "bf16"),
         help="default: the run's, where this machine is fast in it",
     )  # fmt: skip
+    parser.add_argument(
+        "--code", metavar="FILE", help="the file that changed the network, by code=FILE in training"
+    )
     parser.add_argument("--threads", type=_whole, default=0, help="of the CPU; 0: all cores")
     return parser
 
@@ -239,6 +246,7 @@ def _run(arguments: argparse.Namespace) -> None:
     config = _config(arguments.tta, arguments.device)
     from runner.records.bundle import open_bundle
 
+    code = read_idea(arguments.code) if arguments.code is not None else None
     bundle = open_bundle(arguments.bundle)
     inputs = find_images(arguments.paths, _listed)
     if not inputs.paths:
@@ -260,6 +268,7 @@ def _run(arguments: argparse.Namespace) -> None:
             device=config.device,
             precision=arguments.precision,
             threads=arguments.threads,
+            code=code,
             progress=display.evaluation,
         )
     _report(bundle, rankings, arguments, config.tta if arguments.tta else None)
@@ -294,7 +303,7 @@ def _report(
     ]
     content = {
         "bundle": str(arguments.bundle),
-        "model": asdict(bundle.architecture),
+        "model": bundle.architecture.to_dict(),
         "preprocess": bundle.preprocess.to_dict(),
         "tta": None if tta is None else asdict(tta),
         "images": [_entry(ranking) for ranking in rankings],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.config import checks
+from runner.config.idea import read_idea
 from runner.config.schema import RunConfig
 from runner.machine.hardware import device_kind
 from runner.machine.processes import Processes, from_environment, joined
@@ -40,6 +41,7 @@ def _run(
     config: RunConfig, overrides: list[str], processes: Processes, display: Display
 ) -> tuple[RunFolder, str, dict[str, Any]]:
     """The folder of the run, how it came to its result, and the result."""
+    code = read_idea(config.code) if config.code is not None else None
     for key in checks.without_effect(config):
         display.line(f"note: {key} has no effect in this configuration")
     from runner.data.dataset import load_dataset
@@ -48,7 +50,7 @@ def _run(
     if config.names_weights:
         from runner.training.learners import fitted_to_weights
 
-        config, weights = fitted_to_weights(config, display)
+        config, weights = fitted_to_weights(config, display, code)
     outputs = Path(config.outputs).expanduser()
     with processes.first_alone():
         dataset = load_dataset(config.data, config.largest_size, outputs / "cache", display.work)
@@ -59,7 +61,11 @@ def _run(
         dataset.presize,
         dataset.fingerprint,
         weights.identity if weights else None,
+        code.sha256 if code else None,
     )
+    if code is not None:
+        what["code"] = code.facts
+        display.line(f"code: {', '.join(code.lines)} of {code.name}, SHA-256 {code.sha256[:8]}…")
     name = folder_name(config, what["identity"])
     folder = RunFolder(Path(config.run_dir).expanduser() if config.run_dir else outputs / name)
     folder.check(what)
@@ -70,8 +76,10 @@ def _run(
         return folder, "skipped", result
     from runner.training.experiment import Experiment
     from runner.training.session import train_and_evaluate
+    from runner.tricks.idea import NO_IDEA, load_idea
 
-    experiment = Experiment(config, dataset, what, overrides, weights)
+    idea = load_idea(code) if code is not None else NO_IDEA
+    experiment = Experiment(config, dataset, what, overrides, weights, idea)
     return folder, *train_and_evaluate(experiment, folder, display, processes)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # it imports torch, which the process that only hands out tes
 # Tests work on tiny tensors, for which more threads are no gain; read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-MODULES = {"runner.data": "runner.data.__main__", "runner.report": "runner.report.__main__"}
+MODULES = {f"runner.{name}": f"runner.{name}.__main__" for name in ("data", "export", "report")}
 """Where the ``main`` of a package is."""
 ASKED_FOR = {
     "slow": "takes minutes: run with -m slow",

@@ -68,6 +68,7 @@ class RunConfig:
     budget: Budget = field(default_factory=Budget)
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    code: str | None = option(None, "a Python file with functions of your own, see docs")
     seed: int = option(0, "of every random draw", at_least=0, below=2**63)
     device: str = option("auto", "auto, cpu, cuda, cuda:1 …")
     precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto: bf16 where hardware has it")

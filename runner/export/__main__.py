@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner.config.complaints import translated
+from runner.config.idea import IdeaFile, read_idea
 from runner.errors import ArtefactError, ConfigError, DataError, RunnerError
 from runner.machine.files import write_output
 from runner.terminal.command import command, program
@@ -56,7 +57,9 @@ class Exported:
     rounding: float
 
 
-def export(bundle: "Bundle", kind: str, images: "Images", *, threads: int = 0) -> Exported:
+def export(
+    bundle: "Bundle", kind: str, images: "Images", *, threads: int = 0, code: IdeaFile | None = None
+) -> Exported:
     """The network of a bundle as a program of ONNX or ``torch.export``, checked.
 
     Args:
@@ -64,10 +67,12 @@ def export(bundle: "Bundle", kind: str, images: "Images", *, threads: int = 0) -
         kind: one of ``SUFFIXES``.
         images: real ones, 1 or more, to check the program on.
         threads: of the CPU; 0: all cores.
+        code: that changed the network; runs only if the bundle names its SHA-256.
 
     Raises:
         ArtefactError: the weights are not of the architecture or give no finite prediction, or
-            the program does not say what the network says.
+            the program does not say what the network says; or the network was changed by code that
+            is not ``code``.
         ConfigError: a package is missing, or the architecture cannot be exported.
         DataError: an image cannot be read.
     """
@@ -80,7 +85,7 @@ def export(bundle: "Bundle", kind: str, images: "Images", *, threads: int = 0) -
         "onnx": (programs.to_onnx, programs.from_onnx),
         "torch": (programs.to_torch, programs.from_torch),
     }[kind]
-    learner = trained_learner(bundle, device="cpu", precision="fp32", threads=threads)
+    learner = trained_learner(bundle, device="cpu", precision="fp32", threads=threads, code=code)
     learner.model.eval()
     # A copy, so that what is done to it cannot reach what it is compared with; and in the plain
     # order of memory, as the formats store it.
@@ -119,7 +124,7 @@ def _compared(
 
     def probabilities(squares: "Tensor") -> NDArray[np.float32]:
         with torch.inference_mode():
-            found: NDArray[np.float32] = torch.softmax(learner.logits(squares), dim=1).numpy()
+            found: NDArray[np.float32] = learner.idea.predictions(learner.logits(squares)).numpy()
         return found
 
     largest = rounding = 0.0
@@ -194,6 +199,9 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument(
         "--output", type=Path, metavar="FILE", help="default: model.onnx or model.pt2, here"
     )
+    words.add_argument(
+        "--code", metavar="FILE", help="the file that changed the network, by code=FILE in training"
+    )
     words.add_argument("--force", action="store_true", help="replace FILE if it is there")
     words.add_argument(
         "--images", nargs="+", default=[], type=Path, metavar="PATH",
@@ -217,8 +225,9 @@ def _run(arguments: argparse.Namespace) -> None:
         onnx_packages()  # first, as all else takes seconds
     from runner.records.bundle import open_bundle
 
+    code = read_idea(arguments.code) if arguments.code is not None else None
     bundle = open_bundle(arguments.bundle)
-    done = export(bundle, kind, _images(arguments.images))
+    done = export(bundle, kind, _images(arguments.images), code=code)
     write_output(target, done.content)
     size = bundle.preprocess.size
     with Display() as display:

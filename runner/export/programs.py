@@ -7,7 +7,6 @@ are inside, traced from the very code that predicts, so that nobody has to repea
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ def description(bundle: Bundle) -> dict[str, str]:
         "output": f"probabilities: float32 (N, {outputs}), in the order of classes",
         "classes": json.dumps(bundle.classes),
         "preprocess": json.dumps(bundle.preprocess.to_dict()),
-        "model": json.dumps(asdict(bundle.architecture)),
+        "model": json.dumps(bundle.architecture.to_dict()),
         "made_with": json.dumps({"trick-runner": __version__, "torch": torch.__version__}),
     }
 
@@ -48,7 +47,7 @@ class _Program(nn.Module):
         self._learner = learner
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.softmax(self._learner.logits(images.float() / 255), dim=1)
+        return self._learner.idea.predictions(self._learner.logits(images.float() / 255))
 
 
 def _traced(learner: Learner) -> torch.export.ExportedProgram:

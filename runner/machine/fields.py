@@ -38,6 +38,14 @@ def section(values: Mapping[str, Any], key: str) -> dict[str, Any]:
     return found
 
 
+def sections(values: Mapping[str, Any], key: str) -> tuple[dict[str, Any], ...]:
+    """The list of objects at ``key``."""
+    found = value(values, key)
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise _unlike(key, "a list of objects", found)
+    return tuple(found)
+
+
 def text(values: Mapping[str, Any], key: str) -> str:
     """The text at ``key``."""
     found = value(values, key)

@@ -15,7 +15,10 @@ import torchvision
 from torch import nn
 
 from runner.errors import ConfigError
+from runner.models.changes import changed
 from runner.models.xresnet import DEPTHS, xresnet
+from runner.records.bundle import Change
+from runner.tricks.idea import NO_IDEA, Idea
 
 _XRESNETS = {f"xresnet{depth}": depth for depth in DEPTHS}
 
@@ -28,7 +31,14 @@ _TORCHVISION_ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 def build_model(
-    source: str, name: str, num_outputs: int, *, seed: int, dropout: float = 0.0
+    source: str,
+    name: str,
+    num_outputs: int,
+    *,
+    seed: int,
+    dropout: float = 0.0,
+    changes: Sequence[Change] = (),
+    idea: Idea = NO_IDEA,
 ) -> nn.Module:
     """A classifier from normalized images (B, 3, H, W) to logits (B, num_outputs).
 
@@ -44,8 +54,13 @@ def build_model(
         dropout: probability in [0, 1). Ours and timm's models zero features before the
             classifier; torchvision's zero them where their constructor's argument says. It
             replaces the architecture's own default (0.5 in torchvision's VGG), so 0 means none.
+        changes: of the network, in the order in which they are applied; they leave the weights
+            that are drawn without them as they are.
+        idea: with the function of the change that is the reader's own.
 
     Raises:
+        ArtefactError: a change is not known.
+        CodeError: the function of ``idea`` returns no network.
         ConfigError: unknown source or name, timm not installed, or dropout asked of an
             architecture that has none. The ranges are checked in ``runner.config.schema``.
     """
@@ -58,7 +73,8 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that reseeds the accelerators too, whose state is not restored.
         torch.default_generator.manual_seed(seed)
-        return builders[source](name, num_outputs, dropout)
+        model = builders[source](name, num_outputs, dropout)
+        return changed(model, changes, idea, seed)
 
 
 def layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:

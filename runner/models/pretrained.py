@@ -23,6 +23,7 @@ from runner.errors import ArtefactError, ConfigError, RunnerError, StorageError
 from runner.machine.files import read_whole
 from runner.models.build import head_of, import_timm, require_known, torchvision_names
 from runner.records import tensor_files
+from runner.records.bundle import changes_in, code_of
 
 _ASPECT = Data.max_aspect  # a centre square is the same, whatever is cut off the long side
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -41,6 +42,8 @@ class Weights:
         identity: changes when the weights do.
         preprocess: that they were trained with; None where nothing says so.
         hint: the nearest thing to it that is known; mostly empty.
+        code: what the file says of code that changed the network, see
+            :class:`runner.records.bundle.Change`; None where nothing did.
         read: gives the tensors by name.
     """
 
@@ -49,6 +52,7 @@ class Weights:
     preprocess: Preprocess | None
     read: Callable[[], dict[str, Tensor]]
     hint: str = ""
+    code: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -284,7 +288,7 @@ def _from_file(path: Path, model: Model) -> Weights:
             f"cannot read the weights: {reason}", where=where, fix="another FILE"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
-    own = _metadata(path, content)
+    own, code = _metadata(path, content)
 
     def read() -> dict[str, Tensor]:
         again = read_whole(path)
@@ -293,11 +297,13 @@ def _from_file(path: Path, model: Model) -> Weights:
         return _tensors(path, again)
 
     hint = "" if own else _hint(model)
-    return Weights(str(path), f"sha256:{digest}", own, read, hint)
+    return Weights(str(path), f"sha256:{digest}", own, read, hint, code)
 
 
-def _metadata(path: Path, content: bytes) -> Preprocess | None:
+def _metadata(path: Path, content: bytes) -> tuple[Preprocess | None, Mapping[str, Any] | None]:
     """The preprocessing that the file itself describes, or timm's ``config.json`` beside it.
+
+    And what the file says of code that changed the network.
 
     Raises:
         ArtefactError: there is such a description, and it is none.
@@ -305,12 +311,13 @@ def _metadata(path: Path, content: bytes) -> Preprocess | None:
     says = path
     try:
         if path.suffix == ".safetensors" and (found := tensor_files.described(content)):
-            return preprocess.from_dict(found["preprocess"])
+            code = code_of(changes_in(found.get("model", {})))
+            return preprocess.from_dict(found["preprocess"]), code
         says = path.with_name("config.json")
         if not says.is_file():
-            return None
+            return None, None
         described = tensor_files.parsed(read_whole(says)).get("pretrained_cfg")
-        return _of_timm(described) if isinstance(described, dict) else None
+        return _of_timm(described) if isinstance(described, dict) else None, None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise _refused(says, error) from error
 

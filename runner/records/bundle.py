@@ -8,6 +8,7 @@ own can bring the two apart. Both are read as data: nothing in them can run code
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +28,25 @@ from runner.machine.files import read_whole
 from runner.records import tensor_files
 from runner.records.run_folder import RunFolder
 
-FORMAT = 2
+FORMAT, FORMAT_WITH_CHANGES = 2, 3
+CODE = "code"
+"""Name of the change that a file of the user's made."""
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of a network by name; :mod:`runner.models.changes` applies it.
+
+    Attributes:
+        name: ``code`` for a change by a file of the user's, which a bundle does not bring with it.
+        values: what else building the network again needs; of ``code`` the name of the ``file``,
+            its ``sha256`` and those of its ``functions`` that are needed: ``model`` changes the
+            network, ``predictions`` turns logits into probabilities.
+    """
+
+    name: str
+    values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,11 +57,24 @@ class Architecture:
         source: where the architecture is looked up.
         name: of the architecture.
         num_outputs: at least the number of classes.
+        changes: that were applied to it, in order.
     """
 
     source: str
     name: str
     num_outputs: int
+    changes: tuple[Change, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values for JSON; without changes nothing is said of them."""
+        values = {"source": self.source, "name": self.name, "num_outputs": self.num_outputs}
+        changes = [{"name": change.name, **change.values} for change in self.changes]
+        return {**values, "changes": changes} if changes else values
+
+    @property
+    def code(self) -> Mapping[str, Any] | None:
+        """The values of the change by a file of the user's, if there is one."""
+        return code_of(self.changes)
 
 
 @dataclass(frozen=True)
@@ -112,8 +143,8 @@ def bundle_files(
         Content by name.
     """
     description = {
-        "format": FORMAT,
-        "model": asdict(architecture),
+        "format": FORMAT_WITH_CHANGES if architecture.changes else FORMAT,
+        "model": architecture.to_dict(),
         "classes": list(classes),
         "preprocess": preprocess.to_dict(),
         "evaluated": asdict(evaluated),
@@ -183,8 +214,10 @@ def _described(
     found: Mapping[str, Any],
 ) -> tuple[Architecture, tuple[str, ...], Preprocess, Evaluated]:
     """What a description says, checked."""
-    if (version := fields.value(found, "format")) != FORMAT:
-        raise ValueError(f"of format {version!r}, this program reads {FORMAT}")
+    if (version := fields.value(found, "format")) not in (FORMAT, FORMAT_WITH_CHANGES):
+        raise ValueError(
+            f"of format {version!r}, this program reads {FORMAT} and {FORMAT_WITH_CHANGES}"
+        )
     model, evaluated = fields.section(found, "model"), fields.section(found, "evaluated")
     num_outputs = fields.whole(model, "num_outputs")
     try:
@@ -195,7 +228,12 @@ def _described(
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision is {precision!r}")
     return (
-        Architecture(fields.text(model, "source"), fields.text(model, "name"), num_outputs),
+        Architecture(
+            fields.text(model, "source"),
+            fields.text(model, "name"),
+            num_outputs,
+            changes_in(model) if version == FORMAT_WITH_CHANGES else (),
+        ),
         _classes(fields.texts(found, "classes"), num_outputs),
         preprocess.from_dict(fields.section(found, "preprocess")),
         Evaluated(
@@ -205,6 +243,32 @@ def _described(
             augment=augment,
         ),
     )
+
+
+def changes_in(model: Mapping[str, Any]) -> tuple[Change, ...]:
+    """The changes that a description of a network names.
+
+    Raises:
+        ValueError: they are not as they are written.
+    """
+    if "changes" not in model:
+        return ()
+    changes = []
+    for entry in fields.sections(model, "changes"):
+        values = {key: value for key, value in entry.items() if key != "name"}
+        changes.append(Change(fields.text(entry, "name"), values))
+        if changes[-1].name == CODE:
+            fields.text(values, "file")
+            if not re.fullmatch("[0-9a-f]{64}", fields.text(values, "sha256")):
+                raise ValueError(f"sha256 is {values['sha256']!r}")
+            if not set(fields.texts(values, "functions")) <= {"model", "predictions"}:
+                raise ValueError(f"functions are {values['functions']!r}")
+    return tuple(changes)
+
+
+def code_of(changes: Sequence[Change]) -> Mapping[str, Any] | None:
+    """The values of the change by a file of the user's, if there is one."""
+    return next((change.values for change in changes if change.name == CODE), None)
 
 
 def _content(path: Path, digest: str | None) -> bytes:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from runner.config import checks, schema
@@ -12,8 +13,10 @@ from runner.machine.hardware import device_kind, used_precision
 from runner.records.run_folder import VERSION, leaves
 
 # What a result does not depend on, or only in its last bits: where it is written and how it is
-# computed. The content of data.root counts, through the data fingerprint; its path does not.
+# computed. The content of data.root counts, through the data fingerprint, and that of code, through
+# its SHA-256; their paths do not.
 _COSMETIC = (
+    "code",
     "outputs",
     "run_dir",
     "threads",
@@ -118,8 +121,13 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def folder_name(config: RunConfig, run_identity: str) -> str:
-    """A legible name: data, model, tricks, seed, start of the identity."""
-    tricks = "+".join(config.tricks) or "baseline"
-    # The model's name is the user's text: keep it from reaching outside the folder.
-    model = re.sub(r"[^A-Za-z0-9_.-]", "_", config.model.name)
+    """A legible name: data, model, tricks and code, seed, start of the identity."""
+    code = [] if config.code is None else [_legible(Path(config.code).stem)[:40]]
+    tricks = "+".join([*config.tricks, *code]) or "baseline"
+    model = _legible(config.model.name)
     return f"{config.data.name}-{model}-{tricks}-seed{config.seed}-{run_identity[:8]}"
+
+
+def _legible(text: str) -> str:
+    """The user's text without what could reach outside the folder."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", text)

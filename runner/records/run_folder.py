@@ -7,6 +7,7 @@
     metrics.jsonl    a row per evaluation (eval.every); equal for equal runs, however interrupted
     timings.jsonl    a row per evaluation: what depends on the machine and the hour
     split.csv.gz     every image with its split, label and SHA-256
+    code.py          a copy of the file of code=FILE, to be read; nothing here runs it
     checkpoints/     what an unfinished run goes on from (runner/records/checkpoint.py)
     predictions.npz  labels (n,), plain (n, K), tta (n, K): probabilities per validation image
     bundle/          the trained network with all that its use needs
@@ -56,8 +57,8 @@ _ADVICE = {
 
 LOGS = ("metrics.jsonl", "timings.jsonl")
 _FILES = (
-    "config.yaml", "overrides.txt", "status.json", *LOGS, "split.csv.gz", "predictions.npz",
-    "checkpoints", "bundle",
+    "config.yaml", "overrides.txt", "status.json", *LOGS, "split.csv.gz", "code.py",
+    "predictions.npz", "checkpoints", "bundle",
 )  # fmt: skip
 _SECRETS = ("token", "secret", "password", "passwd", "api_key", "apikey", "credential")
 

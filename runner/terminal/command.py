@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from runner.config.idea import blamed
 from runner.errors import ConfigError, ProcessError, RunnerError
 from runner.machine.files import write_output
 from runner.machine.signals import raise_on_signals
@@ -44,7 +45,7 @@ def command(
         # `| head` closed our output. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        known = error if isinstance(error, RunnerError) else translated(error)
+        known = error if isinstance(error, RunnerError) else translated(error) or blamed(error)
         if not (_speaks() or isinstance(known, ProcessError)):
             sys.exit(known.exit_code if known else 1)
         if known is None or os.environ.get("RUNNER_DEBUG"):

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from runner.config import compose
 from runner.config.complaints import translated
+from runner.config.idea import blamed
 from runner.config.options import CONF_DIR
 from runner.config.schema import RunConfig
 from runner.errors import ConfigError, RunnerError
@@ -43,6 +44,11 @@ def hydra_command(name: str, work: Work, *, can_sweep: bool = True) -> None:
         except RunnerError as error:
             # Returned, not raised: Hydra would add its own lines to the message.
             outcome = {"error": error}
+        except Exception as error:
+            if (problem := blamed(error)) is None:
+                raise
+            problem.__cause__ = error
+            outcome = {"error": problem}
         if HydraConfig.get().mode == RunMode.RUN:  # a sweep keeps its own account
             outcomes.append(outcome)
         return outcome

@@ -7,11 +7,12 @@ from typing import Any
 from runner.config.schema import RunConfig
 from runner.data.dataset import Dataset
 from runner.models import Weights
+from runner.tricks.idea import NO_IDEA, Idea
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One configuration with the data and the weights that it names.
+    """One configuration with the data, the weights and the code that it names.
 
     Attributes:
         config: configuration of the run, adapted to ``weights``.
@@ -20,6 +21,7 @@ class Experiment:
             :mod:`runner.records.identity`.
         overrides: words of the command line.
         weights: pretrained weights to start from; None to start from random ones.
+        idea: functions of the code.
     """
 
     config: RunConfig
@@ -27,3 +29,4 @@ class Experiment:
     identity: Mapping[str, Any]
     overrides: Sequence[str] = ()
     weights: Weights | None = None
+    idea: Idea = NO_IDEA

@@ -1,21 +1,25 @@
 """A network with all that using it needs: to be trained as configured, or as a bundle holds it."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from runner.config.idea import IdeaFile
 from runner.config.schema import RunConfig
 from runner.data.dataset import Dataset
 from runner.data.preprocess import Preprocess
 from runner.data.statistics import training_statistics
-from runner.errors import ConfigError
+from runner.errors import ArtefactError, ConfigError
 from runner.machine.hardware import device_kind, keep_freed_memory, num_cores, used_precision
 from runner.machine.processes import ALONE, Processes
 from runner.models import (
     Loaded,
     Weights,
     build_model,
+    changes_of,
     find_weights,
     fitted,
     layer_groups,
@@ -27,16 +31,22 @@ from runner.randomness import torch_seed
 from runner.records.bundle import Bundle
 from runner.terminal.display import Display
 from runner.training.step import Learner
+from runner.tricks.idea import NO_IDEA, Idea, load_idea
 
 
-def fitted_to_weights(config: RunConfig, display: Display) -> tuple[RunConfig, Weights | None]:
+def fitted_to_weights(
+    config: RunConfig, display: Display, code: IdeaFile | None = None
+) -> tuple[RunConfig, Weights | None]:
     """``config`` fitted to the pretrained weights that it names, and those; notes are told.
 
     Raises:
         ConfigError: there are no such weights, or they were trained with other statistics.
-        ArtefactError: their file is refused.
+        ArtefactError: their file is refused; or they are of a network that was changed by code,
+            and ``code`` is not that code.
     """
     weights = find_weights(config.model)
+    if weights is not None:
+        require_code(weights.code, ("model",), code, f"model.weights={weights.name}", "code=FILE")
     config = fitted(config, weights)
     if weights is not None and config.resize.schedule != "fixed":
         display.line(
@@ -55,6 +65,7 @@ def build_learner(
     dataset: Dataset,
     processes: Processes = ALONE,
     weights: Weights | None = None,
+    idea: Idea = NO_IDEA,
 ) -> tuple[Learner, Loaded | None]:
     """The network with its initial or pretrained weights, on its device, with its statistics.
 
@@ -63,6 +74,7 @@ def build_learner(
 
     Raises:
         ConfigError: the device is not there, or the network does not fit the data.
+        CodeError: the function ``model`` of ``idea`` returns no network.
         ArtefactError: the weights are of another architecture.
         StorageError: the weights cannot be downloaded.
     """
@@ -80,6 +92,8 @@ def build_learner(
         num_outputs,
         seed=torch_seed(config.seed, "weights"),
         dropout=config.model.dropout,
+        changes=changes_of(idea),
+        idea=idea,
     )
     with processes.first_alone():  # of several that would download the same file
         loaded = load_weights(model, weights) if weights else None
@@ -94,11 +108,13 @@ def build_learner(
     # Left to itself, cuDNN adds up some gradients of fp32 in an order that differs from run to run.
     torch.backends.cudnn.deterministic = precision == "fp32"
     preprocess = _preprocess(config, dataset, processes)
-    learner = Learner(model, groups, num_outputs, preprocess, device, precision, processes)
+    learner = Learner(model, groups, num_outputs, preprocess, device, precision, processes, idea)
     return learner, loaded
 
 
-def trained_learner(bundle: Bundle, *, device: str, precision: str, threads: int) -> Learner:
+def trained_learner(
+    bundle: Bundle, *, device: str, precision: str, threads: int, code: IdeaFile | None = None
+) -> Learner:
     """The network of a bundle, for predicting.
 
     Args:
@@ -107,14 +123,27 @@ def trained_learner(bundle: Bundle, *, device: str, precision: str, threads: int
         precision: ``fp32``, ``bf16``, or ``auto``: the one that the run evaluated in, where this
             machine has it.
         threads: of the CPU; 0: all cores.
+        code: file of the user's that changed the network. It runs only if the bundle names its
+            SHA-256.
 
     Raises:
-        ArtefactError: the weights are of another architecture than the bundle says.
+        ArtefactError: the weights are of another architecture than the bundle says; or the network
+            was changed by code, and ``code`` is not that code.
         ConfigError: the device is not there, or a package that has the architecture.
     """
     place = _device(device, threads, ALONE)
     architecture, size = bundle.architecture, bundle.preprocess.size
-    model = build_model(architecture.source, architecture.name, architecture.num_outputs, seed=0)
+    where = str(bundle.folder.absolute())
+    require_code(architecture.code, ("model", "predictions"), code, where, "--code FILE")
+    idea = load_idea(code) if code is not None and architecture.code is not None else NO_IDEA
+    model = build_model(
+        architecture.source,
+        architecture.name,
+        architecture.num_outputs,
+        seed=0,
+        changes=architecture.changes,
+        idea=idea,
+    )
     bundle.load_into(model)
     model = _placed(model, place)
     if precision == "auto":
@@ -122,7 +151,41 @@ def trained_learner(bundle: Bundle, *, device: str, precision: str, threads: int
         if precision == "bf16":
             precision = used_precision("auto", place.type, size)
     groups = [list(model.parameters())]
-    return Learner(model, groups, architecture.num_outputs, bundle.preprocess, place, precision)
+    return Learner(
+        model, groups, architecture.num_outputs, bundle.preprocess, place, precision, idea=idea
+    )
+
+
+def require_code(
+    needed: Mapping[str, Any] | None,
+    functions: Sequence[str],
+    code: IdeaFile | None,
+    where: str,
+    word: str,
+) -> None:
+    """Refuse a network that was changed by a file of the user's, unless ``code`` is that file.
+
+    Args:
+        needed: the recorded change by code, if there is one.
+        functions: those that matter here.
+        code: the file that the user has named, if any.
+        where: the network.
+        word: that names the file on the command line.
+
+    Raises:
+        ArtefactError: ``code`` is another file or none.
+    """
+    if needed is None or not set(needed["functions"]) & set(functions):
+        return
+    if code is None or code.sha256 != needed["sha256"]:
+        given = f"; {code.name} has {code.sha256}" if code else ""
+        raise ArtefactError(
+            f"the network was changed by the code of {needed['file']}, SHA-256 "
+            f"{needed['sha256']}{given}",
+            where=where,
+            fix=f"{word} with that very file; a run keeps its copy as code.py: read it before you "
+            "let it run",
+        )
 
 
 def _placed(model: nn.Module, device: torch.device) -> nn.Module:

@@ -21,6 +21,7 @@ from runner.training.optim import (
     build_optimizer,
     freeze_body,
     optimizer_tensors,
+    require_restorable,
     restore_optimizer,
     set_rates,
 )
@@ -127,6 +128,8 @@ class Training:
                     if not self._learner.model.training:
                         learner.model.train()
                     loss = self._step(learner, optimizer, now, next(batches))
+                    with self._told(now):
+                        learner.idea.after_step(self._learner.model, now.progress)
                     self._average.after_step(self._learner.model, now.before)
                     self._look_at_the_last_loss()  # while a GPU is at this step
                     self._unseen = (now, _HostCopy(loss))
@@ -143,7 +146,9 @@ class Training:
     def _begin_stage(self, now: Moment) -> tuple[Learner, torch.optim.Optimizer]:
         learner, stage = self._learner, self._stages[now.stage]
         freeze_body(learner.model, learner.groups, frozen=stage.frozen)
-        optimizer = build_optimizer(learner.groups, self._config.optim, stage.lr_factors)
+        optimizer = build_optimizer(
+            learner.groups, self._config.optim, stage.lr_factors, learner.idea
+        )
         if not now.starts_stage:
             restore_optimizer(optimizer, self._saved)
         self._saved = {}
@@ -180,20 +185,24 @@ class Training:
             index = torch.cuda.current_device() if index is None else index
             torch.cuda.default_generators[index].manual_seed(seed)
         set_rates(optimizer, now.lr, now.momentum)
-        with self._told(now):
+        with self._told(now), require_restorable(optimizer, now):
             return train_step(learner, optimizer, batch, config)
 
     @contextmanager
     def _told(self, now: Moment) -> Iterator[None]:
         """Errors of the block are those of one step."""
+        place = f"epoch {now.epoch + 1}, step {now.step + 1}, lr {now.lr:.3g}"
         try:
             yield
         except TrainingError as error:
-            raise TrainingError(
+            raise type(error)(
                 error.what,
-                where=f"epoch {now.epoch + 1}, step {now.step + 1}, lr {now.lr:.3g}",
-                fix=f"a lower rate: optim.lr={self._config.optim.lr / 10:g}",
+                where=", ".join(filter(None, (error.where, place))),
+                fix=error.fix or f"a lower rate: optim.lr={self._config.optim.lr / 10:g}",
             ) from error
+        except Exception as error:
+            error.add_note(place)
+            raise
 
 
 class _HostCopy:

@@ -1,6 +1,7 @@
 """The optimizer: torch's own, with the field's rules for what is decayed and what is frozen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,10 +9,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.config.schema import Optim
+from runner.errors import CodeError
+from runner.training.schedule import Moment
+from runner.tricks.idea import NO_IDEA, Idea
 
 
 def build_optimizer(
-    groups: Sequence[Sequence[nn.Parameter]], optim: Optim, lr_factors: Sequence[float]
+    groups: Sequence[Sequence[nn.Parameter]],
+    optim: Optim,
+    lr_factors: Sequence[float],
+    idea: Idea = NO_IDEA,
 ) -> torch.optim.Optimizer:
     """An optimizer with fresh state.
 
@@ -19,6 +26,10 @@ def build_optimizer(
         groups: parameters per layer group, from input to output.
         optim: the ``optim`` group of the configuration.
         lr_factors: learning rate of each layer group, relative to the head's.
+        idea: may have an optimizer of its own.
+
+    Raises:
+        CodeError: that is none.
     """
     parameter_groups = []
     for parameters, factor in zip(groups, lr_factors, strict=True):
@@ -32,6 +43,8 @@ def build_optimizer(
                 parameter_groups.append(
                     {"params": members, "weight_decay": decay, "lr_factor": factor}
                 )
+    if (own := idea.optimizer(parameter_groups, optim.lr)) is not None:
+        return own
     if optim.name == "sgd":
         return torch.optim.SGD(
             parameter_groups, lr=0.0, momentum=0.9, nesterov=optim.nesterov, fused=True
@@ -69,8 +82,8 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> N
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
         if "betas" in group:
-            group["betas"] = (momentum, group["betas"][1])
-        else:
+            group["betas"] = (momentum, *group["betas"][1:])
+        elif optimizer.defaults.get("momentum"):  # one without momentum stays without
             group["momentum"] = momentum
 
 
@@ -101,9 +114,53 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         number, _, name = key.partition(".")
         parameter = parameters[int(number)]
         # Fused kernels walk through memory without a look at strides: as in the parameter.
-        like = torch.empty_like(parameter) if value.shape == parameter.shape else None
+        like = None
+        if value.shape == parameter.shape:
+            like = torch.empty_like(parameter, dtype=value.dtype)
         restored = value.clone() if like is None else like.copy_(value)
         optimizer.state[parameter][name] = restored.to(parameter.device)
+
+
+@contextmanager
+def require_restorable(optimizer: torch.optim.Optimizer, now: Moment) -> Iterator[None]:
+    """Check, at the first step of a stage, that a checkpoint can hold what the update leaves.
+
+    Raises:
+        CodeError: the optimizer keeps something else than tensors by parameter.
+    """
+    if not now.starts_stage:
+        yield
+        return
+    before = _settings(optimizer)
+    yield
+    changed = [name for name, value in _settings(optimizer).items() if before.get(name) != value]
+    states = (optimizer.state.get(parameter, {}) for parameter in _parameters(optimizer))
+    others = {
+        name: type(value).__name__
+        for state in states
+        for name, value in state.items()
+        if not isinstance(value, Tensor | None)
+    }
+    kept = [
+        *(f"state {name} ({kind})" for name, kind in others.items()),
+        *(f"group value {name}" for name in dict.fromkeys(name for _, name in changed)),
+    ]
+    if kept:
+        raise CodeError(
+            f"the optimizer keeps what a checkpoint does not hold: {', '.join(kept)}",
+            where=type(optimizer).__name__,
+            fix="tensors in optimizer.state[parameter]",
+        )
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> dict[tuple[int, str], str]:
+    """The values of each group besides its parameters."""
+    return {
+        (number, name): repr(value)
+        for number, group in enumerate(optimizer.param_groups)
+        for name, value in group.items()
+        if name != "params"
+    }
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

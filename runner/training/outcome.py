@@ -7,7 +7,7 @@ from typing import Any
 
 from runner.config.schema import to_dict
 from runner.data.dataset import Dataset
-from runner.models import Loaded
+from runner.models import Loaded, changes_of
 from runner.records.bundle import Architecture, Evaluated, bundle_files
 from runner.records.run_folder import RunFolder
 from runner.training.experiment import Experiment
@@ -46,7 +46,9 @@ def write_files(folder: RunFolder, experiment: Experiment, outcome: Outcome) -> 
     folder.write_predictions(found.labels, found.plain, found.tta)
     bundle = bundle_files(
         learner.model,
-        architecture=Architecture(config.model.source, config.model.name, learner.num_outputs),
+        architecture=Architecture(
+            config.model.source, config.model.name, learner.num_outputs, changes_of(learner.idea)
+        ),
         classes=experiment.dataset.classes,
         preprocess=learner.preprocess,
         evaluated=Evaluated(
@@ -78,6 +80,7 @@ def result(
     config, learner = experiment.config, outcome.learner
     return {
         "tricks": config.tricks,
+        "code": experiment.idea.file.facts if experiment.idea.file else None,
         "seed": config.seed,
         "data": _data_facts(experiment.dataset),
         "metrics": _metrics(outcome, experiment.dataset.classes),

@@ -265,7 +265,7 @@ def probabilities(
 
 
 def _predict(learner: Learner, images: Tensor) -> Tensor:
-    return torch.softmax(learner.logits(images), dim=1)
+    return learner.idea.predictions(learner.logits(images))
 
 
 def shown(pixels: Pixels, view: View, learner: Learner) -> Tensor:

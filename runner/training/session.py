@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from runner.config.idea import blamed, failed
 from runner.config.schema import RunConfig, to_dict
 from runner.data.resident import resident
 from runner.errors import ArtefactError, ConfigError, ProcessError, RunnerError, TrainingError
@@ -54,10 +55,12 @@ def train_and_evaluate(
     stages = plan(config, len(dataset.train))
     _require_divisible(stages, config, processes)
     try:
-        learner, loaded = build_learner(config, dataset, processes, experiment.weights)
+        learner, loaded = build_learner(
+            config, dataset, processes, experiment.weights, experiment.idea
+        )
         experiment = replace(experiment, dataset=resident(dataset, learner.device))
     except RuntimeError as error:  # other programs may have left no memory on the GPU
-        known = _known(error, config)
+        known = _known(error, experiment)
         if known is None:
             raise
         raise known from error
@@ -87,7 +90,7 @@ def train_and_evaluate(
                 folder.write_status("interrupted", f"{error or 'ended'} {attempt.progress}")
             raise
         except Exception as error:
-            problem = _known(error, config)
+            problem = _known(error, experiment)
             if processes.is_first and folder.is_begun:
                 folder.write_status("failed", str(problem or f"{type(error).__name__}: {error}"))
             if problem is None:
@@ -129,6 +132,8 @@ def _begin(experiment: Experiment, folder: RunFolder) -> None:
         folder.clear()
     folder.begin(experiment.identity, to_dict(experiment.config), experiment.overrides)
     folder.write_bytes("split.csv.gz", experiment.dataset.manifest_csv())
+    if experiment.idea.file is not None:
+        folder.write_bytes("code.py", experiment.idea.file.content)
 
 
 def _origin(experiment: Experiment) -> dict[str, Any]:
@@ -149,10 +154,11 @@ def _batch_key(config: RunConfig, batch_size: int) -> str:
 _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 
 
-def _known(error: Exception, config: RunConfig) -> RunnerError | None:
+def _known(error: Exception, experiment: Experiment) -> RunnerError | None:
     """The error for the user where the cause is one we know; None for a bug."""
     if isinstance(error, RunnerError):
         return error
+    config, code = experiment.config, experiment.idea.file
     is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
     if is_memory or any(words in str(error) for words in _NO_MEMORY):
         train, val = config.data.batch_size, config.eval.batch_size
@@ -173,7 +179,10 @@ def _known(error: Exception, config: RunConfig) -> RunnerError | None:
             "another of the processes that share the run has ended; its own message says why",
             fix="the same command goes on from the last checkpoint",
         )
-    return None
+    if code is not None and blamed(error) is None and hasattr(error, "__notes__"):
+        # In a step, such as a gradient that cannot be computed after a change in place.
+        return failed(error, f"what the functions of {code.name} returned")
+    return blamed(error)
 
 
 def _shown_workers(config: RunConfig) -> str:

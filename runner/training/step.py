@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -22,12 +22,14 @@ from runner.data.store import Store
 from runner.errors import TrainingError
 from runner.machine.hardware import on_device
 from runner.machine.processes import ALONE, Processes
+from runner.randomness import torch_seed
 from runner.training.optim import (
     skip_unless,
 )
 from runner.training.schedule import Moment
 from runner.tricks import augment as augmentation
 from runner.tricks import mixup as mixing
+from runner.tricks.idea import NO_IDEA, Idea
 from runner.tricks.normalize import normalize
 from runner.tricks.resize import to_size
 from runner.tricks.smoothing import one_hot, smooth
@@ -45,6 +47,7 @@ class Learner:
         device: where it computes.
         precision: ``fp32`` or ``bf16``.
         processes: that share the work.
+        idea: the reader's own functions.
     """
 
     model: nn.Module
@@ -54,6 +57,7 @@ class Learner:
     device: torch.device
     precision: str
     processes: Processes = ALONE
+    idea: Idea = NO_IDEA
 
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision, where it is on."""
@@ -66,7 +70,7 @@ class Learner:
         inputs = normalize(images, self.preprocess.mean, self.preprocess.std)
         with self.autocast():
             outputs: Tensor = self.model(inputs)
-        return outputs.float()
+        return self.idea.logits(images, outputs, self.num_outputs).float()
 
 
 @dataclass(frozen=True)
@@ -101,21 +105,32 @@ def train_step(
 
     Raises:
         TrainingError: the loss or a gradient is not finite, on a CPU.
+        CodeError: a function of the reader's returns what it must not.
     """
-    device = learner.device
+    device, idea, progress = learner.device, learner.idea, batch.moment.progress
+    keyed = partial(code_generator, learner, config.seed, batch.moment)
     images = augmented(batch.pixels, batch.draws, batch.moment.size, config.augment, device)
+    images = idea.images(images, keyed, progress)
     targets = one_hot(on_device(batch.labels, device), learner.num_outputs)
     if batch.mix is not None:
         mix = batch.mix.to(device)
         images, targets = mixing.mix_images(images, mix), mixing.mix_targets(targets, mix)
     targets = smooth(targets, config.smoothing.epsilon)
+    targets = idea.targets(targets, keyed, progress)
     # Processes average their gradients, so each loss counts by its part of the images.
     part = len(images) / batch.num_images
-    loss = F.cross_entropy(learner.logits(images), targets) * (part * learner.processes.count)
+    loss = idea.loss(learner.logits(images), targets) * (part * learner.processes.count)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     whole = learner.processes.sum(loss.detach() / learner.processes.count)
     return updated(learner, optimizer, whole)
+
+
+def code_generator(learner: Learner, seed: int, now: Moment, name: str) -> torch.Generator:
+    """The generator of the reader's function ``name`` in one step, on the learner's device."""
+    rank = learner.processes.rank
+    place = (now.epoch, now.step, rank) if rank else (now.epoch, now.step)
+    return torch.Generator(learner.device).manual_seed(torch_seed(seed, f"code {name}", *place))
 
 
 def updated(learner: Learner, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:

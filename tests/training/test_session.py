@@ -55,7 +55,7 @@ TRICKS = {
 }
 
 
-def small_model(source, name, num_outputs, *, seed, dropout):
+def small_model(source, name, num_outputs, *, seed, dropout, changes, idea):
     return small_network(num_outputs, seed=seed)
 
 
@@ -130,6 +130,7 @@ def test_the_folder_holds_every_file_of_the_format(finished):
     listed = re.findall(r"^    ([a-z.]+)/?  ", run_folder.__doc__, re.MULTILINE)
     assert {"run.json", "config.yaml", "predictions.npz", "bundle", "result.json"} < set(listed)
     listed.remove("checkpoints")  # only while the run is unfinished
+    listed.remove("code.py")  # only of a run with code
     assert {path.name for path in folder.path.iterdir()} == {*listed, "run.lock"}
     assert {path.name for path in (folder.path / "bundle").iterdir()} == {
         "model.json", "model.safetensors",

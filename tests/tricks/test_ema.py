@@ -217,7 +217,7 @@ def test_the_state_of_another_network_is_refused() -> None:
 def test_the_average_is_shipped_and_evaluated_again(
     command: Command, tmp_path: Path, tiny_words: tuple[str, ...]
 ) -> None:
-    words = (*tiny_words, "model=xresnet18", "budget.epochs=2", "precision=fp32")
+    words = (*tiny_words, "budget.epochs=2", "precision=fp32")
     for name, more in (("last", ()), ("averaged", ("+trick=ema", "ema.span=0.5"))):
         done = command(*words, *more, f"run_dir={tmp_path / name}")
         assert done.returncode == 0, done.stderr
