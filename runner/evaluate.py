@@ -1,8 +1,8 @@
 """Evaluate trained runs again, with any TTA: ``python -m runner.evaluate RUN tta=book``.
 
 Nothing is trained and no run is changed. All variants share one pass over the validation images, so
-a table costs as many forward passes as its variants have different views. Torch is imported when
-evaluation starts and not before, so that help and errors answer at once.
+a table costs as many forward passes as its variants have different views. Torch is imported only
+when evaluation starts, so that help and errors appear at once.
 """
 
 import argparse
@@ -45,7 +45,7 @@ _ALLOWED = (
 _REPRODUCED = 1e-5  # largest difference of a probability that rounding explains
 _PAIRED = ("points", "gained", "lost", "p_value", "p_holm")
 
-# The columns of the table by the name of their values, with heading and format.
+# The columns of the table: heading and format by the name of the value.
 _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "variant": ("variant", str),
     "runs": ("runs", str),
@@ -65,15 +65,15 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, as it was recorded.
+    """A finished run as recorded on disk.
 
     Attributes:
-        folder: of the run.
-        config: it was trained with.
-        fingerprint: of its data.
-        classes: names in the order of the labels.
-        bundle: SHA-256 of the files of its bundle.
-        environment: it was trained in.
+        folder: the folder of the run.
+        config: the configuration that the run was trained with.
+        fingerprint: fingerprint of the run's data.
+        classes: names of the classes in the order of the labels.
+        bundle: SHA-256 of each file of the run's bundle, by name.
+        environment: the environment that the run was trained in.
     """
 
     folder: RunFolder
@@ -86,12 +86,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Variant:
-    """One TTA of the table.
+    """A variant of TTA, a row of the table.
 
     Attributes:
-        name: its words that not all variants share.
-        values: what its words set; see :func:`runner.config.compose.asked`.
-        note: what the user should know; mostly empty.
+        name: the words of this variant that not all variants share.
+        values: the values that its words set; see
+            :func:`runner.config.compose.requested_values`.
+        note: a note for the user; mostly empty.
     """
 
     name: str
@@ -100,11 +101,11 @@ class Variant:
 
 
 def read_run(path: Path) -> Run:
-    """The finished run in a folder.
+    """Read the finished run in a folder.
 
     Raises:
         DataError: there is no such folder, or no finished run in it.
-        ArtefactError: its result is damaged, or of another version.
+        ArtefactError: the result is damaged, or of another version.
     """
     folder, where = RunFolder(path), str(path.absolute())
     if not path.is_dir():
@@ -120,7 +121,7 @@ def read_run(path: Path) -> Run:
         data, digests = fields.section(result, "data"), fields.section(result, "bundle")
         return Run(
             folder=folder,
-            # Values, never text to compose: an interpolation in it stays the text that it is.
+            # Values, which are not composed: an interpolation in them stays text.
             config=checks.from_dict(fields.section(result, "config")),
             fingerprint=fields.text(data, "fingerprint"),
             classes=fields.texts(data, "classes"),
@@ -128,18 +129,18 @@ def read_run(path: Path) -> Run:
             environment=fields.section(result, "environment"),
         )
     except ConfigError as error:
-        reason = f"it holds a configuration that is not ours: {error.what}"
+        reason = f"the result holds an invalid configuration: {error.what}"
     except ValueError as error:
-        reason = f"it does not say what was trained: {error}"
+        reason = f"the result does not say what was trained: {error}"
     raise ArtefactError(reason, where=f"{where}/result.json", fix="a whole copy of the folder")
 
 
 def variants(words: Sequence[str], *, is_sweep: bool) -> list[Variant]:
-    """What the words ask for: one variant, or of a sweep every combination of its values.
+    """The requested variants: one, or in a sweep every combination of the values of the words.
 
     Raises:
-        ConfigError: a word would need training again, or is none. Hydra's own errors:
-            see :func:`runner.config.complaints.translated`.
+        ConfigError: a word is unknown, or its effect would need another training. Hydra raises
+            errors of its own; :func:`runner.config.complaints.translated` converts them.
     """
     for word in words:
         _check_word(word)
@@ -155,13 +156,13 @@ def variants(words: Sequence[str], *, is_sweep: bool) -> list[Variant]:
 
 
 def _variant(name: str, values: dict[str, Any], words: Sequence[str]) -> Variant:
-    """A variant by its words on TTA; ``beta``, which weighs a mean, goes where there is none."""
+    """The variant with these words on TTA; ``beta`` is dropped unless predictions are averaged."""
     tta = values.get("tta", {})
     reduce = tta.get("reduce", "mean")
     if reduce == "mean" or any(word.lstrip("+").startswith("tta.beta=") for word in words):
         return Variant(name, values)
-    # As fastai's learn.tta(use_max=True) does.
-    note = f"tta.reduce={reduce} does without the tta.beta of a mean"
+    # fastai's learn.tta(use_max=True) does the same.
+    note = f"tta.reduce={reduce} ignores tta.beta, which weighs a mean"
     unweighted = {**values, "tta": {**tta, "beta": None}}
     return Variant(name, unweighted, note if tta.get("beta", 0) is not None else "")
 
@@ -169,7 +170,7 @@ def _variant(name: str, values: dict[str, Any], words: Sequence[str]) -> Variant
 def _check_word(word: str) -> None:
     key = word.lstrip("+").partition("=")[0]
     if "${" in word:
-        raise ConfigError("there is nothing here to refer to", where=word, fix="the value itself")
+        raise ConfigError("a reference is not allowed here", where=word, fix="the value itself")
     if key in _ALLOWED or re.fullmatch(r"tta\.\w+", key):
         return
     allowed = f"allowed here: {', '.join(_ALLOWED)}"
@@ -185,10 +186,10 @@ def _check_word(word: str) -> None:
 
 
 def configurations(run: Run, wanted: Sequence[Variant]) -> list[RunConfig]:
-    """The configuration of a run for each variant; they differ in ``tta`` alone.
+    """The configuration of a run for each variant; the configurations differ only in ``tta``.
 
     Raises:
-        ConfigError: a value is not allowed, or another key than those of ``tta`` has several.
+        ConfigError: a value is not allowed, or a key outside ``tta`` has several values.
     """
     configs = [checks.changed(run.config, variant.values) for variant in wanted]
     if len({replace(config, tta=Tta()) for config in configs}) > 1:
@@ -210,20 +211,20 @@ def evaluated(
     """Evaluate one run.
 
     Args:
-        run: finished.
-        configs: by the name of the variant.
-        load: gives a data set by ``data``, largest size and ``outputs`` of a configuration.
-        display: told how it goes.
-        codes: files of code that the user allows to run, where a run needs one.
+        run: a finished run.
+        configs: the configuration of each variant by its name.
+        load: returns the data set for ``data``, largest size and ``outputs`` of a configuration.
+        display: shows progress and notes.
+        codes: files of code that the user allows to run, if the run needs one.
 
     Returns:
-        Values for JSON: of what it was computed, whether it reproduces the run, and ``rows`` with
-        the measures of the plain view and of each variant.
+        Values for JSON: the run, data and environment of the evaluation, the difference to the
+        saved predictions, and ``rows`` with the measures of the plain view and of each variant.
 
     Raises:
         ArtefactError: the bundle or the data is not the run's; or the network was changed by code
             that is not among ``codes``.
-        ConfigError: the device is not there.
+        ConfigError: the device does not exist.
         DataError: the data cannot be read.
     """
     from runner.machine.environment import differences, environment
@@ -253,7 +254,7 @@ def evaluated(
     views = [("plain", Tta()), *zip(configs, ttas, strict=True)]
     measures = [_plain_measures(found[0], dataset.classes)]
     measures += [_tta_measures(predictions, dataset.classes) for predictions in found]
-    # Who takes the best of several variants has made as many tests.
+    # Choosing the best of several variants amounts to as many tests.
     corrected = holm([row["p_value"] for row in measures[1:]])
     for row, p_value in zip(measures[1:], corrected, strict=True):
         row["p_holm"] = p_value
@@ -280,14 +281,14 @@ def evaluated(
 
 
 def _chosen(codes: Sequence[IdeaFile], bundle: "Bundle") -> IdeaFile | None:
-    """The file that the bundle asks for; or else, for the message that refuses it, any."""
+    """The file that the bundle requires, or else any file, which the error message names."""
     needed = bundle.architecture.code
     fitting = [code for code in codes if needed and code.sha256 == needed["sha256"]]
     return next(iter([*fitting, *codes]), None)
 
 
 def _stored_as(preprocess: "Preprocess", data: Data) -> Data:
-    """``data`` with the images stored as the network is used to, whatever else they are now."""
+    """``data`` with the storage of images that the network was trained with."""
     return replace(
         data,
         presize=preprocess.presize,
@@ -314,7 +315,7 @@ def _difference(
     try:
         saved = run.folder.predictions()["plain"]
         if saved.shape != found.plain.shape or not np.isfinite(saved).all():
-            raise ValueError("predictions.npz is of other images")
+            raise ValueError("predictions.npz belongs to other images")
         largest = float(np.abs(found.plain - saved).max())
     except (ArtefactError, ValueError, TypeError) as error:
         display.line(f"warning: {name}: nothing to compare the plain row with: {error}")
@@ -352,12 +353,12 @@ def _tta_measures(found: "Predictions", classes: Sequence[str]) -> dict[str, Any
 
 
 def averaged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of :func:`evaluated` over several runs.
+    """Average the rows of :func:`evaluated` over several runs.
 
     Returns:
-        For the plain view and for each variant: ``variant``, the number of ``runs``, sums of
-        ``gained`` and ``lost``, means of the others; p-values only of a single run. None where
-        there is nothing to tell.
+        A row for the plain view and for each variant: ``variant``, the number of ``runs``, sums of
+        ``gained`` and ``lost``, means of the other values, and p-values for a single run only. A
+        value that does not exist is None.
     """
     rows = []
     for same in zip(*(entry["rows"] for entry in entries), strict=True):
@@ -399,7 +400,7 @@ def _parser() -> argparse.ArgumentParser:
         "[--json FILE] [--markdown FILE]",
         description="Evaluate trained runs again, with any TTA, without training. All variants "
         "share one pass over the validation images.",
-        epilog=f"Keys: {', '.join(_ALLOWED)}. Without a word on tta: the run's own TTA.",
+        epilog=f"Keys: {', '.join(_ALLOWED)}. Without words on tta, the run's own TTA is used.",
     )
     parser.add_argument(
         "words", nargs="*", metavar="RUN|KEY=VALUE", help="folders of finished runs, and words"
@@ -413,8 +414,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     for name, what in (
         ("csv", "rows with all digits"),
-        ("json", "every number, also of each run"),
-        ("markdown", "the table as it is printed"),
+        ("json", "every number, including those of each run"),
+        ("markdown", "the printed table"),
     ):
         parser.add_argument(
             f"--{name}",
@@ -448,7 +449,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _is_run(word: str) -> bool:
-    """Whether a word is a folder, and not a setting."""
+    """Whether a word names a folder and is not a setting."""
     return "=" not in word or Path(word).is_dir()
 
 
@@ -456,7 +457,7 @@ def _check_comparable(runs: Sequence[Run]) -> None:
     for run in runs:
         if run.fingerprint != runs[0].fingerprint:
             raise ConfigError(
-                "runs on different data have no mean in common: fingerprints "
+                "runs on different data cannot be averaged: fingerprints "
                 f"{runs[0].fingerprint[:16]}… and {run.fingerprint[:16]}…",
                 where=f"{runs[0].folder.path} {run.folder.path}",
                 fix="one command for each",
@@ -471,7 +472,7 @@ def _all_evaluated(
 ) -> list[dict[str, Any]]:
     from runner.data.dataset import load_dataset
 
-    @lru_cache(maxsize=1)  # runs that differ in their seed alone share it
+    @lru_cache(maxsize=1)  # runs that differ only in their seed share the data set
     def load(data: Data, size: int, outputs: str) -> "Dataset":
         return load_dataset(data, size, Path(outputs).expanduser() / "cache", display.work)
 
@@ -484,7 +485,7 @@ def _all_evaluated(
 def _report(
     runs: Sequence[Run], entries: Sequence[Mapping[str, Any]], targets: Mapping[str, Path | None]
 ) -> None:
-    """Print the table, unless standard output is a target, and write what is asked for."""
+    """Print the table, unless standard output is a target, and write the requested files."""
     rows = averaged(entries)
     title = f"{runs[0].config.data.name}: {entries[0]['images']:,} validation images"
     table = _table(rows, title + (f", means of {len(runs)} runs" if len(runs) > 1 else ""))

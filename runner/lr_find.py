@@ -1,8 +1,8 @@
 """Try growing learning rates and suggest some: ``python -m runner.lr_find data=fashion``.
 
-Takes the words of ``python -m runner.train``. The range test is Smith's (2015, arXiv:1506.01186);
-its constants and the three suggestions are fastai's. Nothing is trained: the network is put back as
-it was, and only a table is printed.
+The command takes the words of ``python -m runner.train``. The range test is Smith's (2015,
+arXiv:1506.01186); its constants and the three suggestions are fastai's. No training is kept: the
+network is restored, and only a table is printed.
 """
 
 import copy
@@ -39,8 +39,8 @@ class RangeTest:
     losses: tuple[float, ...]
 
     def suggestions(self) -> dict[str, float]:
-        """Three learning rates by name; empty when too few steps were made to tell."""
-        # The first steps are noise and the last ones have diverged.
+        """Three learning rates by name; empty if the test made too few steps."""
+        # The first steps are noise, and the last steps have diverged.
         rates = np.array(self.rates[_SKIP_FIRST:-_SKIP_LAST])
         losses = np.array(self.losses[_SKIP_FIRST:-_SKIP_LAST])
         if len(rates) < 3:
@@ -54,13 +54,13 @@ class RangeTest:
 
 
 def range_test(learner: "Learner", dataset: "Dataset", config: RunConfig) -> RangeTest:
-    """Train for up to 100 steps at rates from 1e-7 to 10, then put the network back as it was.
+    """Train for up to 100 steps at rates from 1e-7 to 10, then restore the network.
 
-    The random state of this process is put back too.
+    The random state of this process is restored too.
 
     Raises:
-        DataError: fewer images than one batch.
-        TrainingError: the loss is not finite at the very first step.
+        DataError: there are fewer images than one batch.
+        TrainingError: the loss of the first step is not finite.
     """
     import torch
 
@@ -106,7 +106,7 @@ def _followed(training: "Training") -> RangeTest:
     except CodeError:
         raise
     except TrainingError as error:
-        if not losses:  # the weights are still those that the test began with
+        if not losses:  # no update has changed the weights yet
             raise TrainingError(
                 error.what,
                 where="the first step, before any update",

@@ -1,8 +1,8 @@
-"""Say what is in images: ``python -m runner.predict RUN_OR_BUNDLE PATH…``.
+"""Classify images: ``python -m runner.predict RUN_OR_BUNDLE PATH…``.
 
-Everything comes from the bundle: weights, names of classes, and how a file becomes an input, by the
-very code that evaluated the network while it was trained. Torch is imported when prediction starts
-and not before, so that help and errors answer at once.
+The bundle provides everything: weights, names of classes, and how a file becomes an input, which
+the same code computes as in the evaluation during training. Torch is imported only when prediction
+starts, so that help and errors appear at once.
 """
 
 import argparse
@@ -39,12 +39,12 @@ _LISTED = 20  # broken files in an error
 
 @dataclass(frozen=True)
 class Ranking:
-    """What was found in one image.
+    """The most probable classes of one image.
 
     Attributes:
-        image: as it was named.
+        image: the image, as the user named it.
         top: names of classes with their probabilities in 0..1, most probable first.
-        error: why it could not be read; empty if it could.
+        error: the reason why the image could not be read; empty if it could.
     """
 
     image: str
@@ -57,8 +57,8 @@ class Inputs:
     """The images to predict.
 
     Attributes:
-        paths: in the order they were named; those of a folder by name.
-        num_ignored: files of folders that are no images by their names.
+        paths: paths in the order in which they were named; those of a folder sorted by name.
+        num_ignored: number of files in folders whose names are not those of images.
     """
 
     paths: tuple[str, ...]
@@ -66,12 +66,12 @@ class Inputs:
 
 
 def find_images(words: Sequence[str], listed: Callable[[], Iterator[str]]) -> Inputs:
-    """The images that words name: files, folders with all below them, and patterns.
+    """Find the images that words name: files, folders with everything below them, and patterns.
 
     Args:
-        words: ``-`` stands for the paths of ``listed``. What exists is no pattern, and a pattern
-            without a match stays as it is: it will be told as missing.
-        listed: gives paths, as from standard input.
+        words: paths and patterns; ``-`` means the paths of ``listed``. A path that exists is not a
+            pattern, and a pattern without a match is kept and will be reported as missing.
+        listed: returns paths, as from standard input.
     """
     from runner.data.sources import scan_files
 
@@ -93,7 +93,7 @@ def find_images(words: Sequence[str], listed: Callable[[], Iterator[str]]) -> In
 
 @dataclass(frozen=True)
 class _Files:
-    """Files as images; ``rectangle`` raises BrokenImageError for one that cannot be read."""
+    """Files as images; ``rectangle`` raises BrokenImageError for an unreadable file."""
 
     source: "StreamedStore"
 
@@ -119,22 +119,22 @@ def rank(
     """Predict image files.
 
     Args:
-        bundle: of the network.
-        paths: of the images; a result for each, in order.
-        top: classes per image, 1 or more.
-        tta: views to combine; None: the plain one.
-        batch_size: images per forward pass; None: as the run was evaluated.
-        num_workers: processes that decode; None: as many as there are cores, where that pays.
-        device: as the configuration spells it.
-        precision: ``fp32``, ``bf16`` or ``auto``: as the run was evaluated, where that is fast.
-        threads: of the CPU; 0: all cores.
-        code: that changed the network; runs only if the bundle names its SHA-256.
-        progress: told the number of batches done, and of all.
+        bundle: the bundle of the network.
+        paths: paths of the images; there is a result for each, in order.
+        top: number of classes per image, 1 or more.
+        tta: views to combine; None: the plain view.
+        batch_size: images per forward pass; None: as in the run's evaluation.
+        num_workers: processes that decode; None: as many as there are cores, if that is faster.
+        device: the device, spelled as in the configuration.
+        precision: ``fp32``, ``bf16`` or ``auto``: as in the run's evaluation, if that is fast here.
+        threads: threads of the CPU; 0: all cores.
+        code: the code that changed the network; it runs only if the bundle names its SHA-256.
+        progress: called with the number of batches done and their total.
 
     Raises:
-        ArtefactError: the weights are not of the architecture, or give no finite prediction; or
+        ArtefactError: the weights do not fit the architecture, or a prediction is not finite; or
             the network was changed by code that is not ``code``.
-        ConfigError: the device is not there, or a package that has the architecture.
+        ConfigError: the device, or the package that defines the architecture, does not exist.
     """
     from runner.data.images import FileImages
     from runner.data.store import StreamedStore
@@ -189,10 +189,10 @@ def main() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words that the command takes."""
+    """Make the parser of the command's words."""
     parser = argparse.ArgumentParser(
         prog=program("predict"),
-        description="Say what is in images, with the bundle of a trained network.",
+        description="Classify images with the bundle of a trained network.",
         epilog="Exit codes: 0 done, 2 usage, 3 some images could not be read (the others are "
         "predicted), 7 the bundle was refused.",
     )
@@ -200,7 +200,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "paths", nargs="+", metavar="PATH",
         help="files, folders with all images below them, 'patterns/**/*.jpg', or - for a list on "
-        "standard input, one path a line",
+        "standard input, one path per line",
     )  # fmt: skip
     parser.add_argument(
         "--tta", action="append", default=[], metavar="NAME",
@@ -221,18 +221,18 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     parser.add_argument(
         "--precision", default="auto", choices=("auto", "fp32", "bf16"),
-        help="default: the run's, where this machine is fast in it",
+        help="default: the run's, if this machine is fast in it",
     )  # fmt: skip
     parser.add_argument(
         "--code", metavar="FILE", help="the file that changed the network, by code=FILE in training"
     )
-    parser.add_argument("--threads", type=_whole, default=0, help="of the CPU; 0: all cores")
+    parser.add_argument("--threads", type=_whole, default=0, help="CPU threads; 0: all cores")
     return parser
 
 
 def _whole(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is no whole number of 0 or more")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 0 or more")
     return int(text)
 
 
@@ -251,13 +251,13 @@ def _run(arguments: argparse.Namespace) -> None:
     inputs = find_images(arguments.paths, _listed)
     if not inputs.paths:
         raise DataError(
-            f"no images there ({inputs.num_ignored} other files)",
+            f"no images found ({inputs.num_ignored} other files)",
             where=" ".join(arguments.paths),
             fix="image files, or a folder with some",
         )
     with Display(stderr=True) as display:
         if inputs.num_ignored:
-            display.line(f"note: {inputs.num_ignored} files that are no images by their names")
+            display.line(f"note: {inputs.num_ignored} files ignored: no image names")
         rankings = rank(
             bundle,
             inputs.paths,
@@ -272,11 +272,11 @@ def _run(arguments: argparse.Namespace) -> None:
             progress=display.evaluation,
         )
     _report(bundle, rankings, arguments, config.tta if arguments.tta else None)
-    _tell_broken(rankings)
+    _raise_if_broken(rankings)
 
 
 def _config(tta: Sequence[str], device: str) -> RunConfig:
-    """The words of ``--tta`` and the device, checked."""
+    """A configuration with the words of ``--tta`` and the device, checked."""
     words = [f"tta.{word}" if "=" in word else f"tta={word}" for word in tta]
     if not words:
         return checks.changed(RunConfig(), {"device": device})
@@ -285,7 +285,7 @@ def _config(tta: Sequence[str], device: str) -> RunConfig:
 
 
 def _listed() -> Iterator[str]:
-    """The paths on standard input, one a line."""
+    """The paths on standard input, one per line."""
     for line in sys.stdin.buffer:
         if path := line.rstrip(b"\r\n"):
             yield os.fsdecode(path)
@@ -294,7 +294,7 @@ def _listed() -> Iterator[str]:
 def _report(
     bundle: "Bundle", rankings: Sequence[Ranking], arguments: argparse.Namespace, tta: Tta | None
 ) -> None:
-    """Print the table, unless standard output is a target, and write what is asked for."""
+    """Print the table, unless standard output is a target, and write the requested files."""
     places = range(1, min(arguments.top, bundle.architecture.num_outputs) + 1)
     columns = [
         "image",
@@ -315,7 +315,7 @@ def _report(
     if write_outputs({"csv": arguments.csv, "json": arguments.json}, contents):
         return
     read = [ranking for ranking in rankings if not ranking.error]
-    if not read:  # why is told in a moment
+    if not read:  # the error that follows gives the reasons
         return
     table = Table(
         f"{len(read):,} images, {bundle.architecture.name}" + (" with TTA" if tta else ""),
@@ -348,7 +348,7 @@ def _row(ranking: Ranking) -> tuple[str, ...]:
     return ranking.image, name, f"{100 * probability:.1f}", then
 
 
-def _tell_broken(rankings: Sequence[Ranking]) -> None:
+def _raise_if_broken(rankings: Sequence[Ranking]) -> None:
     broken = [f"  {ranking.image}: {ranking.error}" for ranking in rankings if ranking.error]
     if not broken:
         return
@@ -357,7 +357,7 @@ def _tell_broken(rankings: Sequence[Ranking]) -> None:
         f"{len(broken)} of {len(rankings)} images could not be read:\n"
         + "\n".join([*broken[:_LISTED], *more]),
         where="PATH",
-        fix="repair them or leave them out; all others are predicted",
+        fix="repair them or leave them out; all other images were predicted",
     )
 
 

@@ -1,6 +1,6 @@
 """List the runs below a folder, also while they run: ``python -m runner.show outputs``.
 
-Reads run folders only, whoever is at them, and imports no torch.
+The command only reads run folders, so it works during a run, and does not import torch.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from runner.terminal.tables import Table
 
 
 def rows(outputs: Path) -> Iterator[dict[str, Any]]:
-    """A row per run: ``name``, ``status``, ``reason``, ``epoch``, ``accuracy`` (None if none yet).
+    """Yield a row per run: ``name``, ``status``, ``reason``, ``epoch``, ``accuracy`` (or None).
 
     Raises:
         DataError: there is no such folder.

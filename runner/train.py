@@ -1,7 +1,7 @@
 """Train one configuration, or a sweep of them: ``python -m runner.train +trick=mixup seed=3``.
 
-The command line is Hydra's. Torch is imported when training starts and not before, so that help,
-configuration errors and finished runs answer at once.
+The command line is Hydra's. Torch is imported only when training starts, so that help,
+configuration errors and finished runs appear at once.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
-    """Train as ``config`` says, or go on with it, or tell what came out; returns a summary."""
+    """Start or resume the run of ``config``, or show its finished result; return a summary."""
     processes = from_environment()
     with Display(quiet=not processes.is_first) as display:
         with joined(processes, device_kind(config.device)):
@@ -54,7 +54,7 @@ def _run(
     outputs = Path(config.outputs).expanduser()
     with processes.first_alone():
         dataset = load_dataset(config.data, config.largest_size, outputs / "cache", display.work)
-    _tell(dataset, display)
+    _print_notes(dataset, display)
     what = identity(
         config,
         len(dataset.classes),
@@ -71,7 +71,7 @@ def _run(
     folder.check(what)
     result = None if config.force else folder.result()
     if result is not None:
-        folder.drop_checkpoints()  # of a process killed after its last word
+        folder.drop_checkpoints()  # left by a process that was killed after writing the result
         display.line("finished before; force=true runs it anew")
         return folder, "skipped", result
     from runner.training.experiment import Experiment
@@ -83,15 +83,15 @@ def _run(
     return folder, *train_and_evaluate(experiment, folder, display, processes)
 
 
-def _tell(dataset: "Dataset", display: Display) -> None:
+def _print_notes(dataset: "Dataset", display: Display) -> None:
     display.line(
         f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.val):,} validation "
         f"images in {len(dataset.classes)} classes"
     )
     if dataset.is_streamed:
         display.line(
-            "note: decoding images anew each epoch: too many for data.cache_gb; "
-            "a larger data.cache_gb is faster where the disk has room"
+            "note: images are decoded again in each epoch, because data.cache_gb is too small for "
+            "them; a larger data.cache_gb is faster if the disk has space"
         )
     for note in dataset.notes:
         display.line(f"note: {note}")

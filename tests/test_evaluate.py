@@ -97,7 +97,7 @@ def test_a_grid_over_several_runs(command: Command, runs: tuple[Path, Path]) -> 
     words = [*map(str, runs), "-m", "tta=flip,book", "tta.reduce=mean,max"]
     done = command(*words, "--csv", "-", module="runner.evaluate")
     assert done.returncode == 0, done.stderr
-    assert "note: tta.reduce=max does without the tta.beta of a mean" in done.stderr
+    assert "note: tta.reduce=max ignores tta.beta, which weighs a mean" in done.stderr
     rows = list(csv.DictReader(done.stdout.splitlines()))
     assert [row["variant"] for row in rows] == [
         "plain", *(f"tta={name} tta.reduce={reduce}"
@@ -170,7 +170,7 @@ def test_words_change_the_runs_own_tta_or_replace_it(runs: tuple[Path, Path]) ->
         ("tat=book", "unknown key tat (did you mean tta?)", "allowed here"),
         ("~tta.beta=1", "unknown key", "allowed here"),
         ("hydra.verbose=true", "unknown key", "allowed here"),
-        ("data.root=${oc.env:HOME}", "nothing here to refer to", "the value itself"),
+        ("data.root=${oc.env:HOME}", "a reference is not allowed here", "the value itself"),
         ("tta=2", "tta is a group", "tta=book"),
         ("tta=bok", "did you mean book?", "ten_crop"),
         ("tta.flp=true", "did you mean tta.flip?", "crops"),
@@ -311,4 +311,4 @@ def test_runs_on_different_data_are_not_averaged(
     edit(copied / "result.json", lambda found: found["data"].update(fingerprint="0" * 64))
     done = command(str(runs[0]), str(copied), module="runner.evaluate")
     assert done.returncode == 2
-    assert "no mean in common" in done.stderr
+    assert "cannot be averaged" in done.stderr

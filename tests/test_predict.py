@@ -286,7 +286,7 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "no such run": (["nowhere", "x.png"], 3, "no such folder"),
     "no run": (["empty", "x.png"], 3, "no run and no bundle is here"),
     "unfinished": (["unfinished", "x.png"], 3, "no finished run"),
-    "no images": (["RUN", "empty"], 3, "no images there"),
+    "no images": (["RUN", "empty"], 3, "no images found"),
     "no path": (["RUN"], 2, "PATH"),
     "an image that is not there": (["RUN", "gone.png"], 3, "gone.png: No such file"),
     "a pattern without a match": (["RUN", "*.jpg"], 3, "1 of 1 images could not be read"),

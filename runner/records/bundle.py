@@ -1,9 +1,9 @@
-"""What is distributed: the weights, and everything that using them needs.
+"""The bundle, which a user distributes: the weights, and everything that is needed to use them.
 
-``model.safetensors`` holds the tensors; ``model.json`` the architecture, the classes in order and
-how an image becomes an input: above all the statistics of normalization. The description stands in
-the metadata of ``model.safetensors`` too, so that neither an edited file nor a weights file on its
-own can bring the two apart. Both are read as data: nothing in them can run code.
+``model.safetensors`` holds the tensors. ``model.json`` holds the architecture, the classes in order
+and how an image becomes an input, above all the statistics of normalization. The metadata of
+``model.safetensors`` holds the same description, so that an edited file is noticed and a weights
+file on its own is still described. Both files are read as data: nothing in them can run code.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from runner.records.run_folder import RunFolder
 
 FORMAT, FORMAT_WITH_CHANGES = 2, 3
 CODE = "code"
-"""Name of the change that a file of the user's made."""
+"""Name of the change that a file of the user made."""
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
@@ -39,10 +39,10 @@ class Change:
     """A change of a network by name; :mod:`runner.models.changes` applies it.
 
     Attributes:
-        name: ``code`` for a change by a file of the user's, which a bundle does not bring with it.
-        values: what else building the network again needs; of ``code`` the name of the ``file``,
-            its ``sha256`` and those of its ``functions`` that are needed: ``model`` changes the
-            network, ``predictions`` turns logits into probabilities.
+        name: ``code`` for a change by a file of the user, which a bundle does not contain.
+        values: further values that building the network again needs. For ``code``: the name of the
+            ``file``, its ``sha256``, and the needed ``functions`` among ``model``, which changes
+            the network, and ``predictions``, which turns logits into probabilities.
     """
 
     name: str
@@ -51,13 +51,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What :func:`runner.models.build_model` needs to build a network again.
+    """The values from which :func:`runner.models.build_model` builds a network again.
 
     Attributes:
-        source: where the architecture is looked up.
-        name: of the architecture.
-        num_outputs: at least the number of classes.
-        changes: that were applied to it, in order.
+        source: the library that defines the architecture.
+        name: name of the architecture in that library.
+        num_outputs: number of outputs, at least the number of classes.
+        changes: the changes that were applied to the network, in order.
     """
 
     source: str
@@ -66,26 +66,26 @@ class Architecture:
     changes: tuple[Change, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The values for JSON; without changes nothing is said of them."""
+        """The values for JSON; ``changes`` is left out if there are none."""
         values = {"source": self.source, "name": self.name, "num_outputs": self.num_outputs}
         changes = [{"name": change.name, **change.values} for change in self.changes]
         return {**values, "changes": changes} if changes else values
 
     @property
     def code(self) -> Mapping[str, Any] | None:
-        """The values of the change by a file of the user's, if there is one."""
+        """The values of the change by a file of the user, if there is one."""
         return code_of(self.changes)
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """How the run evaluated the network, for who wants its very numbers again.
+    """How the run evaluated the network, for reproducing its exact numbers.
 
     Attributes:
         precision: ``fp32`` or ``bf16``.
         batch_size: images per forward pass.
-        seed: of the random passes of TTA.
-        augment: of the random passes of TTA.
+        seed: seed of the random passes of TTA.
+        augment: augmentation of the random passes of TTA.
     """
 
     precision: str
@@ -96,14 +96,14 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained network as it was read: checked, but not yet built.
+    """A trained network as read from disk: checked, but not yet built.
 
     Attributes:
-        folder: it was read from.
-        architecture: of the network.
-        classes: names in the order of the outputs.
+        folder: the folder that the bundle was read from.
+        architecture: architecture of the network.
+        classes: names of the classes in the order of the outputs.
         preprocess: how an image becomes an input.
-        evaluated: how the run evaluated it.
+        evaluated: how the run evaluated the network.
         tensors: the state of the network by name.
     """
 
@@ -118,7 +118,7 @@ class Bundle:
         """Give ``model`` the trained weights.
 
         Raises:
-            ArtefactError: they are of another network; ``model`` may be half loaded.
+            ArtefactError: the weights belong to another network; ``model`` may be half loaded.
         """
         try:
             model.load_state_dict(self.tensors)
@@ -137,10 +137,10 @@ def bundle_files(
     preprocess: Preprocess,
     evaluated: Evaluated,
 ) -> dict[str, bytes]:
-    """The files of the bundle of a trained network, as read by :func:`read_bundle`.
+    """Make the files of a trained network's bundle, which :func:`read_bundle` reads.
 
     Returns:
-        Content by name.
+        The content of each file by its name.
     """
     description = {
         "format": FORMAT_WITH_CHANGES if architecture.changes else FORMAT,
@@ -157,11 +157,11 @@ def bundle_files(
 
 
 def open_bundle(path: Path) -> Bundle:
-    """The bundle of a finished run, or the one that ``path`` itself is.
+    """Open the bundle of the finished run in ``path``, or the bundle that ``path`` itself is.
 
     Raises:
-        DataError: there is neither.
-        ArtefactError: as of :func:`read_bundle`.
+        DataError: ``path`` is neither a finished run nor a bundle.
+        ArtefactError: see :func:`read_bundle`.
     """
     where = str(path.absolute())
     if not path.is_dir():
@@ -182,14 +182,14 @@ def open_bundle(path: Path) -> Bundle:
 
 
 def read_bundle(folder: Path, expected: Mapping[str, str] | None = None) -> Bundle:
-    """Read a bundle back; every file is compared with its SHA-256 before anything is built.
+    """Read a bundle; every file is compared with its SHA-256 before anything is built.
 
     Args:
-        folder: of the bundle.
-        expected: SHA-256 of the files by name, where the caller knows them.
+        folder: folder of the bundle.
+        expected: SHA-256 of the files by name, if the caller knows them.
 
     Raises:
-        ArtefactError: a file is missing, cut, changed, of another format or not as described.
+        ArtefactError: a file is missing, cut, changed, in another format or not as described.
     """
     path = folder / DESCRIPTION
     content = _content(path, (expected or {}).get(DESCRIPTION))
@@ -213,7 +213,7 @@ def read_bundle(folder: Path, expected: Mapping[str, str] | None = None) -> Bund
 def _described(
     found: Mapping[str, Any],
 ) -> tuple[Architecture, tuple[str, ...], Preprocess, Evaluated]:
-    """What a description says, checked."""
+    """Check the values of a description and convert them to our types."""
     if (version := fields.value(found, "format")) not in (FORMAT, FORMAT_WITH_CHANGES):
         raise ValueError(
             f"of format {version!r}, this program reads {FORMAT} and {FORMAT_WITH_CHANGES}"
@@ -246,10 +246,10 @@ def _described(
 
 
 def changes_in(model: Mapping[str, Any]) -> tuple[Change, ...]:
-    """The changes that a description of a network names.
+    """Read the changes that the description of a network names.
 
     Raises:
-        ValueError: they are not as they are written.
+        ValueError: the changes do not have the format in which they are written.
     """
     if "changes" not in model:
         return ()
@@ -267,12 +267,12 @@ def changes_in(model: Mapping[str, Any]) -> tuple[Change, ...]:
 
 
 def code_of(changes: Sequence[Change]) -> Mapping[str, Any] | None:
-    """The values of the change by a file of the user's, if there is one."""
+    """The values of the change by a file of the user, if there is one."""
     return next((change.values for change in changes if change.name == CODE), None)
 
 
 def _content(path: Path, digest: str | None) -> bytes:
-    """A file whose SHA-256 is ``digest``, where that is known."""
+    """Read a file and check that its SHA-256 is ``digest``, unless ``digest`` is None."""
     try:
         content = read_whole(path)
     except OSError as error:
@@ -284,7 +284,7 @@ def _content(path: Path, digest: str | None) -> bytes:
 
 
 def _first_difference(description: Any, written: Any, name: str = "") -> str | None:
-    """The first value of a description that is not the one that the weights were written with."""
+    """The first value of a description that differs from the description in the weights file."""
     if isinstance(description, dict) and isinstance(written, dict):
         for key in dict.fromkeys([*written, *description]):
             dotted = f"{name}.{key}" if name else key

@@ -1,12 +1,12 @@
-"""What an unfinished run goes on from: tensors in safetensors, the rest in JSON, committed whole.
+"""The state from which an unfinished run resumes: tensors in safetensors, the rest in JSON.
 
-A checkpoint is a folder. It is written under a temporary name, every file synced, its manifest with
-sizes and SHA-256 last; then it gets its name, and only then the older ones go, but for one
-generation. So a process killed at any instant leaves the previous checkpoint or the new one, and a
-flipped bit or a cut file is found before it is used.
+A checkpoint is a folder, committed whole. It is written under a temporary name: every file is
+synced, the manifest with sizes and SHA-256 comes last. Then the folder gets its name, and only then
+older checkpoints are removed, except one generation. So a process killed at any instant leaves the
+previous checkpoint or the new one, and a flipped bit or a cut file is found before it is used.
 
-Since every random draw is keyed by its position, no random state has to be kept: weights, state of
-the optimizer and the number of steps done are all.
+Every random draw is keyed by its position, so a checkpoint holds no random state: weights, state of
+the optimizer and the number of steps done are enough.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from runner.records import tensor_files
 from runner.records.run_folder import VERSION
 
 _PREFIX = "step-"
-_SUPERSEDED = "-old"  # while another of the same step takes its place
+_SUPERSEDED = "-old"  # while another checkpoint of the same step replaces this one
 _NAME = re.compile(rf"{_PREFIX}(\d+)({_SUPERSEDED})?")
 _TEMPORARY = ".tmp-"
 _GENERATIONS = 2
@@ -37,13 +37,13 @@ _GENERATIONS = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read back.
+    """A checkpoint as read from disk.
 
     Attributes:
-        done: steps done.
-        tensors: by group, such as ``model`` and ``optimizer``, and name.
+        done: number of steps done.
+        tensors: the tensors by group, such as ``model`` and ``optimizer``, and by name.
         state: everything else.
-        refused: newer checkpoints that could not be used, with the reason.
+        refused: newer checkpoints that could not be used, with the reason for each.
     """
 
     done: int
@@ -62,11 +62,11 @@ def write(
     """Commit a checkpoint below ``folder``, and remove all but the two newest.
 
     Args:
-        folder: of this run's checkpoints; made when missing.
-        identity: of the run.
-        done: steps done.
-        tensors: by group and name.
-        state: values for JSON.
+        folder: folder of this run's checkpoints; made if missing.
+        identity: identity of the run.
+        done: number of steps done.
+        tensors: the tensors by group and name.
+        state: everything else, as values for JSON.
 
     Raises:
         TrainingError: a tensor is not finite; the older checkpoints stay as they are.
@@ -98,7 +98,7 @@ def write(
         for name, bytes_ in files.items():
             write_synced(building / name, bytes_)
         sync_folder(building)
-        if target.exists():  # refused when it was read; or of before this step was evaluated
+        if target.exists():  # it was refused when read, or written before this step's evaluation
             superseded = folder / f"{target.name}{_SUPERSEDED}"
             if superseded.exists():
                 _discard(superseded)
@@ -106,7 +106,7 @@ def write(
         building.rename(target)
         sync_folder(folder)
         committed = _committed(folder)
-        # What was newer had been refused; it must not count as a generation.
+        # Newer checkpoints have been refused; they must not count as a generation.
         older = committed[committed.index(target) + 1 :]
         kept = [path for path in older if not path.name.endswith(_SUPERSEDED)]
         for path in {*committed} - {target, *kept[: _GENERATIONS - 1]}:
@@ -118,10 +118,10 @@ def write(
 
 
 def newest(folder: Path, identity: str) -> Checkpoint | None:
-    """The newest checkpoint below ``folder`` that is whole; None where none was ever committed.
+    """The newest complete checkpoint below ``folder``; None if no checkpoint was ever committed.
 
     Raises:
-        ArtefactError: there are checkpoints, but none can be used; with the reason of each.
+        ArtefactError: there are checkpoints, but none can be used; gives the reason for each.
     """
     refused: list[str] = []
     for path in _committed(folder):
@@ -182,7 +182,7 @@ def _manifest(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def _committed(folder: Path) -> list[Path]:
-    """Newest first."""
+    """The committed checkpoints, newest first."""
     if not folder.is_dir():
         return []
     found = {path: match for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
@@ -190,13 +190,13 @@ def _committed(folder: Path) -> list[Path]:
 
 
 def _discard(path: Path) -> None:
-    """Remove a committed checkpoint; at no instant is a part of it left under its name."""
+    """Remove a committed checkpoint; its name never belongs to an incomplete checkpoint."""
     away = path.with_name(f"{path.name}{_TEMPORARY}{os.getpid()}-old")
     path.rename(away)
     shutil.rmtree(away)
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed writers left."""
+    """Remove the temporary folders of killed processes."""
     for leftover in folder.glob(f"*{_TEMPORARY}*"):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a run is: a hash over what decides its result, and the name of its folder."""
+"""The identity of a run: a hash over what decides its result; and the name of its folder."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from runner.config.schema import RunConfig
 from runner.machine.hardware import device_kind, used_precision
 from runner.records.run_folder import VERSION, leaves
 
-# What a result does not depend on, or only in its last bits: where it is written and how it is
+# Keys that a result does not depend on, or only in its last bits: where it is written and how it is
 # computed. The content of data.root counts, through the data fingerprint, and that of code, through
 # its SHA-256; their paths do not.
 _COSMETIC = (
@@ -42,23 +42,24 @@ def identity(
     weights: str | None = None,
     code: str | None = None,
 ) -> dict[str, Any]:
-    """What a run is, for ``RunFolder.check``: equal for equal values, however they were spelled.
+    """The identity of a run, for ``RunFolder.check``: equal values give equal identities.
 
-    The hash covers the values that are not neutral, so that a key which is added later, with a
-    default that changes nothing, leaves every earlier run what it is.
+    The hash covers the values that are not neutral. So a key that is added later, with a default
+    that changes nothing, keeps the identity of every earlier run.
 
     Args:
-        config: as asked for; what ``auto`` and null mean here is part of the identity.
-        num_classes: of the data.
-        presize: of the data.
-        fingerprint: of the data.
+        config: the requested configuration; the meaning of ``auto`` and null on this machine and
+            for this data is part of the identity.
+        num_classes: number of classes of the data.
+        presize: short side of the stored images, px.
+        fingerprint: fingerprint of the data.
         weights: identity of the pretrained weights, if any.
         code: SHA-256 of the file with the user's own code, if any.
 
     Returns:
-        ``values``, all that decides the result, neutral or not; ``fingerprint``; and ``identity``,
-        sixteen hex digits over what is not neutral, the fingerprint and the version of the record
-        format.
+        ``values``, all values that decide the result, neutral or not; ``fingerprint``; and
+        ``identity``, sixteen hex digits over the values that are not neutral, the fingerprint and
+        the version of the record format.
     """
     kind = device_kind(config.device)
     precision = used_precision(config.precision, kind, config.size)
@@ -75,7 +76,7 @@ def identity(
 def decisive_values(config: RunConfig) -> dict[str, Any]:
     """The values of a resolved ``config`` that decide its result, by group and key.
 
-    Keys that ``config`` never reads are at their default.
+    Keys that have no effect in ``config`` are at their default.
     """
     values = schema.to_dict(checks.effective(config))
     for dotted in _COSMETIC:
@@ -85,10 +86,10 @@ def decisive_values(config: RunConfig) -> dict[str, Any]:
 
 
 def neutral_values(default: RunConfig | None = None) -> dict[str, Any]:
-    """The values of a run that leaves every key alone, nested as those of a run.
+    """The values of a run that sets no key, nested like the values of a run.
 
-    They depend on nothing, so that two values of a key never count as neutral both. Where null
-    means something else from run to run, the neutral value is one that no run has.
+    They do not depend on data or machine, so that a key never has two neutral values. If the
+    meaning of null differs from run to run, the neutral value is one that no run has.
     """
     meant = schema.resolved(
         default or RunConfig(), num_classes=0, presize=0, device="cpu", precision="fp32"
@@ -112,7 +113,7 @@ def hash_of(values: Mapping[str, Any], neutral: Mapping[str, Any], fingerprint: 
 
 
 def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` of a run of any age, with the neutral value of every key that they lack."""
+    """Complete ``values`` of a run of any age with the neutral value of every missing key."""
     filled = {**NEUTRAL, **values}
     for name, neutral in NEUTRAL.items():
         if isinstance(neutral, dict) and isinstance(filled[name], Mapping):
@@ -129,5 +130,5 @@ def folder_name(config: RunConfig, run_identity: str) -> str:
 
 
 def _legible(text: str) -> str:
-    """The user's text without what could reach outside the folder."""
+    """Replace the characters of the user's text that could lead out of the folder."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", text)

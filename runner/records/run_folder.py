@@ -1,19 +1,19 @@
-"""The format of a run folder: written while a run goes on, read by everything that comes after.
+"""The format of a run folder: written during the run, read by all other commands.
 
-    run.json         what the run is: its identity and the values behind it; never changes
+    run.json         the identity of the run and the values behind it; never changes
     config.yaml      the resolved configuration
-    overrides.txt    the command's own words, one a line
-    status.json      running, finished, failed or interrupted, why, and who is at it
+    overrides.txt    the words of the command, one per line
+    status.json      running, finished, failed or interrupted; the reason, process and machine
     metrics.jsonl    a row per evaluation (eval.every); equal for equal runs, however interrupted
-    timings.jsonl    a row per evaluation: what depends on the machine and the hour
+    timings.jsonl    a row per evaluation: values that depend on the machine and its load
     split.csv.gz     every image with its split, label and SHA-256
-    code.py          a copy of the file of code=FILE, to be read; nothing here runs it
-    checkpoints/     what an unfinished run goes on from (runner/records/checkpoint.py)
+    code.py          a copy of the file of code=FILE, to be read; no command runs it
+    checkpoints/     the state from which an unfinished run resumes (runner/records/checkpoint.py)
     predictions.npz  labels (n,), plain (n, K), tta (n, K): probabilities per validation image
-    bundle/          the trained network with all that its use needs
+    bundle/          the trained network with everything that is needed to use it
     result.json      written last: its presence is the only proof that the run finished
 
-No torch here, so that reading is quick.
+This module does not import torch, so that reading is quick.
 """
 
 import hashlib
@@ -41,13 +41,13 @@ from runner.machine.files import read_whole, replace_whole, unwritable
 from runner.machine.locks import is_held
 
 VERSION = 4
-"""Of the format and of what the numbers mean; part of a run's identity."""
+"""Version of the format and of the meaning of its numbers; part of a run's identity."""
 
 READABLE = (3, VERSION)
 """Versions of results that can be read.
 
-Version 3 differs in one point: the hash that is a run's identity covered neutral values too. Its
-finished runs are read like any other; the same command does not find them, and trains again.
+Version 3 differs in one point: its hash of a run's identity covers neutral values too. Its finished
+runs are read like all others; the same command does not find them, and trains again.
 """
 
 _ADVICE = {
@@ -75,7 +75,7 @@ class RunFolder:
         """The result of a finished run, or None.
 
         Raises:
-            ArtefactError: the file is there but is not a result.
+            ArtefactError: the file exists but is not a result.
         """
         path = self.path / "result.json"
         try:
@@ -96,10 +96,11 @@ class RunFolder:
         return found
 
     def status(self) -> dict[str, Any]:
-        """How the run stands, as ``status.json`` with ``status`` set by the evidence.
+        """The content of ``status.json``, with ``status`` corrected by the evidence.
 
-        ``finished`` only with a result; ``running`` only while somebody holds the lock; ``killed``
-        for a run whose process ended without a word; ``new`` where nothing was begun.
+        ``finished`` requires a result, and ``running`` requires that a process holds the lock. The
+        status is ``killed`` if the process ended without recording it, and ``new`` if no run has
+        begun.
         """
         try:
             found = fields.parsed(read_whole(self.path / "status.json"))
@@ -121,8 +122,9 @@ class RunFolder:
             what: the content of ``run.json``: ``identity``, ``fingerprint`` and ``values``.
 
         Raises:
-            ConfigError: it is another run's, naming what differs; or it is no run folder.
-            ArtefactError: its record version is another, or it cannot be read.
+            ConfigError: the folder belongs to another run, whose differences are named; or it is
+                not a run folder and not empty.
+            ArtefactError: ``run.json`` has another record version, or cannot be read.
         """
         path = self.path / "run.json"
         try:
@@ -152,7 +154,7 @@ class RunFolder:
             return
         old = {"data": fingerprint, **leaves(values)}
         new = {"data": what["fingerprint"], **leaves(what["values"])}
-        defaults = leaves(schema.default_dict())  # of keys that are newer than the folder
+        defaults = leaves(schema.default_dict())  # for keys that are newer than the folder
         both = {key: (old.get(key, defaults.get(key)), new.get(key)) for key in {*old, *new}}
         changes = [
             f"  {key}: {_shown(was)} → {_shown(now)}"
@@ -181,7 +183,7 @@ class RunFolder:
     def begin(
         self, what: Mapping[str, Any], config: Mapping[str, Any], overrides: Sequence[str]
     ) -> None:
-        """Say what the run is and that it is running; ``check`` it first.
+        """Record the identity of the run and that it is running; call :meth:`check` first.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -195,18 +197,18 @@ class RunFolder:
 
     @property
     def is_begun(self) -> bool:
-        """Whether the folder says what run it is; if not, nothing else may be written to it."""
+        """Whether the folder has ``run.json``; without it, no other file may be written."""
         return (self.path / "run.json").exists()
 
     def clear_rows(self) -> None:
-        """Start the logs anew: there is nothing to go on from."""
+        """Remove the logs, because there is no checkpoint to resume from."""
         for name in LOGS:
             (self.path / name).unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove all that an earlier attempt left, but what the run is."""
+        """Remove everything that an earlier attempt left, except ``run.json``."""
         try:
-            # The proof of completion goes first, so that no moment shows it beside new files.
+            # The proof of completion is removed first, so that it never lies next to new files.
             (self.path / "result.json").unlink(missing_ok=True)
             for name in _FILES:
                 entry = self.path / name
@@ -215,11 +217,11 @@ class RunFolder:
             raise unwritable(self.path, error) from error
 
     def drop_checkpoints(self) -> None:
-        """Remove what only an unfinished run needs."""
+        """Remove the checkpoints, which only an unfinished run needs."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def write_status(self, status: str, reason: str = "") -> None:
-        """Say how the run stands: ``running``, ``finished``, ``failed`` or ``interrupted``."""
+        """Record the status: ``running``, ``finished``, ``failed`` or ``interrupted``."""
         content = {
             "status": status,
             "reason": reason,
@@ -230,7 +232,7 @@ class RunFolder:
         self.write_text("status.json", json.dumps(content, indent=2) + "\n")
 
     def append_row(self, row: Mapping[str, Any], log: str = "metrics.jsonl") -> None:
-        """Add one epoch to a log; it is on the disk when this returns."""
+        """Append a row to a log, and wait until the disk has it."""
         try:
             with (self.path / log).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
@@ -240,7 +242,7 @@ class RunFolder:
             raise unwritable(self.path / log, error) from error
 
     def rows(self, log: str = "metrics.jsonl") -> list[dict[str, Any]]:
-        """The rows of a log; one that is just being written, or is damaged, is left out."""
+        """The rows of a log, without damaged rows and a row that is being written."""
         rows = []
         with suppress(OSError):
             for line in read_whole(self.path / log).splitlines():
@@ -249,7 +251,7 @@ class RunFolder:
         return rows
 
     def last_row(self) -> dict[str, Any]:
-        """The newest row of the metrics; empty before the first."""
+        """The newest row of the metrics; empty before the first evaluation."""
         return (self.rows() or [{}])[-1]
 
     def log_marks(self) -> dict[str, list[int | str]]:
@@ -261,10 +263,10 @@ class RunFolder:
         }
 
     def rewind(self, marks: Mapping[str, Sequence[int | str]]) -> None:
-        """Cut the logs back to ``marks``: rows of steps that were lost go.
+        """Cut the logs back to ``marks``: this removes the rows of steps that were lost.
 
         Raises:
-            ArtefactError: a log does not start with what was marked.
+            ArtefactError: a log does not start with the marked content.
         """
         for name in LOGS:
             length, digest = int(marks[name][0]), marks[name][1]
@@ -296,14 +298,14 @@ class RunFolder:
         self.write_bytes("predictions.npz", content.getvalue())
 
     def predictions(self) -> dict[str, NDArray[Any]]:
-        """What :meth:`write_predictions` wrote: ``labels``, ``plain`` and ``tta``.
+        """Read what :meth:`write_predictions` wrote: ``labels``, ``plain`` and ``tta``.
 
         Raises:
-            ArtefactError: it is missing or no longer what was written.
+            ArtefactError: the file is missing or was changed.
         """
         path = self.path / "predictions.npz"
         try:
-            # Not the path itself: of a file that is no archive numpy leaves it open.
+            # Bytes instead of the path: numpy leaves a file that is not an archive open.
             with np.load(io.BytesIO(read_whole(path)), allow_pickle=False) as found:
                 return {name: found[name] for name in ("labels", "plain", "tta")}
         except (
@@ -314,7 +316,7 @@ class RunFolder:
             ) from error
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Write ``result.json``, last and whole; returns its content."""
+        """Write ``result.json``, last and whole; return its content."""
         content = {"record_version": VERSION, "status": "finished", **result}
         content["config"] = redacted(content["config"])
         if "command" in content:
@@ -335,18 +337,18 @@ class RunFolder:
 
 
 def run_folders(outputs: Path) -> Iterator[RunFolder]:
-    """The runs below ``outputs``, by name; folders of anything else are passed over."""
+    """The runs below ``outputs``, sorted by name; other folders are skipped."""
     paths: list[Path] = []
     with suppress(OSError):
         paths = sorted(outputs.iterdir())
     for path in paths:
-        with suppress(OSError):  # one that may not be looked into hides no other
+        with suppress(OSError):  # an unreadable folder must not hide the others
             if (path / "run.json").is_file():
                 yield RunFolder(path)
 
 
 def redacted(values: Any) -> Any:
-    """``values`` with everything under a key that names a secret blanked out."""
+    """Replace every value in ``values`` whose key names a secret."""
     if isinstance(values, Mapping):
         return {
             key: "<redacted>" if _is_secret(str(key)) and value is not None else redacted(value)
@@ -356,7 +358,7 @@ def redacted(values: Any) -> Any:
 
 
 def redacted_words(overrides: Sequence[str]) -> list[str]:
-    """The words of a command with the values of secrets blanked out."""
+    """Replace the values of secrets in the words of a command."""
     return [_redacted_word(word) for word in overrides]
 
 
@@ -366,7 +368,7 @@ def _redacted_word(override: str) -> str:
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted key."""
+    """Flatten nested values: each value by its dotted key."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         dotted = f"{prefix}{key}"

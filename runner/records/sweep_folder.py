@@ -1,15 +1,15 @@
-"""What a sweep writes while it runs, a file per job, and how its jobs are watched and stopped.
+"""The folder that a sweep writes, a file per job; and how its jobs are watched and stopped.
 
     outputs/sweeps/TIME-PID/
-        sweep.json   the command, the number of jobs, who runs it since when
-        0.json …     how a job stands: waiting, running, finished, skipped, resumed, failed,
-                     interrupted or busy; accuracy, reason
-        0.log …      what a job said, where it does not share the terminal; why it failed
-        stop         there once the sweep was asked to end: no further job begins
+        sweep.json   the jobs, the process and machine of the sweep, and its start
+        0.json …     the status of a job: waiting, running, finished, skipped, resumed, failed,
+                     interrupted or busy; its accuracy, or the reason
+        0.log …      the output of a job that does not share the terminal; why the job failed
+        stop         exists once the sweep has been stopped: no further job begins
 
-Each job writes its own file, in whichever process or on whichever machine it runs, so the table of
-a sweep can be read at any time and does not depend on how the jobs ended. A crash leaves the file
-of its job at *running* with a process that is gone.
+Each job writes its own file, in any process and on any machine, so the table of a sweep can be read
+at any time and does not depend on how the jobs ended. After a crash, the file of the job still says
+*running*, but its process no longer exists.
 """
 
 import json
@@ -32,7 +32,7 @@ from runner.machine.locks import locked
 from runner.records.run_folder import redacted_words
 
 ALIVE = ("waiting", "running")
-_TOLD = ("finished", "skipped", "resumed", "failed")
+_ENDED = ("finished", "skipped", "resumed", "failed")
 _STOPPING = {signal.SIGINT, signal.SIGTERM}
 
 
@@ -44,10 +44,10 @@ class SweepFolder:
 
     @classmethod
     def create(cls, outputs: Path, jobs: Sequence[Sequence[str]]) -> "SweepFolder":
-        """A folder of its own for a sweep that starts now.
+        """Create a new folder for a sweep that starts now.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: the folder cannot be written.
         """
         now = datetime.now(UTC)
         name = f"{now:%Y%m%d-%H%M%S}-{os.getpid()}"
@@ -64,18 +64,18 @@ class SweepFolder:
         return folder
 
     def log(self, number: int) -> Path:
-        """Where job ``number`` says what it has to say."""
+        """The log file of job ``number``."""
         return self.path / f"{number}.log"
 
     def write(self, number: int, status: str, **more: Any) -> None:
-        """Say how job ``number`` stands."""
+        """Record the status of job ``number``."""
         self._write(
             f"{number}.json",
             {"status": status, "pid": os.getpid(), "host": socket.gethostname(), **more},
         )
 
     def read(self, number: int) -> dict[str, Any]:
-        """How job ``number`` stands; a job whose process is gone without a word has crashed."""
+        """The status of job ``number``; a job whose process ended without recording it crashed."""
         try:
             found = fields.parsed((self.path / f"{number}.json").read_bytes())
             status = fields.text(found, "status")
@@ -86,13 +86,13 @@ class SweepFolder:
         return found
 
     def stop(self, signum: int) -> None:
-        """Let no further job begin; who says so first is remembered."""
+        """Let no further job begin; the first signal is recorded."""
         if self.stopped_by is None:
             self._write("stop", {"signal": signum})
 
     @property
     def stopped_by(self) -> int | None:
-        """Number of the signal that ended the sweep; None while it may go on."""
+        """Number of the signal that stopped the sweep; None if it was not stopped."""
         try:
             return fields.whole(fields.parsed((self.path / "stop").read_bytes()), "signal")
         except (OSError, ValueError):
@@ -102,7 +102,7 @@ class SweepFolder:
         replace_whole(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
 
     def _last_words(self, number: int) -> str:
-        """What Python's fault handler wrote, or that nothing was said."""
+        """The message of Python's fault handler, or the statement that there is none."""
         with suppress(OSError):
             for line in self.log(number).read_text(errors="replace").splitlines():
                 if line.startswith("Fatal Python error: "):
@@ -123,7 +123,7 @@ class SweepFolder:
 
 
 def _is_alive(job: Mapping[str, Any]) -> bool:
-    """Whether the process of a job lives; of one on another machine it is assumed."""
+    """Whether the process of a job lives; a process on another machine is assumed to live."""
     if job["host"] != socket.gethostname():
         return True
     try:
@@ -144,30 +144,31 @@ def _is_alive(job: Mapping[str, Any]) -> bool:
 
 
 class Watch:
-    """While jobs run in other processes: tells of each that ends, and stops them when asked to.
+    """Reports each job that ends in another process, and stops the jobs after a signal.
 
-    Processes that the block starts do not see a SIGINT or SIGTERM that is sent to all at once, as
-    Ctrl-C in the terminal is; the first here passes on SIGTERM, at which they save and end. A
-    second kills them.
+    Processes started in the block do not see a SIGINT or SIGTERM that is sent to all processes at
+    once, as by Ctrl-C in a terminal. After the first signal here, they are sent SIGTERM, at which
+    they save and end. A second signal kills them.
 
     Args:
-        folder: of the sweep.
-        numbers: of the jobs that run now.
-        tell: called with the number of each job that has ended.
-        can_stop: the jobs are processes of this machine; or they are left to their queue.
+        folder: the folder of the sweep.
+        numbers: numbers of the jobs that run now.
+        on_end: called with the number of each job that has ended.
+        can_stop: whether the jobs are processes of this machine; if not, they are left to their
+            queue.
     """
 
     def __init__(
         self,
         folder: SweepFolder,
         numbers: Sequence[int],
-        tell: Callable[[int], None],
+        on_end: Callable[[int], None],
         *,
         can_stop: bool,
     ) -> None:
         self._folder = folder
         self._left = list(numbers)
-        self._tell = tell
+        self._on_end = on_end
         self._can_stop = can_stop
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -186,12 +187,12 @@ class Watch:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
-        self._tell_of_ended()
+        self._report_ended()
 
     def _watch(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
         while not self._is_over.wait(0.5):
-            self._tell_of_ended()
+            self._report_ended()
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
         is_second = self._folder.stopped_by is not None
@@ -207,11 +208,11 @@ class Watch:
         jobs = [self._folder.read(number) for number in self._left]
         return [job for job in jobs if job["status"] in ALIVE]
 
-    def _tell_of_ended(self) -> None:
+    def _report_ended(self) -> None:
         for number in list(self._left):
-            if self._folder.read(number)["status"] in _TOLD:
+            if self._folder.read(number)["status"] in _ENDED:
                 self._left.remove(number)
-                self._tell(number)
+                self._on_end(number)
 
 
 def _send(job: Mapping[str, Any], signum: int) -> None:

@@ -11,23 +11,23 @@ from torch import Tensor
 from runner.machine import fields
 
 DESCRIPTION = "trick-runner"
-"""Key, in the metadata of a bundle's weights, of what ``model.json`` says."""
+"""Key of the description, equal to ``model.json``, in the metadata of a bundle's weights."""
 
-# Keys by which Hydra and its kin name code to run; no file of ours has them.
+# Keys by which Hydra and similar libraries name code to run; our files have none of them.
 _CODE = {"_target_", "_partial_", "_args_"}
 
 
 def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The content of a safetensors file with these tensors, wherever they lie."""
+    """The content of a safetensors file with ``tensors``, which may be on any device."""
     plain = {
-        # A clone, since safetensors refuses tensors that share memory or are not contiguous.
+        # A clone, because safetensors refuses tensors that share memory or are not contiguous.
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in tensors.items()
     }
     content: bytes = save(plain)
     if not metadata:
         return content
-    # Not safetensors' own `metadata`, which comes out in another order from time to time.
+    # Not safetensors' own `metadata`, whose order changes from call to call.
     length = int.from_bytes(content[:8], "little")
     header = {"__metadata__": dict(metadata), **json.loads(content[8 : 8 + length])}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -36,10 +36,10 @@ def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None =
 
 
 def from_bytes(content: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+    """Read the tensors of a safetensors file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: ``content`` is not a safetensors file.
     """
     try:
         tensors: dict[str, Tensor] = load(content)
@@ -49,10 +49,11 @@ def from_bytes(content: bytes) -> dict[str, Tensor]:
 
 
 def described(content: bytes) -> dict[str, Any] | None:
-    """The description in the metadata of a safetensors file; None where there is none.
+    """The description in the metadata of a safetensors file; None if there is none.
 
     Raises:
-        ValueError: the file has no header, or the description is none of ours.
+        ValueError: the file has no header, or the description is not a JSON object that names no
+            code.
     """
     length = int.from_bytes(content[:8], "little")
     try:
@@ -67,7 +68,7 @@ def parsed(content: bytes) -> dict[str, Any]:
     """The object that ``content`` holds as JSON.
 
     Raises:
-        ValueError: it holds something else, or has a key that names code to run.
+        ValueError: ``content`` is not a JSON object, or has a key that names code to run.
     """
     found = fields.parsed(content)
     below: list[tuple[str, Any]] = [("", found)]
