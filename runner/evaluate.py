@@ -280,9 +280,11 @@ def evaluated(
 
 
 def _chosen(codes: Sequence[IdeaFile], bundle: "Bundle") -> IdeaFile | None:
-    """The file that the bundle asks for; or else, for the message that refuses it, any."""
+    """The file that the bundle asks for; of others any, for the message that refuses it."""
     needed = bundle.architecture.code
-    fitting = [code for code in codes if needed and code.sha256 == needed["sha256"]]
+    if needed is None:
+        return None
+    fitting = [code for code in codes if code.sha256 == needed["sha256"]]
     return next(iter([*fitting, *codes]), None)
 
 

@@ -340,6 +340,11 @@ def test_the_commands_take_the_file(
         assert done.returncode == 0, done.stdout + done.stderr
         if module == "runner.evaluate":
             assert done.stderr.count("the plain row reproduces the run") == 2
+        else:
+            more = ("--force",) if module == "runner.export" else ()
+            idle = command(str(plain), *words[1:], "--code", copy, *more, module=module)
+            assert idle.returncode == 2
+            assert "no code changed this network" in idle.stderr
 
 
 def test_an_export_has_the_predictions_of_the_code(changed: Path) -> None:
