@@ -283,7 +283,9 @@ def evaluated(
 def _chosen(codes: Sequence[IdeaFile], bundle: "Bundle") -> IdeaFile | None:
     """The file that the bundle requires, or else any file, which the error message names."""
     needed = bundle.architecture.code
-    fitting = [code for code in codes if needed and code.sha256 == needed["sha256"]]
+    if needed is None:
+        return None
+    fitting = [code for code in codes if code.sha256 == needed["sha256"]]
     return next(iter([*fitting, *codes]), None)
 
 

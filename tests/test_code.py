@@ -15,6 +15,7 @@ import kill
 import numpy as np
 import pytest
 from kill import STEP, Place, Trap, bits_that_differ, check_survived, statuses
+from markupsafe import escape
 from small import CLASSES, Command
 
 from runner.config import compose
@@ -25,6 +26,10 @@ from runner.export.__main__ import export
 from runner.predict import find_images, rank
 from runner.records.bundle import open_bundle, read_bundle
 from runner.records.run_folder import RunFolder
+from runner.report.answer import answer
+from runner.report.page import page as render
+from runner.report.runs import find_runs
+from runner.report.scores import ScoreBook
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "adding-a-trick.md").read_text()
@@ -175,6 +180,19 @@ def test_a_sweep_over_code(make: Callable[..., Place], capfd: pytest.CaptureFixt
     assert "code=one.py" in told.stdout
     assert "code=two.py" in told.stdout
 
+    # The page shows the copies; one that is no longer what ran is not shown.
+    for path in folders(place):
+        if "-two-" in path.name:
+            (path / "code.py").write_text("<script>changed</script>")
+    page = render(
+        answer(find_runs([place.root / "outputs"]), ScoreBook(place.root / "x.npz"), 0.005)
+    )
+    one, two = (read_idea(str(place.root / f"{name}.py")) for name in ("one", "two"))
+    assert f"<summary>one.py, SHA-256 {one.sha256}</summary>" in page
+    assert f"<pre><code>{escape(NOISE)}</code></pre>" in page
+    assert f"two.py, SHA-256 {two.sha256}</summary>\n<p>No run keeps a copy" in page
+    assert "changed" not in page
+
 
 @pytest.mark.parametrize(
     ("text", "told"),
@@ -322,6 +340,11 @@ def test_the_commands_take_the_file(
         assert done.returncode == 0, done.stdout + done.stderr
         if module == "runner.evaluate":
             assert done.stderr.count("the plain row reproduces the run") == 2
+        else:
+            more = ("--force",) if module == "runner.export" else ()
+            idle = command(str(plain), *words[1:], "--code", copy, *more, module=module)
+            assert idle.returncode == 2
+            assert "no code changed this network" in idle.stderr
 
 
 def test_an_export_has_the_predictions_of_the_code(changed: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from small import Command, small_dataset
 
+from runner.config.idea import read_idea
 from runner.data.dataset import load_dataset
 from runner.data.resident import ResidentStore, resident
 from runner.machine.hardware import on_device
@@ -20,6 +21,7 @@ from runner.training.loop import Training
 from runner.training.predicting import evaluate
 from runner.training.schedule import plan
 from runner.training.step import _sizes
+from runner.tricks.idea import NO_IDEA, load_idea
 from runner.tricks.normalize import _on_gpu
 
 pytestmark = [
@@ -29,6 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
 ]
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
 WORDS = {
     "all tricks": ["+trick=[normalize,mixup,label_smoothing]"],
     "cutmix": ["mixup=cutmix", "optim=sgd"],
@@ -37,6 +40,7 @@ WORDS = {
     "sizes": ["+trick=progressive_resizing"],
     "frozen": ["optim=fine_tune"],
     "fp32": ["precision=fp32", "model.dropout=0.2"],
+    **{f"code {path.stem}": [f"code={path}"] for path in sorted(EXAMPLES.glob("*.py"))},
 }
 
 
@@ -45,7 +49,8 @@ def made(composed, words, outputs, device="cuda", *, is_resident=True):
     config = composed(f"device={device}", f"outputs={outputs}", "budget.epochs=1", *words)
     cache = Path(config.outputs) / "cache"
     dataset = load_dataset(config.data, config.largest_size, cache, lambda *_: None)
-    learner, _ = build_learner(config, dataset)
+    idea = load_idea(read_idea(config.code)) if config.code is not None else NO_IDEA
+    learner, _ = build_learner(config, dataset, idea=idea)
     if is_resident:
         dataset = resident(dataset, learner.device)
         assert isinstance(dataset.store, ResidentStore) == (device == "cuda")

@@ -19,7 +19,8 @@ from runner.config import checks
 from runner.data.images import BrokenImageError, Images, to_rgb
 from runner.data.sources import is_at_hand, list_images
 from runner.errors import RunnerError
-from runner.report.factors import Factor, Factors
+from runner.machine.files import read_whole
+from runner.report.factors import Factor, Factors, code_name
 from runner.report.groups import Arm, Group, group_runs
 from runner.report.runs import FinishedRun
 from runner.report.statistics import t_interval
@@ -28,6 +29,7 @@ _LARGEST = 1e300  # a whole number in a foreign file may be larger than any floa
 _NUM_BINS = 10
 _NUM_IMAGES = 12
 _THUMBNAIL = 72  # px
+_LONGEST_CODE = 20_000  # characters
 _MOST_CLASSES = 20  # a larger confusion matrix is summarized by its largest entries
 
 FloatArray = NDArray[np.floating[Any]]
@@ -261,6 +263,47 @@ def _validation_manifest(run: FinishedRun) -> list[tuple[str, str]]:
     except (OSError, EOFError, ValueError, KeyError, csv.Error):
         return []
     return found if len(found) == run.num_val else []
+
+
+@dataclass(frozen=True)
+class CodeCopy:
+    """The file of ``code=FILE`` that some of the compared runs were trained with.
+
+    Attributes:
+        name: as the report calls it.
+        sha256: of its content.
+        text: content of the copy in a run's folder, to be read; None where no run has a copy with
+            that hash.
+    """
+
+    name: str
+    sha256: str
+    text: str | None
+
+
+def find_codes(groups: Sequence[Group]) -> list[CodeCopy]:
+    """The files of the user's own code among the compared runs, each once."""
+    found: dict[str, CodeCopy] = {}
+    for arm in (arm for group in groups for arm in group.arms):
+        for run in arm.runs.values():
+            digest = run.values.get("code")
+            known = found.get(str(digest))
+            if digest is not None and (known is None or known.text is None):
+                text = _copied_code(run, str(digest))
+                found[str(digest)] = CodeCopy(code_name(arm.look), str(digest), text)
+    return sorted(found.values(), key=lambda code: (code.name, code.sha256))
+
+
+def _copied_code(run: FinishedRun, digest: str) -> str | None:
+    """The beginning of a run's copy, if it is what was trained with."""
+    try:
+        content = read_whole(run.path / "code.py")
+    except OSError:
+        return None
+    if hashlib.sha256(content).hexdigest() != digest:
+        return None
+    text = content.decode(errors="replace")
+    return text if len(text) <= _LONGEST_CODE else f"{text[:_LONGEST_CODE]}\n…"
 
 
 def find_series(groups: Sequence[Group], by: Sequence[str] = ()) -> list[Series]:

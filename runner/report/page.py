@@ -22,7 +22,7 @@ from runner.errors import ArtefactError
 from runner.report import figures, text
 from runner.report.answer import Answer, Comparison, GroupAnswer
 from runner.report.curves import AXES, curve, leads
-from runner.report.details import Confused, Confusion, GroupDetails, find_series
+from runner.report.details import Confused, Confusion, GroupDetails, find_codes, find_series
 from runner.terminal.console import printable
 from runner.terminal.tables import Table
 
@@ -78,6 +78,7 @@ def page(found: Answer) -> str:
             (one, Markup(figures.series(f"series-{number}", one.key, one.lines)))  # noqa: S704
             for number, one in enumerate(values)
         ],
+        codes=find_codes([group.group for group in found.groups]),
         unranked=text.unranked_table(found) if found.unranked else None,
         foreign=found.foreign,
         notes=[(note, text.is_command(note)) for note in found.notes],

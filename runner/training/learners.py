@@ -129,13 +129,20 @@ def trained_learner(
     Raises:
         ArtefactError: the weights are of another architecture than the bundle says; or the network
             was changed by code, and ``code`` is not that code.
-        ConfigError: the device is not there, or a package that has the architecture.
+        ConfigError: the device is not there, or a package that has the architecture; or ``code``
+            is given, and no code changed the network.
     """
     place = _device(device, threads, ALONE)
     architecture, size = bundle.architecture, bundle.preprocess.size
     where = str(bundle.folder.absolute())
+    if code is not None and architecture.code is None:
+        raise ConfigError(
+            f"no code changed this network: {where}",
+            where=f"--code {code.path}",
+            fix="leave out --code",
+        )
     require_code(architecture.code, ("model", "predictions"), code, where, "--code FILE")
-    idea = load_idea(code) if code is not None and architecture.code is not None else NO_IDEA
+    idea = load_idea(code) if code is not None else NO_IDEA
     model = build_model(
         architecture.source,
         architecture.name,

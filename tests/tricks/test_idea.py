@@ -491,23 +491,6 @@ def test_one_loss_per_image_is_averaged(load):
     assert torch.allclose(idea.loss(logits, targets), F.cross_entropy(logits, targets))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_step_on_a_gpu_waits_for_nothing(load):
-    idea = load(NOISE.replace("generator=generator", "generator=generator, device='cuda'"))
-    images, targets = torch.rand(4, 3, 8, 8, device="cuda"), torch.rand(4, 3, device="cuda")
-    logits = torch.randn(4, 3, device="cuda", requires_grad=True)
-
-    def keyed(name):
-        return torch.Generator("cuda").manual_seed(0)
-
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        idea.images(images, keyed, 0.5)
-        idea.loss(logits, idea.targets(targets, keyed, 0.5))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 def test_files_of_one_name_do_not_mix(load):
     first = load("def loss(logits, targets):\n    return logits.sum()\n")
     second = load("def loss(logits, targets):\n    return logits.sum() * 2\n")
