@@ -4,7 +4,7 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     if is_one_file or config.option.usepdb:
         return 0
     return min(len(os.sched_getaffinity(0)), 4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A command in this process may leave torch with more threads, which wait for each other."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -128,8 +136,8 @@ def command(
     def run(
         *words: str, module: str = "runner.train", **environment: str
     ) -> "subprocess.CompletedProcess[str]":
-        # Python and its libraries read some variables only when they start.
-        is_early = any(name.startswith(("PYTHON", "LC_")) for name in environment)
+        # Python reads its variables only when it starts.
+        is_early = any(name.startswith("PYTHON") for name in environment)
         if is_early or sys.platform != "linux":
             return process(*words, module=module, **environment)
         return kill.completed(tmp_path, MODULES.get(module, module), words, environment, log)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from small import (
     OWN,
+    Command,
     small_network,
     trained_tensors,
     with_metadata,
@@ -332,19 +333,15 @@ torch.load({str(files / "system.pth")!r})  # negative control: the variable does
     assert canary.exists()
 
 
-def test_the_environment_made_no_canary_before_the_control(tmp_path: Path) -> None:
+def test_the_environment_made_no_canary_before_the_control(
+    command: Command, tmp_path: Path
+) -> None:
     """As above, by the command itself and without the control at the end."""
     canary = tmp_path / "canary"
     hostile(tmp_path, canary)
-    done = subprocess.run(
-        [
-            sys.executable, "-W", "ignore", "-m", "runner.train", f"outputs={tmp_path / 'outputs'}",
-            f"model.weights={tmp_path / 'system.pth'}", "normalize=imagenet", "budget=smoke",
-            "resize.size=8", "threads=1",
-        ],
-        env={**os.environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"},
-        capture_output=True,
-        text=True,
+    done = command(
+        f"model.weights={tmp_path / 'system.pth'}", "normalize=imagenet", "budget=smoke",
+        "resize.size=8", "threads=1", TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1",
     )  # fmt: skip
     assert done.returncode == 7, done.stderr
     assert "it asks for posix.system, and only tensors are read" in done.stderr

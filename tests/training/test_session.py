@@ -64,13 +64,6 @@ def _small_models(monkeypatch):
     monkeypatch.setattr(learners, "build_model", small_model)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def what(config):
     values = {"optim": {"lr": config.optim.lr}, "seed": config.seed}
     return {"identity": "id-1", "fingerprint": "f" * 64, "values": values}
