@@ -64,7 +64,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """A finished run as recorded on disk.
 
     Attributes:
@@ -100,7 +100,7 @@ class Variant:
     note: str = ""
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> RecordedRun:
     """Read the finished run in a folder.
 
     Raises:
@@ -119,7 +119,7 @@ def read_run(path: Path) -> Run:
         )
     try:
         data, digests = fields.section(result, "data"), fields.section(result, "bundle")
-        return Run(
+        return RecordedRun(
             folder=folder,
             # Values, which are not composed: an interpolation in them stays text.
             config=checks.from_dict(fields.section(result, "config")),
@@ -185,7 +185,7 @@ def _check_word(word: str) -> None:
     raise ConfigError(what, where=word, fix=allowed)
 
 
-def configurations(run: Run, wanted: Sequence[Variant]) -> list[RunConfig]:
+def configurations(run: RecordedRun, wanted: Sequence[Variant]) -> list[RunConfig]:
     """The configuration of a run for each variant; the configurations differ only in ``tta``.
 
     Raises:
@@ -201,8 +201,8 @@ def configurations(run: Run, wanted: Sequence[Variant]) -> list[RunConfig]:
     return configs
 
 
-def evaluated(
-    run: Run,
+def evaluate_run(
+    run: RecordedRun,
     configs: Mapping[str, RunConfig],
     load: Callable[[Data, int, str], "Dataset"],
     display: Display,
@@ -299,7 +299,7 @@ def _stored_as(preprocess: "Preprocess", data: Data) -> Data:
     )
 
 
-def _check_data(run: Run, dataset: "Dataset", data: Data) -> None:
+def _check_data(run: RecordedRun, dataset: "Dataset", data: Data) -> None:
     if (dataset.fingerprint, dataset.classes) != (run.fingerprint, run.classes):
         raise ArtefactError(
             f"not the data of the run: fingerprint {dataset.fingerprint[:16]}…, and the run was "
@@ -310,7 +310,7 @@ def _check_data(run: Run, dataset: "Dataset", data: Data) -> None:
 
 
 def _difference(
-    run: Run, found: "Predictions", changes: Sequence[str], display: Display
+    run: RecordedRun, found: "Predictions", changes: Sequence[str], display: Display
 ) -> float | None:
     """The largest difference between plain predictions and the run's own, after a note on it."""
     name = run.folder.path
@@ -446,7 +446,7 @@ def _run(arguments: argparse.Namespace) -> None:
             display.line(f"note: means over runs with different tricks: {'; '.join(kinds)}")
         for note in dict.fromkeys(variant.note for variant in wanted if variant.note):
             display.line(f"note: {note}")
-        entries = _all_evaluated(runs, plans, display, codes)
+        entries = _evaluate_all(runs, plans, display, codes)
     _report(runs, entries, targets)
 
 
@@ -455,7 +455,7 @@ def _is_run(word: str) -> bool:
     return "=" not in word or Path(word).is_dir()
 
 
-def _check_comparable(runs: Sequence[Run]) -> None:
+def _check_comparable(runs: Sequence[RecordedRun]) -> None:
     for run in runs:
         if run.fingerprint != runs[0].fingerprint:
             raise ConfigError(
@@ -466,8 +466,8 @@ def _check_comparable(runs: Sequence[Run]) -> None:
             )
 
 
-def _all_evaluated(
-    runs: Sequence[Run],
+def _evaluate_all(
+    runs: Sequence[RecordedRun],
     plans: Sequence[Mapping[str, RunConfig]],
     display: Display,
     codes: Sequence[IdeaFile],
@@ -479,13 +479,15 @@ def _all_evaluated(
         return load_dataset(data, size, Path(outputs).expanduser() / "cache", display.work)
 
     return [
-        evaluated(run, configs, load, display, codes)
+        evaluate_run(run, configs, load, display, codes)
         for run, configs in zip(runs, plans, strict=True)
     ]
 
 
 def _report(
-    runs: Sequence[Run], entries: Sequence[Mapping[str, Any]], targets: Mapping[str, Path | None]
+    runs: Sequence[RecordedRun],
+    entries: Sequence[Mapping[str, Any]],
+    targets: Mapping[str, Path | None],
 ) -> None:
     """Print the table, unless standard output is a target, and write the requested files."""
     rows = averaged(entries)

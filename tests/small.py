@@ -20,7 +20,7 @@ from runner.data.embedded import load_fashion
 from runner.data.preprocess import Preprocess
 from runner.models import build_model
 from runner.records import tensor_files
-from runner.records.bundle import Architecture, Bundle, Evaluated
+from runner.records.bundle import Architecture, Bundle, EvaluationSettings
 from runner.training.loop import Training
 from runner.training.schedule import plan
 from runner.training.step import Learner
@@ -207,6 +207,6 @@ def untrained_bundle(source: str, name: str, preprocess: Preprocess) -> Bundle:
         Architecture(source, name, len(CLASSES)),
         CLASSES,
         preprocess,
-        Evaluated("fp32", 8, 0, Augment()),
+        EvaluationSettings("fp32", 8, 0, Augment()),
         model.state_dict(),
     )

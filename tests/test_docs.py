@@ -19,7 +19,7 @@ from runner.data.preprocess import Preprocess
 from runner.export.__main__ import export
 from runner.models import build_model
 from runner.predict import rank
-from runner.records.bundle import Architecture, Evaluated, bundle_files, read_bundle
+from runner.records.bundle import Architecture, EvaluationSettings, bundle_files, read_bundle
 
 PAGE = (Path(__file__).parent.parent / "docs" / "using-the-model-elsewhere.md").read_text()
 CLASSES = ("blue", "green", "red")
@@ -41,7 +41,7 @@ def write_bundle(folder: Path, source: str, name: str) -> None:
         architecture=Architecture(source, name, len(CLASSES)),
         classes=CLASSES,
         preprocess=Preprocess(72, 2.0, 0.875, 48, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
-        evaluated=Evaluated("fp32", 8, 0, Augment()),
+        evaluated=EvaluationSettings("fp32", 8, 0, Augment()),
     )
     folder.mkdir()
     for file, content in files.items():

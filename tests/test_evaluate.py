@@ -21,7 +21,7 @@ from runner.config.complaints import translated
 from runner.config.schema import Data, RunConfig, Tta
 from runner.data.dataset import Dataset, load_dataset
 from runner.errors import ArtefactError, ConfigError, DataError, RunnerError
-from runner.evaluate import averaged, configurations, evaluated, read_run, variants
+from runner.evaluate import averaged, configurations, evaluate_run, read_run, variants
 from runner.models import build_model
 from runner.records.bundle import bundle_files, read_bundle
 from runner.records.run_folder import RunFolder
@@ -70,7 +70,7 @@ def measured(path: Path, *words: str, source: Callable[..., Dataset] = load) -> 
     names = [variant.name for variant in wanted]
     configs = dict(zip(names, configurations(run, wanted), strict=True))
     with Display(stderr=True) as display:
-        return evaluated(run, configs, source, display)
+        return evaluate_run(run, configs, source, display)
 
 
 def test_the_run_itself_comes_back(

@@ -216,10 +216,10 @@ def test_read_only_arrays_still_give_no_warning() -> None:
 def test_torch_still_says_that_memory_ran_out() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**62, dtype=torch.uint8)
-    problem = session._known(caught.value, small_config())
+    problem = session._user_error(caught.value, small_config())
     assert isinstance(problem, ProcessError)
     assert problem.what == "out of memory"
-    assert session._known(RuntimeError("another"), small_config()) is None  # negative control
+    assert session._user_error(RuntimeError("another"), small_config()) is None  # negative control
 
 
 class _Harmful:

@@ -48,7 +48,7 @@ class Pixels:
     extents: Indices
 
 
-class Held:
+class LoadedImages:
     """The images of a batch, each read once although several views are cut from it.
 
     Attributes:

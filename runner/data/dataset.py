@@ -84,10 +84,10 @@ class Dataset:
         """Whether images are decoded each time they are needed."""
         return isinstance(self.store, StreamedStore)
 
-    def num_workers(self, asked: int | None) -> int:
-        """Number of processes that read ahead: ``asked``, or one per core to decode images."""
-        if asked is not None:
-            return asked
+    def num_workers(self, requested: int | None) -> int:
+        """Number of processes that read ahead: ``requested``, or one per core to decode images."""
+        if requested is not None:
+            return requested
         return num_cores() if self.is_streamed else 0
 
     def manifest_csv(self) -> bytes:

@@ -28,7 +28,7 @@ from runner.machine.files import sync_folder
 from runner.machine.locks import locked
 
 # Called with the number of bytes done and of all bytes (None if not known).
-Progress = Callable[[int, int | None], None]
+ByteProgress = Callable[[int, int | None], None]
 
 _CHUNK = 64 * 1024
 _TIMEOUT_SECONDS = 30.0
@@ -56,7 +56,9 @@ class _DroppedError(Exception):
     """The connection or the server failed in a way that may pass."""
 
 
-def fetch(url: str, destination: Path, *, checksum: str, progress: Progress | None = None) -> Path:
+def fetch(
+    url: str, destination: Path, *, checksum: str, progress: ByteProgress | None = None
+) -> Path:
     """Download a file, unless it is there already.
 
     The bytes go to ``<destination>.part``. A part left by an interrupted download is continued
@@ -113,7 +115,9 @@ def _parse_checksum(checksum: str) -> tuple[str, str]:
     return algorithm, digits
 
 
-def _receive_patiently(url: str, part: Path, destination: Path, progress: Progress | None) -> None:
+def _receive_patiently(
+    url: str, part: Path, destination: Path, progress: ByteProgress | None
+) -> None:
     """Complete the part, over as many connections as needed while new bytes arrive."""
     most = _size(part)
     failures = 0
@@ -132,7 +136,7 @@ def _receive_patiently(url: str, part: Path, destination: Path, progress: Progre
         time.sleep(_PAUSE_SECONDS * 2 ** (failures - 1))
 
 
-def _receive(url: str, part: Path, destination: Path, progress: Progress | None) -> None:
+def _receive(url: str, part: Path, destination: Path, progress: ByteProgress | None) -> None:
     """Append the bytes of one connection to the part; return only if the file is complete."""
     have = _size(part)
     headers = {"User-Agent": "trick-runner"}
@@ -193,7 +197,7 @@ def _download_error(what: str, url: str, destination: Path) -> StorageError:
     )
 
 
-def unpack(archive: Path, destination: Path, *, progress: Progress | None = None) -> Path:
+def unpack(archive: Path, destination: Path, *, progress: ByteProgress | None = None) -> Path:
     """Unpack a tar (plain or compressed) or zip archive into a new folder, all or nothing.
 
     Every member is checked before the first byte is written. Only regular files and folders
@@ -248,7 +252,7 @@ class _Member:
     open: Callable[[], IO[bytes] | None]
 
 
-def _unpack_checked(archive: Path, root: Path, progress: Progress | None) -> None:
+def _unpack_checked(archive: Path, root: Path, progress: ByteProgress | None) -> None:
     with _parse_errors(archive):
         opened = _open_archive(archive)
     with opened:

@@ -282,7 +282,7 @@ def _table(data: Data, cache: Path, split_seed: int, progress: Progress) -> List
         allowed = {"train": False, "val": True, "valid": True, "validation": True, "test": True}
         if wrong := sorted(set(splits) - set(allowed)):
             raise DataError(
-                f"split must say train or val, not {_few(wrong)}",
+                f"split must say train or val, not {_few_names(wrong)}",
                 where=f"data.split_column={data.split_column} ({path})",
             )
         is_val = np.array([allowed[split] for split in splits])
@@ -304,7 +304,11 @@ def _single_images(classes: tuple[str, ...], labels: NDArray[np.int64]) -> tuple
     """A note on the classes that have no image in the validation split that was drawn."""
     counts = np.bincount(labels, minlength=len(classes))
     single = [name for name, count in zip(classes, counts, strict=True) if count == 1]
-    return (f"{_few(single)}: one image only, which stays in the training split",) if single else ()
+    return (
+        (f"{_few_names(single)}: one image only, which stays in the training split",)
+        if single
+        else ()
+    )
 
 
 _SOURCES: dict[str, Callable[[Data, Path, int, Progress], Listing]] = {
@@ -451,12 +455,12 @@ def _check_same_classes(
     trained, validated = set(labels[~is_val].tolist()), set(labels[is_val].tolist())
     if unlearnt := [name for label, name in enumerate(classes) if label not in trained]:
         raise DataError(
-            f"in validation but not in training: {_few(unlearnt)}",
+            f"in validation but not in training: {_few_names(unlearnt)}",
             where=where,
             fix="add training images of these classes or remove them from validation",
         )
     missing = [name for label, name in enumerate(classes) if label not in validated]
-    return (f"no validation images of {_few(missing)}",) if missing else ()
+    return (f"no validation images of {_few_names(missing)}",) if missing else ()
 
 
 def _scan_classes(folder: Path, root: Path) -> tuple[tuple[str, ...], list[str], list[int], int]:
@@ -519,9 +523,9 @@ def _is_junk(name: str) -> bool:
     return name.startswith(".") or name in _NOT_CLASSES
 
 
-def _few(names: list[str], shown: int = 10) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+def _few_names(names: list[str], limit: int = 10) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def _download_progress(name: str, progress: Progress) -> Callable[[int, int | None], None]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from runner.data.images import Images
-    from runner.export.programs import Run
+    from runner.export.programs import Program
     from runner.records.bundle import Bundle
     from runner.training.step import Learner
 
@@ -113,7 +113,7 @@ def export(
 
 
 def _compared(
-    learner: "Learner", images: "Images", run: "Run", folder: Path
+    learner: "Learner", images: "Images", run: "Program", folder: Path
 ) -> tuple[float, float]:
     """The largest differences of :class:`Exported`, batch by batch.
 
@@ -167,13 +167,13 @@ def _squares(images: "Images", rows: NDArray[np.int64], learner: "Learner") -> "
     from runner.data.batches import view_squares
     from runner.data.store import StreamedStore
     from runner.data.views import plain_view
-    from runner.training.predicting import shown
+    from runner.training.predicting import displayed_view
 
     how = learner.preprocess
     store = StreamedStore(images, how.presize, how.max_aspect, how.interpolation)
     plain = plain_view(how.crop)
     (pixels,) = view_squares(store, rows, [plain])
-    return shown(pixels, plain, learner)
+    return displayed_view(pixels, plain, learner)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from runner.training.step import Learner
 _ONNX_BYTES = 2_000_000_000  # what one file of protocol buffers holds, less some for the graph
 _ONNX_OPSET = 18  # the oldest that PyTorch's exporter writes without converting
 
-Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Program = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Squares (N, 3, S, S) to probabilities (N, K)."""
 
 
@@ -99,7 +99,7 @@ def to_onnx(learner: Learner, about: dict[str, str]) -> bytes:
     return content
 
 
-def from_onnx(content: bytes) -> tuple[Run, dict[str, str]]:
+def from_onnx(content: bytes) -> tuple[Program, dict[str, str]]:
     """What ONNX Runtime makes of a file, and the metadata of that."""
     _, runtime = onnx_packages()
     options = runtime.SessionOptions()
@@ -121,7 +121,7 @@ def to_torch(learner: Learner, about: dict[str, str]) -> bytes:
     return file.getvalue()
 
 
-def from_torch(content: bytes) -> tuple[Run, dict[str, str]]:
+def from_torch(content: bytes) -> tuple[Program, dict[str, str]]:
     """What ``torch.export.load`` makes of a file, and the metadata of that.
 
     Such a file can run code when it is loaded: give it only what this program has just written.

@@ -100,6 +100,6 @@ def _bounds(at_least: float, at_most: float) -> str:
 
 def _unlike(key: str, kind: str, found: object) -> ValueError:
     shown = repr(found)
-    return ValueError(
-        f"{key} must be {kind}, not {shown if len(shown) <= 80 else shown[:79] + '…'}"
-    )
+    if len(shown) > _LONGEST:
+        shown = f"{shown[: _LONGEST - 1]}…"
+    return ValueError(f"{key} must be {kind}, not {shown}")

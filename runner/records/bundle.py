@@ -78,7 +78,7 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationSettings:
     """How the run evaluated the network, for reproducing its exact numbers.
 
     Attributes:
@@ -111,7 +111,7 @@ class Bundle:
     architecture: Architecture
     classes: tuple[str, ...]
     preprocess: Preprocess
-    evaluated: Evaluated
+    evaluated: EvaluationSettings
     tensors: dict[str, Tensor]
 
     def load_into(self, model: nn.Module) -> None:
@@ -135,7 +135,7 @@ def bundle_files(
     architecture: Architecture,
     classes: Sequence[str],
     preprocess: Preprocess,
-    evaluated: Evaluated,
+    evaluated: EvaluationSettings,
 ) -> dict[str, bytes]:
     """Make the files of a trained network's bundle, which :func:`read_bundle` reads.
 
@@ -212,7 +212,7 @@ def read_bundle(folder: Path, expected: Mapping[str, str] | None = None) -> Bund
 
 def _described(
     found: Mapping[str, Any],
-) -> tuple[Architecture, tuple[str, ...], Preprocess, Evaluated]:
+) -> tuple[Architecture, tuple[str, ...], Preprocess, EvaluationSettings]:
     """Check the values of a description and convert them to our types."""
     if (version := fields.value(found, "format")) not in (FORMAT, FORMAT_WITH_CHANGES):
         raise ValueError(
@@ -236,7 +236,7 @@ def _described(
         ),
         _classes(fields.texts(found, "classes"), num_outputs),
         preprocess.from_dict(fields.section(found, "preprocess")),
-        Evaluated(
+        EvaluationSettings(
             precision=precision,
             batch_size=max(1, fields.whole(evaluated, "batch_size")),
             seed=fields.whole(evaluated, "seed"),

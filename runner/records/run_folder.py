@@ -157,7 +157,7 @@ class RunFolder:
         defaults = leaves(schema.default_dict())  # for keys that are newer than the folder
         both = {key: (old.get(key, defaults.get(key)), new.get(key)) for key in {*old, *new}}
         changes = [
-            f"  {key}: {_shown(was)} → {_shown(now)}"
+            f"  {key}: {_display_value(was)} → {_display_value(now)}"
             for key, (was, now) in sorted(both.items())
             if was != now
         ]
@@ -376,7 +376,7 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _shown(value: Any) -> str:
+def _display_value(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:16]}…"
 

@@ -38,7 +38,7 @@ def command(
         body()
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
-        if _speaks():
+        if _prints_errors():
             print(if_interrupted, file=sys.stderr)
         sys.exit(getattr(interrupt, "exit_code", 130))
     except BrokenPipeError:
@@ -46,7 +46,7 @@ def command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         known = error if isinstance(error, RunnerError) else translated(error) or blamed(error)
-        if not (_speaks() or isinstance(known, ProcessError)):
+        if not (_prints_errors() or isinstance(known, ProcessError)):
             sys.exit(known.exit_code if known else 1)
         if known is None or os.environ.get("RUNNER_DEBUG"):
             traceback.print_exc()
@@ -97,6 +97,6 @@ def write_outputs(
     return bool(printed)
 
 
-def _speaks() -> bool:
+def _prints_errors() -> bool:
     """Whether this process reports errors: of several that share a run, only the first does."""
     return os.environ.get("RANK", "0") == "0"

@@ -50,7 +50,7 @@ class Table:
 
     def print(self, console: Console) -> None:
         """Print the table to a terminal, or to a pipe."""
-        shown = RichTable(
+        printed = RichTable(
             title=Text(printable(self.title)),
             title_justify="left",
             box=box.SIMPLE_HEAD,
@@ -59,16 +59,16 @@ class Table:
         )
         widths: Sequence[int | None] = self._widths(console.width) or [None] * len(self.columns)
         for column, width in zip(self.columns, widths, strict=True):
-            shown.add_column(
+            printed.add_column(
                 Text(column),
                 justify="left" if column in self.text_columns else "right",
                 overflow="fold",
                 width=width,
             )
         for row in self.rows:
-            shown.add_row(*(Text(printable(cell)) for cell in row))
+            printed.add_row(*(Text(printable(cell)) for cell in row))
         if console.width >= _CELL_WIDTH * len(self.columns):
-            console.print(shown)
+            console.print(printed)
             return
         for row in self.rows:  # no room for columns side by side
             for column, cell in zip(self.columns, row, strict=True):

@@ -128,7 +128,7 @@ class Training:
                     if not self._learner.model.training:
                         learner.model.train()
                     loss = self._step(learner, optimizer, now, next(batches))
-                    with self._told(now):
+                    with self._errors_located(now):
                         learner.idea.after_step(self._learner.model, now.progress)
                     self._average.after_step(self._learner.model, now.before)
                     self._look_at_the_last_loss()  # while a GPU is at this step
@@ -162,7 +162,7 @@ class Training:
         """Tell of a step that was not finite; it has changed nothing."""
         if self._unseen is not None:
             (now, loss), self._unseen = self._unseen, None
-            with self._told(now):
+            with self._errors_located(now):
                 require_finite(loss.value())
 
     def _rest_of_epoch(self) -> Iterator[Moment]:
@@ -185,11 +185,11 @@ class Training:
             index = torch.cuda.current_device() if index is None else index
             torch.cuda.default_generators[index].manual_seed(seed)
         set_rates(optimizer, now.lr, now.momentum)
-        with self._told(now), require_restorable(optimizer, now):
+        with self._errors_located(now), require_restorable(optimizer, now):
             return train_step(learner, optimizer, batch, config)
 
     @contextmanager
-    def _told(self, now: Moment) -> Iterator[None]:
+    def _errors_located(self, now: Moment) -> Iterator[None]:
         """Errors of the block are those of one step."""
         place = f"epoch {now.epoch + 1}, step {now.step + 1}, lr {now.lr:.3g}"
         try:

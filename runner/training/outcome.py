@@ -8,7 +8,7 @@ from typing import Any
 from runner.config.schema import to_dict
 from runner.data.dataset import Dataset
 from runner.models import Loaded, changes_of
-from runner.records.bundle import Architecture, Evaluated, bundle_files
+from runner.records.bundle import Architecture, EvaluationSettings, bundle_files
 from runner.records.run_folder import RunFolder
 from runner.training.experiment import Experiment
 from runner.training.meter import Meter
@@ -51,7 +51,7 @@ def write_files(folder: RunFolder, experiment: Experiment, outcome: Outcome) -> 
         ),
         classes=experiment.dataset.classes,
         preprocess=learner.preprocess,
-        evaluated=Evaluated(
+        evaluated=EvaluationSettings(
             precision=learner.precision,
             batch_size=images_per_pass(config, learner),
             seed=config.seed,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from runner.config.schema import Augment, RunConfig, Tta
 from runner.data.batches import (
-    Held,
     Indices,
+    LoadedImages,
     Pixels,
     evaluation_order,
     read_ahead,
@@ -218,13 +218,13 @@ def probabilities(
     def read(number: int) -> tuple[dict[Look, Pixels], dict[int, str]]:
         rows = order[number]
         # What is on the GPU was whole when it was decoded, and is read there as often as needed.
-        images = store if is_resident else Held(store, indices[rows])
+        images = store if is_resident else LoadedImages(store, indices[rows])
         fixed = zip(views, view_squares(images, indices[rows], views), strict=True)
         random = (
             (look, source_pixels(images, indices[rows], draw.rows(rows), augment))
             for look, draw in draws.items()
         )
-        return dict([*fixed, *random]), images.broken if isinstance(images, Held) else {}
+        return dict([*fixed, *random]), images.broken if isinstance(images, LoadedImages) else {}
 
     learner.model.eval()
     plain, *combined = (
@@ -240,7 +240,7 @@ def probabilities(
             seen = {}
             for look, pixels in by_look.items():
                 if isinstance(look, View):
-                    images = shown(pixels, look, learner)
+                    images = displayed_view(pixels, look, learner)
                 else:
                     drawn = draws[look].rows(rows)
                     images = augmented(pixels, drawn, size, augment, learner.device)
@@ -268,7 +268,7 @@ def _predict(learner: Learner, images: Tensor) -> Tensor:
     return learner.idea.predictions(learner.logits(images))
 
 
-def shown(pixels: Pixels, view: View, learner: Learner) -> Tensor:
+def displayed_view(pixels: Pixels, view: View, learner: Learner) -> Tensor:
     """The squares of a view, scaled and mirrored as it says: (N, 3, S, S) float in 0..1."""
     preprocess = learner.preprocess
     size = max(1, round(preprocess.size * view.scale))

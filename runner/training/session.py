@@ -60,7 +60,7 @@ def train_and_evaluate(
         )
         experiment = replace(experiment, dataset=resident(dataset, learner.device))
     except RuntimeError as error:  # other programs may have left no memory on the GPU
-        known = _known(error, experiment)
+        known = _user_error(error, experiment)
         if known is None:
             raise
         raise known from error
@@ -90,7 +90,7 @@ def train_and_evaluate(
                 folder.write_status("interrupted", f"{error or 'ended'} {attempt.progress}")
             raise
         except Exception as error:
-            problem = _known(error, experiment)
+            problem = _user_error(error, experiment)
             if processes.is_first and folder.is_begun:
                 folder.write_status("failed", str(problem or f"{type(error).__name__}: {error}"))
             if problem is None:
@@ -154,7 +154,7 @@ def _batch_key(config: RunConfig, batch_size: int) -> str:
 _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 
 
-def _known(error: Exception, experiment: Experiment) -> RunnerError | None:
+def _user_error(error: Exception, experiment: Experiment) -> RunnerError | None:
     """The error for the user where the cause is one we know; None for a bug."""
     if isinstance(error, RunnerError):
         return error

@@ -17,7 +17,7 @@ import pytest
 from runner.config.schema import Augment
 from runner.models import build_model
 from runner.predict import rank
-from runner.records.bundle import Architecture, Evaluated, bundle_files, read_bundle
+from runner.records.bundle import Architecture, EvaluationSettings, bundle_files, read_bundle
 from runner.report.statistics import gained_and_lost, mcnemar
 
 ARCHIVE = os.environ.get("RUNNER_IMAGENETTE")
@@ -63,7 +63,7 @@ def test_matching_statistics_beat_others(unseen: list[Path], tmp_path: Path) -> 
             architecture=Architecture("timm", lite0["ARCHITECTURE"], len(names)),
             classes=names,
             preprocess=replace(own, mean=mean, std=std),
-            evaluated=Evaluated("fp32", 50, 0, Augment()),
+            evaluated=EvaluationSettings("fp32", 50, 0, Augment()),
         )
         for name, content in files.items():
             (tmp_path / name).write_bytes(content)

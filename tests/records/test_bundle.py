@@ -11,11 +11,11 @@ from small import CLASSES, small_network, small_preprocess
 
 from runner.config.schema import Augment
 from runner.errors import ArtefactError
-from runner.records.bundle import Architecture, Evaluated, bundle_files, read_bundle
+from runner.records.bundle import Architecture, EvaluationSettings, bundle_files, read_bundle
 
 ARCHITECTURE = Architecture("xresnet", "xresnet18", 3)
 PREPROCESS = small_preprocess(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), crop=0.875)
-EVALUATED = Evaluated("fp32", 256, 7, Augment(flip=0.5, max_rotate=10.0))
+EVALUATED = EvaluationSettings("fp32", 256, 7, Augment(flip=0.5, max_rotate=10.0))
 
 
 @pytest.fixture
