@@ -34,7 +34,7 @@ from omegaconf import DictConfig, read_write
 from runner.config import compose
 from runner.config.complaints import translated
 from runner.config.idea import read_idea
-from runner.errors import BusyError, ConfigError, RunnerError, SweepError
+from runner.errors import BusyError, CodeError, ConfigError, RunnerError, SweepError
 from runner.machine.hardware import num_cores, num_gpus
 from runner.machine.locks import is_held
 from runner.machine.processes import from_environment
@@ -106,6 +106,8 @@ class SweepJob:
         with self.folder.log(number).open("a", encoding="utf-8") as log:
             log.writelines(traceback.format_exception(error))
         reason = error.what if isinstance(error, RunnerError) else f"a bug of ours: {error!r}"
+        if isinstance(error, CodeError):  # the line of the user's file is what matters
+            reason += f" ({error.where})"
         return "failed", {"error": reason}
 
     def _move_in(self, stack: ExitStack, number: int | None) -> None:

@@ -428,22 +428,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _changes_of(config: RunConfig) -> str:
+    """The tricks and the code of a run, in words."""
+    code = [] if config.code is None else [f"code={Path(config.code).name}"]
+    return " + ".join([*config.tricks, *code])
+
+
 def _run(arguments: argparse.Namespace) -> None:
     paths = dict.fromkeys(Path(word) for word in arguments.words if _is_run(word))
     if not paths:
         raise ConfigError("which run?", where="RUN", fix="a folder such as outputs/fashion-…")
     targets = {name: getattr(arguments, name) for name in ("csv", "json", "markdown")}
     words = [word for word in arguments.words if not _is_run(word)]
-    codes = [read_idea(path) for path in arguments.code]
+    codes = [read_idea(path, "--code ") for path in arguments.code]
     wanted = variants(words, is_sweep=arguments.multirun)
     runs = [read_run(path) for path in paths]
     _check_comparable(runs)
     names = [variant.name for variant in wanted]
     plans = [dict(zip(names, configurations(run, wanted), strict=True)) for run in runs]
     with Display(stderr=True) as display:
-        kinds = dict.fromkeys(" + ".join(run.config.tricks) or "no trick" for run in runs)
+        kinds = dict.fromkeys(_changes_of(run.config) or "no trick" for run in runs)
         if len(kinds) > 1:
-            display.line(f"note: means over runs with different tricks: {'; '.join(kinds)}")
+            display.line(f"note: means over runs with different tricks or code: {'; '.join(kinds)}")
         for note in dict.fromkeys(variant.note for variant in wanted if variant.note):
             display.line(f"note: {note}")
         entries = _evaluate_all(runs, plans, display, codes)

@@ -246,7 +246,7 @@ def _run(arguments: argparse.Namespace) -> None:
     config = _config(arguments.tta, arguments.device)
     from runner.records.bundle import open_bundle
 
-    code = read_idea(arguments.code) if arguments.code is not None else None
+    code = read_idea(arguments.code, "--code ") if arguments.code is not None else None
     bundle = open_bundle(arguments.bundle)
     inputs = find_images(arguments.paths, _listed)
     if not inputs.paths:

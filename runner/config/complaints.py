@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import checks
 from runner.config.options import GROUPS, LAUNCHERS, OVERLAYS
+from runner.config.schema import default_dict
 from runner.config.words import nearest
 from runner.errors import ConfigError, first_line
 
@@ -72,6 +73,18 @@ def _bad_override(override: str) -> ConfigError:
     )
 
 
+def _list_keys() -> set[str]:
+    """Keys and overlays whose value is a list."""
+    found = {
+        f"{name}.{key}"
+        for name, group in default_dict().items()
+        if isinstance(group, dict)
+        for key, value in group.items()
+        if isinstance(value, list)
+    }
+    return found | {*OVERLAYS}
+
+
 def _bad_composition(error: ConfigCompositionException) -> ConfigError:
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
@@ -89,7 +102,8 @@ def _bad_composition(error: ConfigCompositionException) -> ConfigError:
         return ConfigError(
             "several values, but not a sweep",
             where=match.group(1),
-            fix=f"-m to run one after the other, or '{key}=[{values}]' for a list",
+            fix="-m to run one after the other"
+            + (f", or '{key}=[{values}]' for a list" if key.lstrip("+") in _list_keys() else ""),
         )
     if match := re.search(r"Sweep parameters '([^']+)' requires --multirun", text):
         return ConfigError(

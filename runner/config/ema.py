@@ -21,7 +21,10 @@ class Ema(Group):
         0.0, "time that the average reaches back, as a part of training", at_least=0, at_most=1
     )
     decay: float | None = option(
-        None, "factor per step of what was averaged before; null: by span", at_least=0, below=1
+        None,
+        "weight of the earlier average at each step, from the first step on; null: by span",
+        at_least=0,
+        below=1,
     )
 
     @property

@@ -10,6 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.machinery import all_suffixes
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any, NamedTuple
@@ -57,7 +58,7 @@ SEAMS: Mapping[str, Seam] = {
     ),
     "loss": Seam(
         ("logits", "targets"),
-        "a number, or (N,) numbers that are averaged",
+        "a tensor: a scalar, or (N,) numbers that are averaged",
         "instead of cross entropy in training; logits (N, K), targets (N, K)",
     ),
     "model": Seam(
@@ -118,8 +119,12 @@ class IdeaFile:
         return f"{self.name}:{self.lines[function]}, in {function}"
 
 
-def read_idea(path: str) -> IdeaFile:
-    """Read and check the file that ``code=path`` names. Runs nothing of it.
+def read_idea(path: str, word: str = "code=") -> IdeaFile:
+    """Read and check the file with the user's code. Runs nothing of it.
+
+    Args:
+        path: path of the file.
+        word: what names the file on the command line, for messages.
 
     Raises:
         ConfigError: the file cannot be read, is no Python, has none of the functions of ``SEAMS``,
@@ -132,13 +137,13 @@ def read_idea(path: str) -> IdeaFile:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"cannot read the file: {reason}",
-            where=f"code={path}",
-            fix="code=FILE, a Python file; a relative path starts at the current folder",
+            where=f"{word}{path}",
+            fix=f"{word}FILE, a Python file; a relative path starts at the current folder",
         ) from error
     if len(content) > _LARGEST:
         raise ConfigError(
             f"the file has {len(content):,} bytes, more than {_LARGEST:,}",
-            where=f"code={path}",
+            where=f"{word}{path}",
             fix="a file with the functions alone",
         )
     tree = _parsed(file, content)
@@ -149,7 +154,7 @@ def read_idea(path: str) -> IdeaFile:
     if problems:
         raise ConfigError(
             "\n".join(problem.what for problem in problems),
-            where=f"code={path}",
+            where=f"{word}{path}",
             fix="; ".join(dict.fromkeys(problem.fix for problem in problems)),
         )
     found = {node.name: node.lineno for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -157,7 +162,7 @@ def read_idea(path: str) -> IdeaFile:
     if not lines:
         raise ConfigError(
             f"{file.name} has none of the functions that act: {', '.join(SEAMS)}",
-            where=f"code={path}",
+            where=f"{word}{path}",
             fix=f"for example {SEAMS['loss'].definition('loss')}",
         )
     return IdeaFile(file, content, lines)
@@ -231,11 +236,18 @@ def _bound_names(statement: ast.stmt) -> Iterator[str]:
     elif isinstance(statement, ast.ClassDef):
         yield statement.name
     else:
-        for node in ast.walk(statement):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                yield node.name
-            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                yield node.id
+        yield from _stored_names(statement)
+
+
+def _stored_names(node: ast.AST) -> Iterator[str]:
+    """The names that ``node`` stores outside of scopes of their own, such as comprehensions."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    elif not isinstance(node, ast.comprehension | ast.Lambda):
+        for child in ast.iter_child_nodes(node):
+            yield from _stored_names(child)
 
 
 def _problems_of_import(node: ast.Import | ast.ImportFrom, file: Path) -> Iterator[_Finding]:
@@ -250,12 +262,7 @@ def _problems_of_import(node: ast.Import | ast.ImportFrom, file: Path) -> Iterat
         first = name.partition(".")[0]
         if first == "runner":
             continue
-        is_near = any(
-            (folder / inside).is_file()
-            for folder in (file.parent, Path())
-            for inside in (f"{first}.py", f"{first}/__init__.py")
-        )
-        if not first or is_near:
+        if not first or any(_has_module(folder, first) for folder in (file.parent, Path())):
             yield _Finding(
                 node.lineno,
                 Problem(
@@ -263,6 +270,13 @@ def _problems_of_import(node: ast.Import | ast.ImportFrom, file: Path) -> Iterat
                     f"put what {file.name} needs into it, or install it as a package",
                 ),
             )
+
+
+def _has_module(folder: Path, name: str) -> bool:
+    """Whether ``name`` could be imported from ``folder``: a file, or any folder of that name."""
+    return (folder / name).is_dir() or any(
+        (folder / f"{name}{suffix}").is_file() for suffix in all_suffixes()
+    )
 
 
 def blamed(error: BaseException) -> CodeError | None:

@@ -225,7 +225,7 @@ def _run(arguments: argparse.Namespace) -> None:
         onnx_packages()  # first, as all else takes seconds
     from runner.records.bundle import open_bundle
 
-    code = read_idea(arguments.code) if arguments.code is not None else None
+    code = read_idea(arguments.code, "--code ") if arguments.code is not None else None
     bundle = open_bundle(arguments.bundle)
     done = export(bundle, kind, _images(arguments.images), code=code)
     write_output(target, done.content)

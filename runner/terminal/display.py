@@ -95,6 +95,9 @@ class Display:
         views = {"plain": metrics["plain"]}
         if "tta" in result["tricks"]:
             views["TTA"] = metrics["tta"]
+        names = list(result["tricks"])
+        if code := result.get("code"):
+            names.append(f"code={code['file']}")
         heading = f"{result['data']['num_val']:,} validation images"
         low_high = [view["accuracy_ci"] for view in views.values()]
         rows = [
@@ -106,8 +109,7 @@ class Display:
         for label, key in (("log loss", "nll"), ("Brier score", "brier"), ("ECE", "ece")):
             rows.append((label, *(f"{view[key]:.4f}" for view in views.values())))
         Table(
-            title=f"tricks: {', '.join(result['tricks']) or 'none (baseline)'}   "
-            f"seed: {result['seed']}",
+            title=f"tricks: {', '.join(names) or 'none (baseline)'}   seed: {result['seed']}",
             columns=(
                 heading,
                 *(f"{name} ({view['forward_passes']}×)" for name, view in views.items()),

@@ -26,7 +26,15 @@ from runner.training.optim import (
     set_rates,
 )
 from runner.training.schedule import Moment, Stage, moment
-from runner.training.step import Batch, Learner, require_finite, source_pixels, train_step
+from runner.training.step import (
+    Batch,
+    Learner,
+    after_step,
+    require_finite,
+    seed_global_generators,
+    source_pixels,
+    train_step,
+)
 from runner.tricks import augment as augmentation
 from runner.tricks import mixup as mixing
 
@@ -129,7 +137,7 @@ class Training:
                         learner.model.train()
                     loss = self._step(learner, optimizer, now, next(batches))
                     with self._errors_located(now):
-                        learner.idea.after_step(self._learner.model, now.progress)
+                        after_step(learner, self._learner.model, self._config.seed, now)
                     self._average.after_step(self._learner.model, now.before)
                     self._look_at_the_last_loss()  # while a GPU is at this step
                     self._unseen = (now, _HostCopy(loss))
@@ -176,14 +184,8 @@ class Training:
         self, learner: Learner, optimizer: torch.optim.Optimizer, now: Moment, batch: Batch
     ) -> Tensor:
         config = self._config
-        # Layers such as dropout draw from the global generator of their device; torch.manual_seed
-        # would look for those of all kinds of devices.
-        seed = layer_seed(config.seed, now, learner.processes.rank)
-        torch.default_generator.manual_seed(seed)
-        if learner.device.type == "cuda":
-            index = learner.device.index
-            index = torch.cuda.current_device() if index is None else index
-            torch.cuda.default_generators[index].manual_seed(seed)
+        # Layers such as dropout draw from the global generator of their device.
+        seed_global_generators(learner.device, layer_seed(config.seed, now, learner.processes.rank))
         set_rates(optimizer, now.lr, now.momentum)
         with self._errors_located(now), require_restorable(optimizer, now):
             return train_step(learner, optimizer, batch, config)

@@ -71,8 +71,9 @@ def train_and_evaluate(
         if not config.force and (finished := folder.result()) is not None:
             folder.check(experiment.identity)
             return "skipped", finished
-        attempt = Attempt(experiment, folder, stages, learner, display)
+        attempt = None
         try:
+            attempt = Attempt(experiment, folder, stages, learner, display)
             with processes.first_alone():
                 if processes.is_first:
                     _begin(experiment, folder)
@@ -86,8 +87,14 @@ def train_and_evaluate(
                 if processes.is_first:
                     content = folder.finish({**_origin(experiment), **content})
         except (KeyboardInterrupt, SystemExit) as error:
-            if processes.is_first and folder.is_begun:
-                folder.write_status("interrupted", f"{error or 'ended'} {attempt.progress}")
+            ended = blamed(error) if isinstance(error, SystemExit) else None
+            if processes.is_first and folder.is_begun and attempt is not None:
+                if ended is None:
+                    folder.write_status("interrupted", f"{error or 'ended'} {attempt.progress}")
+                else:
+                    folder.write_status("failed", str(ended))
+            if ended is not None:  # sys.exit() in the code of the run
+                raise ended from error
             raise
         except Exception as error:
             problem = _user_error(error, experiment)

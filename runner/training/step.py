@@ -123,7 +123,34 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     whole = learner.processes.sum(loss.detach() / learner.processes.count)
+    if "optimizer" in idea.functions:
+        seed_update(learner, config.seed, batch.moment, "optimizer")
     return updated(learner, optimizer, whole)
+
+
+def after_step(learner: Learner, model: nn.Module, seed: int, now: Moment) -> None:
+    """Let the reader's function ``after_step`` change ``model`` in place, if there is one.
+
+    Raises:
+        CodeError: the function returns something.
+    """
+    if "after_step" in learner.idea.functions:
+        seed_update(learner, seed, now, "after_step")
+        learner.idea.after_step(model, now.progress)
+
+
+def seed_update(learner: Learner, seed: int, now: Moment, name: str) -> None:
+    """Let global generators draw the same for all processes, whose weights must stay equal."""
+    seed_global_generators(learner.device, torch_seed(seed, f"code {name}", now.epoch, now.step))
+
+
+def seed_global_generators(device: torch.device, seed: int) -> None:
+    """Seed the generators that layers draw from: the CPU's and that of ``device``."""
+    # torch.manual_seed would look for those of all kinds of devices.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
 
 
 def code_generator(learner: Learner, seed: int, now: Moment, name: str) -> torch.Generator:

@@ -1,8 +1,8 @@
 """EMA: the average of the weights over time replaces the last weights.
 
 After each update ``ema ← d · ema + (1 - d) · weights``, for the parameters and for the buffers of
-floating point, so that the averaged weights have averaged BatchNorm statistics too; buffers of
-integers are copied. The average is evaluated and shipped; the training never uses it. Polyak &
+floating point, so that the averaged weights have averaged BatchNorm statistics too; other buffers
+are copied. The average is evaluated and shipped; the training never uses it. Polyak &
 Juditsky (1992, SIAM J. Control Optim. 30) give all steps the same weight; timm's ``ModelEmaV3`` has
 the exponential form with a warm-up.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.config.ema import Ema
+from runner.errors import ConfigError
 
 
 def decay_at(ema: Ema, before: int, total: int) -> float:
@@ -46,12 +47,14 @@ def average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
         model: the trained network.
         decay: the decay d, in [0, 1).
     """
-    for mean, value in zip(
-        averaged.state_dict().values(), model.state_dict().values(), strict=True
-    ):
-        if mean.is_floating_point():
+    # Parameters and buffers are each listed once, though layers may share them.
+    for weight, trained in zip(averaged.parameters(), model.parameters(), strict=True):
+        weight.lerp_(trained, 1 - decay)
+    saved = averaged.state_dict().keys()
+    for (name, mean), value in zip(averaged.named_buffers(), model.buffers(), strict=True):
+        if mean.is_floating_point() and name in saved:
             mean.lerp_(value, 1 - decay)
-        else:
+        else:  # a buffer that no checkpoint holds is no average, either
             mean.copy_(value)
 
 
@@ -62,10 +65,24 @@ class AveragedWeights:
         model: the network with its initial weights, which are copied.
         ema: the settings of the average.
         total: number of updates of the whole training.
+
+    Raises:
+        ConfigError: the network cannot be copied.
     """
 
     def __init__(self, model: nn.Module, ema: Ema, total: int) -> None:
-        self._network = copy.deepcopy(model).requires_grad_(False)
+        try:
+            self._network = copy.deepcopy(model).requires_grad_(False)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # of a layer that keeps results of its own computations
+            raise ConfigError(
+                "the network cannot be copied, and so not be averaged: "
+                f"{str(error).partition('.')[0]}",
+                where=f"ema.span={ema.span:g}",
+                fix="ema=none, or layers that can be copied, such as those of "
+                "torch.nn.utils.parametrizations",
+            ) from error
         self._ema = ema
         self._total = total
 

@@ -1,6 +1,7 @@
 """Idea files as they are read: what is refused, with its line, before anything of them runs."""
 
 import inspect
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -75,13 +76,31 @@ def test_nothing_of_it_runs(tmp_path: Path) -> None:
         (f"from . import helper\n{LOSS}", "my_idea.py:1: imports .", "put what"),
         (f"import near.part\n{LOSS}", "my_idea.py:1: imports near.part", "put what my_idea.py"),
         (f"def _f():\n    from near import x\n{LOSS}", "my_idea.py:2: imports near", "put what"),
+        (f"from folder.part import x\n{LOSS}", "my_idea.py:1: imports folder.part", "put what"),
+        (f"import built\n{LOSS}", "my_idea.py:1: imports built", "put what"),
     ],
 )  # fmt: skip
 def test_what_is_refused(tmp_path: Path, text: str | bytes, what: str, fix: str) -> None:
     (tmp_path / "near.py").touch()
+    (tmp_path / "folder").mkdir()  # Python imports from folders without __init__.py, too
+    (tmp_path / f"built{EXTENSION_SUFFIXES[0]}").touch()
     error = refused(tmp_path, text)
     assert what in error.what
     assert fix in error.fix
+
+
+def test_names_inside_of_a_comprehension_are_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "my_idea.py"
+    file.write_text(f"SQUARES = [images**2 for images in range(3)]\n{LOSS}")
+    assert list(read_idea(str(file)).lines) == ["loss"]
+
+
+def test_a_message_names_the_word_that_named_the_file(tmp_path: Path) -> None:
+    for word in ("code=", "--code "):
+        with pytest.raises(ConfigError) as caught:
+            read_idea(str(tmp_path / "none.py"), word)
+        assert caught.value.where == f"{word}{tmp_path / 'none.py'}"
+        assert caught.value.fix.startswith(f"{word}FILE")
 
 
 def test_all_problems_are_told_in_the_order_of_their_lines(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from runner.config.ema import Ema
 from runner.config.schema import RunConfig
+from runner.errors import ConfigError
 from runner.records.bundle import open_bundle
 from runner.training.loop import Training
 from runner.training.predicting import evaluate
@@ -110,6 +111,38 @@ def test_floating_buffers_are_averaged_and_counters_copied() -> None:
     assert now[counter].dtype == torch.int64
     assert torch.equal(now[counter], last[counter])
     assert not torch.equal(now[counter], before[counter])
+
+
+class Odd(nn.Module):
+    """Two layers of one weight, and a buffer that no checkpoint holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(1, 1), nn.Linear(1, 1)
+        self.second.weight = self.first.weight
+        self.register_buffer("calls", torch.zeros(1), persistent=False)
+
+
+def test_shared_weights_are_averaged_once_and_unsaved_buffers_copied() -> None:
+    model = Odd()
+    averaged = copy.deepcopy(model)
+    assert averaged.first.weight is averaged.second.weight
+    with torch.no_grad():
+        averaged.first.weight.zero_()
+        model.first.weight.fill_(1.0)
+        model.calls += 5
+    average(averaged, model, 0.9)
+    assert averaged.second.weight.item() == pytest.approx(0.1)
+    assert averaged.calls.item() == 5
+
+
+def test_a_network_that_cannot_be_copied_is_refused() -> None:
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        layer = nn.utils.weight_norm(nn.Linear(2, 2))
+    layer(torch.zeros(1, 2))  # keeps a result of its own
+    with pytest.raises(ConfigError, match="cannot be copied") as caught:
+        AveragedWeights(layer, STANDARD, 10)
+    assert caught.value.where == "ema.span=0.1"
 
 
 def test_a_decay_of_zero_is_the_last_weights_exactly() -> None:

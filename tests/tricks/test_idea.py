@@ -17,7 +17,7 @@ from torch import nn
 from runner.config.idea import SEAMS, blamed, read_idea
 from runner.config.schema import Augment, Data, Mixup, Optim, Smoothing, Tta
 from runner.errors import CodeError, ConfigError, TrainingError
-from runner.machine.processes import ALONE
+from runner.machine.processes import ALONE, Processes
 from runner.models import build_model, changes_of, layer_groups
 from runner.records import checkpoint
 from runner.training.loop import Training
@@ -266,6 +266,29 @@ def test_the_order_and_shapes_of_what_is_given(load):
     assert given["loss"][0].requires_grad
     assert given["loss"][1] is targets
     assert given["after_step"] == (learner.model, 0.0)
+
+
+@pytest.mark.parametrize(("name", "are_equal"), [("after_step", True), ("loss", False)])
+def test_processes_draw_alike_where_their_weights_must_stay_equal(load, name, are_equal):
+    """Each process makes its own update, and nothing compares the weights afterwards."""
+    drawn = {0: [], 1: []}
+    for rank, found in drawn.items():
+        idea = load("def after_step(model, progress): pass\ndef loss(logits, targets): pass")
+        functions = {
+            "after_step": lambda model, progress, found=found: found.append(float(torch.rand(1)))
+        }
+        if name == "loss":  # negative control: each has images of its own there
+
+            def loss(logits, targets, found=found):
+                found.append(float(torch.rand(1)))
+                return torch.nn.functional.cross_entropy(logits, targets)
+
+            functions = {"loss": loss}
+        training, learner = a_training(replace(idea, functions=functions))
+        training._learner = replace(learner, processes=Processes(rank=rank, count=1))
+        losses_of(training)
+    assert len(drawn[0]) == len(drawn[1]) > 1
+    assert (drawn[0] == drawn[1]) == are_equal
 
 
 def test_after_step_is_without_gradients(load):
