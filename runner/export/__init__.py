@@ -1,1 +1,1 @@
-"""A trained network for use elsewhere, as ONNX or ``torch.export``: ``python -m runner.export``."""
+"""Exports a trained network as ONNX or ``torch.export``: ``python -m runner.export``."""

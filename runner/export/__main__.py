@@ -1,6 +1,6 @@
 """Write a network as one file that runs elsewhere: ``python -m runner.export RUN_OR_BUNDLE``.
 
-What is written is held against the network itself on real images first: no agreement, no file.
+The program is first compared with the network itself on real images, and written only if it agrees.
 """
 
 import argparse
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 TOLERANCE = 1e-4
-"""By which a probability may differ from the network's own; less of small ones among many classes.
+"""Largest allowed difference of a probability; smaller for small probabilities of many classes.
 
-Other kernels round otherwise: trained networks differ by 1e-6 or so, wrong statistics by 1e-2.
+Other kernels round differently: trained networks differ by about 1e-6, wrong statistics by 1e-2.
 """
 
-_BATCHES = 1, 7, 32  # images; the last one repeats
-_EMBEDDED_STEP = 24  # of the 1,500 embedded validation images every 24th: all classes are there
+_BATCHES = 1, 7, 32  # numbers of images; the last number repeats
+_EMBEDDED_STEP = 24  # every 24th of the 1,500 embedded validation images, with all classes
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,11 @@ class Exported:
     """A program that agrees with its network.
 
     Attributes:
-        content: of the file.
-        num_images: on which it was checked.
-        difference: the largest to the network's own probabilities for the same squares.
-        rounding: the largest that rounding the squares to uint8 makes in the network's own.
+        content: content of the file.
+        num_images: number of images on which the program was checked.
+        difference: largest difference to the network's own probabilities for the same squares.
+        rounding: largest difference in the network's own probabilities that rounding the squares to
+            uint8 makes.
     """
 
     content: bytes = field(repr=False)
@@ -60,19 +61,19 @@ class Exported:
 def export(
     bundle: "Bundle", kind: str, images: "Images", *, threads: int = 0, code: IdeaFile | None = None
 ) -> Exported:
-    """The network of a bundle as a program of ONNX or ``torch.export``, checked.
+    """Export the network of a bundle as a program of ONNX or ``torch.export``, and check it.
 
     Args:
-        bundle: of the network.
+        bundle: the bundle of the network.
         kind: one of ``SUFFIXES``.
-        images: real ones, 1 or more, to check the program on.
-        threads: of the CPU; 0: all cores.
-        code: that changed the network; runs only if the bundle names its SHA-256.
+        images: real images, 1 or more, to check the program on.
+        threads: threads of the CPU; 0: all cores.
+        code: the code that changed the network; it runs only if the bundle names its SHA-256.
 
     Raises:
-        ArtefactError: the weights are not of the architecture or give no finite prediction, or
-            the program does not say what the network says; or the network was changed by code that
-            is not ``code``.
+        ArtefactError: the weights do not fit the architecture, a prediction is not finite, or the
+            program and the network disagree; or the network was changed by code that is not
+            ``code``.
         ConfigError: a package is missing, or the architecture cannot be exported.
         DataError: an image cannot be read.
     """
@@ -87,22 +88,22 @@ def export(
     }[kind]
     learner = trained_learner(bundle, device="cpu", precision="fp32", threads=threads, code=code)
     learner.model.eval()
-    # A copy, so that what is done to it cannot reach what it is compared with; and in the plain
-    # order of memory, as the formats store it.
+    # A copy, so that the export cannot change the network that the program is compared with; in
+    # the plain order of memory, as the formats store it.
     model = copy.deepcopy(learner.model).to(memory_format=contiguous_format)
     about = programs.description(bundle)
     try:
         with warnings.catch_warnings():
-            # The exporters warn of their own internals. What matters is checked below.
+            # The exporters warn about their own internals. The result is checked below.
             warnings.simplefilter("ignore")
             content = write(replace(learner, model=model), about)
             run, written = read(content)
         if written != about:
-            raise ValueError("its metadata is not what was to be written")
+            raise ValueError("its metadata is not the metadata to be written")
         difference, rounding = _compared(learner, images, run, bundle.folder)
     except RunnerError:
         raise
-    except Exception as error:  # of any kind: these are compilers
+    except Exception as error:  # compilers raise errors of any kind
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ConfigError(
             f"{bundle.architecture.name} cannot be exported: {reason}",
@@ -115,10 +116,10 @@ def export(
 def _compared(
     learner: "Learner", images: "Images", run: "Program", folder: Path
 ) -> tuple[float, float]:
-    """The largest differences of :class:`Exported`, batch by batch.
+    """Measure the two differences of :class:`Exported`, batch by batch.
 
     Raises:
-        ArtefactError: the program does not say what the network says, or that is not finite.
+        ArtefactError: the program and the network disagree, or a prediction is not finite.
     """
     import torch
 
@@ -142,9 +143,9 @@ def _compared(
             raise ValueError(f"it gives {found.shape} for {own.shape}")
         difference = np.abs(found - own)
         allowed = TOLERANCE * np.clip(10 * own, min(1, 10 / learner.num_outputs), 1)
-        if not (difference <= allowed).all():  # not a number is no agreement
+        if not (difference <= allowed).all():  # NaN is not agreement
             raise ArtefactError(
-                "the exported program does not say what the network says: a probability differs "
+                "the exported program does not agree with the network: a probability differs "
                 f"by {difference.max():.2g}",
                 where=str(folder.absolute()),
                 fix="nothing was written; another version of torch or onnxruntime, or the bundle "
@@ -156,14 +157,14 @@ def _compared(
 
 
 def _batches(count: int) -> list[NDArray[np.int64]]:
-    """Positions in batches of several lengths, as a program for any number must take them."""
+    """Positions in batches of several lengths, because a program must take any number."""
     first, second, rest = _BATCHES
     parts = np.split(np.arange(count), [first, *range(first + second, count, rest)])
     return [part for part in parts if len(part)]
 
 
 def _squares(images: "Images", rows: NDArray[np.int64], learner: "Learner") -> "Tensor":
-    """Images as the network sees them but for normalization, by the code that predicts."""
+    """The inputs of the network before normalization, computed by the code of prediction."""
     from runner.data.batches import view_squares
     from runner.data.store import StreamedStore
     from runner.data.views import plain_view
@@ -183,7 +184,7 @@ def main() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words that the command takes."""
+    """Make the parser of the command's words."""
     words = argparse.ArgumentParser(
         prog=program("export"),
         description="Write a trained network as one file, normalization inside, that runs without "
@@ -194,7 +195,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("bundle", metavar="RUN_OR_BUNDLE", type=Path, help="its folder")
     words.add_argument(
         "--format", choices=tuple(SUFFIXES), default="onnx",
-        help="onnx: for ONNX Runtime and its kin; torch: for torch.export.load (default: onnx)",
+        help="onnx: for ONNX Runtime and similar; torch: for torch.export.load (default: onnx)",
     )  # fmt: skip
     words.add_argument(
         "--output", type=Path, metavar="FILE", help="default: model.onnx or model.pt2, here"
@@ -202,10 +203,10 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument(
         "--code", metavar="FILE", help="the file that changed the network, by code=FILE in training"
     )
-    words.add_argument("--force", action="store_true", help="replace FILE if it is there")
+    words.add_argument("--force", action="store_true", help="replace FILE if it exists")
     words.add_argument(
         "--images", nargs="+", default=[], type=Path, metavar="PATH",
-        help="files and folders of images to check on (default: some of the embedded ones)",
+        help="files and folders of images to check on (default: some embedded images)",
     )  # fmt: skip
     return words
 
@@ -218,11 +219,11 @@ def _run(arguments: argparse.Namespace) -> None:
         raise ConfigError("FILE is a folder", where=str(target.absolute()), fix=fix)
     if target.is_file() and not arguments.force:
         fix = "--force to replace it, or --output FILE"
-        raise ConfigError("the file is there already", where=str(target.absolute()), fix=fix)
+        raise ConfigError("the file already exists", where=str(target.absolute()), fix=fix)
     if kind == "onnx":
         from runner.export.programs import onnx_packages
 
-        onnx_packages()  # first, as all else takes seconds
+        onnx_packages()  # first, because everything else takes seconds
     from runner.records.bundle import open_bundle
 
     code = read_idea(arguments.code, "--code ") if arguments.code is not None else None
@@ -239,10 +240,10 @@ def _run(arguments: argparse.Namespace) -> None:
             f"checked on {done.num_images:,} images: differs from the network by at most "
             f"{done.difference:.1g} in a probability"
         )
-        if done.rounding > 1e-5:  # and not what another order of memory makes
+        if done.rounding > 1e-5:  # more than another order of memory makes
             display.line(
-                "note: predict resizes without rounding to whole levels; for these images that "
-                f"makes up to {done.rounding:.1g} in a probability"
+                "note: predict resizes without rounding to whole levels; for these images this "
+                f"changes a probability by up to {done.rounding:.1g}"
             )
 
 
@@ -259,7 +260,7 @@ def _images(words: Sequence[Path]) -> "Images":
     ]
     if not paths:
         where = " ".join(map(str, words))
-        raise DataError("no images there", where=f"--images {where}", fix="files, or leave it out")
+        raise DataError("no images found", where=f"--images {where}", fix="files, or leave it out")
     return FileImages(Path(), tuple(paths))
 
 

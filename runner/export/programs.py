@@ -1,7 +1,7 @@
-"""A network as a program that runs without ours: of ONNX, or of ``torch.export``.
+"""A network as a program that runs without trick-runner, in ONNX or ``torch.export``.
 
-It takes the resized squares as uint8 and gives probabilities. Scaling, normalization and softmax
-are inside, traced from the very code that predicts, so that nobody has to repeat them.
+The program takes the resized squares as uint8 and returns probabilities. Scaling, normalization and
+softmax are inside, traced from the code of prediction, so that users need not repeat them.
 """
 
 import io
@@ -19,15 +19,15 @@ from runner.errors import ConfigError
 from runner.records.bundle import Bundle
 from runner.training.step import Learner
 
-_ONNX_BYTES = 2_000_000_000  # what one file of protocol buffers holds, less some for the graph
-_ONNX_OPSET = 18  # the oldest that PyTorch's exporter writes without converting
+_ONNX_BYTES = 2_000_000_000  # capacity of a file of protocol buffers, less some for the graph
+_ONNX_OPSET = 18  # the oldest version that PyTorch's exporter writes without converting
 
 Program = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Squares (N, 3, S, S) to probabilities (N, K)."""
+"""A function from squares (N, 3, S, S) to probabilities (N, K)."""
 
 
 def description(bundle: Bundle) -> dict[str, str]:
-    """The metadata of a program: texts, and JSON of what the bundle says; in both formats."""
+    """The metadata of a program in both formats: texts, and JSON of the bundle's values."""
     size, outputs = bundle.preprocess.size, bundle.architecture.num_outputs
     return {
         "input": f"images: uint8 (N, 3, {size}, {size}), RGB, 0..255, any N; cropped and resized "
@@ -52,7 +52,7 @@ class _Program(nn.Module):
 
 def _traced(learner: Learner) -> torch.export.ExportedProgram:
     size = learner.preprocess.size
-    # Two images, as a dimension of 1 would be taken for one that is always 1.
+    # Two images, because a dimension of 1 would be taken for a constant.
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     dynamic = {"images": {0: torch.export.Dim("batch", min=1)}}
     model = _Program(learner)
@@ -61,12 +61,12 @@ def _traced(learner: Learner) -> torch.export.ExportedProgram:
         program = torch.export.export(model, (example,), dynamic_shapes=dynamic)
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # paths of this machine are nobody's business
+            node.meta.pop("stack_trace", None)  # it holds paths of this machine
     return program
 
 
 def to_onnx(learner: Learner, about: dict[str, str]) -> bytes:
-    """The content of a file of ONNX with ``about`` as its metadata.
+    """The content of an ONNX file with ``about`` as its metadata.
 
     Raises:
         ConfigError: a package is missing, or the weights do not fit one file.
@@ -75,7 +75,7 @@ def to_onnx(learner: Learner, about: dict[str, str]) -> bytes:
     weights = learner.model.state_dict().values()
     if (size := sum(tensor.nbytes for tensor in weights)) > _ONNX_BYTES:
         raise ConfigError(
-            f"{size / 1e9:.1f} GB of weights do not fit one file of ONNX, which holds 2",
+            f"{size / 1e9:.1f} GB of weights do not fit an ONNX file, which holds 2 GB",
             where="--format onnx",
             fix="--format torch",
         )
@@ -89,18 +89,18 @@ def to_onnx(learner: Learner, about: dict[str, str]) -> bytes:
             opset_version=_ONNX_OPSET,
             verbose=False,
         )
-    assert program is not None  # it was told dynamo=True
+    assert program is not None  # guaranteed by dynamo=True
     model: Any = program.model_proto
     graph = model.graph
     for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        del part.metadata_props[:]  # notes of the exporter to itself
+        del part.metadata_props[:]  # internal notes of the exporter
     onnx.helper.set_model_props(model, about)
     content: bytes = model.SerializeToString()
     return content
 
 
 def from_onnx(content: bytes) -> tuple[Program, dict[str, str]]:
-    """What ONNX Runtime makes of a file, and the metadata of that."""
+    """Load an ONNX file in ONNX Runtime; return its function and its metadata."""
     _, runtime = onnx_packages()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -122,9 +122,9 @@ def to_torch(learner: Learner, about: dict[str, str]) -> bytes:
 
 
 def from_torch(content: bytes) -> tuple[Program, dict[str, str]]:
-    """What ``torch.export.load`` makes of a file, and the metadata of that.
+    """Load a file with ``torch.export.load``; return its function and its metadata.
 
-    Such a file can run code when it is loaded: give it only what this program has just written.
+    Such a file can run code when it is loaded: load only files that this program has just written.
     """
     extra = {"model.json": ""}
     module = torch.export.load(io.BytesIO(content), extra_files=extra).module()
@@ -138,10 +138,10 @@ def from_torch(content: bytes) -> tuple[Program, dict[str, str]]:
 
 
 def onnx_packages() -> tuple[Any, Any]:
-    """The packages onnx and onnxruntime; with onnxscript, which torch needs, they are optional.
+    """Import the optional packages onnx and onnxruntime, and onnxscript, which torch needs.
 
     Raises:
-        ConfigError: one is not installed.
+        ConfigError: one of the packages is not installed.
     """
     try:
         import onnx

@@ -3,7 +3,7 @@
     >>> model = build_model("xresnet", "xresnet18", num_outputs=10, seed=0)
     >>> early, late, head = layer_groups(model)
 
-Weights are fresh here and nothing is downloaded; ``runner.models.pretrained`` gives them others.
+Weights are fresh here and nothing is downloaded; ``runner.models.pretrained`` loads other weights.
 """
 
 import difflib
@@ -22,8 +22,8 @@ from runner.tricks.idea import NO_IDEA, Idea
 
 _XRESNETS = {f"xresnet{depth}": depth for depth in DEPTHS}
 
-# Without auxiliary classifiers these return plain logits while training too. `init_weights` is
-# their own default, spelled out because torchvision warns that the default will change.
+# Without auxiliary classifiers, these models return plain logits in training too. `init_weights` is
+# their own default, given because torchvision warns that the default will change.
 _TORCHVISION_ARGUMENTS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
@@ -40,29 +40,29 @@ def build_model(
     changes: Sequence[Change] = (),
     idea: Idea = NO_IDEA,
 ) -> nn.Module:
-    """A classifier from normalized images (B, 3, H, W) to logits (B, num_outputs).
+    """Build a classifier from normalized images (B, 3, H, W) to logits (B, num_outputs).
 
     Weights are drawn on the CPU from ``seed`` alone: equal arguments give equal weights, and no
-    generator of the process is moved. Some architectures take one image size only, 224 mostly.
+    generator of the process advances. Some architectures take only one image size, mostly 224.
 
     Args:
         source: ``xresnet`` (ours), ``torchvision`` or ``timm``.
         name: ``xresnet18`` to ``xresnet152``, or the name that the library lists, without a tag
             for pretrained weights.
         num_outputs: number of logits, 1 or more.
-        seed: from 0 to 2⁶⁴ - 1.
-        dropout: probability in [0, 1). Ours and timm's models zero features before the
-            classifier; torchvision's zero them where their constructor's argument says. It
+        seed: seed of the weights, from 0 to 2⁶⁴ - 1.
+        dropout: probability in [0, 1). Our models and timm's zero features before the classifier;
+            torchvision's zero them where the argument of their constructor says. The value
             replaces the architecture's own default (0.5 in torchvision's VGG), so 0 means none.
-        changes: of the network, in the order in which they are applied; they leave the weights
-            that are drawn without them as they are.
-        idea: with the function of the change that is the reader's own.
+        changes: changes of the network, in the order in which they are applied; they do not change
+            the weights that are drawn without them.
+        idea: the user's functions, for a change by the user's own code.
 
     Raises:
         ArtefactError: a change is not known.
-        CodeError: the function of ``idea`` returns no network.
-        ConfigError: unknown source or name, timm not installed, or dropout asked of an
-            architecture that has none. The ranges are checked in ``runner.config.schema``.
+        CodeError: the function of ``idea`` does not return a network.
+        ConfigError: source or name is unknown, timm is not installed, or dropout is requested of
+            an architecture without dropout. ``runner.config.schema`` checks the ranges.
     """
     builders: dict[str, Callable[[str, int, float], nn.Module]] = {
         "xresnet": _build_xresnet,
@@ -71,7 +71,7 @@ def build_model(
     }
     require_known(source, list(builders), key="model.source", owner="this package", thing="source")
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: that reseeds the accelerators too, whose state is not restored.
+        # torch.manual_seed would also reseed the accelerators, whose state is not restored.
         torch.default_generator.manual_seed(seed)
         model = builders[source](name, num_outputs, dropout)
         return changed(model, changes, idea, seed)
@@ -86,12 +86,12 @@ def layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:
 
     - The head is what timm's ``get_classifier()`` names, or else the last child with parameters.
     - The rest is the body. Sizes are counted in modules that hold parameters themselves.
-    - The body is cut between two modules, where that comes closest to half of its size; of two
-      equally close cuts the later is taken. Only a module with more than half of the body in it
-      is cut inside, so that stages and blocks stay whole where they can.
+    - The body is cut between two modules, as close as possible to half of its size; of two equally
+      close cuts, the later is taken. Only a module that holds more than half of the body is cut
+      inside, so that stages and blocks stay whole if possible.
 
-    In ResNets of 18, 34 and 50 layers that is stem and stages 1 and 2, stages 3 and 4, head, as
-    fastai groups torchvision's. A model of a single layer has an empty body.
+    In ResNets of 18, 34 and 50 layers, the groups are stem with stages 1 and 2, stages 3 and 4, and
+    the head, as fastai groups torchvision's. A model of a single layer has an empty body.
     """
     head = {id(parameter) for module in head_of(model) for parameter in module.parameters()}
 
@@ -165,8 +165,8 @@ def _with_dropout(
 ) -> nn.Module:
     """Build with the first of ``spellings`` that the constructor takes.
 
-    Asking the signature is no use: the libraries' functions pass ``**kwargs`` on to classes
-    that they do not name.
+    The signature does not help: the libraries' functions pass ``**kwargs`` on to classes that they
+    do not name.
     """
     for spelling in spellings:
         try:
@@ -184,17 +184,17 @@ def _with_dropout(
 
 
 def torchvision_names() -> list[str]:
-    """The classifiers of torchvision."""
-    # With `module` the list leaves out detection, segmentation, video and quantized models.
+    """The names of torchvision's classifiers."""
+    # With `module`, the list leaves out detection, segmentation, video and quantized models.
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
     return names
 
 
 def import_timm() -> Any:
-    """The package timm, which is optional and takes seconds to import.
+    """Import timm, which is optional and takes seconds to import.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: timm is not installed.
     """
     try:
         import timm
@@ -208,14 +208,14 @@ def import_timm() -> Any:
 
 
 def require_known(value: str, known: Sequence[str], *, key: str, owner: str, thing: str) -> None:
-    """Nothing where ``owner`` has ``value``.
+    """Raise unless ``owner`` has ``value``.
 
     Raises:
-        ConfigError: it has not, with the nearest that it has.
+        ConfigError: ``value`` is not among ``known``; the error names the nearest known values.
     """
     if value in known:
         return
-    # People paste names with the tag of pretrained weights, as in `resnet50.a1_in1k`.
+    # Users paste names with the tag of pretrained weights, as in `resnet50.a1_in1k`.
     close = difflib.get_close_matches(value.partition(".")[0], known, n=3)
     choices = " or ".join(f"{key}={choice}" for choice in close)
     raise ConfigError(
@@ -230,7 +230,7 @@ def head_of(model: nn.Module) -> list[nn.Module]:
     get_classifier = getattr(model, "get_classifier", None)
     if callable(get_classifier):
         classifier = get_classifier()
-        # A tuple where a model has two, as the distilled transformers do.
+        # A tuple if a model has two heads, as the distilled transformers do.
         found = list(classifier) if isinstance(classifier, tuple) else [classifier]
         if any(_has_parameters(module) for module in found):
             return found

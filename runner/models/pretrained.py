@@ -1,7 +1,7 @@
 """Weights to start from, and the statistics that they were trained with.
 
-A pretrained network knows only inputs like those it has seen, so its weights and its preprocessing
-are looked up together: from the library that offers both, or from the file that holds both.
+A pretrained network knows only inputs like those of its training, so its weights and its
+preprocessing are looked up together: in the library or in the file that provides both.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ from runner.models.build import head_of, import_timm, require_known, torchvision
 from runner.records import tensor_files
 from runner.records.bundle import changes_in, code_of
 
-_ASPECT = Data.max_aspect  # a centre square is the same, whatever is cut off the long side
+_ASPECT = Data.max_aspect  # cutting the long side does not change a center square
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 _PLACES = ("bundle/model.safetensors", "model.safetensors", "pytorch_model.bin")
-# Under these keys training programs keep the weights, the averaged ones first.
+# The keys under which training programs store the weights, averaged weights first.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module")
 _SHOWN = 5
 
@@ -38,13 +38,13 @@ class Weights:
     """Weights that were found, but not yet read.
 
     Attributes:
-        name: what messages call them.
-        identity: changes when the weights do.
-        preprocess: that they were trained with; None where nothing says so.
-        hint: the nearest thing to it that is known; mostly empty.
-        code: what the file says of code that changed the network, see
-            :class:`runner.records.bundle.Change`; None where nothing did.
-        read: gives the tensors by name.
+        name: name of the weights in messages.
+        identity: a text that changes when the weights change.
+        preprocess: the preprocessing that the weights were trained with; None if it is unknown.
+        hint: a hint at the preprocessing if it is unknown; mostly empty.
+        code: the file's record of code that changed the network, see
+            :class:`runner.records.bundle.Change`; None if no code did.
+        read: returns the tensors by name.
     """
 
     name: str
@@ -57,12 +57,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What became of pretrained weights in a network.
+    """A report on loading pretrained weights into a network.
 
     Attributes:
-        num_loaded: tensors that the network took.
-        fresh: tensors of the network that keep their initial values.
-        unused: tensors of the weights that the network has no place for.
+        num_loaded: number of tensors that the network took.
+        fresh: names of the network's tensors that keep their initial values.
+        unused: names of the tensors of the weights that the network does not have.
     """
 
     num_loaded: int
@@ -79,10 +79,10 @@ class Loaded:
 
 
 def find_weights(model: Model) -> Weights | None:
-    """The weights that ``model`` names; None where it starts from scratch.
+    """Find the weights that ``model`` names; None if it starts from scratch.
 
     Raises:
-        ConfigError: there are none of that name.
+        ConfigError: there are no weights of that name.
         ArtefactError: the file is refused.
     """
     name = "DEFAULT" if model.pretrained else model.weights
@@ -103,11 +103,11 @@ def find_weights(model: Model) -> Weights | None:
 
 
 def fitted(config: RunConfig, weights: Weights | None) -> RunConfig:
-    """``config`` with what its pretrained weights decide.
+    """Adapt ``config`` to its pretrained weights.
 
-    Statistics that are the weights' own are marked so: ``normalize.source`` is ``pretrained``, with
-    their mean and std. With ``normalize=pretrained`` size, crop, interpolation and the presize are
-    theirs too, where ``config`` leaves them open.
+    If the statistics are those of the weights, ``normalize.source`` becomes ``pretrained``, with
+    their mean and std. With ``normalize=pretrained``, size, crop, interpolation and presize are
+    those of the weights too, unless ``config`` sets them.
 
     Raises:
         ConfigError: the statistics are not those that the weights were trained with.
@@ -167,12 +167,12 @@ def fitted(config: RunConfig, weights: Weights | None) -> RunConfig:
 
 
 def _presize(config: RunConfig, own: Preprocess) -> int | None:
-    """Theirs, where the size is: then the crop needs no second resizing."""
+    """The presize of the weights if the size is theirs too: then the crop needs no resizing."""
     return own.presize if config.resize.size in (None, own.size) else None
 
 
 def _without_metadata(config: RunConfig, weights: Weights) -> RunConfig:
-    """Only the user can know the statistics: they must be said."""
+    """Require the statistics from the user, because the weights do not state them."""
     chosen = config.normalize
     is_said = chosen.source == "fixed" and _given(chosen)
     if is_said:
@@ -183,17 +183,18 @@ def _without_metadata(config: RunConfig, weights: Weights) -> RunConfig:
         "nothing says with which statistics these weights were trained",
         where=f"model.weights={weights.name} normalize.source={chosen.source}",
         fix="normalize=imagenet, normalize=half or 'normalize.mean=[…]' 'normalize.std=[…]'"
-        f"{weights.hint}: whoever trained them knows; normalize.allow_mismatch=true goes without",
+        f"{weights.hint}, as stated where the weights come from; normalize.allow_mismatch=true "
+        "skips this check",
     )
 
 
 def _given(chosen: Normalize) -> bool:
-    """Whether mean or std are others than none."""
+    """Whether mean or std differ from the neutral values."""
     return (chosen.mean, chosen.std) != (Normalize.mean, Normalize.std)
 
 
 def _agree(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """To the digits that statistics are given with."""
+    """Whether two statistics agree to the digits in which statistics are published."""
     return all(abs(a - b) < 1e-4 for a, b in zip(one, other, strict=True))
 
 
@@ -204,11 +205,11 @@ def _list(values: tuple[float, ...]) -> str:
 def load_weights(model: nn.Module, weights: Weights) -> Loaded:
     """Give ``model`` pretrained weights; a head of another shape keeps its initial values.
 
-    Prefixes such as ``module.`` are found and taken off.
+    Prefixes of names, such as ``module.``, are found and removed.
 
     Raises:
-        ArtefactError: the weights are not of this architecture; ``model`` may be half loaded.
-        StorageError: they cannot be downloaded.
+        ArtefactError: the weights belong to another architecture; ``model`` may be half loaded.
+        StorageError: the weights cannot be downloaded.
     """
     own = model.state_dict()
     found = _without_prefix(weights.read(), own)
@@ -220,7 +221,7 @@ def load_weights(model: nn.Module, weights: Weights) -> Loaded:
         if name in own and tensor.shape == own[name].shape
     }
     fresh = [name for name in own if name not in taken]
-    # A counter that only BatchNorms without momentum read; old files lack it.
+    # num_batches_tracked is read only by BatchNorms without momentum; old files lack it.
     missing = [n for n in fresh if n not in in_head and not n.endswith("num_batches_tracked")]
     if missing:
         shapes = [
@@ -241,7 +242,7 @@ def load_weights(model: nn.Module, weights: Weights) -> Loaded:
 
 
 def _without_prefix(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``found`` less the prefix that makes most of its names those of ``own``."""
+    """``found`` without the prefix whose removal makes most names equal to those of ``own``."""
     prefixes = {""} | {
         name.removesuffix(last)
         for last in (min(own), max(own))
@@ -293,7 +294,7 @@ def _from_file(path: Path, model: Model) -> Weights:
     def read() -> dict[str, Tensor]:
         again = read_whole(path)
         if hashlib.sha256(again).hexdigest() != digest:
-            raise _refused(path, ValueError("it has changed since it was looked at"))
+            raise _refused(path, ValueError("the file has changed since it was checked"))
         return _tensors(path, again)
 
     hint = "" if own else _hint(model)
@@ -301,12 +302,13 @@ def _from_file(path: Path, model: Model) -> Weights:
 
 
 def _metadata(path: Path, content: bytes) -> tuple[Preprocess | None, Mapping[str, Any] | None]:
-    """The preprocessing that the file itself describes, or timm's ``config.json`` beside it.
+    """The preprocessing and the code that a file of weights records.
 
-    And what the file says of code that changed the network.
+    The file itself, or timm's ``config.json`` next to it, may describe the preprocessing. Only the
+    file itself may record code that changed the network.
 
     Raises:
-        ArtefactError: there is such a description, and it is none.
+        ArtefactError: there is a description, but it is invalid.
     """
     says = path
     try:
@@ -348,12 +350,12 @@ def _refused(path: Path, error: Exception) -> ArtefactError:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, in a line; without torch's advice, which is to run what a file asks for."""
+    """The reason in one line, without torch's advice to run the code that a file names."""
     text = str(error).strip()
     if named := re.search(r"GLOBAL (\S+)", text):
         return f"it asks for {named[1]}, and only tensors are read"
     if "weights_only" in text:
-        return "it is no file of tensors that torch.save wrote"
+        return "it is not a file of tensors that torch.save wrote"
     if isinstance(error, KeyError):
         return f"it has no {text}"
     return text.partition("\n")[0][:300] or f"it is empty or cut ({type(error).__name__})"
@@ -410,18 +412,19 @@ def _from_timm(architecture: str, name: str) -> Weights:
 
 
 def _of_timm(says: Mapping[str, Any]) -> Preprocess:
-    """Timm's ``pretrained_cfg`` in our terms.
+    """Convert timm's ``pretrained_cfg`` to our preprocessing.
 
     Raises:
-        ConfigError: it asks for what this program does not do.
-        ValueError: a value is out of range. KeyError, TypeError and ArithmeticError: it is none.
+        ConfigError: it requires something that this program does not support.
+        ValueError: a value is out of range.
+        KeyError, TypeError, ArithmeticError: it is not such a configuration.
     """
     _, height, width = says["input_size"]
     if height != width or says["input_size"][0] != 3:
         raise ConfigError(f"the weights take {says['input_size']} as inputs, not square RGB images")
     crop = float(says.get("crop_pct") or 0.875)
-    # timm's `squash` and `border`, and crops beyond the image, which it fills with black, are not
-    # ours; without a crop ours comes closest to them.
+    # timm's `squash` and `border`, and crops beyond the image, which timm fills with black, are not
+    # supported; no crop comes closest to them.
     if says.get("crop_mode", "center") != "center" or crop > 1:
         crop = 1.0
     found = Preprocess(
@@ -433,7 +436,7 @@ def _of_timm(says: Mapping[str, Any]) -> Preprocess:
         mean=tuple(says["mean"]),
         std=tuple(says["std"]),
     )
-    return preprocess.from_dict(found.to_dict())  # checked: it may come from a file
+    return preprocess.from_dict(found.to_dict())  # checks the values, which may come from a file
 
 
 def _interpolation(name: str, weights: str) -> preprocess.Interpolation:
@@ -442,20 +445,20 @@ def _interpolation(name: str, weights: str) -> preprocess.Interpolation:
     if name in ("bicubic", "random"):
         return "bicubic"
     raise ConfigError(
-        f"the weights ask for the interpolation {name}, this program has bilinear and bicubic",
+        f"the weights need the interpolation {name}; this program has bilinear and bicubic",
         where=f"model.weights={weights}",
         fix="other weights",
     )
 
 
 def _hint(model: Model) -> str:
-    """What timm knows of the architecture's own weights, for whoever has to find out."""
+    """The statistics of timm's own weights of the architecture, as a hint for the user."""
     if model.source != "timm":
         return ""
     timm = import_timm()
     try:
         says = timm.get_pretrained_cfg(model.name)
-    except RuntimeError:  # an unknown tag; the file is what counts
+    except RuntimeError:  # an unknown tag does not matter: the weights come from a file
         says = None
     if says is None:
         return ""
@@ -484,11 +487,11 @@ def _downloading(
             return read()
         except RunnerError:
             raise
-        except Exception as error:  # of many libraries: hashes, pickles, connections
+        except Exception as error:  # many libraries raise errors: hashes, pickles, connections
             raise StorageError(
                 f"cannot get the pretrained weights: {_reason(error)}",
                 where=label,
-                fix="a connection to the net, or model.weights=FILE of weights at hand",
+                fix="a connection to the internet, or model.weights=FILE with a local file",
             ) from error
 
     return wrapped

@@ -1,1 +1,1 @@
-"""Pixels to weights, to predictions, to a result: steps, their loop, and one run of it."""
+"""Training: pixels become weights, predictions and a result. The step, the loop, one run."""

@@ -1,4 +1,4 @@
-"""Weights over time: which of all the networks of a training is evaluated and shipped."""
+"""Weights over time: the choice of the network that is evaluated and shipped."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -10,19 +10,19 @@ from runner.tricks.ema import AveragedWeights
 
 
 class WeightsOverTime(Protocol):
-    """What follows the weights through a training."""
+    """An object that sees the weights after each update and returns the network to ship."""
 
     def after_step(self, model: nn.Module, before: int) -> None:
-        """Take in the weights of ``model`` after an update; ``before`` updates came before it."""
+        """Use the weights of ``model`` after an update; ``before`` updates preceded it."""
 
     def tensors(self) -> dict[str, Tensor]:
         """The state that a checkpoint must hold, by name."""
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from the state that ``tensors`` returned.
+        """Continue from the state that :meth:`tensors` returned.
 
         Raises:
-            RuntimeError: it is of another network.
+            RuntimeError: the state belongs to another network.
         """
 
     def network(self, model: nn.Module) -> nn.Module:
@@ -30,7 +30,7 @@ class WeightsOverTime(Protocol):
 
 
 class LastWeights:
-    """The weights as the last update left them; has no state."""
+    """The weights after the last update; this object has no state."""
 
     def after_step(self, model: nn.Module, before: int) -> None:
         """See :class:`WeightsOverTime`."""
@@ -48,11 +48,11 @@ class LastWeights:
 
 
 def weights_over_time(config: RunConfig, model: nn.Module, total: int) -> WeightsOverTime:
-    """What ``config`` asks for.
+    """The kind of weights that ``config`` requests.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         model: the network with its initial weights.
-        total: updates of the whole training.
+        total: number of updates of the whole training.
     """
     return AveragedWeights(model, config.ema, total) if config.ema.is_on else LastWeights()

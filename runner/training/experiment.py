@@ -1,4 +1,4 @@
-"""What one run trains: all that decides its numbers, gathered in one value."""
+"""An experiment: everything that decides the numbers of one run, gathered in one value."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A network with all that using it needs: to be trained as configured, or as a bundle holds it."""
+"""Builds a network ready for use: to be trained as configured, or restored from a bundle."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,12 +37,12 @@ from runner.tricks.idea import NO_IDEA, Idea, load_idea
 def fitted_to_weights(
     config: RunConfig, display: Display, code: IdeaFile | None = None
 ) -> tuple[RunConfig, Weights | None]:
-    """``config`` fitted to the pretrained weights that it names, and those; notes are told.
+    """Return ``config`` adapted to its pretrained weights, and the weights. Prints notes.
 
     Raises:
         ConfigError: there are no such weights, or they were trained with other statistics.
-        ArtefactError: their file is refused; or they are of a network that was changed by code,
-            and ``code`` is not that code.
+        ArtefactError: the file is refused; or the weights belong to a network that was changed by
+            code, and ``code`` is not that code.
     """
     weights = find_weights(config.model)
     if weights is not None:
@@ -55,7 +55,7 @@ def fitted_to_weights(
         )
     if weights is not None and config.data.name == "imagenette":
         display.line(
-            "note: Imagenette is a part of ImageNet: weights from there have seen its images"
+            "note: Imagenette is a part of ImageNet: ImageNet's weights have seen its images"
         )
     return config, weights
 
@@ -67,15 +67,15 @@ def build_learner(
     weights: Weights | None = None,
     idea: Idea = NO_IDEA,
 ) -> tuple[Learner, Loaded | None]:
-    """The network with its initial or pretrained weights, on its device, with its statistics.
+    """Build the network with its initial or pretrained weights, its device and its statistics.
 
     Returns:
-        It, and what became of ``weights`` where there are any.
+        The learner, and a report on loading ``weights``; None without weights.
 
     Raises:
-        ConfigError: the device is not there, or the network does not fit the data.
-        CodeError: the function ``model`` of ``idea`` returns no network.
-        ArtefactError: the weights are of another architecture.
+        ConfigError: the device does not exist, or the network does not fit the data.
+        CodeError: the function ``model`` of ``idea`` does not return a network.
+        ArtefactError: the weights belong to another architecture.
         StorageError: the weights cannot be downloaded.
     """
     device = _device(config.device, config.threads, processes)
@@ -95,17 +95,17 @@ def build_learner(
         changes=changes_of(idea),
         idea=idea,
     )
-    with processes.first_alone():  # of several that would download the same file
+    with processes.first_alone():  # so that only one process downloads the file
         loaded = load_weights(model, weights) if weights else None
     model = _placed(model, device)
     if processes.count > 1:
         model = share_batch_norm(model, device)
     groups = layer_groups(model) if config.optim.layer_groups == 3 else [list(model.parameters())]
     if config.compile != "none":
-        # In place, so that the names of the weights stay. One program for each image size.
+        # Compiled in place, which keeps the names of the weights. One program for each image size.
         model.compile(mode=config.compile, dynamic=False)
     precision = used_precision(config.precision, device.type, config.size)
-    # Left to itself, cuDNN adds up some gradients of fp32 in an order that differs from run to run.
+    # By default, cuDNN sums some gradients of fp32 in an order that differs from run to run.
     torch.backends.cudnn.deterministic = precision == "fp32"
     preprocess = _preprocess(config, dataset, processes)
     learner = Learner(model, groups, num_outputs, preprocess, device, precision, processes, idea)
@@ -115,22 +115,22 @@ def build_learner(
 def trained_learner(
     bundle: Bundle, *, device: str, precision: str, threads: int, code: IdeaFile | None = None
 ) -> Learner:
-    """The network of a bundle, for predicting.
+    """Build the network of a bundle, for predicting.
 
     Args:
-        bundle: as it was read.
-        device: as the configuration spells it.
-        precision: ``fp32``, ``bf16``, or ``auto``: the one that the run evaluated in, where this
-            machine has it.
-        threads: of the CPU; 0: all cores.
-        code: file of the user's that changed the network. It runs only if the bundle names its
+        bundle: the bundle of the network.
+        device: the device, spelled as in the configuration.
+        precision: ``fp32``, ``bf16``, or ``auto``: the precision of the run's evaluation, if it is
+            fast on this machine.
+        threads: threads of the CPU; 0: all cores.
+        code: the user's file that changed the network. It runs only if the bundle names its
             SHA-256.
 
     Raises:
-        ArtefactError: the weights are of another architecture than the bundle says; or the network
+        ArtefactError: the weights do not fit the architecture that the bundle names; or the network
             was changed by code, and ``code`` is not that code.
-        ConfigError: the device is not there, or a package that has the architecture; or ``code``
-            is given, and no code changed the network.
+        ConfigError: the device, or the package that defines the architecture, does not exist; or
+            ``code`` is given, and no code changed the network.
     """
     place = _device(device, threads, ALONE)
     architecture, size = bundle.architecture, bundle.preprocess.size
@@ -170,17 +170,17 @@ def require_code(
     where: str,
     word: str,
 ) -> None:
-    """Refuse a network that was changed by a file of the user's, unless ``code`` is that file.
+    """Refuse a network that was changed by a file of the user, unless ``code`` is that file.
 
     Args:
         needed: the recorded change by code, if there is one.
-        functions: those that matter here.
+        functions: the functions of such a file that matter to the caller.
         code: the file that the user has named, if any.
-        where: the network.
-        word: that names the file on the command line.
+        where: the place of the network, for the error.
+        word: the word that names a file on the command line, for the error.
 
     Raises:
-        ArtefactError: ``code`` is another file or none.
+        ArtefactError: ``code`` is another file, or None.
     """
     if needed is None or not set(needed["functions"]) & set(functions):
         return
@@ -190,7 +190,7 @@ def require_code(
             f"the network was changed by the code of {needed['file']}, SHA-256 "
             f"{needed['sha256']}{given}",
             where=where,
-            fix=f"{word} with that very file; a run keeps its copy as code.py: read it before you "
+            fix=f"{word} with that file; a run keeps a copy of it as code.py: read it before you "
             "let it run",
         )
 
@@ -221,16 +221,16 @@ def _preprocess(config: RunConfig, dataset: Dataset, processes: Processes) -> Pr
 
 
 def _device(name: str, threads: int, processes: Processes) -> torch.device:
-    """The device of that name, with as many CPU threads as are asked for.
+    """Choose the device of that name, and set the requested number of CPU threads.
 
-    ``auto`` is the GPU where there is one; of several processes each has its own.
+    ``auto`` is the GPU if there is one. Each of several processes has a GPU of its own.
     """
     torch.set_num_threads(threads or max(1, num_cores() // processes.local_count))
     keep_freed_memory()
     device = torch.device(device_kind(name) if name == "auto" else name)
     if device.type == "cuda" and processes.count > 1:
         device = torch.device("cuda", processes.local_rank)
-    # By default a GPU that has TF32 rounds what convolutions in fp32 multiply to ten bits.
+    # By default, a GPU with TF32 rounds the factors of convolutions in fp32 to ten bits.
     torch.backends.cudnn.allow_tf32 = False
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The loop around the step: batches in their order, stages, and what a checkpoint holds."""
+"""The loop around the step: batches in their order, stages, and the state for a checkpoint."""
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -41,11 +41,11 @@ from runner.tricks import mixup as mixing
 
 @dataclass(frozen=True)
 class Step:
-    """A training step that was made.
+    """A finished training step.
 
     Attributes:
-        moment: what was planned for the step.
-        num_images: images in the step, over all processes.
+        moment: the plan of the step.
+        num_images: number of images in the step, over all processes.
         loss: training loss of the step, a scalar on the device.
         seconds: time that the step took.
     """
@@ -62,11 +62,11 @@ class Step:
 
 
 class Training:
-    """A training in progress: iterating makes its steps; it can be saved and restored in between.
+    """A training in progress: iterating makes its steps; between steps it can be saved.
 
     Attributes:
-        done: steps done.
-        total: steps of the whole plan.
+        done: number of steps done.
+        total: number of steps of the whole plan.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Training:
         self._stages = stages
         self._config = config
         self._in_stage: tuple[Learner, torch.optim.Optimizer] | None = None
-        self._saved: dict[str, Tensor] = {}  # of the optimizer, until its stage begins again
+        self._saved: dict[str, Tensor] = {}  # state of the optimizer, until its stage begins again
         self._unseen: tuple[Moment, _HostCopy] | None = None  # the last step and its loss
         self._average = weights_over_time(config, learner.model, self.total)
 
@@ -89,10 +89,10 @@ class Training:
         return replace(self._learner, model=self._average.network(self._learner.model))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All that the steps to come depend on, besides ``done``.
+        """All tensors that the remaining steps depend on; ``done`` is the rest of the state.
 
         Raises:
-            TrainingError: the last step was not finite: nobody goes on from there.
+            TrainingError: the last step was not finite, so no run must resume from it.
         """
         self._look_at_the_last_loss()
         optimizer = optimizer_tensors(self._in_stage[1]) if self._in_stage else self._saved
@@ -101,17 +101,21 @@ class Training:
         return {**tensors, "average": average} if average else tensors
 
     def restore(self, done: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Stand where a training stood whose ``tensors`` these are; call before iterating.
+        """Continue from the :meth:`tensors` of another training; call before iterating.
+
+        Args:
+            done: number of steps that the other training had made.
+            tensors: its tensors by group and name.
 
         Raises:
-            RuntimeError: they are of another network.
+            RuntimeError: the tensors belong to another network.
         """
         self._learner.model.load_state_dict(tensors["model"])
         self._average.restore(tensors.get("average", {}))
         self.done, self._saved = done, dict(tensors["optimizer"])
 
     def __iter__(self) -> Generator[Step, None, None]:
-        """After every step its :class:`Step` comes out, and the caller may evaluate, save or stop.
+        """Yield each :class:`Step` when it is finished; the caller may evaluate, save or stop.
 
         Raises:
             TrainingError: training diverged; the message says where.
@@ -132,14 +136,14 @@ class Training:
             with closing(batches):
                 for now in moments:
                     started = time.perf_counter()
-                    # The caller may have evaluated the network, within what shares it.
+                    # The caller may have evaluated the network, which this learner may wrap.
                     if not self._learner.model.training:
                         learner.model.train()
                     loss = self._step(learner, optimizer, now, next(batches))
                     with self._errors_located(now):
                         after_step(learner, self._learner.model, self._config.seed, now)
                     self._average.after_step(self._learner.model, now.before)
-                    self._look_at_the_last_loss()  # while a GPU is at this step
+                    self._look_at_the_last_loss()  # while a GPU computes this step
                     self._unseen = (now, _HostCopy(loss))
                     if now.ends_epoch:
                         self._look_at_the_last_loss()
@@ -161,13 +165,13 @@ class Training:
             restore_optimizer(optimizer, self._saved)
         self._saved = {}
         if learner.processes.count > 1:
-            # Buffers are equal anyway, as BatchNorms see the same statistics in every process.
+            # Buffers need no copying: BatchNorms see the same statistics in every process.
             parallel = DistributedDataParallel(learner.model)
             learner = replace(learner, model=parallel)
         return learner, optimizer
 
     def _look_at_the_last_loss(self) -> None:
-        """Tell of a step that was not finite; it has changed nothing."""
+        """Raise if the last step was not finite; such a step has changed nothing."""
         if self._unseen is not None:
             (now, loss), self._unseen = self._unseen, None
             with self._errors_located(now):
@@ -192,7 +196,7 @@ class Training:
 
     @contextmanager
     def _errors_located(self, now: Moment) -> Iterator[None]:
-        """Errors of the block are those of one step."""
+        """Add the place of one step to the errors of the block."""
         place = f"epoch {now.epoch + 1}, step {now.step + 1}, lr {now.lr:.3g}"
         try:
             yield
@@ -208,9 +212,9 @@ class Training:
 
 
 class _HostCopy:
-    """A scalar on its way from its device to the host, behind the work queued so far.
+    """A copy of a scalar from its device to the host, queued behind the work so far.
 
-    Reading the scalar itself would wait for all that is queued by the time it is read.
+    Reading the scalar itself would wait for all work that is queued by then.
     """
 
     def __init__(self, scalar: Tensor) -> None:
@@ -221,7 +225,7 @@ class _HostCopy:
             self._copied.record(torch.cuda.current_stream(scalar.device))
 
     def value(self) -> Tensor:
-        """The scalar on the host, once it is there."""
+        """Wait for the copy and return it."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._value
@@ -240,7 +244,7 @@ def training_batches(
     config: RunConfig,
     processes: Processes = ALONE,
 ) -> Generator[Batch, None, None]:
-    """The batches of some steps of one epoch; of each, the part that is this process's."""
+    """Yield the batches of some steps of one epoch; of each batch, the part of this process."""
     split, augment, epoch = dataset.train, config.augment, moments[0].epoch
     order = training_order(len(split), batch_size, config.seed, epoch)
     draws = augmentation.draw(augment, len(split), config.seed, "augment", epoch)
@@ -269,7 +273,7 @@ def training_batches(
             num_images=batch_size,
         )
 
-    # Processes cannot share what is on a GPU, and there is nothing to wait for.
+    # Other processes cannot read pixels on a GPU, and reading these takes no time.
     is_resident = isinstance(dataset.store, ResidentStore)
     num_workers = 0 if is_resident else dataset.num_workers(config.data.num_workers)
     return read_ahead(read, len(moments), num_workers)

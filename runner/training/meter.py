@@ -1,4 +1,4 @@
-"""What a run has used and reached so far, over every attempt at it: a row per evaluation."""
+"""The steps, images and seconds of a run, over every attempt at it; a row per evaluation."""
 
 import math
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from runner.training.schedule import Stage, moment
 
 
 class Meter:
-    """Adds up what training used, per row and in all, over every attempt at the run.
+    """Adds up the cost of training, per row and in total, over every attempt at the run.
 
     Attributes:
-        num_epochs: epochs of the plan that are begun; the last of a stage may be a part of one.
-        steps: steps made.
-        images: images trained on, over all processes.
-        pixels: pixels trained on.
+        num_epochs: epochs that the plan begins; the last epoch of a stage may be a partial one.
+        steps: number of steps made.
+        images: number of images trained on, over all processes.
+        pixels: number of pixels trained on.
         seconds: time spent on the steps.
         eval_seconds: time spent on evaluations.
     """
@@ -25,7 +25,7 @@ class Meter:
     _KEPT = ("steps", "images", "pixels", "seconds", "eval_seconds", "_images", "_seconds")
 
     def __init__(self, stages: tuple[Stage, ...], every: int = 1) -> None:
-        """Begin with nothing used; a row is of ``every`` epochs, the last row perhaps of fewer."""
+        """Begin at zero; a row covers ``every`` epochs, the last row perhaps fewer."""
         self.num_epochs = sum(stage.num_epochs for stage in stages)
         self._stages, self._every = stages, every
         self.steps, self.images, self.pixels = 0, 0, 0
@@ -51,7 +51,7 @@ class Meter:
             setattr(self, name, state[name])
 
     def _losses_on_cpu(self) -> torch.Tensor:
-        # Losses that a checkpoint held are on the CPU, later ones may be on a GPU.
+        # Losses restored from a checkpoint are on the CPU; later losses may be on a GPU.
         return torch.stack([loss.cpu() for loss in self._losses])
 
     @property
@@ -96,11 +96,11 @@ class Meter:
     def end_row(
         self, plain: Mapping[str, Any], eval_seconds: float
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The row of the epochs just evaluated: what they reached, and the time that they took.
+        """Finish a row: return the metrics of its epochs, and the time that the epochs took.
 
         Args:
-            plain: metrics of the plain predictions; the validation loss is plain, whatever the
-                training loss.
+            plain: metrics of the plain predictions; the validation loss is plain cross entropy,
+                whatever the training loss is.
             eval_seconds: time that the evaluation took.
         """
         self._accuracy = plain["accuracy"]

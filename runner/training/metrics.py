@@ -1,10 +1,10 @@
 """How good are predicted probabilities? Accuracy, likelihood and calibration, in numpy alone.
 
-Without torch, so that whatever only reads results stays quick to start.
+This module does not import torch, so that commands that only read results start quickly.
 
 Shapes: N images, K model outputs (K may exceed the number of classes of the data). Everywhere
 `probabilities` is (N, K), finite, not negative, each row summing to 1 within 1e-3, and `labels`
-is (N,) of integers in 0..K-1, with N and K at least 1; anything else is a ValueError. Values are
+is (N,) of integers in 0..K-1, with N and K at least 1; anything else raises ValueError. Values are
 computed in float64 and returned as plain Python numbers.
 """
 
@@ -20,8 +20,8 @@ FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
 
 ROW_SUM_TOLERANCE = 1e-3
-# The smallest normal float32: one confident miss costs at most 87.3 nats, not infinity, whatever
-# the precision the probabilities were computed in.
+# The smallest normal float32: one confident miss costs at most 87.3 nats, not infinity, in any
+# precision that the probabilities were computed in.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 
@@ -32,8 +32,8 @@ def classification_metrics(
 
     `accuracy`, `accuracy_ci` ([low, high], 95% Wilson), `top5` (only if K > 5), `nll`, `brier`,
     `ece`, and `per_class`: {name: {"accuracy": recall or None, "n": images}}, where None means
-    that the class has no images. Raises ValueError as the module says, and for a label without
-    a name, more names than outputs, or a name given twice.
+    that the class has no images. Raises ValueError as described above, and for a label without a
+    name, more names than outputs, or a name given twice.
     """
     probabilities, labels = _checked(probabilities, labels)
     if len(set(classes)) != len(classes):

@@ -1,4 +1,4 @@
-"""The optimizer: torch's own, with the field's rules for what is decayed and what is frozen."""
+"""The optimizer: torch's own, with the usual rules for weight decay and frozen parameters."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,22 +20,22 @@ def build_optimizer(
     lr_factors: Sequence[float],
     idea: Idea = NO_IDEA,
 ) -> torch.optim.Optimizer:
-    """An optimizer with fresh state.
+    """Build an optimizer with fresh state.
 
     Args:
         groups: parameters per layer group, from input to output.
         optim: the ``optim`` group of the configuration.
         lr_factors: learning rate of each layer group, relative to the head's.
-        idea: may have an optimizer of its own.
+        idea: the user's functions, which may include an optimizer.
 
     Raises:
-        CodeError: that is none.
+        CodeError: the object that ``idea`` returns is not an optimizer.
     """
     parameter_groups = []
     for parameters, factor in zip(groups, lr_factors, strict=True):
         trained = [parameter for parameter in parameters if parameter.requires_grad]
-        # Weights of convolutions and linear layers have two or more dimensions; normalization
-        # layers and biases have one, and decaying those only shifts what they scale.
+        # Weights of convolutions and linear layers have two or more dimensions. Normalization
+        # layers and biases have one; decaying them only changes a scale or an offset.
         decayed = [parameter for parameter in trained if parameter.ndim > 1]
         others = [parameter for parameter in trained if parameter.ndim <= 1]
         for members, decay in ((decayed, optim.weight_decay), (others, 0.0)):
@@ -53,15 +53,15 @@ def build_optimizer(
 
 
 class _AdamW(torch.optim.AdamW):
-    """Torch's own, without the copy of every gradient that its CPU kernel makes of channels last.
+    """Torch's AdamW without the copies that its CPU kernel makes of channels-last gradients.
 
-    The kernel walks through memory, whatever the shape, so it is shown a parameter's tensors in the
-    order in which they lie there.
+    The kernel goes through memory whatever the shape is, so it is given the tensors of a parameter
+    with their dimensions in the order of memory.
     """
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
         has_complex: bool = super()._init_group(group, *lists)  # type: ignore[no-untyped-call]
-        shaped = lists[:4]  # parameters, gradients, both averages; the rest are single numbers
+        shaped = lists[:4]  # parameters, gradients and both averages; the others are single numbers
         for row, tensors in enumerate(zip(*shaped, strict=True)):
             if all(map(_is_channels_last_on_cpu, tensors)):
                 for each, tensor in zip(shaped, tensors, strict=True):
@@ -83,13 +83,13 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> N
         group["lr"] = lr * group["lr_factor"]
         if "betas" in group:
             group["betas"] = (momentum, *group["betas"][1:])
-        elif optimizer.defaults.get("momentum"):  # one without momentum stays without
+        elif optimizer.defaults.get("momentum"):  # an optimizer without momentum keeps none
             group["momentum"] = momentum
 
 
 def skip_unless(optimizer: torch.optim.Optimizer, is_finite: Tensor) -> None:
-    """Let the next step change nothing unless ``is_finite``, a bool scalar; waits for no GPU."""
-    # Fused optimizers change nothing where this is 1, as after an overflow of mixed precision.
+    """Let the next step change nothing unless ``is_finite``, a bool scalar; no wait for a GPU."""
+    # Fused optimizers change nothing if this is 1, as after an overflow of mixed precision.
     optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
 
 
@@ -104,16 +104,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give a fresh optimizer of the same parameters the state that another had.
+    """Give a fresh optimizer of the same parameters the state of another optimizer.
 
     Raises:
-        LookupError: the state is of other parameters.
+        LookupError: the state belongs to other parameters.
     """
     parameters = _parameters(optimizer)
     for key, value in tensors.items():
         number, _, name = key.partition(".")
         parameter = parameters[int(number)]
-        # Fused kernels walk through memory without a look at strides: as in the parameter.
+        # Fused kernels ignore strides, so the state needs the memory format of the parameter.
         like = None
         if value.shape == parameter.shape:
             like = torch.empty_like(parameter, dtype=value.dtype)
@@ -123,10 +123,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 @contextmanager
 def require_restorable(optimizer: torch.optim.Optimizer, now: Moment) -> Iterator[None]:
-    """Check, at the first step of a stage, that a checkpoint can hold what the update leaves.
+    """Check, at the first step of a stage, that a checkpoint can hold the optimizer's state.
 
     Raises:
-        CodeError: the optimizer keeps something else than tensors by parameter.
+        CodeError: the optimizer keeps other state than tensors by parameter.
     """
     if not now.starts_stage:
         yield
@@ -147,14 +147,14 @@ def require_restorable(optimizer: torch.optim.Optimizer, now: Moment) -> Iterato
     ]
     if kept:
         raise CodeError(
-            f"the optimizer keeps what a checkpoint does not hold: {', '.join(kept)}",
+            f"the optimizer keeps state that a checkpoint does not hold: {', '.join(kept)}",
             where=type(optimizer).__name__,
             fix="tensors in optimizer.state[parameter]",
         )
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> dict[tuple[int, str], str]:
-    """The values of each group besides its parameters."""
+    """The values of each group other than its parameters."""
     return {
         (number, name): repr(value)
         for number, group in enumerate(optimizer.param_groups)
@@ -170,7 +170,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 def freeze_body(
     model: nn.Module, groups: Sequence[Sequence[nn.Parameter]], *, frozen: bool
 ) -> None:
-    """Stop or resume the training of all layer groups but the last; BatchNorms always train."""
+    """Stop or resume the training of all layer groups except the last; BatchNorms always train."""
     for parameters in groups[:-1]:
         for parameter in parameters:
             parameter.requires_grad_(not frozen)

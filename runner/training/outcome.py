@@ -1,4 +1,4 @@
-"""What a finished run leaves on disk: its predictions, its bundle and its result."""
+"""The files of a finished run: its predictions, its bundle and its result."""
 
 import hashlib
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ from runner.training.step import Learner
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attempt at a run has reached at an evaluation.
+    """The results of an attempt at a run, at an evaluation.
 
     Attributes:
-        predictions: of the validation split, with the TTA of the run.
+        predictions: predictions of the validation split; at the end with the TTA of the run.
         plain: metrics of the plain predictions.
         learner: the learner whose network was evaluated and is shipped.
         used: the steps, images and seconds of every attempt at the run.
@@ -72,9 +72,9 @@ def result(
     """The result of a run, as values for JSON.
 
     Args:
-        experiment: what was trained.
-        loaded: what became of the pretrained weights; None without pretrained weights.
-        outcome: what the last attempt at the run reached.
+        experiment: the experiment that was trained.
+        loaded: report on loading the pretrained weights; None without pretrained weights.
+        outcome: the results of the last attempt at the run.
         digests: SHA-256 of each file of the bundle.
     """
     config, learner = experiment.config, outcome.learner

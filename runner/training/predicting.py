@@ -1,4 +1,4 @@
-"""Predictions of images: plain, and with any number of TTAs in one pass over them."""
+"""Predictions of images: plain, and with any number of TTAs in one pass over the images."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ from runner.tricks import augment as augmentation
 from runner.tricks.resize import to_size
 from runner.tricks.tta import Look, combine, looks, looks_used
 
-_MOST_IMAGES = 256  # per forward pass, where nobody says otherwise
+_MOST_IMAGES = 256  # per forward pass, by default
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Predictions:
 
     Attributes:
         labels: (n,) int64.
-        plain: (n, K) float32, of the plain view.
+        plain: (n, K) float32, probabilities of the plain view.
         tta: (n, K) float32, combined over the views; equal to ``plain`` without TTA.
         passes_plain: forward passes per image for ``plain``.
         passes_tta: forward passes per image for ``tta``.
-        seconds: the evaluation took.
+        seconds: time that the evaluation took.
     """
 
     labels: NDArray[np.int64]
@@ -62,7 +62,7 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Predictions:
-    """Predict the validation split as ``config`` says, with its TTA or with the plain view alone.
+    """Predict the validation split with the TTA of ``config``, or with the plain view alone.
 
     See :func:`evaluate_variants`.
     """
@@ -85,16 +85,17 @@ def evaluate_variants(
     """Predict the validation split, plain and with several TTAs, in one pass over the data.
 
     Args:
-        learner: what predicts.
-        dataset: its validation split is predicted.
-        config: says the augmentation of random passes, the seed and the batch size; its ``tta`` is
+        learner: the learner that predicts.
+        dataset: the data set whose validation split is predicted.
+        config: sets the augmentation of random passes, the seed and the batch size; its ``tta`` is
             not read.
-        variants: one or more.
-        progress: told the number of batches done, and of all.
-        should_stop: asked after every batch.
+        variants: one or more TTAs.
+        progress: called with the number of batches done and their total.
+        should_stop: called after every batch.
 
     Returns:
-        Predictions of each of ``variants``, with the plain predictions and the seconds of them all.
+        Predictions of each of ``variants``; the plain predictions and the seconds are the same in
+        all of them.
 
     Raises:
         Interrupted: ``should_stop`` returned true in one of the processes.
@@ -136,10 +137,10 @@ def evaluate_variants(
 
 
 def images_per_pass(config: RunConfig, learner: Learner) -> int:
-    """``eval.batch_size``; where it is null, on a CPU no more pixels than 256 images of 64 px.
+    """``eval.batch_size``; if it is null, 256 images, on a CPU as many as have the pixels of 64 px.
 
-    Smaller batches of larger images are as fast there, and evaluation takes no more memory than
-    training. A GPU wants many images, and has the memory.
+    On a CPU, smaller batches of larger images are as fast, and evaluation then takes no more memory
+    than training. A GPU needs many images to be fast, and has the memory.
     """
     if config.eval.batch_size is not None:
         return config.eval.batch_size
@@ -150,12 +151,13 @@ def images_per_pass(config: RunConfig, learner: Learner) -> int:
 
 @dataclass(frozen=True)
 class Probabilities:
-    """What a network says of n images.
+    """The predictions of a network for n images.
 
     Attributes:
-        plain: (n, K) float32, of the plain view.
-        combined: (n, K) float32 for each TTA.
-        broken: reason by row, of images that cannot be read; their probabilities mean nothing.
+        plain: (n, K) float32, probabilities of the plain view.
+        combined: (n, K) float32, combined probabilities, one array for each TTA.
+        broken: for each image that cannot be read, the reason by its row; its probabilities mean
+            nothing.
     """
 
     plain: NDArray[np.float32]
@@ -176,30 +178,30 @@ def probabilities(
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Probabilities:
-    """Predict images, plain and with several TTAs, in one pass over them.
+    """Predict images, plain and with several TTAs, in one pass over the images.
 
-    What several of them look at is computed once. Deterministic: only ``tta.passes`` draw anything,
-    keyed by (seed, pass, row), so an image's prediction does not depend on which others share its
-    batch, nor a variant's on which others are asked for. Several processes take turns at the
-    batches, and each gets all predictions.
+    A view that several TTAs share is computed once. Only ``tta.passes`` draw random numbers, keyed
+    by (seed, pass, row). So the prediction of an image does not depend on the other images of its
+    batch, and that of a variant does not depend on the other variants. Several processes share the
+    batches, and each process gets all predictions.
 
     Args:
-        learner: what predicts; its ``preprocess`` says what it sees of an image.
-        store: of the images.
-        indices: (n,) of the images, in the order of the rows.
+        learner: the learner that predicts; its ``preprocess`` sets which part of an image it sees.
+        store: the store of the images.
+        indices: (n,) indices of the images in ``store``, in the order of the rows.
         variants: TTAs, perhaps none.
-        augment: of random passes.
-        seed: of random passes.
+        augment: augmentation of random passes.
+        seed: seed of random passes.
         batch_size: images per forward pass.
-        num_workers: processes that read ahead.
-        progress: told the number of batches done, and of all.
-        should_stop: asked after every batch.
+        num_workers: number of processes that read ahead.
+        progress: called with the number of batches done and their total.
+        should_stop: called after every batch.
 
     Raises:
         Interrupted: ``should_stop`` returned true in one of the processes.
     """
     size, crop = learner.preprocess.size, learner.preprocess.crop
-    # The plain view is always computed, and reused where it is one of the wanted ones.
+    # The plain view is always computed, and reused if a TTA needs it.
     plain_look = plain_view(crop)
     wanted = list(
         dict.fromkeys([plain_look, *(look for tta in variants for look in looks(tta, crop))])
@@ -217,7 +219,7 @@ def probabilities(
 
     def read(number: int) -> tuple[dict[Look, Pixels], dict[int, str]]:
         rows = order[number]
-        # What is on the GPU was whole when it was decoded, and is read there as often as needed.
+        # Images on the GPU were readable when they were decoded, and reading them again is cheap.
         images = store if is_resident else LoadedImages(store, indices[rows])
         fixed = zip(views, view_squares(images, indices[rows], views), strict=True)
         random = (
@@ -233,7 +235,7 @@ def probabilities(
     )
     broken: dict[int, str] = {}
     is_stopped = False
-    # Processes cannot share what is on a GPU.
+    # Other processes cannot read pixels on a GPU.
     batches = read_ahead(read, len(order), 0 if is_resident else num_workers)
     with torch.inference_mode(), closing(batches):
         for done, (rows, (by_look, unread)) in enumerate(zip(order, batches, strict=True)):
@@ -257,7 +259,7 @@ def probabilities(
             if is_stopped := should_stop():
                 break
     learner.processes.stop_if(is_stopped)
-    # Every row is some process's and zero with the others: the sums are exact.
+    # Each row comes from one process and is zero in the others, so the sums are exact.
     all_plain, *all_combined = (
         learner.processes.sum(part).cpu().numpy() for part in (plain, *combined)
     )
@@ -269,7 +271,7 @@ def _predict(learner: Learner, images: Tensor) -> Tensor:
 
 
 def displayed_view(pixels: Pixels, view: View, learner: Learner) -> Tensor:
-    """The squares of a view, scaled and mirrored as it says: (N, 3, S, S) float in 0..1."""
+    """Scale and mirror the squares of a view as it requires: (N, 3, S, S) float in 0..1."""
     preprocess = learner.preprocess
     size = max(1, round(preprocess.size * view.scale))
 

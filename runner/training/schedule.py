@@ -1,7 +1,7 @@
 """The plan of a training run: stages, each with its steps, batch size, image size and rates.
 
-Durations are turned into steps once, here; below, every value is a pure function of the progress
-0..1 through its stage, and of nothing that happened before.
+This module converts durations to steps, once. Below, every value is a pure function of the progress
+0..1 through its stage, and does not depend on earlier steps.
 """
 
 import math
@@ -13,10 +13,10 @@ from runner.config.schema import Optim, Resize, RunConfig
 from runner.errors import DataError
 from runner.tricks.resize import first_size, relative_pixels, size_at
 
-_FROZEN_WARMUP = 0.99  # fastai's fine_tune: the rate only rises while the body is frozen
+_FROZEN_WARMUP = 0.99  # as in fastai's fine_tune, where the rate only rises with a frozen body
 _FINE_TUNE_WARMUP = 0.3
 _FINE_TUNE_DIV = 5.0
-_FROZEN_BODY_FACTOR = 0.1  # of the head's rate, for the BatchNorms of a frozen body
+_FROZEN_BODY_FACTOR = 0.1  # rate of the BatchNorms in a frozen body, relative to the head's
 
 OfProgress = Callable[[float], float]
 
@@ -26,14 +26,14 @@ class Stage:
     """A part of training with one optimizer and one cycle of its rates.
 
     Attributes:
-        name: shown to the user.
-        num_steps: optimizer steps; the last epoch may be a part of one.
-        steps_per_epoch: batches in a pass over the training split.
+        name: name of the stage, shown to the user.
+        num_steps: number of optimizer steps; the last epoch may be a partial one.
+        steps_per_epoch: number of batches in a pass over the training split.
         batch_size: images per step.
-        size: image size, px, at a progress.
-        lr: learning rate of the head at a progress.
-        momentum: momentum, or β1, at a progress.
-        frozen: all but the last layer group stand still, except their BatchNorms.
+        size: function from progress to image size, px.
+        lr: function from progress to the learning rate of the head.
+        momentum: function from progress to momentum, or β1.
+        frozen: whether only the last layer group and the BatchNorms are trained.
         lr_factors: learning rate of each layer group, relative to the head's.
     """
 
@@ -49,22 +49,22 @@ class Stage:
 
     @property
     def num_epochs(self) -> int:
-        """Epochs begun; the last may be a part of one."""
+        """Number of epochs that the stage begins; the last may be a partial one."""
         return math.ceil(self.num_steps / self.steps_per_epoch)
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What is planned for one step of a training run.
+    """The plan of one step of a training run.
 
     Attributes:
         stage: number of the stage, from 0.
         epoch: number of the epoch over all stages, from 0.
         step: number of the step in its epoch, from 0.
-        starts_stage: whether it is the first step of its stage.
-        ends_epoch: whether it is the last step of its epoch.
-        before: steps before it, over all stages.
-        progress: through all stages, in 0..1.
+        starts_stage: whether this is the first step of its stage.
+        ends_epoch: whether this is the last step of its epoch.
+        before: number of steps before this step, over all stages.
+        progress: progress through all stages, in 0..1.
         size: image size, px.
         lr: learning rate of the head.
         momentum: momentum, or β1.
@@ -83,7 +83,7 @@ class Moment:
 
 
 def moment(stages: Sequence[Stage], before: int) -> Moment:
-    """The step that comes after ``before`` steps; nothing but the plan decides what it is.
+    """The plan of the step that comes after ``before`` steps.
 
     Raises:
         IndexError: the plan has no such step.
@@ -112,15 +112,15 @@ def moment(stages: Sequence[Stage], before: int) -> Moment:
 
 
 def cosine(start: float, end: float, position: float) -> float:
-    """From ``start`` to ``end`` along half a cosine, at ``position`` in 0..1."""
+    """The value at ``position`` in 0..1 of half a cosine from ``start`` to ``end``."""
     return start + (1 + math.cos(math.pi * (1 - position))) * (end - start) / 2
 
 
 def one_cycle(progress: float, peak: float, warmup: float, div: float, div_final: float) -> float:
     """Learning rate of the one-cycle policy (Smith 2018, arXiv:1803.09820; fastai's constants).
 
-    A cosine from ``peak / div`` to ``peak`` over the first ``warmup`` of the way, then down to
-    ``peak / div_final``.
+    A cosine from ``peak / div`` to ``peak`` over the first ``warmup`` of the progress, then a
+    cosine to ``peak / div_final``.
     """
     if progress < warmup:
         return cosine(peak / div, peak, progress / warmup)
@@ -128,7 +128,7 @@ def one_cycle(progress: float, peak: float, warmup: float, div: float, div_final
 
 
 def one_cycle_momentum(progress: float, high: float, low: float, warmup: float) -> float:
-    """Momentum in opposition to the rate: ``high`` → ``low`` over ``warmup``, and back."""
+    """Momentum opposite to the rate: from ``high`` to ``low`` over ``warmup``, and back."""
     if progress < warmup:
         return cosine(high, low, progress / warmup)
     return cosine(low, high, (progress - warmup) / (1 - warmup))
@@ -142,15 +142,15 @@ def flat_cosine(progress: float, peak: float, decay_from: float, div_final: floa
 
 
 def constant(progress: float, value: float) -> float:
-    """``value``, whatever the progress."""
+    """``value`` at any progress."""
     return value
 
 
 def plan(config: RunConfig, num_train: int) -> tuple[Stage, ...]:
-    """The stages of a run on ``num_train`` images.
+    """Plan the stages of a run on ``num_train`` images.
 
     Raises:
-        DataError: fewer images than one batch.
+        DataError: there are fewer images than one batch.
     """
     optim, size = config.optim, config.size
     at_full_size = partial(constant_size, size=size)
@@ -200,15 +200,15 @@ def plan(config: RunConfig, num_train: int) -> tuple[Stage, ...]:
 
 
 def constant_size(progress: float, size: int) -> int:
-    """``size``, whatever the progress."""
+    """``size`` at any progress."""
     return size
 
 
 def _steps_of_equal_cost(num_steps: int, size: int, resize: Resize) -> int:
     """Steps of the progressive schedule that cost as many pixels as ``num_steps`` at full size."""
     found = num_steps
-    # The cost per step depends a little on the number of steps, so the division is repeated with
-    # its own result; a few rounds settle it to half a step.
+    # The cost per step depends slightly on the number of steps, so the division is repeated with
+    # its own result; after a few rounds the number is right to half a step.
     for _ in range(20):
         before, found = found, max(1, round(num_steps / relative_pixels(found, size, resize)))
         if found == before:
@@ -219,7 +219,7 @@ def _steps_of_equal_cost(num_steps: int, size: int, resize: Resize) -> int:
 def _fine_tune(
     config: RunConfig, num_train: int, size: Callable[[float], int]
 ) -> tuple[Stage, ...]:
-    """As fastai's: a frozen stage, then one at half the rate, spread over the layer groups."""
+    """The stages of fastai: frozen, then at half the rate, spread over the layer groups."""
     optim = config.optim
     stage_of = partial(_stage, num_train=num_train, batch_size=config.data.batch_size, size=size)
     frozen: tuple[Stage, ...] = ()

@@ -1,4 +1,4 @@
-"""One run, from its checked configuration to its result on disk; steered by :class:`Attempt`."""
+"""One run, from its checked configuration to its result on disk; :class:`Attempt` trains it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -33,23 +33,24 @@ from runner.training.step import Learner
 def train_and_evaluate(
     experiment: Experiment, folder: RunFolder, display: Display, processes: Processes = ALONE
 ) -> tuple[str, dict[str, Any]]:
-    """Train, evaluate and write the run folder, from where an earlier attempt left off.
+    """Train, evaluate and write the run folder; resume an earlier attempt if there is one.
 
     Args:
-        experiment: what is trained; its identity must have been checked against ``folder``.
+        experiment: the experiment; its identity must have been checked against ``folder``.
         folder: folder of the run.
         display: shows the progress.
         processes: the processes that share the run.
 
     Returns:
-        How the run came to its result, and the content of ``result.json``. How is ``finished``,
-        ``resumed`` (and finished), or ``skipped`` if another process has just finished the run.
+        How the run came to its result, and the content of ``result.json``. The former is
+        ``finished``, ``resumed`` (and finished), or ``skipped`` if another process has just
+        finished the run.
 
     Raises:
         BusyError: another process is working on this run.
         TrainingError: training diverged or memory ran out; ``status.json`` says so too.
         ArtefactError: there are checkpoints, but none can be used.
-        Interrupted: a signal came; what was done is saved.
+        Interrupted: a signal came; a checkpoint has been written.
     """
     config, dataset = experiment.config, experiment.dataset
     stages = plan(config, len(dataset.train))
@@ -133,8 +134,8 @@ def _owned(folder: RunFolder, processes: Processes) -> Iterator[None]:
 
 
 def _begin(experiment: Experiment, folder: RunFolder) -> None:
-    """Write what the run is, before its first step."""
-    folder.check(experiment.identity)  # again: nobody else can begin another run here any more
+    """Record the identity of the run and its inputs, before its first step."""
+    folder.check(experiment.identity)  # again: now no other process can begin a run here
     if experiment.config.force:
         folder.clear()
     folder.begin(experiment.identity, to_dict(experiment.config), experiment.overrides)
@@ -144,7 +145,7 @@ def _begin(experiment: Experiment, folder: RunFolder) -> None:
 
 
 def _origin(experiment: Experiment) -> dict[str, Any]:
-    """Which run a result is of, and the command that made it."""
+    """The identity of the run that a result belongs to, and the command of that run."""
     return {
         "identity": experiment.identity["identity"],
         "command": ["python", "-m", "runner.train", *experiment.overrides],
@@ -152,17 +153,17 @@ def _origin(experiment: Experiment) -> dict[str, Any]:
 
 
 def _batch_key(config: RunConfig, batch_size: int) -> str:
-    """The key that batches of this size come from."""
+    """The key that sets batches of this size."""
     return "data.batch_size" if config.data.batch_size == batch_size else "resize.first_batch_size"
 
 
-# Of a CPU, of a GPU that has no room even for a program, and of the libraries of NVIDIA: plain
-# RuntimeErrors, which only their text tells from others.
+# Errors of a CPU, of a GPU without memory even for a program, and of NVIDIA's libraries: they are
+# plain RuntimeErrors, which differ from others only in their text.
 _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 
 
 def _user_error(error: Exception, experiment: Experiment) -> RunnerError | None:
-    """The error for the user where the cause is one we know; None for a bug."""
+    """The error for the user if the cause is a known one; None for a bug."""
     if isinstance(error, RunnerError):
         return error
     config, code = experiment.config, experiment.idea.file
@@ -187,7 +188,7 @@ def _user_error(error: Exception, experiment: Experiment) -> RunnerError | None:
             fix="the same command goes on from the last checkpoint",
         )
     if code is not None and blamed(error) is None and hasattr(error, "__notes__"):
-        # In a step, such as a gradient that cannot be computed after a change in place.
+        # An error in a step, such as a gradient that cannot be computed after a change in place.
         return failed(error, f"what the functions of {code.name} returned")
     return blamed(error)
 
@@ -196,7 +197,7 @@ def _shown_workers(config: RunConfig) -> str:
     return "null" if config.data.num_workers is None else str(config.data.num_workers)
 
 
-_LARGEST_SAVING = 0.05  # of the time, that checkpoints at the ends of epochs may take
+_LARGEST_SAVING = 0.05  # largest part of the time for checkpoints at the ends of epochs
 
 
 class Attempt:
@@ -218,18 +219,18 @@ class Attempt:
         self._display = display
         self._training = Training(learner, experiment.dataset, stages, experiment.config)
         self._meter = Meter(stages, experiment.config.eval.every)
-        # Now, before the code behind it can change.
+        # Taken now, before the code that it describes can change.
         self._environment = environment(learner.device, learner.precision, learner.processes)
         self._saved = (0, False)  # steps done at the last checkpoint, and whether unevaluated
         self._saved_at, self._save_seconds = time.monotonic(), 0.0
 
     @property
     def progress(self) -> str:
-        """How far the run is."""
+        """The place of the last step, for messages."""
         return f"after step {self._training.done} of {self._training.total}"
 
     def resume(self) -> bool:
-        """Continue from the newest checkpoint that is whole; return whether there is one.
+        """Continue from the newest complete checkpoint; return whether there is one.
 
         Raises:
             ArtefactError: there are checkpoints, but none can be used.
@@ -254,17 +255,17 @@ class Attempt:
         if is_first:
             self._folder.rewind(found.state["logs"])
         for difference in differences(found.state["environment"], self._environment):
-            self._display.line(f"note: {difference}: the result is the same but for rounding")
+            self._display.line(f"note: {difference}: the result is the same except for rounding")
         self._saved = (found.done, self._meter.is_row_over)
         self._display.line(f"going on {self.progress}")
         return True
 
     def train(self, should_stop: Callable[[], bool]) -> Outcome:
-        """Make the steps that are left, with their evaluations and checkpoints.
+        """Make the remaining steps, with their evaluations and checkpoints.
 
         Args:
-            should_stop: whether this process was asked to end; asked after every step and after
-                every batch of an evaluation.
+            should_stop: returns whether a signal has asked this process to end; called after every
+                step and after every batch of an evaluation.
 
         Raises:
             Interrupted: one of the processes was asked to end; a checkpoint was written.
@@ -290,7 +291,7 @@ class Attempt:
             raise
 
     def _end_row(self, should_stop: Callable[[], bool]) -> Outcome:
-        """Evaluate the network as it is now, and write the row."""
+        """Evaluate the current network, and write the row."""
         learner = self._training.evaluated
         predictions = evaluate(
             learner,
@@ -309,7 +310,7 @@ class Attempt:
         return Outcome(predictions, plain, learner, self._meter, self._environment)
 
     def _is_save_due(self) -> bool:
-        """Every ``checkpoint.minutes``; at the end of an epoch already if saving costs little."""
+        """Whether ``checkpoint.minutes`` have passed, or an epoch is over and saving is cheap."""
         elapsed = time.monotonic() - self._saved_at
         is_cheap = self._save_seconds <= _LARGEST_SAVING * elapsed
         return elapsed >= 60 * self._config.checkpoint.minutes or (
@@ -317,7 +318,7 @@ class Attempt:
         )
 
     def _save(self) -> None:
-        """Commit a checkpoint, unless there is one of this very step."""
+        """Commit a checkpoint, unless this step already has one."""
         started = time.monotonic()
         done, place = self._training.done, (self._training.done, self._meter.is_row_over)
         if self._learner.processes.is_first and place != self._saved:

@@ -1,4 +1,4 @@
-"""Training, from pixels to numbers; a step reads in the order it runs."""
+"""A training step, from pixels to updated weights; the code reads in the order in which it runs."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -37,17 +37,17 @@ from runner.tricks.smoothing import one_hot, smooth
 
 @dataclass(frozen=True)
 class Learner:
-    """A network with everything that training and evaluating it have in common.
+    """A network with everything that training and evaluation have in common.
 
     Attributes:
-        model: from normalized images (N, 3, H, W) to logits (N, K).
-        groups: its parameters per layer group, from input to output.
-        num_outputs: K.
-        preprocess: how images become its inputs.
-        device: where it computes.
+        model: the network, from normalized images (N, 3, H, W) to logits (N, K).
+        groups: parameters of ``model`` per layer group, from input to output.
+        num_outputs: K, the number of logits.
+        preprocess: how images become inputs of ``model``.
+        device: the device that computes.
         precision: ``fp32`` or ``bf16``.
-        processes: that share the work.
-        idea: the reader's own functions.
+        processes: the processes that share the work.
+        idea: the user's own functions.
     """
 
     model: nn.Module
@@ -60,13 +60,13 @@ class Learner:
     idea: Idea = NO_IDEA
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Mixed precision, where it is on."""
+        """A context of mixed precision if ``precision`` is ``bf16``, otherwise of none."""
         return torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
         )
 
     def logits(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) float in 0..1 → logits (N, K) float32."""
+        """Map images (N, 3, H, W), float in 0..1, to logits (N, K) float32."""
         inputs = normalize(images, self.preprocess.mean, self.preprocess.std)
         with self.autocast():
             outputs: Tensor = self.model(inputs)
@@ -75,15 +75,16 @@ class Learner:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training step works on; all of it is determined by (seed, epoch, step).
+    """The input of one training step; (seed, epoch, step) determine all of it.
 
     Attributes:
         moment: the place of the step in the plan; it sets the size of the images.
-        pixels: of M images: this process's N, then those that are there as their partners only.
+        pixels: pixels of M images: the N images of this process, then images that are needed only
+            as partners.
         labels: (M,) int64.
-        draws: of the M images.
-        mix: of the first N; None where nothing is mixed, and then M = N.
-        num_images: in the step, over all processes.
+        draws: augmentation of the M images.
+        mix: the mix of the first N images; None if nothing is mixed, and then M = N.
+        num_images: number of images in the step, over all processes.
     """
 
     moment: Moment
@@ -97,15 +98,15 @@ class Batch:
 def train_step(
     learner: Learner, optimizer: torch.optim.Optimizer, batch: Batch, config: RunConfig
 ) -> Tensor:
-    """One update; returns the training loss of the whole step, a scalar on the device.
+    """Make one update; return the training loss of the whole step, a scalar on the device.
 
-    Each trick acts on one line, in the order of the lines. Where the loss or a gradient is not
-    finite, the weights stay as they are. Nothing here waits for a GPU: there the returned loss is
-    NaN then, and :func:`require_finite` raises later.
+    Each trick acts on one line, in the order of the lines. If the loss or a gradient is not finite,
+    the weights stay unchanged. The function does not wait for a GPU: on a GPU, the returned loss is
+    NaN in that case, and :func:`require_finite` raises later.
 
     Raises:
         TrainingError: the loss or a gradient is not finite, on a CPU.
-        CodeError: a function of the reader's returns what it must not.
+        CodeError: a function of the user returns a wrong value.
     """
     device, idea, progress = learner.device, learner.idea, batch.moment.progress
     keyed = partial(code_generator, learner, config.seed, batch.moment)
@@ -117,7 +118,7 @@ def train_step(
         images, targets = mixing.mix_images(images, mix), mixing.mix_targets(targets, mix)
     targets = smooth(targets, config.smoothing.epsilon)
     targets = idea.targets(targets, keyed, progress)
-    # Processes average their gradients, so each loss counts by its part of the images.
+    # Processes average their gradients, so each loss is weighted by its part of the images.
     part = len(images) / batch.num_images
     loss = idea.loss(learner.logits(images), targets) * (part * learner.processes.count)
     optimizer.zero_grad(set_to_none=True)
@@ -154,7 +155,7 @@ def seed_global_generators(device: torch.device, seed: int) -> None:
 
 
 def code_generator(learner: Learner, seed: int, now: Moment, name: str) -> torch.Generator:
-    """The generator of the reader's function ``name`` in one step, on the learner's device."""
+    """The generator for the user's function ``name`` in one step, on the learner's device."""
     rank = learner.processes.rank
     place = (now.epoch, now.step, rank) if rank else (now.epoch, now.step)
     return torch.Generator(learner.device).manual_seed(torch_seed(seed, f"code {name}", *place))
@@ -164,7 +165,7 @@ def updated(learner: Learner, optimizer: torch.optim.Optimizer, loss: Tensor) ->
     """Update the weights if ``loss`` and all gradients are finite.
 
     Returns:
-        ``loss``; on a GPU NaN where the weights were left as they are.
+        ``loss``; on a GPU, NaN if the weights stayed unchanged.
 
     Raises:
         TrainingError: the loss or a gradient is not finite, on a CPU.
@@ -176,17 +177,17 @@ def updated(learner: Learner, optimizer: torch.optim.Optimizer, loss: Tensor) ->
     else:
         is_finite = torch.isfinite(witness)
         skip_unless(optimizer, is_finite)
-        # Not torch.where: it copies the NaN to the GPU, and waits.
+        # torch.where would copy the NaN to the GPU, and wait.
         loss = loss.masked_fill(~is_finite, torch.nan)
     optimizer.step()
     return loss
 
 
 def _sizes(gradients: list[Tensor]) -> list[Tensor]:
-    """A number for each gradient, finite only if the gradient is; cheap on its device."""
+    """A number for each gradient that is finite only if the gradient is; cheap on its device."""
     if gradients[0].device.type == "cpu":
         return [gradient.sum() for gradient in gradients]
-    # A few kernels for all of them. Absolute values, not squares, which could overflow.
+    # A few kernels for all gradients. Absolute values, because squares could overflow.
     return list(torch._foreach_norm(gradients, 1))
 
 
@@ -207,7 +208,7 @@ def augmented(
     augment: Augment,
     device: torch.device,
 ) -> Tensor:
-    """Raw pixels as augmented images (N, 3, size, size) float in 0..1 on ``device``."""
+    """Augment raw pixels to images (N, 3, size, size), float in 0..1, on ``device``."""
     maps = _tensor(augmentation.homographies(draws, pixels.extents), device)
     brightness, contrast = _tensor(draws.brightness, device), _tensor(draws.contrast, device)
 
@@ -227,7 +228,7 @@ def augmented(
 def source_pixels(
     store: Store, indices: Indices, draws: augmentation.Draws, augment: Augment
 ) -> Pixels:
-    """The pixels that a batch is augmented from: random squares, or whole rectangles."""
+    """Read the pixels that augmentation starts from: random squares, or whole rectangles."""
     if augment.crop_from == "rectangle":
         return rectangles(store, indices)
     return squares(store, indices, draws.place)
@@ -239,10 +240,10 @@ _CACHED_FLOATS = 2**19  # of the canvas; measured on two cores at 64 and 128 px
 def by_parts(
     work: Callable[[Tensor, slice], Tensor], pixels: Pixels, device: torch.device
 ) -> Tensor:
-    """``work`` of raw pixels as floats in 0..255 on ``device``; it treats each image by itself.
+    """Apply ``work``, which treats each image by itself, to pixels as floats in 0..255.
 
-    On a CPU it gets a few images at a time, with their rows: what it makes of them stays in the
-    cache then, where a whole batch would go through memory at each of its operations.
+    ``work`` runs on ``device``. On a CPU it gets a few images at a time, with their rows: its
+    results then stay in the cache, whereas each operation on a whole batch would go through memory.
     """
     canvas = pixels.canvas
     count, floats = len(canvas), canvas[0].numel()

@@ -178,7 +178,7 @@ def test_a_program_of_other_statistics_is_refused(
 
     to_torch = programs.to_torch
     monkeypatch.setattr(programs, "to_torch", with_other_statistics)
-    with pytest.raises(ArtefactError, match="does not say what the network says"):
+    with pytest.raises(ArtefactError, match="does not agree with the network"):
         export.export(bundle, "torch", REAL, threads=1)
 
 
@@ -265,7 +265,7 @@ def test_a_damaged_program_is_not_written(
 
     monkeypatch.setattr(programs, "to_onnx", damaged)
     assert called(monkeypatch, str(run)) == 7
-    assert "does not say what the network says" in capsys.readouterr().err
+    assert "does not agree with the network" in capsys.readouterr().err
     assert list(here.iterdir()) == []
 
 
@@ -296,7 +296,7 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "no such run": (["nowhere"], 3, "no such folder"),
     "another format": (["RUN", "--format", "tflite"], 2, "invalid choice"),
     "a folder": (["RUN", "--output", "."], 2, "model.onnx"),
-    "no images": (["RUN", "--images", "."], 3, "no images there"),
+    "no images": (["RUN", "--images", "."], 3, "no images found"),
     "no image": (["RUN", "--format", "torch", "--images", "bad.png"], 3, "bad.png"),
 }
 

@@ -159,7 +159,7 @@ def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path) -> None:
     weights = of_file(path)
     weights.read()
     with_metadata(path, noise(trained_tensors()))
-    with pytest.raises(ArtefactError, match="changed since it was looked at") as caught:
+    with pytest.raises(ArtefactError, match="changed since it was checked") as caught:
         weights.read()
     assert str(path) in caught.value.where
 

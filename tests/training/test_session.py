@@ -486,7 +486,7 @@ def test_another_machine_is_told(config, tmp_path, monkeypatch, capsys):
     folder = stopped(tmp_path, config, monkeypatch)
     assert attempt(folder, replace(config, threads=2))[0] == "resumed"
     said = " ".join(capsys.readouterr().out.split())
-    assert "note: threads 1 → 2: the result is the same but for rounding" in said
+    assert "note: threads 1 → 2: the result is the same except for rounding" in said
 
 
 def test_a_finished_run_is_not_run_again(finished, config, monkeypatch):
