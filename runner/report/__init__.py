@@ -1,5 +1,5 @@
-"""Run folders in, an answer out: whether a trick helps, and whether that is more than noise.
+"""The report on run folders: whether a trick helps, and whether the difference exceeds the noise.
 
-``runs`` reads folders, ``groups`` sorts them into what may be compared, ``answer`` compares,
-``text`` and ``page`` say it in the terminal and in HTML.
+``runs`` reads folders, ``groups`` sorts runs into comparable groups, ``answer`` compares the runs
+of a group, ``text`` and ``page`` write the answer for the terminal and as HTML.
 """

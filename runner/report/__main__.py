@@ -1,10 +1,10 @@
 """Compare finished runs and say which trick helps: ``python -m runner.report outputs``.
 
-Runs that are equal but for trick and seed are compared, paired by seed, each trick with the
-baseline; with --by the values of other keys are compared instead. The verdict is helps, hurts, no
-difference larger than the margin, or cannot tell, and then what would settle it. Works while a
-sweep is at them, and changes no run; a cache of which images each run has right is kept in the
-first folder's cache/report.npz.
+Runs that are equal except for trick and seed are compared, paired by seed, each trick with the
+baseline; with --by, the values of other keys are compared instead. The verdict is helps, hurts, no
+difference larger than the margin, or cannot tell, with advice on what would settle it. The command
+works during a sweep, and changes no run; the first folder's cache/report.npz remembers which images
+each run has right.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from runner.terminal.console import TABLE_WIDTH, PipeConsole, printable, table_c
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the command's words."""
+    """Make the parser of the command's words."""
     parser = argparse.ArgumentParser(prog=program("report"), description=__doc__)
     parser.add_argument(
         "outputs", nargs="*", type=Path, help="folders of runs, or runs (default: outputs)"
@@ -80,7 +80,7 @@ def _report(arguments: argparse.Namespace) -> None:
         arguments.by,
         ("python", "-m", "runner.report", *map(str, arguments.outputs)),
     )
-    if cache.is_dir():  # a folder of ours, not a copy of some runs
+    if cache.is_dir():  # the folder is an ``outputs`` folder, not a copy of some runs
         book.save()
     contents: dict[str, Callable[[], str]] = {
         "html": lambda: _page(found),
@@ -89,7 +89,7 @@ def _report(arguments: argparse.Namespace) -> None:
         "markdown": lambda: text.markdown(found),
     }
     if not write_outputs({name: getattr(arguments, name) for name in contents}, contents):
-        _tell(found, table_console())
+        _print(found, table_console())
 
 
 def _page(found: Answer) -> str:
@@ -98,13 +98,13 @@ def _page(found: Answer) -> str:
     return page(found)
 
 
-def _tell(found: Answer, console: PipeConsole) -> None:
-    # A narrow terminal shows what decides.
+def _print(found: Answer, console: PipeConsole) -> None:
+    # A narrow terminal shows only the columns that decide.
     left_out: list[str] = []
     if console.width < TABLE_WIDTH:
         left_out = ["over seeds", "p (Holm)"]
         if found.by:
-            left_out.append("without it")  # labels say it too
+            left_out.append("without it")  # labels name it too
         if all(row.forward_passes == 1 for group in found.groups for row in group.rows):
             left_out.append("passes per image")
     for part in text.content(found):

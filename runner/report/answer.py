@@ -42,9 +42,9 @@ from runner.report.statistics import (
 Interval = tuple[float, float]
 PRICES = ("images", "pixels", "seconds")
 FIRST_SEEDS = 5
-"""What is advised where there is one seed, which says nothing about how many are needed."""
-_MOST_NAMED = 3  # factors in one command; more are "all"
-_EQUAL_BUDGET = 0.005  # relative: what rounding to whole steps may do
+"""Number of seeds to advise after one seed, which does not show how many are needed."""
+_MOST_NAMED = 3  # most factors that a suggested command names; for more it says "all"
+_EQUAL_BUDGET = 0.005  # relative difference that rounding to whole steps may make
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Pair:
-    """One seed, with and without: images that only one of the two has right, exact McNemar p."""
+    """One seed with and without: the numbers of images that only one has right, exact McNemar p."""
 
     seed: int
     difference: float
@@ -71,8 +71,8 @@ class MoreRuns:
     """A command for other seeds.
 
     Attributes:
-        words: of a run's command but for its seed.
-        seeds: to run.
+        words: the words of a run's command, except its seed.
+        seeds: the seeds to run.
     """
 
     words: tuple[str, ...]
@@ -80,7 +80,7 @@ class MoreRuns:
 
     @property
     def command(self) -> str:
-        """To paste."""
+        """The command as text to paste."""
         first, last = self.seeds[0], self.seeds[-1]
         spelled = ",".join(map(str, self.seeds))
         if len(self.seeds) > 2 and last - first == len(self.seeds) - 1:
@@ -91,16 +91,16 @@ class MoreRuns:
 
 @dataclass(frozen=True)
 class Row:
-    """What one arm reached and used, over its seeds.
+    """The metrics and the cost of one arm, over its seeds.
 
     Attributes:
-        label: of the arm.
-        changes: what is on or differs from the baseline: tricks, or ``KEY=VALUE``.
-        values: of the factors that differ in the group, by dotted key.
-        seeds: of its runs.
+        label: label of the arm.
+        changes: differences from the baseline: tricks, or ``KEY=VALUE``.
+        values: values of the factors that differ in the group, by dotted key.
+        seeds: seeds of the arm's runs.
         metrics: accuracy, nll, brier and ece.
         price: images, pixels and seconds of training with its evaluations, median of the runs.
-        forward_passes: per validation image.
+        forward_passes: forward passes per validation image.
     """
 
     label: str
@@ -114,24 +114,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm against a reference, paired by seed.
+    """A comparison of an arm with a reference, paired by seed.
 
     Attributes:
-        label: of the trick, or of the arm.
+        label: label of the trick, or of the arm.
         arm: label of the arm.
-        reference: label of what it is compared with.
-        seeds: that both have.
+        reference: label of the reference.
+        seeds: seeds that both have.
         found: the difference in accuracy.
-        pairs: seed by seed.
-        p_zero: corrected by Holm over the comparisons of the same table; None for one seed.
-        p_margin: likewise, of the equivalence test.
-        verdict: on accuracy.
-        outlook: what would settle it, where the verdict is cannot tell.
+        pairs: the difference of each seed.
+        p_zero: p-value of no difference, corrected by Holm over the comparisons of the same table;
+            None for one seed.
+        p_margin: p-value of the equivalence test, corrected in the same way.
+        verdict: the verdict on accuracy.
+        outlook: data that would settle the comparison, if the verdict is cannot tell.
         others: difference in nll, brier and ece.
         price: images, pixels and seconds relative to the reference, median of the seeds, as
             machines are shared; and ``forward_passes``.
-        is_equal_budget: whether both trained on as many images and pixels.
-        more: runs that would settle it.
+        is_equal_budget: whether both trained on equally many images and pixels.
+        more: runs that would settle the comparison.
     """
 
     label: str
@@ -152,15 +153,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class GroupAnswer:
-    """All about one group of comparable runs.
+    """The answer about one group of comparable runs.
 
     Attributes:
-        group: itself.
-        rows: one per arm, the baseline first.
-        baseline: label of the baseline; None where there is none.
-        comparisons: arms against the baseline.
-        contributions: changes within combinations: with one against all the same without it.
-        notes: what limits the comparison, one sentence each.
+        group: the group.
+        rows: a row per arm, the baseline first.
+        baseline: label of the baseline; None if there is none.
+        comparisons: comparisons of arms with the baseline.
+        contributions: comparisons within combinations: an arm with the arm that lacks one change.
+        notes: limits of the comparison, a sentence each.
     """
 
     group: Group
@@ -173,15 +174,15 @@ class GroupAnswer:
 
 @dataclass(frozen=True)
 class Answer:
-    """All about the runs that were found.
+    """The answer about all runs that were found.
 
     Attributes:
-        groups: largest first.
-        unranked: runs that are not compared, and why.
-        foreign: names of entries that are no runs.
+        groups: answers about the groups, largest group first.
+        unranked: runs that are not compared, with the reasons.
+        foreign: names of entries that are not runs.
         margin: smallest difference in accuracy that matters, 0..1.
-        by: names of the factors; none for the tricks.
-        notes: what else could be compared, or not; commands to paste are indented.
+        by: names of the factors; empty for the tricks.
+        notes: hints at other possible comparisons; commands to paste are indented.
     """
 
     groups: tuple[GroupAnswer, ...]
@@ -203,14 +204,14 @@ def answer(
     """Compare the runs of every group.
 
     Args:
-        found: runs and what else lies there.
-        book: gives their scores.
+        found: the runs, and other entries of their folders.
+        book: the scores of the runs.
         margin: smallest difference in accuracy that matters, above 0, below 1.
-        baseline: of what to compare with, the label or the tricks joined by ``+``; or each
-            ``KEY=VALUE`` that it has. Without any it is the arm without tricks, or with ``by`` the
-            one with default values.
-        by: groups and keys that are compared, or ``all``; none for the tricks.
-        command: that was called, to advise another.
+        baseline: the arm to compare with: its label, its tricks joined by ``+``, or each
+            ``KEY=VALUE`` that it has. The default is the arm without tricks, or with ``by`` the arm
+            with default values.
+        by: groups and keys that are compared, or ``all``; empty for the tricks.
+        command: the command that was called, from which notes build others.
 
     Raises:
         ConfigError: no group has that baseline, or a key is unknown.
@@ -249,7 +250,7 @@ def answer(
 def _readable(
     runs: Iterable[FinishedRun], book: ScoreBook
 ) -> tuple[list[FinishedRun], list[Unranked]]:
-    """The runs whose predictions can be read, on the same images; and the others."""
+    """The runs with readable predictions for the same images, and the other runs."""
     labels: dict[str, str] = {}
     good: list[FinishedRun] = []
     bad: list[Unranked] = []
@@ -307,7 +308,7 @@ Asked = tuple[Arm, Arm, str]
 
 
 def _baseline(group: Group, words: Sequence[str]) -> Arm | None:
-    """The arm to compare with: as asked for, else the default, else with the fewest changes."""
+    """The arm to compare with: as requested, else the default, else with the fewest changes."""
     if not group.factors.are_tricks:
         return group.reference
     if len(words) == 1 and (arm := group.find(words[0])):
@@ -321,7 +322,7 @@ def _baseline(group: Group, words: Sequence[str]) -> Arm | None:
 
 
 def _own_plain(arm: Arm, reference: Arm) -> Arm | None:
-    """The plain view of the very runs of a TTA arm, where ``reference`` is their training."""
+    """The plain view of the same runs as a TTA arm, if ``reference`` is the same training."""
     is_own = (arm.view, reference.view) == ("tta", "plain")
     if not is_own or arm.training != reference.training:
         return None
@@ -329,7 +330,7 @@ def _own_plain(arm: Arm, reference: Arm) -> Arm | None:
 
 
 def _leave_one_out(group: Group, baseline: Arm) -> Iterable[Asked]:
-    """Arms of two and more changes, each with those that lack just one of its changes."""
+    """Pairs of an arm with two or more changes and an arm that lacks just one of its changes."""
     by_tricks = group.factors.are_tricks
     for arm in group.arms:
         for factor, part in arm.parts.items():
@@ -348,7 +349,7 @@ def _leave_one_out(group: Group, baseline: Arm) -> Iterable[Asked]:
 def _compare(
     arm: Arm, reference: Arm, label: str, book: ScoreBook, margin: float
 ) -> Comparison | None:
-    """The comparison, its verdict still open; None without a common seed."""
+    """Compare two arms, without a verdict yet; None if they have no common seed."""
     seeds = tuple(sorted(set(arm.runs) & set(reference.runs)))
     if not seeds:
         return None
@@ -396,7 +397,7 @@ def _compare(
 
 
 def _compare_all(asked: Sequence[Asked], book: ScoreBook, margin: float) -> tuple[Comparison, ...]:
-    """The comparisons of one table, their p-values corrected for their number."""
+    """The comparisons of one table, with p-values corrected for their number."""
     compared = [
         (comparison, arm, reference)
         for arm, reference, label in asked
@@ -421,7 +422,7 @@ def _judged(
     reference: Arm,
     margin: float,
 ) -> Comparison:
-    """The comparison with its verdict, and where there is none with what would bring it."""
+    """Add the verdict to a comparison, or if it is cannot tell, the runs that would settle it."""
     p_zero, p_margin, *levels = corrected
     said = verdict(one.found.mean, p_zero, p_margin)
     one = replace(one, p_zero=p_zero, p_margin=p_margin, verdict=said)
@@ -488,7 +489,7 @@ def _notes(
 
 
 def _note_on_the_baseline(group: Group, reference: Arm) -> Iterable[str]:
-    """Why this is the baseline, where its values are not all defaults."""
+    """Explain the choice of the baseline, unless all its values are defaults."""
     others = [
         factor.name
         for factor in group.factors.all
@@ -505,7 +506,7 @@ def _note_on_the_baseline(group: Group, reference: Arm) -> Iterable[str]:
 
 
 def _hints(groups: Sequence[Group], by: Sequence[str], command: Sequence[str]) -> Iterable[str]:
-    """What cannot be compared by these factors, and which ``--by`` would compare it."""
+    """Name the runs that these factors do not compare, and the ``--by`` that would compare them."""
     if not groups:
         return
     factors = groups[0].factors
@@ -543,12 +544,12 @@ def _hints(groups: Sequence[Group], by: Sequence[str], command: Sequence[str]) -
 
 
 def _trainings(group: Group) -> list[Look]:
-    """An example of each training in a group."""
+    """An example of each training in a group, as a look."""
     return list({canonical_text(arm.training): arm.look for arm in reversed(group.arms)}.values())
 
 
 def _baseline_command(arm: Arm) -> str:
-    """How to train the baseline of an arm, where leaving out the overlays does it."""
+    """The command that trains the baseline of an arm, if leaving out the overlays is enough."""
     seeds = tuple(sorted(arm.runs))
     words = _words_but_seed(arm.runs[seeds[0]])
     kept = tuple(word for word in words if not word.lstrip("+").startswith("trick="))
@@ -572,7 +573,7 @@ def _more_runs(arm: Arm, reference: Arm, wanted: int) -> tuple[MoreRuns, ...]:
 
 
 def _words_but_seed(run: FinishedRun) -> tuple[str, ...]:
-    """The command of a run without what is this run's alone; empty where it is not our command."""
+    """The command of a run without seed, run_dir and force; empty if it is not runner.train."""
     if run.command[:3] != ("python", "-m", "runner.train"):
         return ()
     own = ("seed=", "run_dir=", "force=")

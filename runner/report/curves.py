@@ -1,4 +1,4 @@
-"""Who is ahead when: validation accuracy against epochs, seconds and pixels."""
+"""Validation accuracy against epochs, seconds and pixels, and which arm is ahead when."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """Mean over the seeds, with the lowest and highest seed.
+    """The mean accuracy over the seeds, with the lowest and the highest seed.
 
     Attributes:
-        x: (E,) median position of each epoch's end on the axis, as machines are shared.
-        mean: (E,) accuracy, 0..1.
-        low: (E,) of the worst seed.
-        high: (E,) of the best seed.
+        x: (E,) position of each epoch's end on the axis; the median, because machines are shared.
+        mean: (E,) mean accuracy, 0..1.
+        low: (E,) accuracy of the worst seed.
+        high: (E,) accuracy of the best seed.
     """
 
     x: FloatArray
@@ -34,12 +34,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Lead:
-    """How an arm stands against its reference along an axis.
+    """How an arm compares with its reference along an axis.
 
     Attributes:
-        course: ``ahead`` or ``behind`` all the way, ``overtakes`` or ``falls behind`` where that is
-            its last change, ``level`` without a difference.
-        at: where the last change is; None without one.
+        course: ``ahead`` or ``behind`` all the way, ``overtakes`` or ``falls behind`` if that is
+            the last change, ``level`` without a difference.
+        at: position of the last change; None without a change.
     """
 
     course: Literal["ahead", "behind", "overtakes", "falls behind", "level"]
@@ -47,7 +47,7 @@ class Lead:
 
 
 def curve(arm: Arm, axis: str, seeds: Sequence[int] | None = None) -> Curve | None:
-    """The curve of an arm's training; None where epochs are missing from every seed."""
+    """The curve of an arm's training; None if the seeds have no epoch in common."""
     chosen = [arm.runs[seed] for seed in (arm.runs if seeds is None else seeds)]
     rows = [run.epochs for run in chosen if run.epochs]
     if not rows:
@@ -62,7 +62,7 @@ def curve(arm: Arm, axis: str, seeds: Sequence[int] | None = None) -> Curve | No
 
 
 def leads(arm: Arm, reference: Arm) -> dict[str, Lead]:
-    """By axis, how the mean of an arm stands against that of a reference, over common seeds."""
+    """Compare the mean of an arm with that of a reference, over common seeds, on each axis."""
     seeds = sorted(set(arm.runs) & set(reference.runs))
     found = {}
     for axis in AXES:
@@ -74,13 +74,13 @@ def leads(arm: Arm, reference: Arm) -> dict[str, Lead]:
 
 
 def _lead(ours: Curve, theirs: Curve) -> Lead | None:
-    """By straight lines between the epochs; None where the curves share no part of the axis."""
+    """Compare by straight lines between epochs; None if the curves share no part of the axis."""
     first, last = max(ours.x[0], theirs.x[0]), min(ours.x[-1], theirs.x[-1])
     if first > last:
         return None
     grid = np.unique(np.concatenate([ours.x, theirs.x, [first, last]]))
     grid = grid[(grid >= first) & (grid <= last)]
-    if len(grid) < 2:  # a point each, with rare evaluations, is no course
+    if len(grid) < 2:  # with rare evaluations, a single common point is not a course
         return None
     gap = np.interp(grid, ours.x, ours.mean) - np.interp(grid, theirs.x, theirs.mean)
     signs = np.sign(gap)
@@ -92,7 +92,7 @@ def _lead(ours: Curve, theirs: Curve) -> Lead | None:
     if not changes:
         return Lead("ahead" if final else "behind", None)
     _, after = changes[-1]
-    start = after - 1  # level since ``before``, where that is not the point right before
+    start = after - 1  # level since ``before``, unless that is the point right before
     part = gap[start] / (gap[start] - gap[after])
     at = float(grid[start] + part * (grid[after] - grid[start]))
     return Lead("overtakes" if final else "falls behind", at)

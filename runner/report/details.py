@@ -1,4 +1,4 @@
-"""What the page shows beyond the verdicts: calibration, confusion, images, and values of a key."""
+"""Details of the page beyond the verdicts: calibration, confusion, images, values of a key."""
 
 import base64
 import csv
@@ -25,7 +25,7 @@ from runner.report.groups import Arm, Group, group_runs
 from runner.report.runs import FinishedRun
 from runner.report.statistics import t_interval
 
-_LARGEST = 1e300  # a whole number in a foreign file may be larger than any float
+_LARGEST = 1e300  # a whole number in another's file may be larger than any float
 _NUM_BINS = 10
 _NUM_IMAGES = 12
 _THUMBNAIL = 72  # px
@@ -34,7 +34,7 @@ _MOST_CLASSES = 20  # a larger confusion matrix is summarized by its largest ent
 
 FloatArray = NDArray[np.floating[Any]]
 SeriesPoint = tuple[float, float, float, float]
-"""A value, and at it the mean accuracy and the ends of its interval, 0..1."""
+"""A value, with the mean accuracy and the two ends of its interval, 0..1."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Confusion:
     """Predictions by class, over all seeds of an arm.
 
     Attributes:
-        label: of the arm.
-        classes: names.
-        shares: (K, K) of each true class's images, the part that got each prediction; NaN in the
-            row of a class without images. None for more than 20 classes.
+        label: label of the arm.
+        classes: names of the classes.
+        shares: (K, K), for each true class (row) the part of its images that got each prediction
+            (column); NaN in the row of a class without images. None for more than 20 classes.
         largest: the most frequent mistakes: true class, predicted class, share.
     """
 
@@ -60,13 +60,13 @@ class Confused:
     """A validation image that most runs get wrong in the same way.
 
     Attributes:
-        name: of the image.
-        true: its class.
-        predicted: the class it is most often taken for.
-        wrong: runs that take it for that.
-        total: runs.
-        confidence: mean probability that those give it.
-        picture: ``data:`` address of a thumbnail; None where the image is not at hand.
+        name: name of the image.
+        true: class of the image.
+        predicted: the wrong class that is predicted most often.
+        wrong: number of runs that predict it.
+        total: number of runs.
+        confidence: mean probability of ``predicted`` in these ``wrong`` runs.
+        picture: ``data:`` address of a thumbnail; None if the image is not on this machine.
     """
 
     name: str
@@ -80,12 +80,12 @@ class Confused:
 
 @dataclass(frozen=True)
 class Series:
-    """Accuracy against the values of one key, over groups that are equal in all others.
+    """Accuracy against the values of one key, over groups that are equal in all other keys.
 
     Attributes:
-        key: dotted.
-        title: what the groups share.
-        lines: by arm: value, mean accuracy and its 95 % interval (the mean for one seed).
+        key: the dotted key.
+        title: the values that the groups share, as text.
+        lines: for each arm, values with mean accuracy and 95 % interval (the mean for one seed).
     """
 
     key: str
@@ -95,12 +95,12 @@ class Series:
 
 @dataclass(frozen=True)
 class _Seen:
-    """The winner of every prediction of a run: all that is drawn needs no more.
+    """The most probable output of every prediction of a run, which is all that figures need.
 
     Attributes:
         labels: (N,) int64.
         predicted: (N,) most probable output, by view.
-        confidence: (N,) its probability, by view.
+        confidence: (N,) probability of that output, by view.
     """
 
     labels: NDArray[np.int64]
@@ -121,7 +121,7 @@ class GroupDetails:
     """Reads the predictions of a group's runs once, one after the other.
 
     Raises:
-        ArtefactError: those of a run cannot be read any more.
+        ArtefactError: the predictions of a run can no longer be read.
     """
 
     def __init__(self, group: Group) -> None:
@@ -140,7 +140,7 @@ class GroupDetails:
         )
 
     def reliability(self) -> dict[str, tuple[FloatArray, FloatArray]]:
-        """By arm: mean confidence and accuracy in ten bins of equally many predictions."""
+        """For each arm, mean confidence and accuracy in ten bins of equally many predictions."""
         found = {}
         for arm in self._group.arms:
             labels, predicted, confidence = self._pooled(arm)
@@ -153,7 +153,7 @@ class GroupDetails:
         return found
 
     def confusions(self) -> list[Confusion]:
-        """One per arm."""
+        """The confusion of each arm."""
         return [self._confusion(arm) for arm in self._group.arms]
 
     def _confusion(self, arm: Arm) -> Confusion:
@@ -175,7 +175,7 @@ class GroupDetails:
         return Confusion(arm.label, self._classes, shares if is_small else None, largest)
 
     def most_confused(self) -> list[Confused]:
-        """The images that the most runs, plainly looked at, take for the same wrong class."""
+        """The images for which the most runs predict the same wrong class in the plain view."""
         num_classes = len(self._classes)
         runs = [
             self._seen[run.identity]
@@ -187,13 +187,14 @@ class GroupDetails:
         predicted = np.stack([run.predicted["plain"] for run in runs])
         confidence = np.stack([run.confidence["plain"] for run in runs])
         is_mistake = (predicted != labels) & (predicted < num_classes)
-        # A mistake is an image and the class it is taken for; how many runs make it, how surely?
+        # A mistake is an image with a wrong class. Count the runs that make each mistake, and
+        # average their confidence.
         keys = (np.arange(len(labels)) * num_classes + predicted)[is_mistake]
         mistakes, members, wrong = np.unique(keys, return_inverse=True, return_counts=True)
         surely = np.bincount(members, weights=confidence[is_mistake]) / np.maximum(wrong, 1)
         images, taken = np.divmod(mistakes, num_classes)
         order = np.lexsort((images, -surely, -wrong))
-        _, first = np.unique(images[order], return_index=True)  # of each image its worst one
+        _, first = np.unique(images[order], return_index=True)  # the worst mistake of each image
         pictures = Pictures(self._group.any_run)
         return [
             Confused(
@@ -210,7 +211,7 @@ class GroupDetails:
 
 
 class Pictures:
-    """The validation images of a run, where its data is still at hand and unchanged.
+    """The validation images of a run, if its data is still on this machine and unchanged.
 
     Nothing is downloaded or unpacked for a report.
     """
@@ -230,11 +231,11 @@ class Pictures:
             self._images = None
 
     def name(self, row: int) -> str:
-        """What the manifest calls a validation image."""
+        """The name of a validation image in the manifest."""
         return self._manifest[row][0] if self._manifest else f"validation image {row}"
 
     def thumbnail(self, row: int) -> str | None:
-        """A small JPEG as a ``data:`` address; None where it is not the image that was seen."""
+        """A small JPEG as a ``data:`` address; None if the image is missing or was changed."""
         if self._images is None:
             return None
         name, digest = self._manifest[row]
@@ -270,9 +271,9 @@ class CodeCopy:
     """The file of ``code=FILE`` that some of the compared runs were trained with.
 
     Attributes:
-        name: as the report calls it.
-        sha256: of its content.
-        text: content of the copy in a run's folder, to be read; None where no run has a copy with
+        name: name of the file in the report.
+        sha256: SHA-256 of its content.
+        text: content of the copy in a run's folder, to be read; None if no run has a copy with
             that hash.
     """
 
@@ -295,7 +296,7 @@ def find_codes(groups: Sequence[Group]) -> list[CodeCopy]:
 
 
 def _copied_code(run: FinishedRun, digest: str) -> str | None:
-    """The beginning of a run's copy, if it is what was trained with."""
+    """The beginning of a run's copy of the code, if its SHA-256 is ``digest``."""
     try:
         content = read_whole(run.path / "code.py")
     except OSError:
@@ -307,11 +308,11 @@ def _copied_code(run: FinishedRun, digest: str) -> str | None:
 
 
 def find_series(groups: Sequence[Group], by: Sequence[str] = ()) -> list[Series]:
-    """Keys with a number that differs between groups which are equal otherwise.
+    """Find the keys whose number differs between groups that are otherwise equal.
 
     Args:
-        groups: that are compared.
-        by: keys by which they are; groups that differ in one of these alone count as well.
+        groups: the groups of the report.
+        by: keys by which runs are compared; groups that differ only in one of them count as well.
     """
     found = []
     for key in dict.fromkeys(key for group in groups for key in group.differs):

@@ -1,4 +1,4 @@
-"""What compared runs may differ in: the factors, which are the tricks or what ``--by`` names."""
+"""Factors: the values in which compared runs may differ, tricks or those that ``--by`` names."""
 
 import json
 from collections import defaultdict
@@ -19,8 +19,8 @@ ALL = "all"
 """The word for everything that differs between the runs."""
 
 _CODE = "code"
-_PAIRED = ("seed", "fingerprint")  # what a comparison needs equal: its draws and its images
-# What null means depends on these groups: where one of them is a factor, null is equal to null.
+_PAIRED = ("seed", "fingerprint")  # values that must be equal in a comparison: draws and images
+# The meaning of null in these keys depends on these groups: if one is a factor, null equals null.
 _FOLLOWS = {
     "data.presize": ("data", "resize", "eval"),
     "data.interpolation": ("normalize", "model"),
@@ -29,7 +29,7 @@ _FOLLOWS = {
     "model.num_outputs": ("data",),
     "precision": ("resize", "device"),
 }
-_NEAR = 3  # keys in which values may differ from an option to be called by it
+_NEAR = 3  # most keys in which values may differ from the option after which they are named
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,25 @@ class Factor:
     """A group of the configuration, or one key, whose values are compared.
 
     Attributes:
-        name: of the group; or the key, dotted where it is in a group.
-        left_out: dotted keys of the group that are not of the factor.
+        name: name of the group, or the key, which is dotted if it is in a group.
+        left_out: dotted keys of the group that do not belong to the factor.
     """
 
     name: str
     left_out: tuple[str, ...] = ()
 
     def holds(self, key: str) -> bool:
-        """Whether a dotted key is of this factor."""
+        """Whether a dotted key belongs to this factor."""
         is_inside = key == self.name or key.startswith(f"{self.name}.")
         return is_inside and key not in self.left_out
 
     def values(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the values, by dotted key, that are of this factor."""
+        """The values, by dotted key, that belong to this factor."""
         return {key: value for key, value in found.items() if self.holds(key)}
 
     @property
     def group(self) -> str:
-        """The group of the configuration; a key without one is its own."""
+        """The group of the configuration; for a key without a group, the key."""
         return self.name.partition(".")[0]
 
     @property
@@ -65,7 +65,7 @@ class Factor:
 
     @property
     def tricks(self) -> tuple[str, ...]:
-        """The tricks that it can turn on."""
+        """The tricks that this factor can turn on."""
         return schema.trick_groups().get(self.name, ())
 
 
@@ -74,9 +74,9 @@ class Factors:
     """The factors of a comparison.
 
     Attributes:
-        all: in the order of labels.
-        are_tricks: whether arms are called by the tricks that are on, as without ``--by``.
-        apart: a factor in which the groups may differ, for a figure over all of them.
+        all: the factors in the order of labels.
+        are_tricks: whether arms are named after the tricks that are on, as without ``--by``.
+        apart: a factor in which the groups may differ, for a figure over all groups.
     """
 
     all: tuple[Factor, ...]
@@ -85,11 +85,11 @@ class Factors:
 
     @property
     def groups(self) -> set[str]:
-        """The groups of the configuration that they are of."""
+        """The groups of the configuration that the factors belong to."""
         return {factor.group for factor in (*self.all, self.apart) if factor}
 
     def of(self, key: str) -> Factor | None:
-        """The factor of a dotted key, if it is of one."""
+        """The factor that a dotted key belongs to; None if there is none."""
         if key not in self._known:
             self._known[key] = next((factor for factor in self.all if factor.holds(key)), None)
         return self._known[key]
@@ -99,7 +99,7 @@ class Factors:
         return {}
 
     def values(self, found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Those of the values, by dotted key, that are of a factor; by factor."""
+        """The values that belong to a factor, by factor and dotted key."""
         values: dict[str, dict[str, Any]] = {factor.name: {} for factor in self.all}
         for key, value in found.items():
             if factor := self.of(key):
@@ -112,10 +112,10 @@ class Look:
     """A finished run and one view of its images.
 
     Attributes:
-        run: that was trained.
+        run: the run that was trained.
         view: ``plain`` or ``tta``.
-        values: all that decides these predictions but the seed, by dotted key, with the
-            ``fingerprint`` of the data; those of TTA are neutral where the view is plain.
+        values: all values except the seed that decide these predictions, by dotted key, with the
+            ``fingerprint`` of the data; the values of TTA are neutral if the view is plain.
     """
 
     run: FinishedRun
@@ -125,13 +125,13 @@ class Look:
 
 @cache
 def view_groups() -> frozenset[str]:
-    """Groups with tricks that change no training, only what is seen of an image afterwards."""
+    """Groups whose tricks do not change training, but only the views of an image afterwards."""
     groups = schema.RunConfig().groups
     return frozenset(name for name in schema.trick_groups() if not groups[name].TRAINS)
 
 
 def looks_of(run: FinishedRun) -> list[Look]:
-    """A run as it was trained, and where it looked at its images in other ways, that too."""
+    """The looks of a run: its plain view, and its TTA if it has one."""
     values = {"fingerprint": run.fingerprint, **leaves(run.values)}
     del values["seed"]
     plain = {
@@ -165,8 +165,8 @@ def chosen_factors(by: Sequence[str], found: Sequence[Look]) -> Factors:
     """The factors that ``--by`` names.
 
     Args:
-        by: groups and dotted keys, or ``all``; nothing for the tricks.
-        found: the runs that are compared.
+        by: groups and dotted keys, or ``all``; empty for the tricks.
+        found: the looks of the runs that are compared.
 
     Raises:
         ConfigError: a key is unknown, or cannot be compared.
@@ -220,7 +220,7 @@ def shared_values(look: Look, factors: Factors) -> dict[str, Any]:
 
 
 def _asked(look: Look, groups: set[str] | None = None) -> dict[str, Any]:
-    """Values of a look; those that were left to others of ``groups`` (None: of any) are null."""
+    """Values of a look; a value that follows from ``groups`` (None: from any group) is null."""
     values = dict(look.values)
     for key, sources in _FOLLOWS.items():
         is_left = _config_value(look.run, key) in (None, "auto")
@@ -230,16 +230,16 @@ def _asked(look: Look, groups: set[str] | None = None) -> dict[str, Any]:
 
 
 def _config_value(run: FinishedRun, key: str) -> Any:
-    """What the run's configuration says, before null was replaced by what it means."""
+    """The value in the run's configuration, before null was replaced by its meaning."""
     group, _, name = key.rpartition(".")
     values = run.config.get(group) if group else run.config
     return values.get(name) if isinstance(values, Mapping) else None
 
 
 def differing_factors(found: Iterable[Look]) -> list[str]:
-    """The names of the factors by which looks at the same data differ.
+    """The names of the factors in which looks at the same data differ.
 
-    Of a group that differs in one key it is that key, else the group.
+    If a group differs in one key, the factor is that key, else the group.
     """
     of_data: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for look in found:
@@ -256,13 +256,13 @@ def differing_factors(found: Iterable[Look]) -> list[str]:
 
 
 def differing_keys(values: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys whose values are not the same in all."""
+    """The keys whose values are not the same in all of ``values``."""
     keys = dict.fromkeys(key for one in values for key in one)
     return [key for key in keys if len({canonical_text(one.get(key)) for one in values}) > 1]
 
 
 def is_default(factor: Factor, look: Look) -> bool:
-    """Whether the values of a factor are those of the schema, or were left to it."""
+    """Whether the values of a factor are the defaults of the schema."""
     defaults = leaves(schema.default_dict())
     return all(
         value == _neutral().get(key) or (key in defaults and _leaf_is(look, key, defaults[key]))
@@ -276,15 +276,16 @@ def _leaf_is(look: Look, key: str, default: Any) -> bool:
 
 
 def level_names(factor: Factor, found: Sequence[Look]) -> dict[str, str]:
-    """What the values of a factor are called, by :func:`level_of`; each has another name.
+    """Name the values of a factor, by :func:`level_of`; all names are different.
 
-    ``optim.lr=0.01``; of a group the option with these values, ``augment=inception``, or the
-    nearest with what differs, ``augment=standard (flip=0.0)``; else what differs among ``found``.
+    A key gives ``optim.lr=0.01``. A group gives the option with these values,
+    ``augment=inception``, or the nearest option with the differences,
+    ``augment=standard (flip=0.0)``, or else the values that differ among ``found``.
     """
     examples = {level_of(factor, look): look for look in reversed(found)}
     keys = differing_keys([factor.values(look.values) for look in examples.values()])
     names: dict[str, str] = {}
-    for spelled in (short_text, canonical_text):  # in full where they begin alike
+    for spelled in (short_text, canonical_text):  # in full if short texts are equal
         names = {at: _name(factor, look, keys, spelled) for at, look in examples.items()}
         if len(set(names.values())) == len(names):
             return names
@@ -295,7 +296,7 @@ def level_names(factor: Factor, found: Sequence[Look]) -> dict[str, str]:
 
 
 def level_of(factor: Factor, look: Look) -> str:
-    """The values of a factor, as text that is equal for equal ones."""
+    """The values of a factor as a text that is equal for equal values."""
     return canonical_text(factor.values(look.values))
 
 
@@ -314,7 +315,7 @@ def _name(factor: Factor, look: Look, keys: Sequence[str], spelled: Any) -> str:
 
 
 def code_name(look: Look) -> str:
-    """Name of the file with the user's own code; none where there is none."""
+    """Name of the file with the user's own code; the text ``none`` without such a file."""
     if look.values.get(_CODE) is None:
         return "none"
     path = _config_value(look.run, _CODE)
@@ -326,11 +327,11 @@ def _details(keys: Iterable[str], values: Mapping[str, Any], spelled: Any) -> st
 
 
 def nearest_option(group: str, look: Look) -> tuple[str | None, tuple[str, ...]]:
-    """The option of ``conf/`` that a look's values of a group are, or nearly are.
+    """The option of ``conf/`` that equals or nearly equals a look's values of a group.
 
     Returns:
-        Its name, and the dotted keys in which the values differ from it, three at the most; None
-        where they are like no option.
+        The name of the option, and the dotted keys in which the values differ from it, three at
+        most. The name is None if no option is near.
     """
     values = Factor(group).values(look.values)
     found: tuple[str | None, tuple[str, ...]] = (None, ())
@@ -344,7 +345,7 @@ def nearest_option(group: str, look: Look) -> tuple[str | None, tuple[str, ...]]
 
 
 def _option_values(group: str, name: str, look: Look) -> dict[str, Any]:
-    """What an option would mean in a look's configuration; empty where it does not fit in."""
+    """The values of an option in a look's configuration; empty if the option does not fit."""
     chosen = {**look.run.config, group: overlays.option_values(group, name)}
     values = look.values
     try:
@@ -361,17 +362,17 @@ def _option_values(group: str, name: str, look: Look) -> dict[str, Any]:
     if "model.weights" in found and found["model.weights"] == _config_value(
         look.run, "model.weights"
     ):
-        found["model.weights"] = values["model.weights"]  # the content, where that is the name
+        found["model.weights"] = values["model.weights"]  # the content of these weights
     return found
 
 
 def has_value(factor: Factor, look: Look, name: str, word: str) -> bool:
-    """Whether a look has what ``KEY=VALUE`` asks for.
+    """Whether a look has the value that ``KEY=VALUE`` requests.
 
     Args:
-        factor: that KEY is of.
-        look: to test.
-        name: of its values of the factor.
+        factor: the factor that KEY belongs to.
+        look: the look to test.
+        name: name of the look's values of the factor.
         word: ``KEY=VALUE``; VALUE may be an option.
     """
     key, _, value = word.partition("=")
@@ -404,5 +405,5 @@ def short_text(value: Any) -> str:
 
 
 def canonical_text(value: Any) -> str:
-    """A value as text that is equal for equal ones."""
+    """A value as a text that is equal for equal values."""
     return json.dumps(value, sort_keys=True)

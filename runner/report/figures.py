@@ -1,8 +1,8 @@
-"""The figures of the page, as SVG that takes its colours from the page.
+"""The figures of the page, as SVG that takes its colors from the page.
 
-Matplotlib draws with stand-in colours, which are replaced by the page's own variables, so that one
+Matplotlib draws with placeholder colors, which are replaced by variables of the page, so that one
 drawing serves the light and the dark theme. Text stays text: it can be searched, selected and read
-aloud, and names of classes and tricks in it are escaped by matplotlib.
+aloud. Matplotlib escapes names of classes and tricks.
 """
 
 import io
@@ -30,7 +30,7 @@ _VARIABLES = {
 _MARKERS = "osD^vP*X"
 _STYLE: Any = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a class called $x$ is no formula
+    "text.parse_math": False,  # a class called $x$ is not a formula
     "font.family": "sans-serif",
     "font.size": 9.5,
     "axes.spines.top": False,
@@ -45,17 +45,17 @@ _STYLE: Any = {
 }
 _WIDTH = 7.6  # inches of 72 units
 _LINE = 112  # characters of a legend in that width
-_LONG = 32  # characters of a label in one line
-_HANDLE = 6  # characters that the mark before a label takes
+_LONG = 32  # most characters of a label in one line
+_HANDLE = 6  # width of the mark before a label, in characters
 _MOST_LINEAR = 8  # largest value / smallest of a linear axis
 
 
 def forest(
     name: str, comparisons: Sequence[Comparison], margin: float, *, is_narrow: bool = False
 ) -> str:
-    """Differences with both intervals, a line each, around zero and the margin.
+    """Draw the differences with both intervals, a line each, around zero and the margin.
 
-    Narrow, for phones, the labels stand above their lines.
+    A narrow figure, for phones, has the labels above their lines.
     """
     labels = [_in_two_lines(one.label) for one in comparisons]
     num_lines = 1 + any("\n" in label for label in labels)
@@ -93,7 +93,7 @@ def forest(
 
 
 def _limits(comparisons: Sequence[Comparison], margin: float) -> tuple[float, float]:
-    """Wide enough for every mean and for intervals that are not absurdly wide."""
+    """The ends of the axis: they include every mean, and intervals unless these are very wide."""
     reach = max(4 * margin, *(2.5 * abs(one.found.mean) for one in comparisons))
     ends = [
         min(max(end, -reach), reach)
@@ -105,7 +105,7 @@ def _limits(comparisons: Sequence[Comparison], margin: float) -> tuple[float, fl
 
 
 def curves(name: str, by_axis: Mapping[str, Mapping[str, Curve]]) -> str:
-    """Accuracy against each axis, a panel each, a line per arm with the range of its seeds."""
+    """Draw accuracy against each axis: a panel per axis, a line per arm with the seeds' range."""
     most = max((line.x[-1] for line in by_axis.get("pixels", {}).values()), default=0.0)
     pixels = ("pixels, 10⁹", 1e-9) if most >= 1e9 else ("pixels, 10⁶", 1e-6)
     units = {"epoch": ("epochs", 1.0), "seconds": ("seconds", 1.0), "pixels": pixels}
@@ -128,7 +128,7 @@ def curves(name: str, by_axis: Mapping[str, Mapping[str, Curve]]) -> str:
 
 
 def reliability(name: str, by_arm: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> str:
-    """Accuracy against confidence, a panel per arm; on the diagonal confidence is honest."""
+    """Draw accuracy against confidence, a panel per arm; on the diagonal, both are equal."""
     columns = min(4, len(by_arm))
     rows = -(-len(by_arm) // columns)
     with mpl.rc_context(_STYLE):
@@ -148,7 +148,7 @@ def reliability(name: str, by_arm: Mapping[str, tuple[NDArray[Any], NDArray[Any]
 
 
 def series(name: str, key: str, lines: Mapping[str, Sequence[SeriesPoint]]) -> str:
-    """Accuracy against the values of a key: (value, mean, low, high) per arm."""
+    """Draw accuracy against the values of a key: (value, mean, low, high) per arm."""
     with mpl.rc_context(_STYLE):
         figure = Figure((_WIDTH, 3.2), layout="constrained")
         axes = figure.subplots()
@@ -172,7 +172,7 @@ def series(name: str, key: str, lines: Mapping[str, Sequence[SeriesPoint]]) -> s
 
 
 def _line(number: int) -> dict[str, Any]:
-    """Colour and marker of a line: lines differ without color, too."""
+    """Color and marker of a line: lines differ without color, too."""
     return {
         "color": _SERIES[number % len(_SERIES)],
         "marker": _MARKERS[number % len(_MARKERS)],
@@ -208,9 +208,9 @@ def _in_two_lines(label: str) -> str:
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The figure as an ``svg`` element for the body of a page that has no other of that name."""
+    """The figure as an ``svg`` element; ``name`` must be unique in the page."""
     content = io.StringIO()
-    # Marks and clips are referred to by identifiers, which must not meet those of another figure.
+    # Marks and clips have identifiers, which must differ from those of other figures.
     with mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(
             content, format="svg", transparent=True,

@@ -1,4 +1,4 @@
-"""Which runs may be compared: those that are equal in everything but the factors and the seed."""
+"""Groups of comparable runs, which are equal in everything except the factors and the seed."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,15 +30,15 @@ from runner.report.runs import FinishedRun
 
 @dataclass
 class Arm:
-    """One combination of the factors' values: trained networks, and how they look at images.
+    """One combination of the factors' values: trained networks, and their view of images.
 
     Attributes:
-        look: one of its runs with the view, as an example.
-        parts: by factor, what is on or differs from the baseline; factors without are left out.
-        names: all of that, in order: tricks, or ``KEY=VALUE``; empty for the baseline.
-        values: of the factors, by factor and dotted key.
-        runs: by seed.
-        label: what tables call it; unique within a group.
+        look: one of the arm's runs with the view, as an example.
+        parts: differences from the baseline, by factor; equal factors are left out.
+        names: all differences in order: tricks, or ``KEY=VALUE``; empty for the baseline.
+        values: values of the factors, by factor and dotted key.
+        runs: the runs by seed.
+        label: name of the arm in tables; unique within a group.
     """
 
     look: Look
@@ -69,7 +69,7 @@ class Arm:
 
     @property
     def num_images(self) -> int:
-        """Validation images."""
+        """Number of validation images."""
         return self.look.run.num_val
 
     def metric(self, name: str) -> dict[int, float]:
@@ -79,15 +79,15 @@ class Arm:
 
 @dataclass
 class Group:
-    """Runs that are equal but for the factors and the seed.
+    """Runs that are equal except for the factors and the seed.
 
     Attributes:
-        values: that they share, by dotted key, with the data's ``fingerprint``.
+        values: the values that the runs share, by dotted key, with the data's ``fingerprint``.
         arms: combinations of the factors' values.
-        factors: by which they are compared.
-        reference: the arm that ``--by`` compares the others with; None without ``--by``, and where
-            no run is as asked for.
-        differs: shared values that are others in another group of the same data set, by dotted key.
+        factors: the factors that are compared.
+        reference: the arm that ``--by`` compares the others with; None without ``--by``, and if no
+            run has the requested values.
+        differs: shared values that differ in another group of the same data set, by dotted key.
     """
 
     values: Mapping[str, Any]
@@ -98,7 +98,7 @@ class Group:
 
     @property
     def title(self) -> str:
-        """Data, model, size and budget, then what else tells this group from others."""
+        """Data, model, size and budget, then other values that distinguish this group."""
         values, titled = self.values, {"fingerprint"}
         parts = []
         for key, form in {
@@ -115,12 +115,12 @@ class Group:
         parts += self._shared_tricks(by_group)
         for group, keys in by_group.items():
             parts += self._differences(group, keys)
-        if "fingerprint" in self.differs and not others:  # else those are why the data differ
+        if "fingerprint" in self.differs and not others:  # others explain why the data differs
             parts.append(f"fingerprint={short_text(values['fingerprint'])}")
         return " · ".join(parts)
 
     def _shared_tricks(self, titled: Iterable[str]) -> list[str]:
-        """The tricks that are on in all arms, where tricks are not what is compared."""
+        """The tricks that are on in all arms; empty if tricks are compared."""
         look, groups = self.arms[0].look, schema.trick_groups()
         if self.factors.are_tricks:
             return []
@@ -134,7 +134,7 @@ class Group:
         return [name for name in look.run.tricks if name in seen]
 
     def _differences(self, group: str, keys: Sequence[str]) -> list[str]:
-        """What of one group of values differs from other groups of runs."""
+        """The values of one group of keys that differ from other groups of runs, as texts."""
         if len(keys) > 1 or (group in schema.trick_groups() and keys[0] != group):
             option, others = nearest_option(group, self.arms[0].look)
             if option is not None and not set(others) - set(keys):
@@ -144,18 +144,18 @@ class Group:
 
     @property
     def any_run(self) -> FinishedRun:
-        """One of the runs, for what all share."""
+        """One of the runs, for values that all runs share."""
         return next(iter(self.arms[0].runs.values()))
 
     def find(self, name: str) -> Arm | None:
-        """The arm of that label, or of those tricks joined by ``+``."""
+        """The arm with that label, or with those tricks joined by ``+``; None without one."""
         for arm in self.arms:
             if name == arm.label or set(name.split("+")) == set(arm.names):
                 return arm
         return None
 
     def matching(self, words: Sequence[str]) -> list[Arm]:
-        """The arms that have what each ``KEY=VALUE`` asks for."""
+        """The arms that have the value of each ``KEY=VALUE``."""
         found = list(self.arms)
         for word in words:
             key = word.partition("=")[0]
@@ -176,16 +176,16 @@ class Group:
 def group_runs(
     runs: Iterable[FinishedRun], factors: Factors | None = None, baseline: Sequence[str] = ()
 ) -> list[Group]:
-    """Sort runs into groups, largest first; of equal trainings with one seed the first counts.
+    """Sort runs into groups, largest first; of equal trainings with one seed, the first counts.
 
     Args:
-        runs: finished ones.
-        factors: by which they are compared; None for the tricks.
-        baseline: ``KEY=VALUE`` that the arm to compare with must have.
+        runs: finished runs.
+        factors: the factors that are compared; None for the tricks.
+        baseline: each ``KEY=VALUE`` that the arm to compare with must have.
     """
     factors = factors or trick_factors()
     members: dict[str, list[Look]] = defaultdict(list)
-    # Runs without TTA come first, so that of equal trainings they are the ones that count.
+    # Runs without TTA come first, so that they count if several trainings are equal.
     for run in sorted(runs, key=lambda run: (has_view(run.tricks), run.name)):
         for look in looks_of(run):
             members[canonical_text(shared_values(look, factors))].append(look)
@@ -208,9 +208,9 @@ def group_runs(
 
 
 def _without_repeats(members: Mapping[str, list[Look]]) -> dict[str, list[Look]]:
-    """Groups without plain views that nobody asked for: of runs that all share another group.
+    """Remove groups of plain views whose runs are all compared with TTA in another group.
 
-    With ``--by optim.lr`` runs with TTA are compared as they look at images, and not plainly too.
+    With ``--by optim.lr``, runs with TTA are compared by their TTA, and not by the plain view too.
     """
     paths = {key: {look.run.path for look in found} for key, found in members.items()}
     return {
@@ -237,11 +237,11 @@ def _arms(found: Sequence[Look], factors: Factors) -> list[Arm]:
     return list(arms.values())
 
 
-# ── Arms called by their tricks ────────────────────────────────────────────────────────────────
+# ── Arms named by their tricks ─────────────────────────────────────────────────────────────────
 
 
 def _name_by_tricks(group: Group) -> None:
-    """Name arms by the tricks that are on, and where that is not enough by what differs."""
+    """Name arms by the tricks that are on, and arms with equal tricks also by their differences."""
     for arm in group.arms:
         views = {name for view in view_groups() for name in schema.trick_groups()[view]}
         names = [n for n in arm.look.run.tricks if arm.view == "tta" or n not in views]
@@ -259,7 +259,7 @@ def _name_by_tricks(group: Group) -> None:
     for name, alike in by_name.items():
         leaves = [arm.all_values for arm in alike]
         differing = differing_keys(leaves)
-        for spelled in (short_text, canonical_text):  # in full where they begin alike
+        for spelled in (short_text, canonical_text):  # in full if short texts are equal
             for arm, leaf in zip(alike, leaves, strict=True):
                 details = ", ".join(f"{key}={spelled(leaf.get(key))}" for key in differing)
                 arm.label = f"{name} ({details})" if details else name
@@ -268,7 +268,7 @@ def _name_by_tricks(group: Group) -> None:
 
 
 def trick_label(tricks: Iterable[str]) -> str:
-    """What a combination of tricks is called."""
+    """The name of a combination of tricks."""
     names = tuple(tricks)
     left_out = all_tricks() - set(names)
     if set(names) <= all_tricks() and len(left_out) <= 1:
@@ -276,11 +276,11 @@ def trick_label(tricks: Iterable[str]) -> str:
     return " + ".join(names) or "baseline"
 
 
-# ── Arms called by the values of --by ──────────────────────────────────────────────────────────
+# ── Arms named by the values of --by ───────────────────────────────────────────────────────────
 
 
 def _name_by_values(group: Group, baseline: Sequence[str]) -> None:
-    """Choose the baseline, and name the other arms by what differs from it."""
+    """Choose the baseline, and name the other arms by their differences from it."""
     arms = group.arms
     found = [arm.look for arm in arms]
     names = {factor.name: level_names(factor, found) for factor in group.factors.all}
@@ -306,7 +306,7 @@ def _name_by_values(group: Group, baseline: Sequence[str]) -> None:
 
 
 def _rank(arm: Arm, group: Group) -> tuple[int, int, int]:
-    """The baseline has the most defaults; of several the most runs, then the most plain options."""
+    """Sort key of the baseline: most defaults first, then most runs, then most plain options."""
     others = [factor for factor in group.factors.all if not is_default(factor, arm.look)]
     groups = [factor.name for factor in others if factor.is_group]
     changed = [name for name in groups if nearest_option(name, arm.look)[1]]
@@ -314,7 +314,7 @@ def _rank(arm: Arm, group: Group) -> tuple[int, int, int]:
 
 
 def _order(arm: Arm) -> list[tuple[int, float, str]]:
-    """Numbers by size, anything else by its text."""
+    """Sort key of an arm: numbers by size, other values by their text."""
     return [
         (0, float(value), "")
         if isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,7 +1,7 @@
-"""The answer as one HTML page that needs nothing but itself: no network, no other file.
+"""The answer as one self-contained HTML page: it needs no network and no other file.
 
-What comes from runs (names of classes, files, tricks) is escaped by jinja2 or matplotlib; the
-content security policy allows the page's one script by its hash, and nothing from elsewhere.
+Jinja2 or matplotlib escapes all text from runs (names of classes, files, tricks). The content
+security policy allows the page's one script by its hash, and nothing from elsewhere.
 """
 
 import base64
@@ -31,12 +31,12 @@ _INLINED = ("page.css", "page.js")
 _SYMBOLS = {"helps": "▲", "hurts": "▼", "no difference": "=", "cannot tell": "?"}
 
 
-_MOST_DETAILED = 8  # groups with all figures; of more, a page would take megabytes
+_MOST_DETAILED = 8  # most groups with all figures; with more, a page would take megabytes
 
 
 @dataclass(frozen=True)
 class _Section:
-    """What the template shows of one group; figures are SVG."""
+    """The parts of the page about one group; figures are SVG."""
 
     id: str
     found: GroupAnswer
@@ -55,7 +55,7 @@ class _Section:
 
 
 def page(found: Answer) -> str:
-    """The page.
+    """Write the answer as an HTML page.
 
     Args:
         found: the answer; its runs' folders are read once more for the details.
@@ -102,7 +102,7 @@ def _section(found: GroupAnswer, number: int, margin: float) -> _Section:
     group, name = found.group, f"group-{number}"
     details = None
     if number < _MOST_DETAILED:
-        with suppress(ArtefactError):  # changed since the answer was made
+        with suppress(ArtefactError):  # the files may have changed since the answer was made
             details = GroupDetails(group)
     return _Section(
         id=name,
@@ -125,7 +125,7 @@ def _section(found: GroupAnswer, number: int, margin: float) -> _Section:
 
 
 def _drawn(draw: Callable[[str, Any], str], name: str, content: Any) -> Markup | None:
-    """A figure, or None where there is nothing to draw."""
+    """Draw a figure; None if there is nothing to draw."""
     return Markup(draw(name, content)) if content else None  # noqa: S704  escaped there
 
 
@@ -143,7 +143,7 @@ def _forest(
 
 
 def _curves(found: GroupAnswer, name: str) -> Markup | None:
-    """Of the plain views: curves are of training, which knows no TTA."""
+    """Draw the curves of plain views: training has no TTA."""
     trained = [arm for arm in found.group.arms if arm.view == "plain"]
     by_axis = {}
     for axis in AXES:
@@ -154,7 +154,7 @@ def _curves(found: GroupAnswer, name: str) -> Markup | None:
 
 
 def _leads(found: GroupAnswer) -> Table | None:
-    """Who is ahead of the baseline when."""
+    """A table of the arms that are ahead of the baseline, and when."""
     arms = {arm.label: arm for arm in found.group.arms}
     rows = []
     for one in found.comparisons:
@@ -170,7 +170,7 @@ def _leads(found: GroupAnswer) -> Table | None:
 
 
 def _pairs(found: GroupAnswer) -> Table:
-    """Every seed of every comparison."""
+    """A table of every seed of every comparison."""
     return Table(
         "seed by seed",
         (text.change(found), "without it", "seed", "difference", "gained", "lost", "McNemar p"),

@@ -22,23 +22,23 @@ VIEWS = ("plain", "tta")
 _REASONS = {"killed": "ended without a word; the same command goes on with it"}
 _OLDER = "begun with record version {}: train again, or continue it with trick-runner 0.1.0"
 OURS = ("cache", "sweeps")
-"""Folders below ``outputs`` that are no runs but ours."""
+"""Folders of ours below ``outputs`` that are not runs."""
 
 
 @dataclass(frozen=True)
 class StoredPredictions:
-    """What a run predicted for the N validation images.
+    """The predictions of a run for the N validation images.
 
     Attributes:
         labels: (N,) int64.
-        views: (N, K) float32 probabilities, of ``plain`` and ``tta``.
+        views: (N, K) float32 probabilities of ``plain`` and of ``tta``, by name.
     """
 
     labels: NDArray[np.int64]
     views: Mapping[str, NDArray[np.float32]]
 
     def correct(self, view: str) -> NDArray[np.bool_]:
-        """(N,) whether the most probable class is the label."""
+        """Whether the most probable class of each image is its label, (N,)."""
         right: NDArray[np.bool_] = self.views[view].argmax(axis=1) == self.labels
         return right
 
@@ -48,21 +48,21 @@ class FinishedRun:
     """A finished run.
 
     Attributes:
-        path: of its folder.
-        identity: what it is, by a hash.
-        seed: of its random draws.
-        tricks: that were on.
-        values: everything that decides its result, by group and key; keys that are newer than the
-            run are at their default.
-        fingerprint: of its data.
-        classes: names in the order of the labels.
-        num_val: validation images.
-        num_train: training images.
-        metrics: by view: accuracy, nll, brier, ece, and ``forward_passes`` per image.
-        budget: ``epochs``, ``images``, ``pixels``, and ``seconds`` of training and evaluating.
+        path: path of the run's folder.
+        identity: the hash that identifies the run.
+        seed: seed of the run's random draws.
+        tricks: the tricks that were on.
+        values: all values that decide the result, by group and key; keys that are newer than the
+            run have their default.
+        fingerprint: fingerprint of the run's data.
+        classes: names of the classes in the order of the labels.
+        num_val: number of validation images.
+        num_train: number of training images.
+        metrics: by view, accuracy, nll, brier, ece, and ``forward_passes`` per image.
+        budget: ``epochs``, ``images``, ``pixels``, and ``seconds`` of training and evaluation.
         environment: versions and machine.
-        command: that repeats it.
-        config: as it was asked for, where null has not been replaced by what it means.
+        command: the command that repeats the run.
+        config: the requested configuration, in which null is not replaced by its meaning.
     """
 
     path: Path
@@ -82,14 +82,14 @@ class FinishedRun:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Name of the run's folder."""
         return self.path.name
 
     def predictions(self) -> StoredPredictions:
-        """Every probability it predicted.
+        """Read every probability that the run predicted.
 
         Raises:
-            ArtefactError: the file is missing, damaged or of another run.
+            ArtefactError: the file is missing, damaged or belongs to another run.
         """
         found = RunFolder(self.path).predictions()
         labels, views = found["labels"], {view: found[view] for view in VIEWS}
@@ -125,7 +125,7 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class Unranked:
-    """A run that is not compared, or a folder that cannot be read, and why."""
+    """A run that is not compared, or a folder that cannot be read, with the reason."""
 
     name: str
     status: str
@@ -134,12 +134,12 @@ class Unranked:
 
 @dataclass
 class Found:
-    """What lies below the folders that were asked for.
+    """The content of the requested folders.
 
     Attributes:
-        runs: finished ones, by name.
-        unranked: the others.
-        foreign: names of entries that are no runs; without hidden ones and ours.
+        runs: finished runs, sorted by name.
+        unranked: other runs.
+        foreign: names of entries that are not runs, without hidden ones and ours.
     """
 
     runs: list[FinishedRun] = field(default_factory=list)
@@ -151,7 +151,7 @@ def find_runs(places: Iterable[Path]) -> Found:
     """Read every run in ``places``: folders of runs, or runs themselves.
 
     Raises:
-        DataError: a place is no folder, or cannot be listed.
+        DataError: a place is not a folder, or cannot be listed.
     """
     found = Found()
     known: dict[Path, None] = {}
@@ -192,7 +192,7 @@ def _sort_in(path: Path, found: Found) -> None:
         result = folder.result()
         if result is None:
             status = folder.status()
-            if status["status"] == "finished":  # between the two looks
+            if status["status"] == "finished":  # it finished between the two reads
                 result = folder.result()
         if result is None:
             name = str(status["status"])
@@ -211,7 +211,7 @@ def _sort_in(path: Path, found: Found) -> None:
 
 
 def _keep_one_of_each(found: Found) -> None:
-    """Of folders with the same run keep the first whose predictions can be read."""
+    """If folders hold the same run, keep the first folder with readable predictions."""
     copies: dict[str, list[FinishedRun]] = {}
     for run in found.runs:
         copies.setdefault(run.identity, []).append(run)
@@ -233,10 +233,10 @@ def _has_predictions(run: FinishedRun) -> bool:
 
 
 def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
-    """The run of a folder whose ``result.json`` is at hand.
+    """Read the run of a folder whose ``result.json`` has been read.
 
     Raises:
-        ArtefactError: a file does not hold what a run's does.
+        ArtefactError: a file does not hold the values of a finished run.
     """
     try:
         what = json.loads(read_whole(path / "run.json"))
@@ -273,7 +273,7 @@ def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
 
 
 def _version(path: Path) -> int:
-    """Record version of a run; that of this program where it cannot be read."""
+    """Record version of a run; the version of this program if it cannot be read."""
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         return int(json.loads(read_whole(path / "run.json"))["record_version"])
     return VERSION
@@ -281,7 +281,7 @@ def _version(path: Path) -> int:
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(config["data"], dict):
-        raise TypeError("the configuration of the data is none")
+        raise TypeError("the configuration of the data is not a group")
     return dict(config)
 
 
@@ -304,7 +304,7 @@ def _count(value: Any, at_least: int = 0) -> int:
 
 
 def _number(value: Any) -> float:
-    """A finite number that is not negative, as all of a result's are."""
+    """A finite number that is not negative, like all numbers of a result."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"not a number: {value!r:.40}")
     try:
@@ -330,7 +330,7 @@ def _measures(mapping: Mapping[str, Any]) -> dict[str, float]:
 def _by_epoch(
     rows: Iterable[Mapping[str, Any]], keys: tuple[str, ...]
 ) -> dict[float, dict[str, float]]:
-    """Rows that have all ``keys``, by epoch; of several the last."""
+    """Rows that have all ``keys``, by epoch; of several rows of an epoch, the last."""
     found = {}
     for row in rows:
         with suppress(ValueError, KeyError, TypeError):

@@ -1,7 +1,7 @@
-"""Which validation images each run has right, remembered so that a second report is quick.
+"""Scores: which validation images each run has right, saved so that a second report is quick.
 
-Unpacking a run's predictions takes a millisecond or more, a thousand of them longer than a report
-may. So the right-or-wrong of every image is kept, one bit each, in one file below ``cache``.
+Unpacking a run's predictions takes a millisecond or more, which is too slow for a thousand runs. So
+one file below ``cache`` holds one bit per image: whether the prediction is right.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Scores:
-    """One run's right-or-wrong.
+    """Which predictions of one run are right.
 
     Attributes:
         labels: hash of the labels; equal for runs on the same images in the same order.
-        correct: (N,) bool by view.
+        correct: (N,) bool, whether each prediction is right, by view.
     """
 
     labels: str
@@ -37,10 +37,10 @@ class Scores:
 
 
 class ScoreBook:
-    """Scores of runs, from a file where they have been read before.
+    """The scores of runs, saved in a file.
 
     Args:
-        path: of the file; it need not exist, and if it cannot be written nothing is lost.
+        path: path of the file, which need not exist. If it cannot be written, nothing is lost.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,14 +49,14 @@ class ScoreBook:
         self._bits: dict[str, NDArray[np.uint8]] = {}
         self._read: dict[str, Scores] = {}
         self._is_changed = False
-        with suppress(Exception):  # a cache: whatever is wrong with it, it is made anew
+        with suppress(Exception):  # a damaged cache is made again
             self._load()
 
     def scores(self, run: FinishedRun) -> Scores:
-        """Of a run.
+        """The scores of a run.
 
         Raises:
-            ArtefactError: its predictions cannot be read.
+            ArtefactError: the predictions of the run cannot be read.
         """
         if run.identity not in self._read:
             self._read[run.identity] = self._scores(run)
@@ -77,7 +77,7 @@ class ScoreBook:
         return Scores(str(remembered[-1]), dict(zip(VIEWS, rows, strict=True)))
 
     def save(self) -> None:
-        """Write the file if there is anything new; a folder that cannot be written is left so."""
+        """Write the file if there are new scores; do nothing if it cannot be written."""
         if not self._is_changed:
             return
         index = {"format": _FORMAT, "stamps": self._stamps}

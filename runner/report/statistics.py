@@ -1,4 +1,4 @@
-"""Does a trick help? Paired differences with their uncertainty, and the verdict they allow.
+"""Paired differences with their uncertainty, and the verdict that they allow.
 
 The data are scores, say 1 for a right and 0 for a wrong prediction, of n seeds on N validation
 images, with a trick and without it. The same seed means the same initial weights, data order and
@@ -6,20 +6,20 @@ crops, so seeds are pairs; all runs see the same images. Two things vary by chan
 which images happen to be in the validation split. With d(s, i) the difference for seed s on image
 i, d̄(s) its mean over images and d̄ the mean of all:
 
-- *over seeds*: Student's t-interval of the n values d̄(s). It speaks of these very images.
-- *over seeds and images*: the images are resampled with replacement, all seeds together as all
-  predict the same ones, and on top of each resample the seeds have their t-distribution. This
-  interval decides. Resampling the seeds as well would be the usual hierarchical bootstrap, but for
-  three to ten seeds it is too short where seeds differ much: it takes √((n-1)/n) of their spread
-  and knows no heavy tails.
+- *over seeds*: Student's t-interval of the n values d̄(s). It holds only for these images.
+- *over seeds and images*: the images are resampled with replacement, for all seeds together because
+  all seeds predict the same images; for each resample, the seeds have their t-distribution. This
+  interval decides. The usual hierarchical bootstrap would resample the seeds as well, but for three
+  to ten seeds its interval is too short if seeds differ much: it takes √((n-1)/n) of their spread
+  and has no heavy tails.
 
-Behind the second is a model with two random effects, d(s, i) = θ + a(s) + b(i) + c(s, i). The
-spread of the d̄(s) has a and c in it, that of the image means b and c; so that c is not counted
-twice, what resampling gives is scaled to the part of b, as Davison & Hinkley (1997, 3.8) do. And
-since c is known well from so many images, the spread of the d̄(s) is never taken to be less than
-c/√N alone makes it: three seeds agree by luck often enough, and then t alone is sure of itself.
+The second interval rests on a model with two random effects, d(s, i) = θ + a(s) + b(i) + c(s, i).
+The spread of the d̄(s) contains a and c, the spread of the image means contains b and c. To count c
+only once, the result of resampling is scaled to the part of b, as in Davison & Hinkley (1997, 3.8).
+Many images give a good estimate of c, so the spread of the d̄(s) is never taken to be less than
+c/√N: three seeds often agree by luck, and t alone would then be overconfident.
 
-Without scipy.stats, whose import takes longer than a report may: scipy.special has what it needs.
+This module does not import scipy.stats, which takes too long; scipy.special has what is needed.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ FloatArray = NDArray[np.floating[Any]]
 Verdict = Literal["helps", "hurts", "no difference", "cannot tell"]
 
 LEVEL = 0.05
-"""Of every test; intervals are of 95 %."""
+"""Level of every test; intervals have 95 %."""
 POWER = 0.8
 """Probability of an answer that :func:`outlook` plans for."""
 MOST_SEEDS = 100
@@ -50,14 +50,14 @@ class Difference:
     """A paired difference of mean scores, trick minus reference.
 
     Attributes:
-        n: seeds.
-        mean: over seeds and images.
+        n: number of seeds.
+        mean: mean over seeds and images.
         over_seeds: 95 % t-interval for these images; None for one seed.
-        over_both: 95 % interval over seeds and images; for one seed over images alone.
+        over_both: 95 % interval over seeds and images; for one seed, over images alone.
         p_zero: two-sided p-value of no difference, over both; None for one seed, which cannot
-            tell a trick from luck.
-        p_margin: of two one-sided tests (Schuirmann 1987): the p-value of a difference of at least
-            the margin, either way; None for one seed.
+            separate a trick from luck.
+        p_margin: p-value of a difference of at least the margin in either direction, by two
+            one-sided tests (Schuirmann 1987); None for one seed.
         seed_deviation: standard deviation of one seed's difference on these images; 0 for one seed.
         image_error: standard error of the mean that comes from the choice of images.
     """
@@ -86,8 +86,8 @@ def difference(scores: FloatArray, reference: FloatArray, margin: float) -> Diff
     """Compare paired scores.
 
     Args:
-        scores: (n, N) with the trick, seeds by images.
-        reference: (n, N) without it, of the same seeds and images.
+        scores: (n, N) scores with the trick, seeds by images.
+        reference: (n, N) scores without the trick, for the same seeds and images.
         margin: smallest difference that matters, > 0, in units of the scores.
 
     Raises:
@@ -133,10 +133,10 @@ def difference(scores: FloatArray, reference: FloatArray, margin: float) -> Diff
 def _components(
     per_image: NDArray[np.float32], per_seed: FloatArray, of_images: FloatArray
 ) -> tuple[float, float]:
-    """Deviation of one seed's mean on these images, and the error that b leaves in the mean.
+    """Deviation of one seed's mean on these images, and the error that b causes in the mean.
 
-    Estimated by the mean squares of a two-way layout; components that come out negative, a's or
-    b's, are 0.
+    Both are estimated by the mean squares of a two-way layout; a negative component of a or b is
+    set to 0.
     """
     n, num_images = per_image.shape
     residuals = per_image - of_images - per_seed[:, None] + per_seed.mean()
@@ -151,7 +151,7 @@ def _variance(values: FloatArray) -> float:
 
 
 class _Mixture:
-    """Where the true difference may lie: about the mean of each resample, a t over the seeds."""
+    """Distribution of the true difference: a t over the seeds around the mean of each resample."""
 
     def __init__(self, means: FloatArray, error: float, degrees: int) -> None:
         self._means = means
@@ -182,9 +182,9 @@ class _Mixture:
 
 
 def _luck_of_images(of_images: FloatArray) -> FloatArray:
-    """(2 · resamples,): how the mean over resampled images deviates, in units of its own deviation.
+    """(2 · resamples,): deviations of the mean over resampled images, in units of their spread.
 
-    Each resample counts with its mirror image, so that the middle and the deviation are exact.
+    Each resample counts together with its mirror image, so that mean and spread are exact.
     """
     means = _resampled_counts(len(of_images)) @ of_images.astype(np.float32)
     deviations = means.astype(np.float64) - means.mean(dtype=np.float64)
@@ -195,7 +195,7 @@ def _luck_of_images(of_images: FloatArray) -> FloatArray:
 
 @lru_cache(maxsize=2)
 def _resampled_counts(num_images: int) -> NDArray[np.float32]:
-    """(resamples, N): how often each image is drawn; always the same, so that a report is too."""
+    """(resamples, N): how often each image is drawn; always the same, so that reports repeat."""
     rng = np.random.default_rng(0)
     counts = np.empty((_NUM_RESAMPLES, num_images), np.float32)
     rows = max(1, _BLOCK // num_images)
@@ -208,7 +208,7 @@ def _resampled_counts(num_images: int) -> NDArray[np.float32]:
 
 
 def gained_and_lost(after: NDArray[np.bool_], before: NDArray[np.bool_]) -> tuple[int, int]:
-    """Numbers of images, of (N,) each, that are right only after, and only before."""
+    """Count the images, (N,) each, that are right only after, and only before."""
     return int((after & ~before).sum()), int((before & ~after).sum())
 
 
@@ -225,7 +225,7 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def holm_levels(p_values: Sequence[float]) -> list[float]:
-    """The level that each p-value would have to pass at its place in Holm's order."""
+    """The level that each p-value must fall below at its place in Holm's order."""
     levels = [0.0] * len(p_values)
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     for rank, index in enumerate(order):
@@ -234,7 +234,7 @@ def holm_levels(p_values: Sequence[float]) -> list[float]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values: the level holds for all of them together (Holm 1979)."""
+    """Adjusted p-values: the level holds for all tests together (Holm 1979)."""
     adjusted = [0.0] * len(p_values)
     largest = 0.0
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
@@ -245,9 +245,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(mean: float, p_zero: float | None, p_margin: float | None) -> Verdict:
-    """What may be said, at the 5 % level; ``p_zero`` and ``p_margin`` as corrected by Holm.
+    """The verdict at the 5 % level; ``p_zero`` and ``p_margin`` are corrected by Holm.
 
-    A difference that is there but smaller than the margin still helps or hurts.
+    A significant difference that is smaller than the margin still helps or hurts.
     """
     if p_zero is not None and p_zero < LEVEL:
         return "helps" if mean > 0 else "hurts"
@@ -258,13 +258,13 @@ def verdict(mean: float, p_zero: float | None, p_margin: float | None) -> Verdic
 
 @dataclass(frozen=True)
 class Outlook:
-    """What would probably settle a difference that cannot be told yet.
+    """The data that would probably settle a comparison whose verdict is cannot tell.
 
     Attributes:
-        would_show: what more data would probably show.
-        seeds: in all, that this takes; None where it takes more than ``MOST_SEEDS``.
-        images: validation images in all below which no number of seeds can do it; None where
-            seeds can.
+        would_show: the result that more data would probably show.
+        seeds: total number of seeds that this takes; None if it takes more than ``MOST_SEEDS``.
+        images: total number of validation images below which no number of seeds is enough; None if
+            seeds can be enough.
     """
 
     would_show: Literal["a difference", "no difference"]
@@ -279,20 +279,20 @@ def outlook(
     level_zero: float = LEVEL,
     level_margin: float = LEVEL,
 ) -> Outlook | None:
-    """How many seeds would give an answer with a probability of 80 %, if things are as they look.
+    """How many seeds would give an answer with a probability of 80 %, if the estimates are right.
 
-    The planning takes the mean, the deviation of seeds and the error of images for the truth, which
-    few seeds know only roughly.
+    The planning takes the estimates of the mean, the deviation of seeds and the error of images for
+    the truth, although few seeds give only rough estimates.
 
     Args:
         found: the difference so far.
-        margin: as there.
-        num_images: validation images.
-        level_zero: of the test of no difference, in 0..1; see :func:`holm_levels`.
-        level_margin: of the test of a difference of the margin.
+        margin: smallest difference that matters, as for :func:`difference`.
+        num_images: number of validation images.
+        level_zero: level of the test of no difference, in 0..1; see :func:`holm_levels`.
+        level_margin: level of the test of a difference of the margin.
 
     Returns:
-        None for one seed, which tells nothing about the spread.
+        None for one seed, which shows nothing about the spread.
     """
     if found.n < 2:
         return None
@@ -308,7 +308,7 @@ def outlook(
         above = _probability_below(room + effect, seeds_error)
         if below + above - 1 >= POWER:
             return Outlook("no difference", n, None)
-    # Without any error of seeds, the error of images must fall to one of these; it falls as 1/√N.
+    # Without an error of seeds, the error of images must fall to one of these; it falls as 1/√N.
     for_difference = effect / -float(ndtri(level_zero / 2))
     for_none = (margin - effect) / -float(ndtri(level_margin))
     would_show: Literal["a difference", "no difference"] = (
@@ -321,7 +321,7 @@ def outlook(
 
 
 def _probability_below(limit: float, deviation: float) -> float:
-    """That a normal variable around 0 falls below ``limit``."""
+    """The probability that a normal variable around 0 falls below ``limit``."""
     if deviation == 0:
         return float(limit > 0)
     return float(ndtr(limit / deviation))

@@ -71,11 +71,11 @@ def verdict_text(one: Comparison, margin: float) -> str:
 
 
 def advice(one: Comparison, margin: float) -> str:
-    """What would settle a comparison whose verdict is cannot tell; empty where it is settled."""
+    """Advice that would settle a comparison whose verdict is cannot tell; otherwise empty."""
     if one.verdict != "cannot tell":
         return ""
     if one.outlook is None:
-        return "one seed tells nothing of the change"
+        return "one seed shows nothing about the change"
     what: str = one.outlook.would_show
     if what == "no difference":
         what = f"no difference larger than {100 * margin:g} points"
@@ -92,13 +92,13 @@ def advice(one: Comparison, margin: float) -> str:
 
 
 def lead_text(axis: str, lead: Lead) -> str:
-    """Who is ahead along an axis."""
+    """Describe which arm is ahead along an axis."""
     at = "" if lead.at is None else _AXIS_UNITS[axis].format(lead.at)
     return _COURSES[lead.course].format(at=at)
 
 
 def change(found: GroupAnswer) -> str:
-    """What a group compares, as a column is called."""
+    """The heading of the column of a group's arms: ``trick``, a key, or ``change``."""
     factors = found.group.factors
     if factors.are_tricks:
         return "trick"
@@ -106,7 +106,7 @@ def change(found: GroupAnswer) -> str:
 
 
 def answer_table(found: GroupAnswer, margin: float) -> Table:
-    """The verdicts of one group."""
+    """The table of the verdicts of one group."""
     compared = {one.label: one for one in found.comparisons}
     rows = []
     for row in found.rows:
@@ -125,13 +125,13 @@ def answer_table(found: GroupAnswer, margin: float) -> Table:
 
 
 def _count(row: Row, one: Comparison | None) -> str:
-    """Seeds of the comparison, and of the arm where those are more."""
+    """Number of seeds of the comparison, and of the arm if it has more."""
     own, paired = len(row.seeds), len(one.seeds) if one else len(row.seeds)
     return str(own) if own == paired else f"{paired} of {own}"
 
 
 def contribution_table(found: GroupAnswer, margin: float) -> Table:
-    """What each change adds where others are made, of one group."""
+    """The table of what each change adds to other changes, for one group."""
     return Table(
         f"inside combinations: with the {change(found)}, against all the same without it",
         (
@@ -158,7 +158,7 @@ def _comparison_cells(one: Comparison, margin: float) -> list[str]:
 
 
 def price_table(found: GroupAnswer) -> Table:
-    """One yardstick for all of a group, and what each cost."""
+    """The table of further metrics and of the cost of each arm of a group."""
     compared = {one.label: one for one in found.comparisons}
     first = found.rows[0]
     rows = []
@@ -183,7 +183,7 @@ def price_table(found: GroupAnswer) -> Table:
 
 
 def _arrow(paired: Mean | None) -> str:
-    """Which side of zero the 95 % interval of a paired difference lies on, if on one."""
+    """An arrow if the 95 % interval of a paired difference lies on one side of zero."""
     if paired is None or paired.interval is None:
         return ""
     low, high = paired.interval
@@ -196,7 +196,7 @@ def _relative(key: str, row: Row, first: Row, one: Comparison | None) -> str:
 
 
 def unranked_table(found: Answer) -> Table:
-    """Runs that are not compared, and why."""
+    """The table of runs that are not compared, with the reasons."""
     return Table(
         "not compared",
         ("run", "status", "reason"),
@@ -206,7 +206,7 @@ def unranked_table(found: Answer) -> Table:
 
 
 def content(found: Answer) -> Iterator[Table | str]:
-    """Tables, and sentences below them, in the order to read them."""
+    """Yield tables, and sentences below them, in reading order."""
     for group in found.groups:
         yield answer_table(group, found.margin)
         if group.contributions:
@@ -219,15 +219,15 @@ def content(found: Answer) -> Iterator[Table | str]:
         yield unranked_table(found)
     if found.foreign:
         names = ", ".join(found.foreign[:5]) + (" …" if len(found.foreign) > 5 else "")
-        yield f"passed over, not runs: {names}"
+        yield f"skipped, not runs: {names}"
 
 
 def remarks(group: GroupAnswer, margin: float) -> Iterator[str]:
-    """Sentences that belong below the tables of a group."""
+    """Yield the sentences that belong below the tables of a group."""
     yield from group.notes
     compared = (*group.comparisons, *group.contributions)
     if any(not one.is_equal_budget for one in compared):
-        yield f"{UNEQUAL} trained on other images or pixels than what it is compared with"
+        yield f"{UNEQUAL} trained on more or fewer images or pixels than the reference"
     for one in compared:
         if len(one.seeds) > 1 and (said := advice(one, margin)):
             yield f"{one.label}: {said}"
@@ -235,7 +235,7 @@ def remarks(group: GroupAnswer, margin: float) -> Iterator[str]:
 
 
 def _merged(compared: Iterable[Comparison]) -> list[MoreRuns]:
-    """The runs that all comparisons would need, each once."""
+    """The runs that any comparison needs, each once."""
     seeds: dict[tuple[str, ...], set[int]] = {}
     for one in compared:
         for more in one.more:
@@ -253,7 +253,7 @@ LEGEND = (
 
 
 def markdown(found: Answer) -> str:
-    """All of it in Markdown; commands, which are indented, are code there too."""
+    """Write the answer as Markdown; commands, which are indented, are code in Markdown too."""
     return "\n".join(f"{_markdown_part(part)}\n" for part in content(found))
 
 
@@ -264,7 +264,7 @@ def _markdown_part(part: Table | str) -> str:
 
 
 def is_command(sentence: str) -> bool:
-    """Whether one of :func:`content` is a command to paste."""
+    """Whether a sentence of :func:`content` is a command to paste."""
     return sentence.startswith("    ")
 
 
@@ -280,7 +280,7 @@ CSV_COLUMNS = (
 
 
 def csv(found: Answer) -> str:
-    """One line per arm and per contribution; parts of 1, not percent."""
+    """Write one line per arm and per contribution as CSV; parts of 1, not percent."""
     lines: list[list[object]] = []
     for group in found.groups:
         compared = {one.label: one for one in group.comparisons}
@@ -332,7 +332,7 @@ def _ends(name: str, interval: Interval | None) -> dict[str, object]:
 
 
 def to_json(found: Answer) -> str:
-    """Everything but the figures, every number in full."""
+    """Write everything except the figures as JSON, every number in full."""
     content = {
         "margin": found.margin,
         "by": found.by,
@@ -362,7 +362,7 @@ def to_json(found: Answer) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """``value`` for JSON, which has no NaN: a ratio to nothing is null."""
+    """Prepare ``value`` for JSON, which has no NaN: a ratio to zero becomes null."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

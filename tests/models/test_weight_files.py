@@ -360,7 +360,7 @@ HTML = b"<!doctype html><html><body>404 Not Found</body></html>"
 TENSOR = '"x":{"dtype":"F32","shape":[],"data_offsets":[0,4]}'
 DAMAGED: dict[str, tuple[str, bytes, str]] = {
     "an empty .pth": (".pth", b"", "empty or cut"),
-    "a page as .pth": (".pth", HTML, "no file of tensors"),
+    "a page as .pth": (".pth", HTML, "not a file of tensors"),
     "one tensor": (".pth", b"", "no tensors by name"),
     "a cut .pth": (".pth", b"", ""),
     "an empty .safetensors": (".safetensors", b"", "not a safetensors file"),
