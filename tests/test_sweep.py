@@ -253,7 +253,7 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(make: Make, reference: lis
     [
         pytest.param("basic", signal.SIGINT, marks=pytest.mark.whole),
         ("basic", signal.SIGTERM),
-        ("joblib", signal.SIGINT),
+        pytest.param("joblib", signal.SIGINT, marks=pytest.mark.whole),
         pytest.param("submitit_local", signal.SIGINT, marks=pytest.mark.whole),
         pytest.param("joblib", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("submitit_local", signal.SIGTERM, marks=pytest.mark.slow),
