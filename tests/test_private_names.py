@@ -16,7 +16,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
-from small import small_config
+from small import small_config, small_dataset
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -28,6 +28,7 @@ from runner.models import pretrained
 from runner.models.convolutions import CpuConv2d, suit_convolutions
 from runner.models.global_norm import GlobalBatchNorm2d
 from runner.training import session
+from runner.training.experiment import Experiment
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "private-names.md").read_text()
@@ -216,10 +217,11 @@ def test_read_only_arrays_still_give_no_warning() -> None:
 def test_torch_still_says_that_memory_ran_out() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**62, dtype=torch.uint8)
-    problem = session._user_error(caught.value, small_config())
+    experiment = Experiment(small_config(), small_dataset(), {})
+    problem = session._user_error(caught.value, experiment)
     assert isinstance(problem, ProcessError)
     assert problem.what == "out of memory"
-    assert session._user_error(RuntimeError("another"), small_config()) is None  # negative control
+    assert session._user_error(RuntimeError("another"), experiment) is None  # negative control
 
 
 class _Harmful:

@@ -89,6 +89,12 @@ def test_what_is_refused(tmp_path: Path, text: str | bytes, what: str, fix: str)
     assert fix in error.fix
 
 
+def test_a_check_of_a_file_warns_of_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "my_idea.py"
+    file.write_text(f"PATTERN = '\\d'\n{LOSS}")
+    read_idea(str(file))  # warnings are errors here
+
+
 def test_names_inside_of_a_comprehension_are_its_own(tmp_path: Path) -> None:
     file = tmp_path / "my_idea.py"
     file.write_text(f"SQUARES = [images**2 for images in range(3)]\n{LOSS}")

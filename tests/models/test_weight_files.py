@@ -223,7 +223,7 @@ def test_what_we_cannot_do_is_told(tmp_path: Path) -> None:
     for change, why in (
         ({"input_size": [3, 224, 160]}, "not square RGB"),
         ({"input_size": [1, 28, 28]}, "not square RGB"),
-        ({"interpolation": "lanczos"}, "lanczos, this program has bilinear and bicubic"),
+        ({"interpolation": "lanczos"}, "lanczos; this program has bilinear and bicubic"),
     ):
         says = {"pretrained_cfg": {**TIMMS["pretrained_cfg"], **change}}  # type: ignore[dict-item]
         (tmp_path / "config.json").write_text(json.dumps(says))

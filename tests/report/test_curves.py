@@ -25,7 +25,7 @@ def run(points: list[Point], *, seconds: float = 10.0, pixels: float = 1000.0) -
 
 
 def arm(*runs: Any, first_seed: int = 0) -> Arm:
-    return Arm((), "plain", {}, dict(enumerate(runs, first_seed)))
+    return Arm(look=None, values={}, runs=dict(enumerate(runs, first_seed)))  # type: ignore[arg-type]
 
 
 def lead(ours: list[float], theirs: list[float]) -> Lead:
