@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ema(Group):
-    """An exponential moving average of the weights; training itself goes on without it."""
+    """An exponential moving average of the weights; training itself does not use it."""
 
     TRICKS: ClassVar = ("ema",)
     MAIN_KEY: ClassVar = "ema=standard ema.span"

@@ -245,7 +245,7 @@ def _merged(compared: Iterable[Comparison]) -> list[MoreRuns]:
 
 LEGEND = (
     "n: seeds. Points: difference in percentage points of accuracy, paired by seed, with 95 % "
-    "intervals: over seeds for these very images, and over seeds and images; the second decides. "
+    "intervals: over seeds for these images, and over seeds and images; the second decides. "
     "p-values are corrected by Holm within each table; below 5 % a change helps or hurts. ↓ ↑: the "
     "95 % interval over seeds of the difference in this measure, of which less is better, lies "
     "below or above zero (not corrected). Seconds depend on what else the machine did."
