@@ -28,6 +28,7 @@ from runner.training.outcome import Outcome, result, write_files
 from runner.training.predicting import evaluate
 from runner.training.schedule import Stage, plan
 from runner.training.step import Learner
+from runner.tricks.ema import is_too_short
 
 
 def train_and_evaluate(
@@ -67,6 +68,10 @@ def train_and_evaluate(
         raise known from error
     if loaded is not None:
         display.line(f"pretrained: {loaded}")
+    if is_too_short(config.ema, total := sum(stage.num_steps for stage in stages)):
+        display.line(
+            f"note: ema has no effect: {config.ema.span:g} of {total} updates is one update or less"
+        )
     with _owned(folder, processes):
         # Another process may have finished the run while this one was starting.
         if not config.force and (finished := folder.result()) is not None:

@@ -38,6 +38,11 @@ def decay_at(ema: Ema, before: int, total: int) -> float:
     return min(max(0.0, 1 - 1 / (ema.span * total)), warm_up)
 
 
+def is_too_short(ema: Ema, total: int) -> bool:
+    """Whether no decay in ``total`` updates is above 0, so that the average is the last weights."""
+    return ema.is_on and decay_at(ema, total - 1, total) == 0
+
+
 @torch.no_grad()
 def average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
     """Move the weights of ``averaged`` toward those of ``model`` by ``1 - decay``, in place.

@@ -20,7 +20,7 @@ from runner.records.bundle import open_bundle
 from runner.training.loop import Training
 from runner.training.predicting import evaluate
 from runner.training.schedule import plan
-from runner.tricks.ema import AveragedWeights, average, decay_at
+from runner.tricks.ema import AveragedWeights, average, decay_at, is_too_short
 
 STANDARD = Ema(span=0.1)
 
@@ -72,6 +72,14 @@ def test_the_warm_up_is_that_of_timm() -> None:
 @given(span=st.floats(1e-6, 1), before=st.integers(0, 10_000), total=st.integers(1, 10_000))
 def test_the_decay_is_a_weight(span: float, before: int, total: int) -> None:
     assert 0 <= decay_at(Ema(span=span), before, total) < 1
+
+
+@pytest.mark.parametrize(("total", "expected"), [(3, True), (10, True), (11, False), (300, False)])
+def test_an_average_over_less_than_two_updates_is_none(total: int, expected: bool) -> None:
+    assert is_too_short(STANDARD, total) == expected
+    assert all(decay_at(STANDARD, before, total) == 0 for before in range(total)) == expected
+    assert not is_too_short(Ema(), total)
+    assert not is_too_short(Ema(decay=0.5), total)
 
 
 def test_an_explicit_decay_has_no_warm_up() -> None:
