@@ -1,10 +1,13 @@
 """The answer: every trick against the baseline and within combinations, with what it costs."""
 
+import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,9 @@ import numpy as np
 from runner.config.overlays import tricks_with_overlay
 from runner.errors import ArtefactError, ConfigError
 from runner.report.factors import (
+    ALL,
+    CODE,
+    Factors,
     Look,
     canonical_text,
     chosen_factors,
@@ -22,8 +28,8 @@ from runner.report.factors import (
     level_of,
     looks_of,
 )
-from runner.report.groups import Arm, Group, group_runs, trick_label
-from runner.report.runs import METRICS, FinishedRun, Found, Unranked
+from runner.report.groups import Arm, RunGroup, group_runs, trick_label
+from runner.report.runs import METRICS, FinishedRun, Found, Unranked, content_with_digest
 from runner.report.scores import ScoreBook
 from runner.report.statistics import (
     Difference,
@@ -164,7 +170,7 @@ class GroupAnswer:
         notes: limits of the comparison, a sentence each.
     """
 
-    group: Group
+    group: RunGroup
     rows: tuple[Row, ...]
     baseline: str | None
     comparisons: tuple[Comparison, ...]
@@ -228,6 +234,7 @@ def answer(
     references = [_baseline(group, baseline) for group in groups]
     if baseline and not any(references):
         labels = dict.fromkeys(arm.label for group in groups for arm in group.arms)
+        _check_compared(baseline, by, factors, groups)
         raise ConfigError(
             f"no runs with these {'values' if by else 'tricks'}",
             where=" ".join(f"--baseline {word}" for word in baseline),
@@ -245,6 +252,23 @@ def answer(
         tuple(factor.name for factor in factors.all) if by else (),
         hints,
     )
+
+
+def _check_compared(
+    baseline: Sequence[str], by: Sequence[str], factors: Factors, groups: Sequence[RunGroup]
+) -> None:
+    """Raise if a key of ``baseline`` is known, but is not what ``--by`` compares."""
+    known = {key for group in groups for key in group.arms[0].look.values}
+    for word in baseline if by else ():
+        key = word.partition("=")[0]
+        if factors.of(key) is None and key in known:
+            keys = list(dict.fromkeys([*by, key]))
+            also = shlex.join(part for name in keys for part in ("--by", name))
+            raise ConfigError(
+                f"{key} is not compared",
+                where=f"--baseline {word}",
+                fix="leave it out: --by all found no difference in it" if ALL in by else also,
+            )
 
 
 def _readable(
@@ -271,7 +295,7 @@ def _readable(
 
 
 def _group_answer(
-    group: Group,
+    group: RunGroup,
     reference: Arm | None,
     book: ScoreBook,
     margin: float,
@@ -307,7 +331,7 @@ Asked = tuple[Arm, Arm, str]
 """An arm, what it is compared with, and what the comparison is called."""
 
 
-def _baseline(group: Group, words: Sequence[str]) -> Arm | None:
+def _baseline(group: RunGroup, words: Sequence[str]) -> Arm | None:
     """The arm to compare with: as requested, else the default, else with the fewest changes."""
     if not group.factors.are_tricks:
         return group.reference
@@ -329,7 +353,7 @@ def _own_plain(arm: Arm, reference: Arm) -> Arm | None:
     return replace(reference, runs=arm.runs)
 
 
-def _leave_one_out(group: Group, baseline: Arm) -> Iterable[Asked]:
+def _leave_one_out(group: RunGroup, baseline: Arm) -> Iterable[Asked]:
     """Pairs of an arm with two or more changes and an arm that lacks just one of its changes."""
     by_tricks = group.factors.are_tricks
     for arm in group.arms:
@@ -447,7 +471,7 @@ def _row(arm: Arm, varying: Sequence[str]) -> Row:
 
 
 def _notes(
-    group: Group,
+    group: RunGroup,
     reference: Arm | None,
     compared: Sequence[Comparison],
     asked: Sequence[str],
@@ -488,7 +512,7 @@ def _notes(
             yield f"the runs differ in {key}: {', '.join(sorted(values))}"
 
 
-def _note_on_the_baseline(group: Group, reference: Arm) -> Iterable[str]:
+def _note_on_the_baseline(group: RunGroup, reference: Arm) -> Iterable[str]:
     """Explain the choice of the baseline, unless all its values are defaults."""
     others = [
         factor.name
@@ -505,7 +529,7 @@ def _note_on_the_baseline(group: Group, reference: Arm) -> Iterable[str]:
         )
 
 
-def _hints(groups: Sequence[Group], by: Sequence[str], command: Sequence[str]) -> Iterable[str]:
+def _hints(groups: Sequence[RunGroup], by: Sequence[str], command: Sequence[str]) -> Iterable[str]:
     """Name the runs that these factors do not compare, and the ``--by`` that would compare them."""
     if not groups:
         return
@@ -521,20 +545,25 @@ def _hints(groups: Sequence[Group], by: Sequence[str], command: Sequence[str]) -
             len({level_of(factor, arm.look) for arm in group.arms}) > 1 for group in groups
         ):
             lonely.add(factor.name)
-    of_data: dict[str, list[Group]] = defaultdict(list)
+    of_data: dict[str, list[RunGroup]] = defaultdict(list)
     for group in groups:
         of_data[str(group.values["fingerprint"])].append(group)
     hinted: set[str] = set()
     for members in of_data.values():
         is_compared = any(len(_trainings(group)) > 1 for group in members)
         names_of = differing_factors(look for group in members for look in _trainings(group))
-        if not names_of or (is_compared and not lonely & set(names_of)):
+        who = "the runs"
+        if is_compared and not by:
+            names_of, who = _between_groups(members), "other runs"
+        elif is_compared:
+            who = f"runs that differ in {' and '.join(sorted(lonely))}"
+            names_of = names_of if lonely & set(names_of) else []
+        if not names_of:
             continue
         hinted |= lonely & set(names_of)
-        who = f"runs that differ in {' and '.join(sorted(lonely))}" if is_compared else "the runs"
         them = "it" if len(names_of) == 1 else "them"
         yield f"{who} differ in {' and '.join(names_of)}; to compare by {them}:"
-        words = names_of if len(names_of) <= _MOST_NAMED else ["all"]
+        words = names_of if len(names_of) <= _MOST_NAMED else [ALL]
         yield "    " + shlex.join([*command, *(part for name in words for part in ("--by", name))])
     if other_data := sorted(lonely - hinted):
         yield (
@@ -543,7 +572,22 @@ def _hints(groups: Sequence[Group], by: Sequence[str], command: Sequence[str]) -
         )
 
 
-def _trainings(group: Group) -> list[Look]:
+def _between_groups(groups: Sequence[RunGroup]) -> list[str]:
+    """The factors in which the only arm of a group differs from equal arms of other groups."""
+
+    def kind(arm: Arm) -> str:
+        return canonical_text([arm.view, arm.values])
+
+    names: dict[str, None] = {}
+    for group in groups:
+        if len(group.arms) == 1:
+            (alone,) = group.arms
+            alike = [arm for other in groups for arm in other.arms if kind(arm) == kind(alone)]
+            names |= dict.fromkeys(differing_factors(arm.look for arm in alike))
+    return list(names)
+
+
+def _trainings(group: RunGroup) -> list[Look]:
     """An example of each training in a group, as a look."""
     return list({canonical_text(arm.training): arm.look for arm in reversed(group.arms)}.values())
 
@@ -566,7 +610,7 @@ def _more_runs(arm: Arm, reference: Arm, wanted: int) -> tuple[MoreRuns, ...]:
     more = []
     for side in (arm, reference):
         missing = tuple(seed for seed in seeds if seed not in side.runs)
-        words = _words_but_seed(side.runs[common[0]])
+        words = _words_but_seed(side.runs[min(side.runs)])
         if missing and words:
             more.append(MoreRuns(words, missing))
     return tuple(dict.fromkeys(more))
@@ -577,7 +621,35 @@ def _words_but_seed(run: FinishedRun) -> tuple[str, ...]:
     if run.command[:3] != ("python", "-m", "runner.train"):
         return ()
     own = ("seed=", "run_dir=", "force=")
-    return tuple(word for word in run.command if not word.lstrip("+").startswith(own))
+    words = [word for word in run.command if not word.lstrip("+").startswith(own)]
+    for at, word in enumerate(words):
+        if word.lstrip("+").startswith(f"{CODE}=") and run.values.get(CODE) is not None:
+            path = _path_of_code(run, str(run.values[CODE]))
+            if path is None:
+                return ()
+            words[at] = word if path == run.config.get(CODE) else f"{CODE}={_hydra_text(path)}"
+    return tuple(words)
+
+
+def _path_of_code(run: FinishedRun, sha256: str) -> str | None:
+    """The file that a run was trained with: as it was named, or where that changed the run's copy.
+
+    None where neither has that content.
+    """
+    named = run.config.get(CODE)
+    if isinstance(named, str):
+        with suppress(RuntimeError):  # the home folder of ~ is unknown
+            if content_with_digest(Path(named).expanduser(), sha256) is not None:
+                return named
+    copy = run.path / "code.py"
+    return str(copy) if content_with_digest(copy, sha256) is not None else None
+
+
+def _hydra_text(text: str) -> str:
+    """A text as a value on the command line of Hydra, which splits and evaluates bare ones."""
+    if re.fullmatch(r"[\w./+@%:-]+", text, re.ASCII):
+        return text
+    return "'" + text.replace("'", "\\'") + "'"
 
 
 def _forward_passes(arm: Arm) -> float:

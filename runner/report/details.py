@@ -19,10 +19,9 @@ from runner.config import checks
 from runner.data.images import BrokenImageError, Images, to_rgb
 from runner.data.sources import is_at_hand, list_images
 from runner.errors import RunnerError
-from runner.machine.files import read_whole
 from runner.report.factors import Factor, Factors, code_name
-from runner.report.groups import Arm, Group, group_runs
-from runner.report.runs import FinishedRun
+from runner.report.groups import Arm, RunGroup, group_runs
+from runner.report.runs import FinishedRun, content_with_digest
 from runner.report.statistics import t_interval
 
 _LARGEST = 1e300  # a whole number in another's file may be larger than any float
@@ -124,7 +123,7 @@ class GroupDetails:
         ArtefactError: the predictions of a run can no longer be read.
     """
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: RunGroup) -> None:
         self._group = group
         self._classes = group.any_run.classes
         runs = {run.identity: run for arm in group.arms for run in arm.runs.values()}
@@ -282,7 +281,7 @@ class CodeCopy:
     text: str | None
 
 
-def find_codes(groups: Sequence[Group]) -> list[CodeCopy]:
+def find_codes(groups: Sequence[RunGroup]) -> list[CodeCopy]:
     """The files of the user's own code among the compared runs, each once."""
     found: dict[str, CodeCopy] = {}
     for arm in (arm for group in groups for arm in group.arms):
@@ -297,17 +296,14 @@ def find_codes(groups: Sequence[Group]) -> list[CodeCopy]:
 
 def _copied_code(run: FinishedRun, digest: str) -> str | None:
     """The beginning of a run's copy of the code, if its SHA-256 is ``digest``."""
-    try:
-        content = read_whole(run.path / "code.py")
-    except OSError:
-        return None
-    if hashlib.sha256(content).hexdigest() != digest:
+    content = content_with_digest(run.path / "code.py", digest)
+    if content is None:
         return None
     text = content.decode(errors="replace")
     return text if len(text) <= _LONGEST_CODE else f"{text[:_LONGEST_CODE]}\n…"
 
 
-def find_series(groups: Sequence[Group], by: Sequence[str] = ()) -> list[Series]:
+def find_series(groups: Sequence[RunGroup], by: Sequence[str] = ()) -> list[Series]:
     """Find the keys whose number differs between groups that are otherwise equal.
 
     Args:
@@ -325,10 +321,10 @@ def find_series(groups: Sequence[Group], by: Sequence[str] = ()) -> list[Series]
     return found
 
 
-def _series_of(key: str, groups: Sequence[Group]) -> list[Series]:
+def _series_of(key: str, groups: Sequence[RunGroup]) -> list[Series]:
     if key == "fingerprint":
         return []
-    clusters: dict[str, list[Group]] = defaultdict(list)
+    clusters: dict[str, list[RunGroup]] = defaultdict(list)
     for group in groups:
         value = group.values.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool) and value < _LARGEST:
@@ -338,7 +334,7 @@ def _series_of(key: str, groups: Sequence[Group]) -> list[Series]:
     return [_series(key, members) for members in clusters.values() if len(members) > 1]
 
 
-def _series(key: str, groups: Sequence[Group]) -> Series:
+def _series(key: str, groups: Sequence[RunGroup]) -> Series:
     lines: dict[str, list[SeriesPoint]] = defaultdict(list)
     for group in sorted(groups, key=lambda group: float(group.values[key])):
         for arm in group.arms:
@@ -347,6 +343,10 @@ def _series(key: str, groups: Sequence[Group]) -> Series:
             low, high = t_interval(accuracies) or (mean, mean)
             lines[arm.label].append((float(group.values[key]), mean, low, high))
     titled = {"fingerprint", "data.name", "model.name", key}
-    others = [f"{name}={value}" for name, value in groups[0].differs.items() if name not in titled]
+    others = [
+        groups[0].code if name == "code" else f"{name}={value}"
+        for name, value in groups[0].differs.items()
+        if name not in titled
+    ]
     names = [str(groups[0].values.get(name)) for name in ("data.name", "model.name")]
     return Series(key, " · ".join([*names, *others]), lines)

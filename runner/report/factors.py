@@ -1,6 +1,7 @@
 """Factors: the values in which compared runs may differ, tricks or those that ``--by`` names."""
 
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from runner.report.runs import FinishedRun
 ALL = "all"
 """The word for everything that differs between the runs."""
 
-_CODE = "code"
+CODE = "code"
+"""The key of the user's own code; its value is the SHA-256 of the file."""
+
 _PAIRED = ("seed", "fingerprint")  # values that must be equal in a comparison: draws and images
 # The meaning of null in these keys depends on these groups: if one is a factor, null equals null.
 _FOLLOWS = {
@@ -30,6 +33,7 @@ _FOLLOWS = {
     "precision": ("resize", "device"),
 }
 _NEAR = 3  # most keys in which values may differ from the option after which they are named
+_KINDS = {"data": "data.name", "model": "model.source"}  # a key that must equal the option's
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ def trick_factors() -> Factors:
         Factor(group, tuple(f"{group}.{key}" for key in schema.plain_keys(group)))
         for group in schema.trick_groups()
     ]
-    return Factors((*groups, Factor(_CODE)), are_tricks=True)
+    return Factors((*groups, Factor(CODE)), are_tricks=True)
 
 
 def chosen_factors(by: Sequence[str], found: Sequence[Look]) -> Factors:
@@ -173,17 +177,26 @@ def chosen_factors(by: Sequence[str], found: Sequence[Look]) -> Factors:
     """
     if not by:
         return trick_factors()
-    if ALL in by:
-        return Factors(tuple(map(Factor, differing_factors(found))))
     known = {key for look in found for key in look.values} | set(leaves(NEUTRAL))
     for key in by:
-        _check(key, known)
+        if key != ALL:
+            _check(key, known)
+    if ALL in by:
+        return Factors(tuple(map(Factor, differing_factors(found))))
     names = dict.fromkeys(by)
     return Factors(tuple(Factor(key) for key in names if key.rpartition(".")[0] not in names))
 
 
 def _check(key: str, known: set[str]) -> None:
     where = f"--by {key}"
+    name, equals, _ = key.partition("=")
+    if equals:
+        _check(name, known)
+        raise ConfigError(
+            "--by takes a key without a value",
+            where=where,
+            fix=shlex.join(["--by", name, "--baseline", key]),
+        )
     if key in _PAIRED or key == "data.root":
         raise ConfigError(
             "only runs with equal seeds and equal images can be compared",
@@ -301,10 +314,10 @@ def level_of(factor: Factor, look: Look) -> str:
 
 
 def _name(factor: Factor, look: Look, keys: Sequence[str], spelled: Any) -> str:
-    if factor.name == _CODE:
-        digest = look.values.get(_CODE)
+    if factor.name == CODE:
+        digest = look.values.get(CODE)
         is_enough = spelled is short_text or digest is None
-        return f"{_CODE}={code_name(look)}" + ("" if is_enough else f" ({str(digest)[:8]})")
+        return f"{CODE}={code_name(look)}" + ("" if is_enough else f" ({str(digest)[:8]})")
     if not factor.is_group:
         return f"{factor.name}={spelled(look.values.get(factor.name))}"
     option, others = nearest_option(factor.name, look)
@@ -315,11 +328,11 @@ def _name(factor: Factor, look: Look, keys: Sequence[str], spelled: Any) -> str:
 
 
 def code_name(look: Look) -> str:
-    """Name of the file with the user's own code; the text ``none`` without such a file."""
-    if look.values.get(_CODE) is None:
-        return "none"
-    path = _config_value(look.run, _CODE)
-    return PurePath(path).name if isinstance(path, str) else str(look.values[_CODE])[:8]
+    """Name of the file with the user's own code; the text ``null`` without such a file."""
+    if look.values.get(CODE) is None:
+        return "null"
+    path = _config_value(look.run, CODE)
+    return PurePath(path).name if isinstance(path, str) else str(look.values[CODE])[:8]
 
 
 def _details(keys: Iterable[str], values: Mapping[str, Any], spelled: Any) -> str:
@@ -331,15 +344,16 @@ def nearest_option(group: str, look: Look) -> tuple[str | None, tuple[str, ...]]
 
     Returns:
         The name of the option, and the dotted keys in which the values differ from it, three at
-        most. The name is None if no option is near.
+        most. The name is None if no option is near. An option for other data, or for a model from
+        another source, is never near.
     """
     values = Factor(group).values(look.values)
     found: tuple[str | None, tuple[str, ...]] = (None, ())
-    least = _NEAR + 1
+    least, kind = _NEAR + 1, _KINDS.get(group)
     for path in sorted((CONF_DIR / group).glob("*.yaml")):
         option = _option_values(group, path.stem, look)
         keys = tuple(key for key in values if key in option and values[key] != option[key])
-        if option and len(keys) < least:
+        if option and kind not in keys and len(keys) < least:
             found, least = (path.stem, keys), len(keys)
     return found
 
@@ -373,13 +387,15 @@ def has_value(factor: Factor, look: Look, name: str, word: str) -> bool:
         factor: the factor that KEY belongs to.
         look: the look to test.
         name: name of the look's values of the factor.
-        word: ``KEY=VALUE``; VALUE may be an option.
+        word: ``KEY=VALUE``; VALUE may be an option, or the file name or path of code.
     """
     key, _, value = word.partition("=")
     if key == factor.name and name == word:
         return True
     if key not in look.values:
         return False
+    if key == CODE and value in (code_name(look), _config_value(look.run, CODE)):
+        return True
     held = look.values[key]
     if isinstance(held, int | float) and not isinstance(held, bool):
         return _number(value) == held

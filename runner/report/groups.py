@@ -1,5 +1,6 @@
 """Groups of comparable runs, which are equal in everything except the factors and the seed."""
 
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +8,10 @@ from typing import Any
 
 from runner.config import schema
 from runner.config.overlays import all_tricks
+from runner.errors import ConfigError
 from runner.report.factors import (
+    CODE,
+    Factor,
     Factors,
     Look,
     canonical_text,
@@ -78,7 +82,7 @@ class Arm:
 
 
 @dataclass
-class Group:
+class RunGroup:
     """Runs that are equal except for the factors and the seed.
 
     Attributes:
@@ -88,6 +92,7 @@ class Group:
         reference: the arm that ``--by`` compares the others with; None without ``--by``, and if no
             run has the requested values.
         differs: shared values that differ in another group of the same data set, by dotted key.
+        code: name of the user's own code in the title, if groups of one data set differ in it.
     """
 
     values: Mapping[str, Any]
@@ -95,6 +100,7 @@ class Group:
     factors: Factors
     reference: Arm | None = None
     differs: dict[str, Any] = field(default_factory=dict)
+    code: str = ""
 
     @property
     def title(self) -> str:
@@ -135,6 +141,8 @@ class Group:
 
     def _differences(self, group: str, keys: Sequence[str]) -> list[str]:
         """The values of one group of keys that differ from other groups of runs, as texts."""
+        if group == CODE:
+            return [self.code]
         if len(keys) > 1 or (group in schema.trick_groups() and keys[0] != group):
             option, others = nearest_option(group, self.arms[0].look)
             if option is not None and not set(others) - set(keys):
@@ -148,20 +156,29 @@ class Group:
         return next(iter(self.arms[0].runs.values()))
 
     def find(self, name: str) -> Arm | None:
-        """The arm with that label, or with those tricks joined by ``+``; None without one."""
-        for arm in self.arms:
-            if name == arm.label or set(name.split("+")) == set(arm.names):
-                return arm
-        return None
+        """The arm with that label, or with those tricks joined by ``+``; None without one.
+
+        Raises:
+            ConfigError: several arms have those tricks.
+        """
+        if exact := [arm for arm in self.arms if arm.label == name]:
+            return exact[0]
+        words = {word.strip() for word in name.split("+")}
+        found = [arm for arm in self.arms if words in (set(arm.names), set(_file_names(arm)))]
+        if len(found) > 1:
+            raise _ambiguous(name, [arm.label for arm in found])
+        return found[0] if found else None
 
     def matching(self, words: Sequence[str]) -> list[Arm]:
-        """The arms that have the value of each ``KEY=VALUE``."""
+        """The arms that have the value of each ``KEY=VALUE``.
+
+        Raises:
+            ConfigError: several files have the name of ``code=NAME``.
+        """
         found = list(self.arms)
         for word in words:
             key = word.partition("=")[0]
-            factor = self.factors.of(key) or next(
-                (factor for factor in self.factors.all if factor.name == key), None
-            )
+            factor = self.factors.of(key)
             if factor is None:
                 return []
             names = level_names(factor, [arm.look for arm in self.arms])
@@ -170,12 +187,15 @@ class Group:
                 for arm in found
                 if has_value(factor, arm.look, names[level_of(factor, arm.look)], word)
             ]
+            called = dict.fromkeys(names[level_of(factor, arm.look)] for arm in found)
+            if key == CODE and len(called) > 1:
+                raise _ambiguous(word, list(called))
         return found
 
 
 def group_runs(
     runs: Iterable[FinishedRun], factors: Factors | None = None, baseline: Sequence[str] = ()
-) -> list[Group]:
+) -> list[RunGroup]:
     """Sort runs into groups, largest first; of equal trainings with one seed, the first counts.
 
     Args:
@@ -191,7 +211,7 @@ def group_runs(
             members[canonical_text(shared_values(look, factors))].append(look)
     members = _without_repeats(members)
     groups = {
-        key: Group(shared_values(found[0], factors), _arms(found, factors), factors)
+        key: RunGroup(shared_values(found[0], factors), _arms(found, factors), factors)
         for key, found in members.items()
     }
     for group in groups.values():
@@ -221,11 +241,14 @@ def _without_repeats(members: Mapping[str, list[Look]]) -> dict[str, list[Look]]
     }
 
 
-def _tell_apart(groups: Sequence[Group]) -> None:
+def _tell_apart(groups: Sequence[RunGroup]) -> None:
     """Note what differs between groups of one data set."""
+    code = Factor(CODE)
+    names = level_names(code, [group.arms[0].look for group in groups])
     for key in sorted(differing_keys([group.values for group in groups])):
         for group in groups:
             group.differs[key] = group.values.get(key)
+            group.code = names[level_of(code, group.arms[0].look)]
 
 
 def _arms(found: Sequence[Look], factors: Factors) -> list[Arm]:
@@ -234,23 +257,28 @@ def _arms(found: Sequence[Look], factors: Factors) -> list[Arm]:
         values = factors.values(look.values)
         arm = arms.setdefault(canonical_text([look.view, values]), Arm(look, values))
         arm.runs.setdefault(look.run.seed, look.run)
+        if code_name(arm.look) == "code.py":  # a run's copy of a file that has a name of its own
+            arm.look = look
     return list(arms.values())
 
 
 # ── Arms named by their tricks ─────────────────────────────────────────────────────────────────
 
 
-def _name_by_tricks(group: Group) -> None:
+def _name_by_tricks(group: RunGroup) -> None:
     """Name arms by the tricks that are on, and arms with equal tricks also by their differences."""
+    own_code = Factor(CODE)
+    code_names = level_names(own_code, [arm.look for arm in group.arms])
     for arm in group.arms:
         views = {name for view in view_groups() for name in schema.trick_groups()[view]}
         names = [n for n in arm.look.run.tricks if arm.view == "tta" or n not in views]
-        code = [f"code={code_name(arm.look)}"] if arm.look.values.get("code") is not None else []
+        has_code = arm.look.values.get(CODE) is not None
+        code = [code_names[level_of(own_code, arm.look)]] if has_code else []
         arm.names = (*names, *code)
         parts = {
             factor.name: tuple(name for name in names if name in factor.tricks)
             for factor in group.factors.all
-        } | {"code": tuple(code)}
+        } | {CODE: tuple(code)}
         arm.parts = {name: part for name, part in parts.items() if part}
     group.arms.sort(key=lambda arm: (len(arm.names), arm.names))
     by_name: dict[str, list[Arm]] = defaultdict(list)
@@ -267,6 +295,20 @@ def _name_by_tricks(group: Group) -> None:
                 break
 
 
+def _file_names(arm: Arm) -> tuple[str, ...]:
+    """The names of an arm, with the name of the file alone for its code."""
+    code = f"{CODE}={code_name(arm.look)}"
+    return tuple(code if name in arm.parts.get(CODE, ()) else name for name in arm.names)
+
+
+def _ambiguous(word: str, labels: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"{len(labels)} kinds of runs have that name",
+        where=f"--baseline {word}",
+        fix="one of: " + ", ".join(shlex.join(["--baseline", label]) for label in labels),
+    )
+
+
 def trick_label(tricks: Iterable[str]) -> str:
     """The name of a combination of tricks."""
     names = tuple(tricks)
@@ -279,7 +321,7 @@ def trick_label(tricks: Iterable[str]) -> str:
 # ── Arms named by the values of --by ───────────────────────────────────────────────────────────
 
 
-def _name_by_values(group: Group, baseline: Sequence[str]) -> None:
+def _name_by_values(group: RunGroup, baseline: Sequence[str]) -> None:
     """Choose the baseline, and name the other arms by their differences from it."""
     arms = group.arms
     found = [arm.look for arm in arms]
@@ -305,7 +347,7 @@ def _name_by_values(group: Group, baseline: Sequence[str]) -> None:
     arms.sort(key=lambda arm: len(arm.parts))
 
 
-def _rank(arm: Arm, group: Group) -> tuple[int, int, int]:
+def _rank(arm: Arm, group: RunGroup) -> tuple[int, int, int]:
     """Sort key of the baseline: most defaults first, then most runs, then most plain options."""
     others = [factor for factor in group.factors.all if not is_default(factor, arm.look)]
     groups = [factor.name for factor in others if factor.is_group]

@@ -1,7 +1,6 @@
 """Reading run folders for the report, also while runs are written and among other files."""
 
-import json
-import math
+import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner.errors import ArtefactError, DataError
+from runner.machine import fields
 from runner.machine.files import read_whole
 from runner.records.identity import NEUTRAL, with_defaults
 from runner.records.run_folder import VERSION, RunFolder
@@ -147,6 +147,15 @@ class Found:
     foreign: list[str] = field(default_factory=list)
 
 
+def content_with_digest(path: Path, sha256: str) -> bytes | None:
+    """The content of a regular file whose SHA-256 is ``sha256``; None where there is no such."""
+    try:
+        content = read_whole(path)
+    except (OSError, ValueError):  # ValueError: a null character in the path
+        return None
+    return content if hashlib.sha256(content).hexdigest() == sha256 else None
+
+
 def find_runs(places: Iterable[Path]) -> Found:
     """Read every run in ``places``: folders of runs, or runs themselves.
 
@@ -239,31 +248,33 @@ def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
         ArtefactError: a file does not hold the values of a finished run.
     """
     try:
-        what = json.loads(read_whole(path / "run.json"))
-        values = with_defaults(what["values"])
+        what = fields.parsed(read_whole(path / "run.json"))
+        values = with_defaults(fields.section(what, "values"))
         if what["identity"] != result["identity"]:
             raise ValueError("run.json and result.json are of different runs")
         for group, neutral in NEUTRAL.items():
             if isinstance(values[group], dict) != isinstance(neutral, dict):
                 raise TypeError(f"{group} is a group in one place, and a value in another")
         for group in ("data", "model"):
-            _text(values[group]["name"])
-        data = result["data"]
+            fields.text(values[group], "name")
+        data, metrics = fields.section(result, "data"), fields.section(result, "metrics")
         return FinishedRun(
             path=path,
-            identity=_text(what["identity"]),
-            seed=_count(result["seed"]),
-            tricks=_texts(result["tricks"]),
+            identity=fields.text(what, "identity"),
+            seed=fields.whole(result, "seed"),
+            tricks=fields.texts(result, "tricks"),
             values=values,
-            fingerprint=_text(what["fingerprint"]),
-            classes=_texts(data["classes"]),
-            num_val=_count(data["num_val"], at_least=1),
-            num_train=_count(data["num_train"], at_least=1),
-            metrics={view: _measures(result["metrics"][view]) for view in VIEWS},
-            budget=_numbers(result["budget"], ("epochs", "images", "pixels", "seconds")),
-            environment=dict(result["environment"]),
-            command=_texts(result["command"]),
-            config=_config(result["config"]),
+            fingerprint=fields.text(what, "fingerprint"),
+            classes=fields.texts(data, "classes"),
+            num_val=fields.whole(data, "num_val", at_least=1),
+            num_train=fields.whole(data, "num_train", at_least=1),
+            metrics={view: _measures(fields.section(metrics, view)) for view in VIEWS},
+            budget=_numbers(
+                fields.section(result, "budget"), ("epochs", "images", "pixels", "seconds")
+            ),
+            environment=fields.section(result, "environment"),
+            command=fields.texts(result, "command"),
+            config=_config(result),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -274,50 +285,20 @@ def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
 
 def _version(path: Path) -> int:
     """Record version of a run; the version of this program if it cannot be read."""
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        return int(json.loads(read_whole(path / "run.json"))["record_version"])
+    with suppress(OSError, ValueError):
+        return fields.whole(fields.parsed(read_whole(path / "run.json")), "record_version")
     return VERSION
 
 
-def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(config["data"], dict):
-        raise TypeError("the configuration of the data is not a group")
-    return dict(config)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"not a text: {value!r:.40}")
-    return value
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise TypeError(f"not a list: {value!r:.40}")
-    return tuple(_text(item) for item in value)
-
-
-def _count(value: Any, at_least: int = 0) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise TypeError(f"not a number of things: {value!r:.40}")
-    return value
-
-
-def _number(value: Any) -> float:
-    """A finite number that is not negative, like all numbers of a result."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"not a number: {value!r:.40}")
-    try:
-        number = float(value)
-    except OverflowError as error:
-        raise ValueError("an impossibly large number") from error
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"not a possible number: {number}")
-    return number
+def _config(result: Mapping[str, Any]) -> dict[str, Any]:
+    config = fields.section(result, "config")
+    fields.section(config, "data")
+    return config
 
 
 def _numbers(mapping: Mapping[str, Any], keys: Iterable[str]) -> dict[str, float]:
-    return {key: _number(mapping[key]) for key in keys}
+    """The finite numbers at ``keys``, none below 0."""
+    return {key: float(fields.number(mapping, key, at_least=0)) for key in keys}
 
 
 def _measures(mapping: Mapping[str, Any]) -> dict[str, float]:

@@ -207,12 +207,18 @@ def unranked_table(found: Answer) -> Table:
 
 def content(found: Answer) -> Iterator[Table | str]:
     """Yield tables, and sentences below them, in reading order."""
+    alone = [group for group in found.groups if found.by and len(group.rows) == 1]
     for group in found.groups:
+        if group in alone:
+            continue
         yield answer_table(group, found.margin)
         if group.contributions:
             yield contribution_table(group, found.margin)
         yield price_table(group)
         yield from remarks(group, found.margin)
+    if alone:
+        names = "; ".join(f"{group.group.title}: {group.rows[0].label}" for group in alone)
+        yield f"with nothing to compare: {names}"
     yield from found.notes
     yield LEGEND if found.groups else "no finished runs"
     if found.unranked:

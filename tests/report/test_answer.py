@@ -1,5 +1,6 @@
 """The answer against independent calculations: loops over the files, and scipy.stats."""
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -572,6 +573,42 @@ def test_the_commands_leave_out_what_belongs_to_one_run(word: str, tmp_path: Pat
     (one,) = only(ask(tmp_path)).comparisons
     for command in commands(one):
         assert word not in words_of(command)
+
+
+@pytest.mark.parametrize("folder", ["ideas", "my ideas, 'new' (2)"])
+def test_the_commands_name_a_file_that_still_has_the_code(folder: str, tmp_path: Path) -> None:
+    content = b"def loss(logits, targets): ...\n"
+    place = tmp_path / folder
+    place.mkdir()
+    file = place / "idea.py"
+    file.write_bytes(content)
+    outputs = place / "outputs"
+    write_run(outputs, num_images=30)
+    run = write_run(outputs, num_images=30, name="coded", words=("seed=0", "code=WORD"))
+    edited = {"run.json": "values", "result.json": "config"}
+    for name, section in edited.items():
+        held = json.loads((run.path / name).read_text())
+        held["identity"] += "c"
+        sha256 = hashlib.sha256(content).hexdigest()
+        held[section]["code"] = sha256 if section == "values" else str(file)
+        (run.path / name).write_text(json.dumps(held))
+    (run.path / "code.py").write_bytes(content)
+
+    def codes() -> list[str]:
+        (one,) = only(ask(outputs)).comparisons
+        assert len(one.more) in (1, 2)
+        parser = OverridesParser.create()
+        words = [word for command in commands(one) for word in words_of(command)]
+        return [str(parser.parse_override(word).value())
+                for word in words if word.startswith("code=")]  # fmt: skip
+
+    assert codes() == ["WORD"], "as it was typed"
+    file.write_bytes(content + b"# edited\n")
+    assert codes() == [str(run.path / "code.py")]
+    file.unlink()
+    assert codes() == [str(run.path / "code.py")]
+    (run.path / "code.py").write_bytes(b"# edited too\n")
+    assert codes() == [], "no command would train the same"
 
 
 # ── Runs that cannot be compared after all ─────────────────────────────────────────────────────

@@ -21,19 +21,19 @@ from runner.data import download, sources
 from runner.data.dataset import load_dataset
 from runner.records.run_folder import RunFolder
 from runner.report.details import GroupDetails, Pictures, Series, find_series
-from runner.report.groups import Group, group_runs
+from runner.report.groups import RunGroup, group_runs
 from runner.report.runs import FinishedRun, find_runs
 
 CLASSES = tuple(COLOURS)
 
 
-def groups_of(outputs: Path) -> list[Group]:
+def groups_of(outputs: Path) -> list[RunGroup]:
     found = find_runs([outputs])
     assert not found.unranked
     return group_runs(found.runs)
 
 
-def only_group(outputs: Path) -> Group:
+def only_group(outputs: Path) -> RunGroup:
     (group,) = groups_of(outputs)
     return group
 

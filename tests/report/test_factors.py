@@ -92,7 +92,7 @@ def test_another_value_can_be_the_baseline(rates: Path, word: str) -> None:
 @pytest.mark.parametrize(
     ("word", "what"),
     [("optim.lr=0.5", "no runs with these values"), ("mixup", "a value, not a name"),
-     ("optim.eps=1", "no runs with these values"), ("=", "no runs with these values")],
+     ("=", "no runs with these values")],
 )  # fmt: skip
 def test_a_baseline_that_is_not_there_is_an_error(rates: Path, word: str, what: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -351,11 +351,72 @@ def test_code_is_a_factor_without_by(tmp_path: Path) -> None:
 def test_by_code(tmp_path: Path) -> None:
     write(tmp_path, accuracy=0.5)
     with_code(tmp_path, "mine.py", "a" * 64, accuracy=0.7)
-    assert labels(only(ask(tmp_path, "code"))) == ["code=none", "code=mine.py"]
+    assert labels(only(ask(tmp_path, "code"))) == ["code=null", "code=mine.py"]
     group = only(ask(tmp_path, "code", baseline=["code=mine.py"]))
     assert group.baseline == "code=mine.py"
     with_code(tmp_path, "mine.py", "b" * 64, accuracy=0.7)
     assert len({*labels(only(ask(tmp_path, "code")))}) == 3
+
+
+@pytest.mark.parametrize("by", [(), ("code",)], ids=["tricks", "by code"])
+def test_two_files_of_one_name_are_an_ambiguous_baseline(
+    by: tuple[str, ...], tmp_path: Path
+) -> None:
+    write(tmp_path, accuracy=0.5)
+    with_code(tmp_path, "mine.py", "a" * 64, accuracy=0.7)
+    assert only(ask(tmp_path, *by, baseline=["code=mine.py"])).baseline == "code=mine.py"
+    with_code(tmp_path, "mine.py", "b" * 64, accuracy=0.6)
+    full = ["code=mine.py (aaaaaaaa)", "code=mine.py (bbbbbbbb)"]
+    assert labels(only(ask(tmp_path, *by)))[1:] == full
+    for name in ("code=mine.py", *(["code=ideas/mine.py"] if by else [])):
+        with pytest.raises(ConfigError, match="2 kinds of runs have that name") as caught:
+            ask(tmp_path, *by, baseline=[name])
+        assert caught.value.where == f"--baseline {name}"
+        assert all(f"--baseline '{label}'" in caught.value.fix for label in full)
+    for label in full:
+        group = only(ask(tmp_path, *by, baseline=[label]))
+        assert group.baseline == label
+        assert len(group.comparisons) == 2
+
+
+def test_a_title_calls_code_by_the_words_of_the_arms(tmp_path: Path) -> None:
+    for lr in (3e-3, 0.01):
+        write(tmp_path, optim=Optim(lr=lr))
+    with_code(tmp_path, "mine.py", "a" * 64, accuracy=0.7)
+
+    def ends() -> set[str]:
+        groups = ask(tmp_path, "optim.lr").groups
+        return {group.group.title.rpartition(" · ")[2] for group in groups}
+
+    assert ends() == {"code=null", "code=mine.py"}
+    with_code(tmp_path, "mine.py", "b" * 64, accuracy=0.6)
+    assert ends() == {"code=null", "code=mine.py (aaaaaaaa)", "code=mine.py (bbbbbbbb)"}
+
+
+def test_the_copy_of_a_file_is_called_by_the_name_of_the_file(tmp_path: Path) -> None:
+    write(tmp_path, accuracy=0.5)
+    with_code(tmp_path, "code.py", "a" * 64, accuracy=0.7)
+    assert labels(only(ask(tmp_path))) == ["baseline", "code=code.py"]
+    with_code(tmp_path, "mine.py", "a" * 64, accuracy=0.7)
+    found = find_runs([tmp_path]).runs
+    assert found[-1].config["code"] == "ideas/mine.py", "the copy is read first"
+    assert labels(only(ask(tmp_path))) == ["baseline", "code=mine.py"]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "table"])
+def test_data_is_not_called_by_the_option_of_other_data(name: str, tmp_path: Path) -> None:
+    values = overlays.option_values("data", "cifar10")
+    data = replace(checks.from_dict({"data": values}).data, name=name)
+    write(tmp_path, seeds=1, data=data)
+    look = looks_of(find_runs([tmp_path]).runs[0])[-1]
+    assert (nearest_option("data", look)[0] == "cifar10") == (name == "cifar10")
+    assert nearest_option("data", look)[0] in ("cifar10", None)
+
+
+def test_a_model_is_not_called_by_the_option_of_another_source(tmp_path: Path) -> None:
+    write(tmp_path, seeds=1, model=Model(source="torchvision", name="resnet18d"))
+    look = looks_of(find_runs([tmp_path]).runs[0])[-1]
+    assert nearest_option("model", look) == ("torchvision", ("model.name",))
 
 
 # ── What cannot be compared, and what could be ─────────────────────────────────────────────────
@@ -371,6 +432,7 @@ def test_by_code(tmp_path: Path) -> None:
         ("label_smoothing", "is a trick", "--by smoothing"),
         ("threads", "does not decide a result", "--by all"),
         ("outputs", "does not decide a result", "--by all"),
+        ("optim.lr=0.01", "without a value", "--by optim.lr --baseline optim.lr=0.01"),
         ("data.root", "equal images", ""),
         ("seed", "equal seeds", ""),
         ("trick", "short for", "--by all"),
@@ -384,6 +446,25 @@ def test_a_key_that_is_none_is_an_error(rates: Path, key: str, what: str, fix: s
     assert what in caught.value.what
     assert fix in caught.value.fix
     assert caught.value.where == f"--by {key}"
+
+
+@pytest.mark.parametrize("by", [("all", "bogus"), ("bogus", "all")])
+def test_all_does_not_hide_a_key_that_is_none(rates: Path, by: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="unknown key bogus"):
+        ask(rates, *by)
+    assert ask(rates, "all", "augment").by == ("optim.lr",)
+
+
+def test_a_baseline_of_what_is_not_compared_says_so(rates: Path) -> None:
+    for key, word in (("code", "code=null"), ("optim.eps", "optim.eps=1")):
+        with pytest.raises(ConfigError, match=f"{key} is not compared") as caught:
+            ask(rates, "optim.lr", baseline=[word])
+        assert caught.value.where == f"--baseline {word}"
+        assert caught.value.fix == f"--by optim.lr --by {key}"
+    assert only(ask(rates, "optim.lr", "code", baseline=["code=null"])).baseline
+    with pytest.raises(ConfigError, match="code is not compared") as caught:
+        ask(rates, "all", baseline=["code=null"])
+    assert "--by all found no difference" in caught.value.fix
 
 
 def test_a_factor_that_is_the_same_in_all_runs_is_told(rates: Path) -> None:
@@ -417,8 +498,36 @@ def test_runs_that_are_compared_need_no_hint(tmp_path: Path) -> None:
     for lr in (3e-3, 0.01):
         write(tmp_path, optim=Optim(lr=lr))
     assert ask(tmp_path).notes, "or nothing is tested"
-    write(tmp_path, "mixup")
+    for lr in (3e-3, 0.01):
+        write(tmp_path, "mixup", optim=Optim(lr=lr))
     assert ask(tmp_path).notes == ()
+
+
+def test_a_group_of_one_arm_is_hinted_at_though_others_are_compared(tmp_path: Path) -> None:
+    for lr in (3e-3, 0.01):
+        write(tmp_path, optim=Optim(lr=lr))
+    write(tmp_path, "mixup")
+    found = ask(tmp_path)
+    assert found.notes[-1] == "    python -m runner.report 'some folder' --by optim.lr"
+    assert not any("train a trick" in note for group in found.groups for note in group.notes)
+    write(tmp_path, "label_smoothing", optim=Optim(lr=0.1))
+    assert ask(tmp_path).notes == found.notes, "nothing else differs from it in one factor alone"
+
+
+def test_groups_with_nothing_to_compare_are_named_in_one_line(tmp_path: Path) -> None:
+    for lr in (3e-3, 0.01):
+        write(tmp_path, optim=Optim(lr=lr))
+    for trick in ("mixup", "label_smoothing"):
+        write(tmp_path, trick)
+    found = ask(tmp_path, "optim.lr")
+    tables = [part for part in text.content(found) if isinstance(part, Table)]
+    assert [table.title for table in tables if "verdict" in table.columns] == [
+        found.groups[0].group.title
+    ]
+    sentences = [part for part in text.content(found) if isinstance(part, str)]
+    (line,) = [part for part in sentences if part.startswith("with nothing to compare: ")]
+    assert all(group.group.title in line for group in found.groups[1:])
+    assert found.groups[0].group.title not in line
 
 
 def test_runs_that_differ_in_tricks_and_else(tmp_path: Path) -> None:

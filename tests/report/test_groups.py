@@ -8,19 +8,20 @@ import pytest
 from fabricated import TRICKS, write_run
 
 from runner.config.schema import Augment, Budget, Mixup, Normalize, Optim, Resize, Tta
-from runner.report.groups import Group, group_runs, trick_label
+from runner.errors import ConfigError
+from runner.report.groups import RunGroup, group_runs, trick_label
 from runner.report.runs import find_runs
 
 FIVE = tuple(TRICKS)
 
 
-def groups(outputs: Path) -> list[Group]:
+def groups(outputs: Path) -> list[RunGroup]:
     found = find_runs([outputs])
     assert found.unranked == []
     return group_runs(found.runs)
 
 
-def labels(group: Group) -> dict[str, list[int]]:
+def labels(group: RunGroup) -> dict[str, list[int]]:
     """Seeds by label."""
     found = {arm.label: sorted(arm.runs) for arm in group.arms}
     assert len(found) == len(group.arms), "two arms of one label"
@@ -154,6 +155,19 @@ def test_a_value_that_only_one_run_knows_still_tells_them_apart(tmp_path: Path) 
     (folder.path / "run.json").write_text(json.dumps(content))
     (group,) = groups(tmp_path)
     assert len(labels(group)) == 2
+
+
+def test_a_name_of_two_arms_is_refused(tmp_path: Path) -> None:
+    for alpha in (0.2, 0.4):
+        write_run(tmp_path, mixup=Mixup(probability=1.0, alpha=alpha), num_images=30)
+    (group,) = groups(tmp_path)
+    with pytest.raises(ConfigError, match="2 kinds of runs") as caught:
+        group.find("mixup")
+    for label in ("mixup (mixup.alpha=0.2)", "mixup (mixup.alpha=0.4)"):
+        assert f"--baseline '{label}'" in caught.value.fix
+        found = group.find(label)
+        assert found is not None
+        assert found.label == label
 
 
 def test_an_arm_is_found_by_its_label_and_by_its_tricks(tmp_path: Path) -> None:
