@@ -146,9 +146,11 @@ def _read(path: Path, identity: str) -> tuple[dict[str, dict[str, Tensor]], dict
             raise ValueError(f"the manifest names a file elsewhere: {name}")
         content = (path / name).read_bytes()
         if len(content) != size:
-            raise ValueError(f"{name} has {len(content):,} bytes instead of {size:,}")
+            raise ValueError(
+                f"{name} has {len(content):,} bytes instead of the {size:,} of manifest.json"
+            )
         if hashlib.sha256(content).hexdigest() != digest:
-            raise ValueError(f"{name} is not what was written (its SHA-256 differs)")
+            raise ValueError(f"{name} has another SHA-256 than manifest.json says")
         contents[name] = content
     if "state.json" not in contents:
         raise ValueError("manifest.json does not list state.json")

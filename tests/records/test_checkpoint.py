@@ -303,7 +303,7 @@ def test_with_all_of_them_damaged_every_reason_is_told(two):
     assert [reason.split(":")[0] for reason in reasons] == ["  step-000000008", "  step-000000004"]
     assert "model.safetensors has" in reasons[0]
     assert "bytes instead of" in reasons[0]
-    assert "optimizer.safetensors is not what was written (its SHA-256 differs)" in reasons[1]
+    assert "optimizer.safetensors has another SHA-256 than manifest.json says" in reasons[1]
     assert caught.value.where == str(two)
     assert "force=true" in caught.value.fix
 
