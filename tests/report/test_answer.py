@@ -416,7 +416,7 @@ def test_one_seed_says_so_and_speaks_of_the_images_alone(tmp_path: Path) -> None
     assert text.verdict_text(one, MARGIN) == "one seed: cannot tell"
     assert any(note.startswith("one seed only of mixup") for note in group.notes)
     assert "images only" in text.answer_table(group, MARGIN).rows[1][5]
-    assert "tells nothing" in text.advice(one, MARGIN)
+    assert "shows nothing" in text.advice(one, MARGIN)
     for command in commands(one):
         assert seeds_of(command) == set(range(1, FIRST_SEEDS))
 
