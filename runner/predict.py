@@ -73,7 +73,7 @@ def find_images(words: Sequence[str], listed: Callable[[], Iterator[str]]) -> In
             pattern, and a pattern without a match is kept and will be reported as missing.
         listed: returns paths, as from standard input.
     """
-    from runner.data.sources import scan_files
+    from runner.data.scanning import scan_files
 
     paths: list[str] = []
     num_ignored = 0

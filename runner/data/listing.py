@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner.data.images import Images
+from runner.errors import DataError
 from runner.randomness import generator
 
 
@@ -48,3 +49,35 @@ def stratified_split(labels: NDArray[np.int64], fraction: float, seed: int) -> N
         chosen = generator(seed, "split", int(label)).permutation(len(members))[:count]
         is_val[members[chosen]] = True
     return is_val
+
+
+def note_single_images(classes: tuple[str, ...], labels: NDArray[np.int64]) -> tuple[str, ...]:
+    """A note on the classes that have no image in the validation split that was drawn."""
+    counts = np.bincount(labels, minlength=len(classes))
+    single = [name for name, count in zip(classes, counts, strict=True) if count == 1]
+    return (
+        (f"{few_names(single)}: one image only, which stays in the training split",)
+        if single
+        else ()
+    )
+
+
+def check_same_classes(
+    classes: tuple[str, ...], labels: NDArray[np.int64], is_val: NDArray[np.bool_], where: str
+) -> tuple[str, ...]:
+    """Refuse classes without training images; return a note on those without validation images."""
+    trained, validated = set(labels[~is_val].tolist()), set(labels[is_val].tolist())
+    if unlearnt := [name for label, name in enumerate(classes) if label not in trained]:
+        raise DataError(
+            f"in validation but not in training: {few_names(unlearnt)}",
+            where=where,
+            fix="add training images of these classes or remove them from validation",
+        )
+    missing = [name for label, name in enumerate(classes) if label not in validated]
+    return (f"no validation images of {few_names(missing)}",) if missing else ()
+
+
+def few_names(names: list[str], limit: int = 10) -> str:
+    """The first ``limit`` of ``names``, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

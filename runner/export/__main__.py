@@ -251,7 +251,7 @@ def _images(words: Sequence[Path]) -> "Images":
     """The images to check on."""
     from runner.data.embedded import load_fashion
     from runner.data.images import ArrayImages, FileImages
-    from runner.data.sources import scan_files
+    from runner.data.scanning import scan_files
 
     if not words:
         return ArrayImages("fashion", load_fashion().val_images[::_EMBEDDED_STEP])

@@ -17,7 +17,8 @@ from PIL import Image
 
 from runner.config import checks
 from runner.data.images import BrokenImageError, Images, to_rgb
-from runner.data.sources import is_at_hand, list_images
+from runner.data.published import is_at_hand
+from runner.data.sources import list_images
 from runner.errors import RunnerError
 from runner.report.factors import Factor, Factors, code_name
 from runner.report.groups import Arm, RunGroup, group_runs

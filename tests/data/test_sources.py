@@ -13,7 +13,7 @@ from pictures import encoded, random_pixels
 from torchvision.datasets import FashionMNIST, Imagenette
 
 from runner.config.schema import Data
-from runner.data import sources
+from runner.data import places, published
 from runner.data.listing import stratified_split
 from runner.data.sources import list_images
 from runner.errors import ArtefactError, DataError, StorageError
@@ -748,7 +748,8 @@ def asked(monkeypatch):
         found.append((url, destination, checksum))
         raise StorageError("no network in tests")
 
-    monkeypatch.setattr(sources, "fetch", fetch)
+    for module in (places, published):
+        monkeypatch.setattr(module, "fetch", fetch)
     return found
 
 
@@ -789,8 +790,8 @@ def test_with_a_root_nothing_is_fetched(asked, imagenette, tiny_cifar, tiny_fash
 
 
 def test_the_checksums_are_those_of_torchvision():
-    published = dict(FashionMNIST.resources)
-    assert {f"{name}.gz": md5 for name, md5 in sources._FASHION_FILES.items()} == published
-    for variant, (stem, md5) in sources._IMAGENETTE.items():
+    resources = dict(FashionMNIST.resources)
+    assert {f"{name}.gz": md5 for name, md5 in published._FASHION_FILES.items()} == resources
+    for variant, (stem, md5) in published._IMAGENETTE.items():
         name = {"full": "full", "320": "320px", "160": "160px"}[variant]
-        assert (sources._IMAGENETTE_URL.format(stem), md5) == Imagenette._ARCHIVES[name]
+        assert (published._IMAGENETTE_URL.format(stem), md5) == Imagenette._ARCHIVES[name]
