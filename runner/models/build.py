@@ -17,8 +17,14 @@ from torch import nn
 from runner.errors import ConfigError
 from runner.models.changes import changed
 from runner.models.xresnet import DEPTHS, xresnet
+from runner.randomness import torch_seed
 from runner.records.bundle import Change
 from runner.tricks.idea import NO_IDEA, Idea
+
+# Of what `nn.Linear` draws, the head's weights are a tenth. The features of a network have a root
+# mean square of about 1, so its first logits are about 0.06, and its first loss is near ln K even
+# with two classes. As `nn.Linear` draws them, that loss is already an eighth too high.
+_HEAD_BOUND = 0.1
 
 _XRESNETS = {f"xresnet{depth}": depth for depth in DEPTHS}
 
@@ -39,11 +45,16 @@ def build_model(
     dropout: float = 0.0,
     changes: Sequence[Change] = (),
     idea: Idea = NO_IDEA,
+    will_load: bool = False,
 ) -> nn.Module:
     """Build a classifier from normalized images (B, 3, H, W) to logits (B, num_outputs).
 
     Weights are drawn on the CPU from ``seed`` alone: equal arguments give equal weights, and no
     generator of the process advances. Some architectures take only one image size, mostly 224.
+
+    The last layer, from features to logits, is drawn by :func:`draw_head` whatever the architecture
+    draws. Our own networks that start from scratch are the exception: their initial distribution is
+    that of the publication, so that published numbers apply.
 
     Args:
         source: ``xresnet`` (ours), ``torchvision`` or ``timm``.
@@ -57,12 +68,14 @@ def build_model(
         changes: changes of the network, in the order in which they are applied; they do not change
             the weights that are drawn without them.
         idea: the user's functions, for a change by the user's own code.
+        will_load: whether other weights follow, of which the head may not be one.
 
     Raises:
         ArtefactError: a change is not known.
         CodeError: the function of ``idea`` does not return a network.
-        ConfigError: source or name is unknown, timm is not installed, or dropout is requested of
-            an architecture without dropout. ``runner.config.schema`` checks the ranges.
+        ConfigError: source or name is unknown, timm is not installed, the architecture computes
+            features alone, or dropout is requested of an architecture without dropout.
+            ``runner.config.schema`` checks the ranges.
     """
     builders: dict[str, Callable[[str, int, float], nn.Module]] = {
         "xresnet": _build_xresnet,
@@ -74,7 +87,37 @@ def build_model(
         # torch.manual_seed would also reseed the accelerators, whose state is not restored.
         torch.default_generator.manual_seed(seed)
         model = builders[source](name, num_outputs, dropout)
+        if source != "xresnet" or will_load:
+            if not _last_layers(model, num_outputs):
+                raise ConfigError(
+                    f"the architecture {name} computes features and has no classifier",
+                    where=f"model.name={name}",
+                    fix="another model.name",
+                )
+            draw_head(model, num_outputs, seed)
         return changed(model, changes, idea, seed)
+
+
+def draw_head(model: nn.Module, num_outputs: int, seed: int) -> None:
+    """Draw the last layers of a network anew: small weights, a bias of 0.
+
+    Libraries draw the head of some architectures from ±1/√K for K classes, which is large if K is
+    small: the first logits are then far from 0, and a short training does no more than undo that.
+    Here weights are uniform within ±0.1/√fan_in, a tenth of the bound of ``nn.Linear``, so that all
+    classes are about equally probable at first and the first loss is near ln K.
+
+    Args:
+        model: network whose last layers have ``num_outputs`` outputs.
+        num_outputs: K, the number of logits.
+        seed: seed of the draw, from 0 to 2⁶⁴ - 1; no generator of the process advances.
+    """
+    generator = torch.Generator().manual_seed(torch_seed(seed, "head"))
+    with torch.no_grad():
+        for layer in _last_layers(model, num_outputs):
+            bound = _HEAD_BOUND / layer.weight[0].numel() ** 0.5
+            layer.weight.uniform_(-bound, bound, generator=generator)
+            if layer.bias is not None:
+                layer.bias.zero_()
 
 
 def layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:
@@ -232,9 +275,30 @@ def head_of(model: nn.Module) -> list[nn.Module]:
         classifier = get_classifier()
         # A tuple if a model has two heads, as the distilled transformers do.
         found = list(classifier) if isinstance(classifier, tuple) else [classifier]
+        # VOLO's second head, for single patches, which its `get_classifier()` does not name.
+        if isinstance(second := getattr(model, "aux_head", None), nn.Module):
+            found.append(second)
         if any(_has_parameters(module) for module in found):
             return found
     return [child for child in model.children() if _has_parameters(child)][-1:]
+
+
+def _last_layers(model: nn.Module, num_outputs: int) -> list[nn.Linear | nn.Conv2d]:
+    """The layers from features to logits: mostly one, several heads' of one each, or none."""
+
+    def last(head: nn.Module) -> Iterator[nn.Linear | nn.Conv2d]:
+        if isinstance(head, nn.ModuleList):  # heads side by side, whose logits are averaged
+            for each in head:
+                yield from last(each)
+            return
+        # A hidden layer before the last may happen to have as many outputs.
+        yield from [
+            module
+            for module in head.modules()
+            if isinstance(module, nn.Linear | nn.Conv2d) and len(module.weight) == num_outputs
+        ][-1:]
+
+    return [layer for head in head_of(model) for layer in last(head)]
 
 
 def _has_parameters(module: nn.Module) -> bool:

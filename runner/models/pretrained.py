@@ -61,7 +61,7 @@ class Loaded:
 
     Attributes:
         num_loaded: number of tensors that the network took.
-        fresh: names of the network's tensors that keep their initial values.
+        fresh: names of the network's tensors that stay as they were drawn.
         unused: names of the tensors of the weights that the network does not have.
     """
 
@@ -203,7 +203,7 @@ def _list(values: tuple[float, ...]) -> str:
 
 
 def load_weights(model: nn.Module, weights: Weights) -> Loaded:
-    """Give ``model`` pretrained weights; a head of another shape keeps its initial values.
+    """Give ``model`` pretrained weights; a head of another shape stays as it was drawn.
 
     Prefixes of names, such as ``module.``, are found and removed.
 
