@@ -21,10 +21,11 @@ from runner.randomness import torch_seed
 from runner.records.bundle import Change
 from runner.tricks.idea import NO_IDEA, Idea
 
-# Of what `nn.Linear` draws, the head's weights are a tenth. The features of a network have a root
-# mean square of about 1, so its first logits are about 0.06, and its first loss is near ln K even
-# with two classes. As `nn.Linear` draws them, that loss is already an eighth too high.
-_HEAD_BOUND = 0.1
+# Of what `nn.Linear` draws, the weights of a head are a hundredth. Features have a root mean square
+# of about 1, in some networks several, and those of a small batch may all point the same way. As
+# `nn.Linear` draws them, the first loss of two classes is an eighth above ln 2 even at 1. They are
+# not 0, because a ReLU follows SqueezeNet's head and would never let a gradient through.
+_HEAD_BOUND = 0.01
 
 _XRESNETS = {f"xresnet{depth}": depth for depth in DEPTHS}
 
@@ -103,8 +104,8 @@ def draw_head(model: nn.Module, num_outputs: int, seed: int) -> None:
 
     Libraries draw the head of some architectures from ±1/√K for K classes, which is large if K is
     small: the first logits are then far from 0, and a short training does no more than undo that.
-    Here weights are uniform within ±0.1/√fan_in, a tenth of the bound of ``nn.Linear``, so that all
-    classes are about equally probable at first and the first loss is near ln K.
+    Here weights are uniform within ±0.01/√fan_in, a hundredth of the bound of ``nn.Linear``, so
+    that all classes are about equally probable at first and the first loss is near ln K.
 
     Args:
         model: network whose last layers have ``num_outputs`` outputs.
