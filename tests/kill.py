@@ -358,9 +358,12 @@ class _Watch:
         """An audit event of Python's; ``shutil.rmtree`` is left out, as it consists of others."""
         if event == "open":
             path, mode, flags = arguments
+            if isinstance(path, int):  # a file object of a descriptor, which was opened before
+                return
             is_write = set(mode) & set("wax+") if mode else flags & (os.O_ACCMODE | os.O_CREAT)
             if is_write:
-                self._tell(f"{'append' if 'a' in (mode or '') else 'open'} {self._path(path)}")
+                is_append = "a" in (mode or "") or flags & os.O_APPEND
+                self._tell(f"{'append' if is_append else 'open'} {self._path(path)}")
         elif event == "os.rename":
             self._tell(f"rename {self._path(arguments[1], arguments[3])}")
         elif event in ("os.remove", "os.rmdir", "os.mkdir"):

@@ -28,7 +28,7 @@ def training_statistics(
         dataset.store.rectangle(int(index)) for index in dataset.train.indices
     )
     text = json.dumps({"mean": mean, "std": std})
-    replace_whole(path, text.encode(), is_shared=True, fix=CACHE_FIX)
+    replace_whole(path, text.encode(), fix=CACHE_FIX)
     return mean, std
 
 

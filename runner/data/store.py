@@ -129,7 +129,7 @@ def content_digests(images: Images, folder: Path, progress: Progress) -> list[st
     digests = list(_in_threads(digest, len(images), "reading images", progress))
     if "" not in digests:  # a file may become readable without any change of its stamp
         text = json.dumps(digests)
-        replace_whole(remembered, text.encode(), is_shared=True, fix=CACHE_FIX)
+        replace_whole(remembered, text.encode(), fix=CACHE_FIX)
     return digests
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 _LARGEST = sys.float_info.max
+_LARGEST_WHOLE = 2**63 - 1  # of numpy and torch
+_DEEPEST = 100  # levels of objects and lists; our own files have ten
 _LONGEST = 80  # characters of a value in a message
 
 
@@ -20,7 +22,24 @@ def parsed(content: bytes | str) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(found, dict):
         raise ValueError(f"it is no object of JSON but {type(found).__name__}")
+    if _is_deeper(found, _DEEPEST):
+        raise ValueError("it is nested too deeply")
     return found
+
+
+def _is_deeper(found: object, depth: int) -> bool:
+    """Whether values are nested in more than ``depth`` levels."""
+    level: list[Any] = [found]
+    for _ in range(depth):
+        level = [
+            item
+            for value in level
+            for item in (value.values() if isinstance(value, dict) else value)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def value(values: Mapping[str, Any], key: str) -> Any:
@@ -63,7 +82,7 @@ def texts(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 
 def whole(
-    values: Mapping[str, Any], key: str, *, at_least: int = 0, at_most: float = _LARGEST
+    values: Mapping[str, Any], key: str, *, at_least: int = 0, at_most: int = _LARGEST_WHOLE
 ) -> int:
     """The whole number at ``key``, within bounds that belong to the range."""
     found = value(values, key)
@@ -93,7 +112,7 @@ def numbers(values: Mapping[str, Any], key: str, *, count: int) -> tuple[float, 
 
 
 def _bounds(at_least: float, at_most: float) -> str:
-    if at_most < _LARGEST:
+    if at_most < _LARGEST_WHOLE:
         return f" from {at_least:g} to {at_most:g}"
     return f" of at least {at_least:g}" if at_least > -_LARGEST else ""
 

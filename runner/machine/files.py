@@ -1,74 +1,140 @@
-"""Writing to disk so that a crash of the program or of the machine leaves nothing half-written."""
+"""Files on disk: what is read is regular and bounded, what is written is whole and no link.
+
+Anybody may have put anything at the names that the program reads and writes: a pipe that never
+ends, a link to a file of somebody else, a file that is larger than memory. So all foreign files are
+read through :func:`open_regular` and :func:`read_whole`. All files are written through a temporary
+file that this process alone creates, and that then takes the name. A crash of the program or of the
+machine leaves nothing half-written.
+"""
 
 import errno
 import os
+import secrets
+import shlex
 import shutil
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 from runner.errors import StorageError
 
 _FIX = "outputs=FOLDER that you may write to, on a disk with space"
+_TEMPORARY = ".tmp-"
+_LONGEST_NAME = 40  # characters of a name that its temporary name repeats; names have 255 bytes
+# Without O_NONBLOCK, opening a pipe waits for its other end. Regular files ignore it.
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def read_whole(path: Path) -> bytes:
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading, through links. Does not wait, whatever is at ``path``.
+
+    Raises:
+        OSError: the file cannot be opened, is not a regular file, or cannot have such a name.
+    """
+    return os.fdopen(_regular(path, _READ), "rb")
+
+
+def read_whole(path: Path, *, at_most: int | None = None) -> bytes:
     """Read a regular file. Refuses anything else: reading a pipe could wait without end.
+
+    Args:
+        path: the file to read.
+        at_most: largest size of the file in bytes; by default half of the memory of this machine.
+
+    Raises:
+        OSError: the file cannot be read, is not a regular file, or is too large.
+    """
+    limit = memory() // 2 if at_most is None else at_most
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            reason = f"larger than {limit:,} bytes: {size:,}"
+            raise OSError(errno.EFBIG, reason, str(path))
+        try:
+            return file.read(size)
+        except MemoryError as error:
+            raise OSError(errno.ENOMEM, f"too large for the memory: {size:,}", str(path)) from error
+
+
+def read_end(path: Path, at_most: int) -> bytes:
+    """Read the last ``at_most`` bytes of a regular file, or all of a smaller one.
 
     Raises:
         OSError: the file cannot be read, or is not a regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open_regular(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - at_most))
+        return file.read(at_most)
+
+
+def memory() -> int:
+    """The memory of this machine in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _regular(path: Path, flags: int) -> int:
+    """Open ``path`` and return its descriptor, if it is a regular file."""
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read()
-    finally:
+        descriptor = os.open(path, flags, 0o666)
+    except ValueError as error:  # a null character, or one that no file name can have
+        raise OSError(errno.EINVAL, f"no possible name of a file: {error}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
 
 
 def write_synced(path: Path, content: bytes, *, fix: str = _FIX) -> None:
-    """Write a new file, and its folder if missing, and wait until the disk has the content.
+    """Create a file, and its folder if missing, and wait until the disk has the content.
 
     Args:
-        path: the file to write.
+        path: the file to write; nothing may exist there, not even a link.
         content: the bytes to write.
         fix: the advice of the error if the file cannot be written.
 
     Raises:
         StorageError: the file cannot be written; no part of it remains.
     """
+    is_ours = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
+        with os.fdopen(os.open(path, _CREATE, 0o666), "wb") as file:
+            is_ours = True
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
     except BaseException as error:  # an interrupt must not leave a part of the file, either
-        with suppress(OSError):
-            path.unlink()
+        if is_ours:
+            with suppress(OSError):
+                path.unlink()
         if isinstance(error, OSError):
             raise unwritable(path, error, len(content), fix=fix) from error
         raise
 
 
-def replace_whole(path: Path, content: bytes, *, is_shared: bool = False, fix: str = _FIX) -> None:
+def replace_whole(path: Path, content: bytes, *, fix: str = _FIX) -> None:
     """Write a file whole or not at all; the old file stays until the new one is complete.
+
+    A link at ``path`` is replaced, and its target stays as it is. Several processes may write the
+    file at the same time: the last one wins.
 
     Args:
         path: the file to write.
         content: the bytes to write.
-        is_shared: whether several processes may write the file at the same time, without a lock;
-            each of them then needs a temporary file of its own.
         fix: the advice of the error if the file cannot be written.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    own = f"-{os.getpid()}" if is_shared else ""
-    temporary = path.with_name(f"{path.name}.tmp{own}")
-    write_synced(temporary, content, fix=fix)
+    temporary = temporary_sibling(path)
+    try:
+        write_synced(temporary, content, fix=fix)
+    except StorageError as error:
+        error.where = str(path.absolute())
+        raise
     try:
         temporary.replace(path)
     except OSError as error:
@@ -78,14 +144,100 @@ def replace_whole(path: Path, content: bytes, *, is_shared: bool = False, fix: s
     sync_folder(path.parent)
 
 
+def temporary_sibling(path: Path) -> Path:
+    """A name in the folder of ``path`` that nothing has; :func:`remove_leftovers` knows it."""
+    return path.with_name(f"{path.name[:_LONGEST_NAME]}{_TEMPORARY}{secrets.token_hex(8)}")
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file of this name was temporary, of a process that was killed."""
+    return _TEMPORARY in name
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders in ``folder`` of processes that were killed."""
+    with suppress(OSError):
+        for entry in folder.iterdir():
+            if is_leftover(entry.name):
+                remove(entry)
+
+
+def append_synced(path: Path, content: bytes) -> None:
+    """Append to a file, which may be missing, and wait until the disk has the content.
+
+    Raises:
+        StorageError: the file cannot be written, or is a link or not a regular file.
+    """
+    try:
+        with os.fdopen(_regular(path, _APPEND), "ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise unwritable(path, error, len(content)) from error
+
+
+def open_log(path: Path) -> TextIO:
+    """Open a file to append lines, each of which is written at once.
+
+    Raises:
+        OSError: the file cannot be written, or is a link or not a regular file.
+    """
+    return os.fdopen(_regular(path, _APPEND), "a", encoding="utf-8", buffering=1)
+
+
+def own_folder(path: Path) -> Path:
+    """Create a folder that belongs to the program, unless it exists; return ``path``.
+
+    Raises:
+        StorageError: the folder cannot be created, or something else is there, such as a link to
+            the folder of somebody else.
+    """
+    require_own(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return path
+
+
+def require_own(path: Path) -> None:
+    """Raise StorageError if something else than a real folder is at ``path``, such as a link."""
+    try:
+        mode = path.stat(follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise unwritable(path, error) from error
+    if not stat.S_ISDIR(mode):
+        what = "a link" if stat.S_ISLNK(mode) else "no folder"
+        raise StorageError(
+            f"cannot write: this is {what}, and a run writes only into folders of its own",
+            where=str(path.absolute()),
+            fix=f"rm {shlex.quote(str(path))}",
+        )
+
+
+def remove(path: Path) -> None:
+    """Remove what is at ``path``: a folder with its content, a link without its target, or nothing.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_output(path: Path, content: bytes) -> None:
     """Write a file that the user named, whole or not at all; or write to a pipe or device.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    target = path.resolve()  # writes to the target of a link such as /dev/stdout, keeps the link
     try:
+        target = path.resolve()  # writes to the target of a link such as /dev/stdout, keeps it
         if target.is_dir() or path.name == "":
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if target.exists() and not target.is_file():
@@ -94,6 +246,8 @@ def write_output(path: Path, content: bytes) -> None:
             replace_whole(target, content, fix="another FILE")
     except OSError as error:
         raise unwritable(path, error, fix="another FILE") from error
+    except (RuntimeError, ValueError) as error:  # links in a circle; a null character
+        raise StorageError(f"cannot write: {error}", where=str(path), fix="another FILE") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,9 +1,16 @@
-"""A lock between processes: the second process waits, or gets an error that names the first."""
+"""A lock between processes: the second process waits, or gets an error that names the first.
 
+The locks are those of ``flock``. The library filelock takes the same locks, but neither says who
+holds a lock, nor whether anybody does without taking it, nor notices that its file was removed.
+"""
+
+import errno
 import fcntl
 import json
 import os
+import shlex
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +19,7 @@ from pathlib import Path
 
 from runner.errors import BusyError, StorageError
 from runner.machine import fields
+from runner.machine.files import read_whole
 
 _held: set[int] = set()
 
@@ -26,10 +34,42 @@ def _leave_to_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 _ATTEMPTS = 5  # is_held in another process also has the lock, for a moment
+_LARGEST = 4096  # bytes of a lock file; a signature has about 100
+_OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # no link, and no wait for a pipe
+
+
+class Lock:
+    """A lock that this process holds."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the locked file is still the file at its path.
+
+        If the file was removed, another process can lock a new file of the same name.
+        """
+        try:
+            found = self._path.stat(follow_symlinks=False)
+        except OSError:
+            return False
+        return os.path.samestat(found, os.fstat(self._descriptor))
+
+    def require(self) -> None:
+        """Raise StorageError if the lock is not in place; call this before each commit."""
+        if not self.is_in_place:
+            raise StorageError(
+                "the lock file was removed or replaced while this process held the lock, which "
+                "therefore stops: another process may write here now",
+                where=str(self._path.absolute()),
+                fix="the same command again, which resumes or trains anew",
+            )
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, *, wait: bool = True) -> Iterator[Lock]:
     """Hold an exclusive lock on a file; wait for it while another process holds it.
 
     The kernel frees the lock when its holder ends, however it ends. The file stays in place:
@@ -42,15 +82,20 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
     Raises:
         BusyError: another process holds the lock, and ``wait`` is False.
-        StorageError: the lock file cannot be created, or its file system has no locks.
+        StorageError: the lock file cannot be created, is a link or the file of somebody else, or
+            its file system has no locks.
     """
     descriptor = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = _open(path, os.O_RDWR | os.O_CREAT)
         _acquire(descriptor, wait)
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, _signature().encode())
+        while not Lock(path, descriptor).is_in_place:  # removed while this process waited
+            os.close(descriptor)
+            descriptor = None
+            descriptor = _open(path, os.O_RDWR | os.O_CREAT)
+            _acquire(descriptor, wait)
+        _sign(descriptor)
     except BaseException as error:
         if descriptor is not None:
             os.close(descriptor)
@@ -62,18 +107,30 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
             ) from error
         if not isinstance(error, OSError):
             raise
+        is_other = error.errno in (errno.ELOOP, errno.EEXIST, errno.EINVAL, errno.ENXIO)
         raise StorageError(
             f"cannot lock a file: {error.strerror}",
             where=str(path.absolute()),
-            fix="choose a folder that you may write to, on a local file system",
+            fix=f"mv {shlex.quote(str(path))} ELSEWHERE"
+            if is_other
+            else "choose a folder that you may write to, on a local file system",
         ) from error
     _held.add(descriptor)
     try:
-        yield
+        yield Lock(path, descriptor)
     finally:
         if descriptor in _held:
             _held.remove(descriptor)
             os.close(descriptor)
+
+
+def _open(path: Path, flags: int) -> int:
+    """Open a lock file; raise OSError if it is not a regular file."""
+    descriptor = os.open(path, flags | _OPEN, 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
 
 
 def _acquire(descriptor: int, wait: bool) -> None:
@@ -90,11 +147,23 @@ def _acquire(descriptor: int, wait: bool) -> None:
         time.sleep(0.02)
 
 
+def _sign(descriptor: int) -> None:
+    """Write who holds the lock, unless the file is something else, such as a hard link."""
+    content = os.pread(descriptor, _LARGEST, 0)
+    if content.strip(b"\0"):  # empty or of zeros: its writer or the machine died
+        try:
+            fields.whole(fields.parsed(content), "pid")
+        except ValueError as error:
+            raise OSError(errno.EEXIST, "it is no lock file but has other content") from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, _signature().encode(), 0)
+
+
 def is_held(path: Path) -> bool:
     """Whether any process, including this one, holds the lock at the moment."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        descriptor = _open(path, os.O_RDONLY)
+    except (OSError, ValueError):  # ValueError: a null character in the path
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -114,7 +183,7 @@ def _signature() -> str:
 
 def _holder(path: Path) -> str:
     try:
-        who = fields.parsed(path.read_bytes())
+        who = fields.parsed(read_whole(path, at_most=_LARGEST))
         pid, host = fields.whole(who, "pid"), fields.text(who, "host")
         return f": process {pid} on {host}, since {fields.text(who, 'since')}"
     except (OSError, ValueError):

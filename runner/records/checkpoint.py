@@ -13,8 +13,8 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,25 @@ from torch import Tensor
 
 from runner.errors import ArtefactError, TrainingError
 from runner.machine import fields
-from runner.machine.files import sync_folder, unwritable, write_synced
+from runner.machine.files import (
+    own_folder,
+    read_whole,
+    remove,
+    remove_leftovers,
+    require_own,
+    sync_folder,
+    temporary_sibling,
+    unwritable,
+    write_synced,
+)
 from runner.records import tensor_files
 from runner.records.run_folder import VERSION
 
 _PREFIX = "step-"
 _SUPERSEDED = "-old"  # while another checkpoint of the same step replaces this one
 _NAME = re.compile(rf"{_PREFIX}(\d+)({_SUPERSEDED})?")
-_TEMPORARY = ".tmp-"
 _GENERATIONS = 2
+_LARGEST_MANIFEST = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -92,15 +102,17 @@ def write(
     files["manifest.json"] = (json.dumps({"files": manifest}, indent=2) + "\n").encode()
 
     target = folder / f"{_PREFIX}{done:09d}"
-    building = folder / f"{target.name}{_TEMPORARY}{os.getpid()}"
+    building = temporary_sibling(target)
     try:
-        _sweep(folder)
+        own_folder(folder)
+        remove_leftovers(folder)
+        building.mkdir()
         for name, bytes_ in files.items():
             write_synced(building / name, bytes_)
         sync_folder(building)
-        if target.exists():  # it was refused when read, or written before this step's evaluation
+        if os.path.lexists(target):  # refused when read, or written before the evaluation
             superseded = folder / f"{target.name}{_SUPERSEDED}"
-            if superseded.exists():
+            if os.path.lexists(superseded):
                 _discard(superseded)
             target.rename(superseded)
         building.rename(target)
@@ -114,7 +126,8 @@ def write(
     except OSError as error:
         raise unwritable(target, error) from error
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        with suppress(OSError):
+            remove(building)
 
 
 def newest(folder: Path, identity: str) -> Checkpoint | None:
@@ -122,7 +135,9 @@ def newest(folder: Path, identity: str) -> Checkpoint | None:
 
     Raises:
         ArtefactError: there are checkpoints, but none can be used; gives the reason for each.
+        StorageError: ``folder`` is a link or no folder.
     """
+    require_own(folder)
     refused: list[str] = []
     for path in _committed(folder):
         try:
@@ -144,11 +159,9 @@ def _read(path: Path, identity: str) -> tuple[dict[str, dict[str, Tensor]], dict
     for name, (size, digest) in _manifest(path).items():
         if Path(name).name != name:
             raise ValueError(f"the manifest names a file elsewhere: {name}")
-        content = (path / name).read_bytes()
-        if len(content) != size:
-            raise ValueError(
-                f"{name} has {len(content):,} bytes instead of the {size:,} of manifest.json"
-            )
+        if (found := (path / name).stat().st_size) != size:
+            raise ValueError(f"{name} has {found:,} bytes instead of the {size:,} of manifest.json")
+        content = read_whole(path / name)
         if hashlib.sha256(content).hexdigest() != digest:
             raise ValueError(f"{name} has another SHA-256 than manifest.json says")
         contents[name] = content
@@ -173,7 +186,9 @@ def _read(path: Path, identity: str) -> tuple[dict[str, dict[str, Tensor]], dict
 def _manifest(path: Path) -> dict[str, tuple[int, str]]:
     """Size in bytes and SHA-256 of each file of the checkpoint at ``path``."""
     try:
-        listed = fields.section(fields.parsed((path / "manifest.json").read_bytes()), "files")
+        listed = fields.section(
+            fields.parsed(read_whole(path / "manifest.json", at_most=_LARGEST_MANIFEST)), "files"
+        )
         entries = {name: fields.section(listed, name) for name in listed}
         return {
             name: (fields.whole(entry, "bytes"), fields.text(entry, "sha256"))
@@ -193,12 +208,6 @@ def _committed(folder: Path) -> list[Path]:
 
 def _discard(path: Path) -> None:
     """Remove a committed checkpoint; its name never belongs to an incomplete checkpoint."""
-    away = path.with_name(f"{path.name}{_TEMPORARY}{os.getpid()}-old")
+    away = temporary_sibling(path)
     path.rename(away)
-    shutil.rmtree(away)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove the temporary folders of killed processes."""
-    for leftover in folder.glob(f"*{_TEMPORARY}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove(away)

@@ -20,25 +20,34 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import socket
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
 from runner.config import schema
-from runner.errors import ArtefactError, ConfigError
+from runner.errors import ArtefactError, ConfigError, StorageError
 from runner.machine import fields
-from runner.machine.files import read_whole, replace_whole, unwritable
-from runner.machine.locks import is_held
+from runner.machine.arrays import read_npz
+from runner.machine.files import (
+    append_synced,
+    is_leftover,
+    own_folder,
+    read_end,
+    read_whole,
+    remove,
+    remove_leftovers,
+    replace_whole,
+    require_own,
+    unwritable,
+)
+from runner.machine.locks import Lock, is_held, locked
 
 VERSION = 4
 """Version of the format and of the meaning of its numbers; part of a run's identity."""
@@ -60,6 +69,10 @@ _FILES = (
     "config.yaml", "overrides.txt", "status.json", *LOGS, "split.csv.gz", "code.py",
     "predictions.npz", "checkpoints", "bundle",
 )  # fmt: skip
+_FOLDERS = ("checkpoints", "bundle")
+_LARGEST_JSON = 2**26  # bytes; a result with ten thousand classes has two million
+_LARGEST_LOG = 2**26  # bytes; a hundred thousand rows
+_LARGEST_ROW = 2**16  # bytes at the end of a log that hold its last row
 _SECRETS = ("token", "secret", "password", "passwd", "api_key", "apikey", "credential")
 
 
@@ -70,6 +83,25 @@ class RunFolder:
         self.path = path
         self.lock = path / "run.lock"
         self.checkpoints = path / "checkpoints"
+        self._held: Lock | None = None
+
+    @contextmanager
+    def owned(self) -> Iterator[Lock]:
+        """Hold the lock of the run; each write requires from now on that it is in place.
+
+        Raises:
+            BusyError: another process holds the lock.
+            StorageError: the lock cannot be taken.
+        """
+        with locked(self.lock, wait=False) as held:
+            self._held = held
+            try:
+                remove_leftovers(self.path)
+                if not (self.path / "bundle").is_symlink():
+                    remove_leftovers(self.path / "bundle")
+                yield held
+            finally:
+                self._held = None
 
     def result(self) -> dict[str, Any] | None:
         """The result of a finished run, or None.
@@ -79,7 +111,7 @@ class RunFolder:
         """
         path = self.path / "result.json"
         try:
-            found = fields.parsed(read_whole(path))
+            found = fields.parsed(read_whole(path, at_most=_LARGEST_JSON))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -103,11 +135,11 @@ class RunFolder:
         begun.
         """
         try:
-            found = fields.parsed(read_whole(self.path / "status.json"))
+            found = fields.parsed(read_whole(self.path / "status.json", at_most=_LARGEST_JSON))
         except (OSError, ValueError):
             found = {}
         status = str(found.get("status", "new"))
-        if (self.path / "result.json").exists():
+        if (self.path / "result.json").is_file():
             status = "finished"
         elif is_held(self.lock):
             status = "running"
@@ -128,7 +160,7 @@ class RunFolder:
         """
         path = self.path / "run.json"
         try:
-            found = fields.parsed(path.read_bytes())
+            found = fields.parsed(read_whole(path, at_most=_LARGEST_JSON))
             identity = fields.text(found, "identity")
             fingerprint, values = fields.text(found, "fingerprint"), fields.section(found, "values")
             version = fields.value(found, "record_version")
@@ -171,7 +203,7 @@ class RunFolder:
         foreign = [
             entry.name
             for entry in (self.path.iterdir() if self.path.is_dir() else ())
-            if entry.name not in ("run.lock", "run.json.tmp")
+            if entry.name != "run.lock" and not is_leftover(entry.name)
         ]
         if foreign:
             raise ConfigError(
@@ -188,6 +220,8 @@ class RunFolder:
         Raises:
             StorageError: the folder cannot be written.
         """
+        for name in _FOLDERS:  # refused now and not when they are needed
+            require_own(self.path / name)
         if not self.is_begun:
             content = {"record_version": VERSION, **redacted(what)}
             self.write_text("run.json", json.dumps(content, indent=2) + "\n")
@@ -200,25 +234,32 @@ class RunFolder:
         """Whether the folder has ``run.json``; without it, no other file may be written."""
         return (self.path / "run.json").exists()
 
+    @property
+    def can_record(self) -> bool:
+        """Whether a status may be written: the run is begun, and its lock is in place."""
+        return self.is_begun and (self._held is None or self._held.is_in_place)
+
     def clear_rows(self) -> None:
         """Remove the logs, because there is no checkpoint to resume from."""
         for name in LOGS:
-            (self.path / name).unlink(missing_ok=True)
+            try:
+                remove(self.path / name)
+            except OSError as error:
+                raise unwritable(self.path / name, error) from error
 
     def clear(self) -> None:
         """Remove everything that an earlier attempt left, except ``run.json``."""
         try:
             # The proof of completion is removed first, so that it never lies next to new files.
-            (self.path / "result.json").unlink(missing_ok=True)
-            for name in _FILES:
-                entry = self.path / name
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+            for name in ("result.json", *_FILES):
+                remove(self.path / name)
         except OSError as error:
             raise unwritable(self.path, error) from error
 
     def drop_checkpoints(self) -> None:
         """Remove the checkpoints, which only an unfinished run needs."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        with suppress(OSError):
+            remove(self.checkpoints)
 
     def write_status(self, status: str, reason: str = "") -> None:
         """Record the status: ``running``, ``finished``, ``failed`` or ``interrupted``."""
@@ -233,26 +274,25 @@ class RunFolder:
 
     def append_row(self, row: Mapping[str, Any], log: str = "metrics.jsonl") -> None:
         """Append a row to a log, and wait until the disk has it."""
-        try:
-            with (self.path / log).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise unwritable(self.path / log, error) from error
+        self.require_owned()
+        append_synced(self.path / log, f"{json.dumps(row, allow_nan=False)}\n".encode())
 
     def rows(self, log: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """The rows of a log, without damaged rows and a row that is being written."""
         rows = []
         with suppress(OSError):
-            for line in read_whole(self.path / log).splitlines():
+            for line in read_end(self.path / log, _LARGEST_LOG).splitlines():
                 with suppress(ValueError):
                     rows.append(fields.parsed(line))
         return rows
 
     def last_row(self) -> dict[str, Any]:
         """The newest row of the metrics; empty before the first evaluation."""
-        return (self.rows() or [{}])[-1]
+        with suppress(OSError):
+            for line in reversed(read_end(self.path / LOGS[0], _LARGEST_ROW).splitlines()):
+                with suppress(ValueError):
+                    return fields.parsed(line)
+        return {}
 
     def log_marks(self) -> dict[str, list[int | str]]:
         """Length in bytes and SHA-256 of each log, for :meth:`rewind`."""
@@ -282,9 +322,15 @@ class RunFolder:
 
     def _log(self, name: str) -> bytes:
         try:
-            return (self.path / name).read_bytes()
+            return read_whole(self.path / name)
         except FileNotFoundError:
             return b""
+        except OSError as error:
+            raise ArtefactError(
+                f"cannot read the rows: {error}",
+                where=str((self.path / name).absolute()),
+                fix="force=true to run anew",
+            ) from error
 
     def write_predictions(
         self,
@@ -305,12 +351,8 @@ class RunFolder:
         """
         path = self.path / "predictions.npz"
         try:
-            # Bytes instead of the path: numpy leaves a file that is not an archive open.
-            with np.load(io.BytesIO(read_whole(path)), allow_pickle=False) as found:
-                return {name: found[name] for name in ("labels", "plain", "tta")}
-        except (
-            OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error,
-        ) as error:  # fmt: skip
+            return read_npz(path, ("labels", "plain", "tta"))
+        except (OSError, ValueError) as error:
             raise ArtefactError(
                 f"cannot read the predictions: {error}", where=str(path.absolute())
             ) from error
@@ -333,7 +375,31 @@ class RunFolder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all."""
-        replace_whole(self.path / name, content)
+        self.require_owned(is_beginning=name == "run.json")
+        path = self.path / name
+        if path.parent != self.path:
+            own_folder(path.parent)
+        replace_whole(path, content)
+
+    def require_owned(self, *, is_beginning: bool = False) -> None:
+        """Require that the folder is still that of this process; called before each commit.
+
+        Args:
+            is_beginning: whether ``run.json`` is about to be written.
+
+        Raises:
+            StorageError: the process is in :meth:`owned`, but somebody has removed ``run.lock``,
+                ``run.json`` or the folder since.
+        """
+        if self._held is None:
+            return
+        self._held.require()
+        if not (is_beginning or self.is_begun):
+            raise StorageError(
+                "run.json was removed while the run was written",
+                where=str(self.path.absolute()),
+                fix="the same command again, with force=true",
+            )
 
 
 def run_folders(outputs: Path) -> Iterator[RunFolder]:

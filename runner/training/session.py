@@ -13,7 +13,6 @@ from runner.config.schema import RunConfig, to_dict
 from runner.data.resident import resident
 from runner.errors import ArtefactError, ConfigError, ProcessError, RunnerError, TrainingError
 from runner.machine.environment import differences, environment
-from runner.machine.locks import locked
 from runner.machine.processes import ALONE, Processes
 from runner.machine.signals import Interrupted, deferred
 from runner.records import checkpoint
@@ -94,7 +93,7 @@ def train_and_evaluate(
                     content = folder.finish({**_origin(experiment), **content})
         except (KeyboardInterrupt, SystemExit) as error:
             ended = blamed(error) if isinstance(error, SystemExit) else None
-            if processes.is_first and folder.is_begun and attempt is not None:
+            if processes.is_first and folder.can_record and attempt is not None:
                 if ended is None:
                     folder.write_status("interrupted", f"{error or 'ended'} {attempt.progress}")
                 else:
@@ -104,7 +103,7 @@ def train_and_evaluate(
             raise
         except Exception as error:
             problem = _user_error(error, experiment)
-            if processes.is_first and folder.is_begun:
+            if processes.is_first and folder.can_record:
                 folder.write_status("failed", str(problem or f"{type(error).__name__}: {error}"))
             if problem is None:
                 raise
@@ -131,7 +130,7 @@ def _owned(folder: RunFolder, processes: Processes) -> Iterator[None]:
         problem = None
         try:
             if processes.is_first:
-                stack.enter_context(locked(folder.lock, wait=False))
+                stack.enter_context(folder.owned())
         except RunnerError as error:
             problem = error
         processes.agree(problem)
@@ -327,6 +326,7 @@ class Attempt:
         started = time.monotonic()
         done, place = self._training.done, (self._training.done, self._meter.is_row_over)
         if self._learner.processes.is_first and place != self._saved:
+            self._folder.require_owned()
             checkpoint.write(
                 self._folder.checkpoints,
                 self._identity,

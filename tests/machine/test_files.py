@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from runner.errors import StorageError
+from runner.machine import files
 from runner.machine.files import replace_whole, sync_folder, unwritable, write_synced
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -26,8 +27,9 @@ def test_a_file_and_the_folders_above_it_are_made(tmp_path):
     path = tmp_path / "a" / "b" / "file"
     write_synced(path, b"content")
     assert path.read_bytes() == b"content"
-    write_synced(path, b"new")
-    assert path.read_bytes() == b"new"
+    with pytest.raises(StorageError, match="File exists"):
+        write_synced(path, b"new")
+    assert path.read_bytes() == b"content"
 
 
 def test_a_file_is_replaced_by_the_other_one(tmp_path):
@@ -44,20 +46,20 @@ def test_processes_that_write_the_same_file_do_not_meet(tmp_path, monkeypatch):
     def second_comes_first(self, target):
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", replace)
-            patch.setattr(os, "getpid", lambda: 1)
-            replace_whole(path, b"second", is_shared=is_shared)
+            replace_whole(path, b"second")
         return replace(self, target)
 
-    for is_shared in (True, False):
+    for is_random in (True, False):
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", second_comes_first)
-            if is_shared:
-                replace_whole(path, b"first", is_shared=True)
+            if is_random:
+                replace_whole(path, b"first")
                 assert path.read_bytes() == b"first"
             else:  # negative control
+                patch.setattr(files.secrets, "token_hex", lambda length: "0")
                 with pytest.raises(StorageError):
                     replace_whole(path, b"first")
-        assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+        assert [entry.name for entry in tmp_path.iterdir() if ".tmp-" not in entry.name] == ["file"]
 
 
 def test_a_file_that_may_not_grow_leaves_the_old_one(tmp_path):
@@ -67,7 +69,7 @@ def test_a_file_that_may_not_grow_leaves_the_old_one(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(StorageError):
-            replace_whole(path, bytes(2000), is_shared=True)
+            replace_whole(path, bytes(2000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"old"
@@ -87,7 +89,7 @@ def test_the_content_is_on_the_disk_before_it_gets_its_name_and_the_name_after(
     calls, fsync, rename = [], os.fsync, Path.replace
 
     def synced(descriptor):
-        calls.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+        calls.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink().name.split("-")[0]))
         fsync(descriptor)
 
     def renamed(self, target):
@@ -118,13 +120,13 @@ def test_a_full_disk_says_what_is_needed_and_what_is_free(tmp_path, monkeypatch,
 
 
 def test_other_refusals_do_not_speak_of_space(tmp_path, monkeypatch):
-    refuse(monkeypatch, Path, "open", errno.EACCES)
+    refuse(monkeypatch, os, "open", errno.EACCES)
     with pytest.raises(StorageError) as caught:
         write_synced(tmp_path / "file", b"content")
     assert caught.value.what == "cannot write: Permission denied"
 
 
-@pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "open"), (Path, "replace")])
+@pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (os, "open"), (Path, "replace")])
 def test_a_refusal_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, owner, name):
     path = tmp_path / "file"
     replace_whole(path, b"old")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.errors import ArtefactError, StorageError, TrainingError
-from runner.records import checkpoint
+from runner.machine import files
 from runner.records.checkpoint import newest, write
 from runner.records.run_folder import VERSION
 
@@ -479,8 +479,9 @@ def killed_at(number, patch):
         patch.setattr(owner, name, call)
 
     watched(os, "fsync")
-    watched(checkpoint.shutil, "rmtree")
-    for name in ("open", "rename", "unlink", "mkdir"):
+    watched(os, "open")
+    watched(files.shutil, "rmtree")
+    for name in ("rename", "unlink", "mkdir"):
         watched(Path, name)
     return calls
 

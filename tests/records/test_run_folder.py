@@ -12,6 +12,7 @@ from runner.machine.locks import locked
 from runner.records.run_folder import LOGS, VERSION, RunFolder, redacted, run_folders
 
 RESULT = {"config": {"seed": 3}, "command": ["python", "seed=3"], "metrics": {"accuracy": 0.5}}
+LEFTOVER = "run.json.tmp-0123456789abcdef"
 WHAT = {
     "identity": "1" * 16,
     "fingerprint": "a" * 64,
@@ -137,7 +138,6 @@ def test_clearing_removes_what_an_earlier_attempt_left(folder):
     folder.write_bytes("bundle/model.safetensors", b"old")
     folder.write_bytes("split.csv.gz", b"old")
     folder.write_predictions(np.zeros(1), np.zeros((1, 2)), np.zeros((1, 2)))
-    (folder.path / "result.json.tmp").write_text("half")
     folder.finish(RESULT)
     folder.write_bytes("checkpoints/step-000000001/state.json", b"{}")
     (folder.path / "run.lock").write_text("held")
@@ -362,17 +362,17 @@ def test_a_folder_of_something_else_is_refused_and_untouched(folder, names):
     assert content(folder) == before
 
 
-@pytest.mark.parametrize(
-    "names", [[], ["run.lock"], ["run.json.tmp"], ["run.lock", "run.json.tmp"]]
-)
+@pytest.mark.parametrize("names", [[], ["run.lock"], [LEFTOVER], ["run.lock", LEFTOVER]])
 def test_an_empty_folder_is_taken(folder, names):
     """Also one whose first attempt was killed before it said whose it is."""
     folder.path.mkdir()
     for name in names:
-        folder.write_text(name, "half")
-    begin(folder)
+        folder.write_text(name, "")
+    folder.check(WHAT)
+    with folder.owned():
+        begin(folder)
     assert json.loads((folder.path / "run.json").read_text())["identity"] == WHAT["identity"]
-    assert not (folder.path / "run.json.tmp").exists()
+    assert not (folder.path / LEFTOVER).exists()
 
 
 def test_a_file_where_the_folder_should_be(tmp_path):
