@@ -1,6 +1,5 @@
 """Mean and standard deviation of a training split, measured once per data set."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner.data.dataset import Dataset
-from runner.data.store import CACHE_FIX
-from runner.machine.files import replace_whole
+from runner.data.sealed import DamagedError, recall, remember
+from runner.terminal.console import note
 
 
 def training_statistics(
@@ -21,14 +20,17 @@ def training_statistics(
     """
     stored = f"{dataset.presize}px-{dataset.max_aspect:g}-{dataset.interpolation}"
     path = cache / "statistics" / f"{dataset.fingerprint[:32]}-{stored}.json"
-    if path.exists():
-        remembered = json.loads(path.read_text())
-        return tuple(remembered["mean"]), tuple(remembered["std"])
+    key = f"mean and standard deviation {dataset.fingerprint} {stored}"
+    try:
+        remembered = recall(path, key, at_most=10_000)
+        if remembered is not None:
+            return tuple(remembered["mean"]), tuple(remembered["std"])
+    except DamagedError as error:
+        note(f"the statistics in the cache are damaged ({error}) and measured again: {path}")
     mean, std = channel_statistics(
         dataset.store.rectangle(int(index)) for index in dataset.train.indices
     )
-    text = json.dumps({"mean": mean, "std": std})
-    replace_whole(path, text.encode(), fix=CACHE_FIX)
+    remember(path, key, {"mean": mean, "std": std})
     return mean, std
 
 

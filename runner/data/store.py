@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -20,17 +20,26 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.data.images import BrokenImageError, Images, rectangle, to_rgb
+from runner.data.images import BrokenImageError, ChangedImageError, Images, rectangle, to_rgb
 from runner.data.preprocess import Interpolation
+from runner.data.sealed import (
+    CACHE_FIX,
+    DamagedError,
+    opened,
+    recall,
+    remember,
+    remove,
+    seal,
+    turn,
+)
 from runner.errors import DataError
-from runner.machine.files import replace_whole, unwritable
+from runner.machine.files import sync_folder, unwritable
 from runner.machine.hardware import num_cores
-from runner.machine.locks import locked
+from runner.terminal.console import note
 
-CACHE_FIX = "free some space, or outputs=FOLDER on another disk, or data.cache_gb=0 to stream"
-"""The advice of an error if the cache cannot be written."""
 _FORMAT = 1  # raise when stored pixels would differ
 _BYTES_PER_PIXEL = 3
+_FILES = ("pixels.u8", "offsets.npy", "shapes.npy", "survey.json")
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
@@ -58,6 +67,7 @@ class Survey:
     converted: dict[str, int]
 
 
+@dataclass(frozen=True)
 class CachedStore:
     """Rectangles in one memory-mapped file.
 
@@ -68,12 +78,10 @@ class CachedStore:
         pixels_path: the file that holds ``pixels``.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.offsets = np.load(folder / "offsets.npy", allow_pickle=False)
-        self.shapes = np.load(folder / "shapes.npy", allow_pickle=False)
-        self.pixels_path = folder / "pixels.u8"
-        # A plain array, because each slice of a memmap object takes microseconds.
-        self.pixels = np.memmap(self.pixels_path, dtype=np.uint8, mode="r").view(np.ndarray)
+    offsets: NDArray[np.int64]
+    shapes: NDArray[np.int32]
+    pixels: NDArray[np.uint8]
+    pixels_path: Path
 
     def rectangle(self, index: int) -> NDArray[np.uint8]:
         """See :class:`Store`."""
@@ -85,12 +93,22 @@ class CachedStore:
 
 @dataclass(frozen=True)
 class StreamedStore:
-    """Rectangles decoded from their files each time."""
+    """Rectangles decoded from their files each time.
+
+    Attributes:
+        images: the images.
+        presize: short side of the rectangles, px.
+        max_aspect: longest long side, as a multiple of the short side.
+        interpolation: method of resizing to ``presize``.
+        digests: what :func:`content_digests` returned: an image with other content is refused. None
+            if the images may change.
+    """
 
     images: Images
     presize: int
     max_aspect: float
     interpolation: Interpolation = "bilinear"
+    digests: Sequence[str] | None = None
 
     def rectangle(self, index: int) -> NDArray[np.uint8]:
         """See :class:`Store`."""
@@ -108,17 +126,31 @@ class StreamedStore:
 
         Raises:
             BrokenImageError: the image cannot be read.
+            DataError: the image is no longer the one that ``digests`` were made of.
         """
-        image, mode = to_rgb(self.images.open(index))
+        expected = None if self.digests is None else self.digests[index]
+        try:
+            image, mode = to_rgb(self.images.open(index, expected))
+        except ChangedImageError as error:
+            raise DataError(
+                "an image has changed since this command read it first",
+                where=self.images.name(index),
+                fix="put the old image back, or the same command again: changed data is a new run",
+            ) from error
         return rectangle(image, self.presize, self.max_aspect, self.interpolation), mode
 
 
 def content_digests(images: Images, folder: Path, progress: Progress) -> list[str]:
     """SHA-256 of every image's content; "" for an unreadable image. Saved below ``folder``."""
-    remembered = folder / "digests" / f"{images.stamp()[:32]}.json"
-    if remembered.exists():
-        digests: list[str] = json.loads(remembered.read_text())
-        return digests
+    stamp = images.stamp()
+    path = folder / "digests" / f"{stamp[:32]}.json"
+    key = f"digests of {len(images)} images {stamp}"
+    try:
+        remembered = recall(path, key, at_most=len(key) + 100 + 70 * len(images))
+        if remembered is not None:
+            return list(remembered)
+    except DamagedError as error:
+        note(f"the digests of the images in the cache are damaged ({error}) and made again: {path}")
 
     def digest(index: int) -> str:
         try:
@@ -128,8 +160,7 @@ def content_digests(images: Images, folder: Path, progress: Progress) -> list[st
 
     digests = list(_in_threads(digest, len(images), "reading images", progress))
     if "" not in digests:  # a file may become readable without any change of its stamp
-        text = json.dumps(digests)
-        replace_whole(remembered, text.encode(), fix=CACHE_FIX)
+        remember(path, key, digests)
     return digests
 
 
@@ -161,20 +192,55 @@ def open_store(
         StorageError: the cache cannot be written.
     """
     spelled = json.dumps([_FORMAT, presize, max_aspect, interpolation, digests])
-    key = hashlib.sha256(spelled.encode()).hexdigest()[:32]
-    target = folder / ("decoded" if cached else "surveyed") / f"{presize}px-{key}"
-    streamed = StreamedStore(images, presize, max_aspect, interpolation)
-    with locked(target.with_name(target.name + ".lock")):
-        if not target.exists():
-            _build(streamed, target, keep_pixels=cached, progress=progress)
-    found = json.loads((target / "survey.json").read_text())
-    survey = Survey({int(index): why for index, why in found["broken"].items()}, found["converted"])
-    if cached:
-        return CachedStore(target), survey
-    return streamed, survey
+    key = hashlib.sha256(spelled.encode()).hexdigest()
+    target = folder / ("decoded" if cached else "surveyed") / f"{presize}px-{key[:32]}"
+    streamed = StreamedStore(images, presize, max_aspect, interpolation, digests)
+    try:  # needs no lock: a folder appears whole
+        store, survey = _read(target, key)
+    except (FileNotFoundError, DamagedError):
+        with turn(target.with_name(target.name + ".lock"), "decoding the images"):
+            store, survey = _read_or_build(streamed, target, key, cached, progress)
+    return (store if cached else streamed), survey
 
 
-def _build(source: StreamedStore, target: Path, *, keep_pixels: bool, progress: Progress) -> None:
+def _read_or_build(
+    streamed: StreamedStore, target: Path, key: str, keep_pixels: bool, progress: Progress
+) -> tuple[CachedStore, Survey]:
+    """For the process that holds the lock; another one may have built the folder before."""
+    try:
+        return _read(target, key)
+    except FileNotFoundError:
+        pass
+    except DamagedError as error:
+        note(f"the decoded images in the cache are damaged ({error}) and are built again: {target}")
+    _build(streamed, target, key, keep_pixels=keep_pixels, progress=progress)
+    return _read(target, key)
+
+
+def _read(target: Path, key: str) -> tuple[CachedStore, Survey]:
+    """The decoded images in ``target``, after a check of every byte.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        DamagedError: the folder is not what was written for ``key``.
+    """
+    with opened(target, key, _FILES) as (pixel_file, offset_file, shape_file, survey_file):
+        found = json.loads(survey_file.read())
+        # A plain array, because each slice of a memmap object takes microseconds.
+        pixels = np.memmap(pixel_file, dtype=np.uint8, mode="r").view(np.ndarray)
+        store = CachedStore(
+            np.load(offset_file, allow_pickle=False),
+            np.load(shape_file, allow_pickle=False),
+            pixels,
+            target / "pixels.u8",
+        )
+    broken = {int(index): reason for index, reason in found["broken"].items()}
+    return store, Survey(broken, found["converted"])
+
+
+def _build(
+    source: StreamedStore, target: Path, key: str, *, keep_pixels: bool, progress: Progress
+) -> None:
     """Decode every image into the folder ``target``, which appears whole or not at all."""
     images = source.images
 
@@ -209,13 +275,14 @@ def _build(source: StreamedStore, target: Path, *, keep_pixels: bool, progress: 
                     position += file.write(pixels.tobytes())
             if position == 0:
                 file.write(b"\0")  # an empty file cannot be mapped
-            file.flush()
-            os.fsync(file.fileno())
         np.save(building / "offsets.npy", offsets)
         np.save(building / "shapes.npy", shapes)
         survey = {"broken": broken, "converted": dict(sorted(converted.items()))}
         (building / "survey.json").write_text(json.dumps(survey))
+        seal(building, key)
+        remove(target)
         building.rename(target)
+        sync_folder(target.parent)
     except OSError as error:
         raise unwritable(building, error, fix=CACHE_FIX) from error
     finally:

@@ -32,3 +32,13 @@ def table_console() -> PipeConsole:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = TABLE_WIDTH
     return console
+
+
+def note(text: str) -> None:
+    """Print a line about something that is found far below a command, such as a damaged cache.
+
+    On standard error, because standard output may hold the result of the command.
+    """
+    PipeConsole(stderr=True, highlight=False).print(
+        f"note: {printable(text)}", markup=False, soft_wrap=True
+    )

@@ -35,7 +35,7 @@ class Slow:
     def __len__(self):
         return self.count
 
-    def open(self, index):
+    def open(self, index, digest=None):
         with self.log.open("a") as file:
             file.write(f"{index}\\n")
         time.sleep(0.02)
@@ -69,9 +69,9 @@ class Counted:
     def content(self, index):
         return self.images.content(index)
 
-    def open(self, index):
+    def open(self, index, digest=None):
         self.opened.append(index)
-        return self.images.open(index)
+        return self.images.open(index, digest)
 
 
 @pytest.fixture
