@@ -12,7 +12,8 @@ from runner.config.idea import read_idea
 from runner.config.schema import RunConfig
 from runner.machine.hardware import device_kind
 from runner.machine.processes import Processes, from_environment, joined
-from runner.records.identity import folder_name, identity
+from runner.records import evaluations
+from runner.records.identity import evaluation_identity, folder_name, identity
 from runner.records.run_folder import RunFolder
 from runner.terminal.display import Display
 from runner.terminal.start import hydra_command
@@ -72,14 +73,20 @@ def _run(
     result = None if config.force else folder.result()
     if result is not None:
         folder.drop_checkpoints()  # left by a process that was killed after writing the result
-        display.line("finished before; force=true runs it anew")
-        return folder, "skipped", result
+        requested = evaluation_identity(config)
+        evaluation = None if requested is None else evaluations.read(folder, requested)
+        if requested is None or evaluation is not None:
+            display.line("finished before; force=true runs it anew")
+            return folder, "skipped", evaluations.joined(result, evaluation)
+        display.line("trained before: only the evaluation with this tta is missing")
     from runner.training.experiment import Experiment
-    from runner.training.session import train_and_evaluate
+    from runner.training.session import evaluate_finished, train_and_evaluate
     from runner.tricks.idea import NO_IDEA, load_idea
 
     idea = load_idea(code) if code is not None else NO_IDEA
     experiment = Experiment(config, dataset, what, overrides, weights, idea)
+    if result is not None:
+        return folder, *evaluate_finished(experiment, folder, result, display, processes)
     return folder, *train_and_evaluate(experiment, folder, display, processes)
 
 

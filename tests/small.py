@@ -19,8 +19,9 @@ from runner.data.dataset import Dataset, Split
 from runner.data.embedded import load_fashion
 from runner.data.preprocess import Preprocess
 from runner.models import build_model
-from runner.records import tensor_files
+from runner.records import evaluations, tensor_files
 from runner.records.bundle import Architecture, Bundle, EvaluationSettings
+from runner.records.run_folder import RunFolder
 from runner.training.loop import Training
 from runner.training.schedule import plan
 from runner.training.step import Learner
@@ -210,3 +211,18 @@ def untrained_bundle(source: str, name: str, preprocess: Preprocess) -> Bundle:
         EvaluationSettings("fp32", 8, 0, Augment()),
         model.state_dict(),
     )
+
+
+def whole_result(folder: Path) -> dict[str, Any]:
+    """The result of a run with the tricks and metrics of its evaluation with TTA, if it has one."""
+    run = RunFolder(folder)
+    result, names = run.result(), evaluations.names(run)
+    assert result is not None
+    return evaluations.joined(result, evaluations.read(run, *names) if names else None)
+
+
+def all_predictions(folder: Path) -> dict[str, Any]:
+    """The ``labels`` and ``plain`` of a run, and ``tta`` of its evaluation with TTA, if any."""
+    run = RunFolder(folder)
+    found, names = run.predictions(), evaluations.names(run)
+    return {**found, "tta": evaluations.probabilities(run, *names)} if names else found

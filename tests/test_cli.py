@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import COLOURS, Command, write_images
+from small import COLOURS, Command, all_predictions, whole_result, write_images
 
 from runner.config.overlays import all_tricks
 
@@ -138,6 +138,8 @@ def test_one_run_leaves_the_whole_folder(
     assert "Traceback" not in done.stderr
     (result,) = results(tmp_path)
     assert result["status"] == "finished"
+    (path,) = tmp_path.glob("outputs/*/result.json")
+    result = whole_result(path.parent)
     assert set(result["tricks"]) == all_tricks()
     assert result["seed"] == 3
     assert result["data"]["num_train"] == 48
@@ -154,9 +156,9 @@ def test_one_run_leaves_the_whole_folder(
     assert "normalize+progressive_resizing" in folder.name
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1]
-    with np.load(folder / "predictions.npz") as arrays:
-        assert arrays["plain"].shape == arrays["tta"].shape == (24, 3)
-        accuracy = (arrays["tta"].argmax(1) == arrays["labels"]).mean()
+    arrays = all_predictions(folder)
+    assert arrays["plain"].shape == arrays["tta"].shape == (24, 3)
+    accuracy = (arrays["tta"].argmax(1) == arrays["labels"]).mean()
     assert accuracy == pytest.approx(result["metrics"]["tta"]["accuracy"])
     with gzip.open(folder / "split.csv.gz", "rt") as file:
         split = list(csv.DictReader(file))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import binomtest
-from small import Command, small_dataset
+from small import Command, small_dataset, whole_result
 
 from runner import train
 from runner.config.complaints import translated
@@ -81,7 +81,7 @@ def test_the_run_itself_comes_back(
     assert "the plain row reproduces the run (to 0)" in done.stderr
     (entry,) = json.loads(done.stdout)["runs"]
     plain, own = entry["rows"]
-    expected = json.loads((runs[0] / "result.json").read_text())["metrics"]
+    expected = whole_result(runs[0])["metrics"]
     assert own["variant"] == "the run's own TTA"
     assert plain.items() >= expected["plain"].items()
     assert own.items() >= expected["tta"].items()

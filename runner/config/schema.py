@@ -9,6 +9,7 @@ nothing. Options that turn a trick on live in ``conf/``.
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from typing import Any, Literal
 
 from runner.config.augment import Augment
@@ -44,6 +45,7 @@ __all__ = [
     "Smoothing",
     "Tta",
     "default_dict",
+    "evaluation_groups",
     "plain_keys",
     "resolved",
     "to_dict",
@@ -127,6 +129,12 @@ class RunConfig:
         """The names of the tricks that are on, whichever words turned them on."""
         return [name for group in self.groups.values() for name in group.turns_on(self)]
 
+    @property
+    def training(self) -> "RunConfig":
+        """The configuration with all that only the evaluation reads at its default."""
+        neutral: dict[str, Any] = {name: type(self.groups[name])() for name in evaluation_groups()}
+        return replace(self, **neutral)
+
     def contradictions(self) -> Iterator[Problem]:
         """What each key allows but makes no sense together."""
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
@@ -140,6 +148,12 @@ class RunConfig:
 def trick_groups() -> dict[str, tuple[str, ...]]:
     """Groups that can turn on tricks, with the names of those tricks."""
     return {name: group.TRICKS for name, group in RunConfig().groups.items() if group.TRICKS}
+
+
+@cache
+def evaluation_groups() -> frozenset[str]:
+    """Groups that the weights do not depend on, only the views of an image at evaluation."""
+    return frozenset(name for name, group in RunConfig().groups.items() if not group.TRAINS)
 
 
 def plain_keys(group: str) -> tuple[str, ...]:

@@ -19,7 +19,9 @@ _HEADERS = {
 }
 
 
-def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+def read_npz(
+    path: Path, names: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
     """Read arrays of a ``.npz`` file, none of which holds Python objects.
 
     The sizes that the file claims are compared with one another, with the size of the file and with
@@ -28,6 +30,7 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     Args:
         path: the file to read.
         names: names of the arrays.
+        optional: names of arrays that are read if the file has them.
 
     Raises:
         OSError: the file cannot be read, or is not a regular file.
@@ -36,7 +39,9 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     content = read_whole(path)
     try:
         with ZipFile(io.BytesIO(content)) as archive:
-            members = [archive.getinfo(f"{name}.npy") for name in names]
+            there = {*archive.namelist()}
+            wanted = [*names, *(name for name in optional if f"{name}.npy" in there)]
+            members = [archive.getinfo(f"{name}.npy") for name in wanted]
             if (size := sum(member.file_size for member in members)) > memory() // 2:
                 raise ValueError(f"its arrays claim {size:,} bytes")
             found = [_read_member(archive, member) for member in members]
@@ -45,7 +50,7 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     except Exception as error:  # zipfile, zlib and numpy raise a dozen unrelated types
         reason = str(error) or type(error).__name__
         raise ValueError(f"not an archive of arrays: {reason}") from error
-    return dict(zip(names, found, strict=True))
+    return dict(zip(wanted, found, strict=True))
 
 
 def _read_member(archive: ZipFile, member: ZipInfo) -> NDArray[Any]:

@@ -1,4 +1,8 @@
-"""The identity of a run: a hash over what decides its result; and the name of its folder."""
+"""The identity of a run: a hash over what decides its weights; and the name of its folder.
+
+What only the evaluation reads (TTA) has an identity of its own: runs that differ only there are one
+training with several evaluations.
+"""
 
 import hashlib
 import json
@@ -42,7 +46,7 @@ def identity(
     weights: str | None = None,
     code: str | None = None,
 ) -> dict[str, Any]:
-    """The identity of a run, for ``RunFolder.check``: equal values give equal identities.
+    """The identity of a training, for ``RunFolder.check``: equal values give equal identities.
 
     The hash covers the values that are not neutral. So a key that is added later, with a default
     that changes nothing, keeps the identity of every earlier run.
@@ -57,7 +61,7 @@ def identity(
         code: SHA-256 of the file with the user's own code, if any.
 
     Returns:
-        ``values``, all values that decide the result, neutral or not; ``fingerprint``; and
+        ``values``, all values that decide the weights, neutral or not; ``fingerprint``; and
         ``identity``, sixteen hex digits over the values that are not neutral, the fingerprint and
         the version of the record format.
     """
@@ -69,8 +73,25 @@ def identity(
     values = decisive_values(meant)
     values["model"]["weights"] = weights
     values["code"] = code
+    for group in schema.evaluation_groups():
+        del values[group]
     name = hash_of(values, neutral_values(type(config)()), fingerprint)
     return {"identity": name, "fingerprint": fingerprint, "values": values}
+
+
+def evaluation_identity(config: RunConfig) -> str | None:
+    """The identity of the evaluation that ``config`` requests; None for the plain view alone.
+
+    Sixteen hex digits over the values that are not neutral of the groups that only the evaluation
+    reads.
+    """
+    if config.tricks == config.training.tricks:
+        return None
+    values = decisive_values(config)
+    groups = schema.evaluation_groups()
+    return hash_of(
+        {name: values[name] for name in groups}, {name: NEUTRAL[name] for name in groups}, ""
+    )
 
 
 def decisive_values(config: RunConfig) -> dict[str, Any]:
@@ -122,9 +143,9 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def folder_name(config: RunConfig, run_identity: str) -> str:
-    """A legible name: data, model, tricks and code, seed, start of the identity."""
+    """A legible name: data, model, tricks of training and code, seed, start of the identity."""
     code = [] if config.code is None else [_legible(Path(config.code).stem)[:40]]
-    tricks = "+".join([*config.tricks, *code]) or "baseline"
+    tricks = "+".join([*config.training.tricks, *code]) or "baseline"
     model = _legible(config.model.name)
     return f"{config.data.name}-{model}-{tricks}-seed{config.seed}-{run_identity[:8]}"
 

@@ -9,9 +9,10 @@
     split.csv.gz     every image with its split, label and SHA-256
     code.py          a copy of the file of code=FILE, to be read; no command runs it
     checkpoints/     the state from which an unfinished run resumes (runner/records/checkpoint.py)
-    predictions.npz  labels (n,), plain (n, K), tta (n, K): probabilities per validation image
+    predictions.npz  labels (n,), plain (n, K): probabilities per validation image
     bundle/          the trained network with everything that is needed to use it
     result.json      written last: its presence is the only proof that the run finished
+    evaluations/     evaluations of the finished run with TTA (runner/records/evaluations.py)
 
 This module does not import torch, so that reading is quick.
 """
@@ -67,9 +68,9 @@ _ADVICE = {
 LOGS = ("metrics.jsonl", "timings.jsonl")
 _FILES = (
     "config.yaml", "overrides.txt", "status.json", *LOGS, "split.csv.gz", "code.py",
-    "predictions.npz", "checkpoints", "bundle",
+    "predictions.npz", "checkpoints", "bundle", "evaluations",
 )  # fmt: skip
-_FOLDERS = ("checkpoints", "bundle")
+_FOLDERS = ("checkpoints", "bundle", "evaluations")
 _LARGEST_JSON = 2**26  # bytes; a result with ten thousand classes has two million
 _LARGEST_LOG = 2**26  # bytes; a hundred thousand rows
 _LARGEST_ROW = 2**16  # bytes at the end of a log that hold its last row
@@ -97,8 +98,9 @@ class RunFolder:
             self._held = held
             try:
                 remove_leftovers(self.path)
-                if not (self.path / "bundle").is_symlink():
-                    remove_leftovers(self.path / "bundle")
+                for name in ("bundle", "evaluations"):
+                    if not (self.path / name).is_symlink():
+                        remove_leftovers(self.path / name)
                 yield held
             finally:
                 self._held = None
@@ -184,9 +186,11 @@ class RunFolder:
             )
         if identity == what["identity"]:
             return
-        old = {"data": fingerprint, **leaves(values)}
+        old = {"data": fingerprint, **leaves(_of_training(values))}
         new = {"data": what["fingerprint"], **leaves(what["values"])}
-        defaults = leaves(schema.default_dict())  # for keys that are newer than the folder
+        defaults = leaves(
+            _of_training(schema.default_dict())
+        )  # for keys that are newer than the folder
         both = {key: (old.get(key, defaults.get(key)), new.get(key)) for key in {*old, *new}}
         changes = [
             f"  {key}: {_display_value(was)} → {_display_value(now)}"
@@ -332,30 +336,20 @@ class RunFolder:
                 fix="force=true to run anew",
             ) from error
 
-    def write_predictions(
-        self,
-        labels: NDArray[np.int64],
-        plain: NDArray[np.float32],
-        tta: NDArray[np.float32],
-    ) -> None:
+    def write_predictions(self, labels: NDArray[np.int64], plain: NDArray[np.float32]) -> None:
         """Write ``predictions.npz``; its rows are the validation rows of ``split.csv.gz``."""
-        content = io.BytesIO()
-        np.savez_compressed(content, labels=labels, plain=plain, tta=tta)
-        self.write_bytes("predictions.npz", content.getvalue())
+        self.write_bytes("predictions.npz", packed(labels=labels, plain=plain))
 
     def predictions(self) -> dict[str, NDArray[Any]]:
-        """Read what :meth:`write_predictions` wrote: ``labels``, ``plain`` and ``tta``.
+        """Read what :meth:`write_predictions` wrote: ``labels`` and ``plain``.
+
+        Runs of earlier versions with TTA also have ``tta``, with the shape of ``plain``.
 
         Raises:
             ArtefactError: the file is missing or was changed.
         """
         path = self.path / "predictions.npz"
-        try:
-            return read_npz(path, ("labels", "plain", "tta"))
-        except (OSError, ValueError) as error:
-            raise ArtefactError(
-                f"cannot read the predictions: {error}", where=str(path.absolute())
-            ) from error
+        return unpacked(path, ("labels", "plain"), optional=("tta",))
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write ``result.json``, last and whole; return its content."""
@@ -402,6 +396,29 @@ class RunFolder:
             )
 
 
+def packed(**arrays: Any) -> bytes:
+    """The content of a compressed file of numpy's with ``arrays``."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    return content.getvalue()
+
+
+def unpacked(
+    path: Path, names: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
+    """The arrays of a file that :func:`packed` made.
+
+    Raises:
+        ArtefactError: the file is missing or damaged, or lacks one of ``names``.
+    """
+    try:
+        return read_npz(path, names, optional)
+    except (OSError, ValueError) as error:
+        raise ArtefactError(
+            f"cannot read the predictions: {error}", where=str(path.absolute())
+        ) from error
+
+
 def run_folders(outputs: Path) -> Iterator[RunFolder]:
     """The runs below ``outputs``, sorted by name; other folders are skipped."""
     paths: list[Path] = []
@@ -440,6 +457,11 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         dotted = f"{prefix}{key}"
         found |= leaves(value, f"{dotted}.") if isinstance(value, Mapping) else {dotted: value}
     return found
+
+
+def _of_training(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` without those of evaluation, which earlier versions counted too."""
+    return {key: value for key, value in values.items() if key not in schema.evaluation_groups()}
 
 
 def _display_value(value: Any) -> str:

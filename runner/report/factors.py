@@ -130,8 +130,7 @@ class Look:
 @cache
 def view_groups() -> frozenset[str]:
     """Groups whose tricks do not change training, but only the views of an image afterwards."""
-    groups = schema.RunConfig().groups
-    return frozenset(name for name in schema.trick_groups() if not groups[name].TRAINS)
+    return schema.evaluation_groups() & set(schema.trick_groups())
 
 
 def looks_of(run: FinishedRun) -> list[Look]:

@@ -209,7 +209,6 @@ def group_runs(
     for run in sorted(runs, key=lambda run: (has_view(run.tricks), run.name)):
         for look in looks_of(run):
             members[canonical_text(shared_values(look, factors))].append(look)
-    members = _without_repeats(members)
     groups = {
         key: RunGroup(shared_values(found[0], factors), _arms(found, factors), factors)
         for key, found in members.items()
@@ -225,20 +224,6 @@ def group_runs(
     return [
         groups[key] for key in sorted(groups, key=lambda key: (-num_runs[key], groups[key].title))
     ]
-
-
-def _without_repeats(members: Mapping[str, list[Look]]) -> dict[str, list[Look]]:
-    """Remove groups of plain views whose runs are all compared with TTA in another group.
-
-    With ``--by optim.lr``, runs with TTA are compared by their TTA, and not by the plain view too.
-    """
-    paths = {key: {look.run.path for look in found} for key, found in members.items()}
-    return {
-        key: found
-        for key, found in members.items()
-        if any(look.view == "tta" or not has_view(look.run.tricks) for look in found)
-        or not any(paths[key] <= paths[other] for other in paths if other != key)
-    }
 
 
 def _tell_apart(groups: Sequence[RunGroup]) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from runner.errors import ArtefactError, DataError
 from runner.machine import fields
 from runner.machine.files import read_whole
+from runner.records import evaluations
 from runner.records.identity import NEUTRAL, with_defaults
 from runner.records.run_folder import VERSION, RunFolder
 
@@ -45,11 +46,11 @@ class StoredPredictions:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run.
+    """A finished run: a training with one of its evaluations, plain or with TTA.
 
     Attributes:
         path: path of the run's folder.
-        identity: the hash that identifies the run.
+        identity: the hash that identifies the training, and after a hyphen that of the evaluation.
         seed: seed of the run's random draws.
         tricks: the tricks that were on.
         values: all values that decide the result, by group and key; keys that are newer than the
@@ -63,6 +64,7 @@ class FinishedRun:
         environment: versions and machine.
         command: the command that repeats the run.
         config: the requested configuration, in which null is not replaced by its meaning.
+        evaluation: name of the evaluation with TTA in the folder; None for the plain view alone.
     """
 
     path: Path
@@ -79,6 +81,7 @@ class FinishedRun:
     environment: Mapping[str, Any]
     command: tuple[str, ...]
     config: Mapping[str, Any]
+    evaluation: str | None = None
 
     @property
     def name(self) -> str:
@@ -91,8 +94,13 @@ class FinishedRun:
         Raises:
             ArtefactError: the file is missing, damaged or belongs to another run.
         """
-        found = RunFolder(self.path).predictions()
-        labels, views = found["labels"], {view: found[view] for view in VIEWS}
+        folder = RunFolder(self.path)
+        found = folder.predictions()
+        labels, plain = found["labels"], found["plain"]
+        tta = found.get("tta", plain)
+        if self.evaluation is not None:
+            tta = evaluations.probabilities(folder, self.evaluation)
+        views = {"plain": plain, "tta": tta}
         shape = (self.num_val, *views["plain"].shape[-1:])
         is_sound = (
             len(shape) == 2
@@ -212,11 +220,53 @@ def _sort_in(path: Path, found: Found) -> None:
                 reason = _OLDER.format(version)
             found.unranked.append(Unranked(path.name, name, reason))
         else:
-            found.runs.append(_run(path, result))
+            run = _run(path, result)
+            found.runs.append(run)
+            for name in evaluations.names(folder):
+                _add_evaluation(folder, run, name, found)
     except ArtefactError as error:
         found.unranked.append(Unranked(path.name, "unreadable", error.what))
     except OSError as error:
         found.unranked.append(Unranked(path.name, "unreadable", error.strerror or str(error)))
+
+
+def _add_evaluation(folder: RunFolder, run: FinishedRun, name: str, found: Found) -> None:
+    """Add ``run`` with one of its evaluations, or the reason why it cannot be read."""
+    try:
+        content = evaluations.read(folder, name)
+        if content is None:  # removed since it was listed
+            return
+        found.runs.append(_evaluated(run, name, content))
+    except ArtefactError as error:
+        found.unranked.append(
+            Unranked(f"{folder.path.name}, evaluation {name}", "unreadable", error.what)
+        )
+
+
+def _evaluated(run: FinishedRun, name: str, content: Mapping[str, Any]) -> FinishedRun:
+    """``run`` with the evaluation that is in ``content``.
+
+    Raises:
+        ArtefactError: ``content`` does not hold the values of an evaluation of this run.
+    """
+    try:
+        if fields.text(content, "identity") != run.identity:
+            raise ValueError("it is an evaluation of another run")
+        tta = {**NEUTRAL["tta"], **fields.section(content, "tta")}
+        seconds = fields.number(content, "seconds", at_least=0)
+        return replace(
+            run,
+            identity=f"{run.identity}-{name}",
+            evaluation=name,
+            tricks=fields.texts(content, "tricks"),
+            values={**run.values, "tta": tta},
+            metrics={**run.metrics, "tta": _measures(fields.section(content, "metrics"))},
+            budget={**run.budget, "seconds": run.budget["seconds"] + seconds},
+            command=fields.texts(content, "command"),
+            config={**run.config, "tta": tta},
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"not an evaluation of the run: {error}") from error
 
 
 def _keep_one_of_each(found: Found) -> None:
@@ -258,6 +308,9 @@ def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
         for group in ("data", "model"):
             fields.text(values[group], "name")
         data, metrics = fields.section(result, "data"), fields.section(result, "metrics")
+        # Runs of earlier versions have the values of their TTA in run.json, and its metrics here.
+        is_whole = "tta" in fields.section(what, "values")
+        config = _config(result)
         return FinishedRun(
             path=path,
             identity=fields.text(what, "identity"),
@@ -268,13 +321,16 @@ def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
             classes=fields.texts(data, "classes"),
             num_val=fields.whole(data, "num_val", at_least=1),
             num_train=fields.whole(data, "num_train", at_least=1),
-            metrics={view: _measures(fields.section(metrics, view)) for view in VIEWS},
+            metrics={
+                view: _measures(fields.section(metrics, view if is_whole else "plain"))
+                for view in VIEWS
+            },
             budget=_numbers(
                 fields.section(result, "budget"), ("epochs", "images", "pixels", "seconds")
             ),
             environment=fields.section(result, "environment"),
             command=fields.texts(result, "command"),
-            config=_config(result),
+            config=config if is_whole else {**config, "tta": NEUTRAL["tta"]},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"

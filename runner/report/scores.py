@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from runner.errors import StorageError
 from runner.machine.files import read_whole, replace_whole
+from runner.records import evaluations
+from runner.records.run_folder import RunFolder
 from runner.report.runs import VIEWS, FinishedRun
 
 _FORMAT = 1
@@ -106,8 +108,12 @@ class ScoreBook:
 
     @staticmethod
     def _stamp(run: FinishedRun) -> list[Any]:
-        try:
-            status = (run.path / "predictions.npz").stat()
-        except OSError:
-            return [run.num_val, 0, 0]
-        return [run.num_val, status.st_size, status.st_mtime_ns]
+        stamp = [run.num_val]
+        for path in evaluations.prediction_files(RunFolder(run.path), run.evaluation):
+            try:
+                status = path.stat()
+            except OSError:
+                stamp += [0, 0]
+            else:
+                stamp += [status.st_size, status.st_mtime_ns]
+        return stamp

@@ -114,7 +114,13 @@ def build_learner(
 
 
 def trained_learner(
-    bundle: Bundle, *, device: str, precision: str, threads: int, code: IdeaFile | None = None
+    bundle: Bundle,
+    *,
+    device: str,
+    precision: str,
+    threads: int,
+    code: IdeaFile | None = None,
+    processes: Processes = ALONE,
 ) -> Learner:
     """Build the network of a bundle, for predicting.
 
@@ -126,6 +132,7 @@ def trained_learner(
         threads: threads of the CPU; 0: all cores.
         code: the user's file that changed the network. It runs only if the bundle names its
             SHA-256.
+        processes: the processes that share the images.
 
     Raises:
         ArtefactError: the weights do not fit the architecture that the bundle names; or the network
@@ -133,7 +140,7 @@ def trained_learner(
         ConfigError: the device, or the package that defines the architecture, does not exist; or
             ``code`` is given, and no code changed the network.
     """
-    place = _device(device, threads, ALONE)
+    place = _device(device, threads, processes)
     architecture, size = bundle.architecture, bundle.preprocess.size
     where = str(bundle.folder.absolute())
     if code is not None and architecture.code is None:
@@ -160,7 +167,14 @@ def trained_learner(
             precision = used_precision("auto", place.type, size)
     groups = [list(model.parameters())]
     return Learner(
-        model, groups, architecture.num_outputs, bundle.preprocess, place, precision, idea=idea
+        model,
+        groups,
+        architecture.num_outputs,
+        bundle.preprocess,
+        place,
+        precision,
+        processes,
+        idea,
     )
 
 

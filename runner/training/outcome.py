@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runner.config.schema import to_dict
+from runner.config.schema import RunConfig, to_dict
 from runner.data.dataset import Dataset
 from runner.models import Loaded, changes_of
 from runner.records.bundle import Architecture, EvaluationSettings, bundle_files
@@ -22,7 +22,7 @@ class Outcome:
     """The results of an attempt at a run, at an evaluation.
 
     Attributes:
-        predictions: predictions of the validation split; at the end with the TTA of the run.
+        predictions: plain predictions of the validation split.
         plain: metrics of the plain predictions.
         learner: the learner whose network was evaluated and is shipped.
         used: the steps, images and seconds of every attempt at the run.
@@ -43,7 +43,7 @@ def write_files(folder: RunFolder, experiment: Experiment, outcome: Outcome) -> 
         StorageError: a file cannot be written.
     """
     config, learner, found = experiment.config, outcome.learner, outcome.predictions
-    folder.write_predictions(found.labels, found.plain, found.tta)
+    folder.write_predictions(found.labels, found.plain)
     bundle = bundle_files(
         learner.model,
         architecture=Architecture(
@@ -79,11 +79,11 @@ def result(
     """
     config, learner = experiment.config, outcome.learner
     return {
-        "tricks": config.tricks,
+        "tricks": config.training.tricks,
         "code": experiment.idea.file.facts if experiment.idea.file else None,
         "seed": config.seed,
         "data": _data_facts(experiment.dataset),
-        "metrics": _metrics(outcome, experiment.dataset.classes),
+        "metrics": {"plain": {**outcome.plain, "forward_passes": outcome.predictions.passes_plain}},
         "budget": _budget(outcome),
         "model": {
             "source": config.model.source,
@@ -100,12 +100,20 @@ def result(
     }
 
 
-def _metrics(outcome: Outcome, classes: tuple[str, ...]) -> dict[str, Any]:
-    predictions = outcome.predictions
-    tta = classification_metrics(predictions.tta, predictions.labels, classes)
+def evaluation(
+    config: RunConfig,
+    found: Predictions,
+    classes: tuple[str, ...],
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The facts of an evaluation with the TTA of ``config``, as values for JSON."""
+    metrics = classification_metrics(found.tta, found.labels, classes)
     return {
-        "plain": {**outcome.plain, "forward_passes": predictions.passes_plain},
-        "tta": {**tta, "forward_passes": predictions.passes_tta},
+        "tricks": config.tricks,
+        "tta": to_dict(config)["tta"],
+        "metrics": {**metrics, "forward_passes": found.passes_tta},
+        "seconds": found.seconds,
+        "environment": dict(environment),
     }
 
 
@@ -118,7 +126,6 @@ def _budget(outcome: Outcome) -> dict[str, Any]:
         "images": used.images,
         "pixels": used.pixels,
         "forward_passes_plain": predictions.passes_plain * num_val,
-        "forward_passes_tta": predictions.passes_tta * num_val,
         "seconds": used.seconds + used.eval_seconds,
         "train_seconds": used.seconds,
         "images_per_second": used.images / used.seconds,

@@ -79,6 +79,7 @@ def evaluate_variants(
     config: RunConfig,
     variants: Sequence[Tta],
     *,
+    plain: NDArray[np.float32] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Predictions]:
@@ -90,6 +91,7 @@ def evaluate_variants(
         config: sets the augmentation of random passes, the seed and the batch size; its ``tta`` is
             not read.
         variants: one or more TTAs.
+        plain: see :func:`probabilities`.
         progress: called with the number of batches done and their total.
         should_stop: called after every batch.
 
@@ -112,6 +114,7 @@ def evaluate_variants(
         seed=config.seed,
         batch_size=images_per_pass(config, learner),
         num_workers=dataset.num_workers(config.data.num_workers),
+        plain=plain,
         progress=progress,
         should_stop=should_stop,
     )
@@ -175,6 +178,7 @@ def probabilities(
     seed: int,
     batch_size: int,
     num_workers: int,
+    plain: NDArray[np.float32] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Probabilities:
@@ -194,6 +198,7 @@ def probabilities(
         seed: seed of random passes.
         batch_size: images per forward pass.
         num_workers: number of processes that read ahead.
+        plain: (n, K) probabilities of the plain view if they are known; None to compute them.
         progress: called with the number of batches done and their total.
         should_stop: called after every batch.
 
@@ -201,11 +206,13 @@ def probabilities(
         Interrupted: ``should_stop`` returned true in one of the processes.
     """
     size, crop = learner.preprocess.size, learner.preprocess.crop
-    # The plain view is always computed, and reused if a TTA needs it.
+    # The plain view is computed once, and reused if a TTA needs it.
     plain_look = plain_view(crop)
     wanted = list(
         dict.fromkeys([plain_look, *(look for tta in variants for look in looks(tta, crop))])
     )
+    if plain is not None:
+        wanted.remove(plain_look)
     views = [look for look in wanted if isinstance(look, View)]
     draws = {
         look: augmentation.draw(augment, len(indices), seed, "tta", look)
@@ -229,17 +236,19 @@ def probabilities(
         return dict([*fixed, *random]), images.broken if isinstance(images, LoadedImages) else {}
 
     learner.model.eval()
-    plain, *combined = (
+    all_plain, *combined = (
         torch.zeros(len(indices), learner.num_outputs, device=learner.device)
         for _ in range(1 + len(variants))
     )
+    known = None if plain is None else torch.from_numpy(plain).to(learner.device)
     broken: dict[int, str] = {}
     is_stopped = False
     # Other processes cannot read pixels on a GPU.
     batches = read_ahead(read, len(order), 0 if is_resident else num_workers)
     with torch.inference_mode(), closing(batches):
         for done, (rows, (by_look, unread)) in enumerate(zip(order, batches, strict=True)):
-            seen = {}
+            place = slice(rows[0], rows[-1] + 1)  # an index by array would wait for a GPU
+            seen: dict[Look, Tensor] = {} if known is None else {plain_look: known[place]}
             for look, pixels in by_look.items():
                 if isinstance(look, View):
                     images = displayed_view(pixels, look, learner)
@@ -247,8 +256,7 @@ def probabilities(
                     drawn = draws[look].rows(rows)
                     images = augmented(pixels, drawn, size, augment, learner.device)
                 seen[look] = _predict(learner, images)
-            place = slice(rows[0], rows[-1] + 1)  # an index by array would wait for a GPU
-            plain[place] = seen[plain_look]
+            all_plain[place] = seen[plain_look]
             for tta, whole in zip(variants, combined, strict=True):
                 others = torch.stack([seen[look] for look in looks(tta, crop)])
                 whole[place] = combine(seen[plain_look], others, tta)
@@ -260,10 +268,10 @@ def probabilities(
                 break
     learner.processes.stop_if(is_stopped)
     # Each row comes from one process and is zero in the others, so the sums are exact.
-    all_plain, *all_combined = (
-        learner.processes.sum(part).cpu().numpy() for part in (plain, *combined)
+    found, *all_combined = (
+        learner.processes.sum(part).cpu().numpy() for part in (all_plain, *combined)
     )
-    return Probabilities(all_plain, all_combined, broken)
+    return Probabilities(found, all_combined, broken)
 
 
 def _predict(learner: Learner, images: Tensor) -> Tensor:

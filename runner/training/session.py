@@ -1,7 +1,7 @@
 """One run, from its checked configuration to its result on disk; :class:`Attempt` trains it."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,16 +15,18 @@ from runner.errors import ArtefactError, ConfigError, ProcessError, RunnerError,
 from runner.machine.environment import differences, environment
 from runner.machine.processes import ALONE, Processes
 from runner.machine.signals import Interrupted, deferred
-from runner.records import checkpoint
+from runner.records import checkpoint, evaluations
+from runner.records.bundle import read_bundle
+from runner.records.identity import evaluation_identity
 from runner.records.run_folder import RunFolder
 from runner.terminal.display import Display
 from runner.training.experiment import Experiment
-from runner.training.learners import build_learner
+from runner.training.learners import build_learner, trained_learner
 from runner.training.loop import Training
 from runner.training.meter import Meter
 from runner.training.metrics import classification_metrics
-from runner.training.outcome import Outcome, result, write_files
-from runner.training.predicting import evaluate
+from runner.training.outcome import Outcome, evaluation, result, write_files
+from runner.training.predicting import evaluate, evaluate_variants
 from runner.training.schedule import Stage, plan
 from runner.training.step import Learner
 from runner.tricks.ema import is_too_short
@@ -42,9 +44,9 @@ def train_and_evaluate(
         processes: the processes that share the run.
 
     Returns:
-        How the run came to its result, and the content of ``result.json``. The former is
-        ``finished``, ``resumed`` (and finished), or ``skipped`` if another process has just
-        finished the run.
+        How the run came to its result, and the content of ``result.json`` with the requested
+        evaluation, see :func:`evaluated`. The former is ``finished``, ``resumed`` (and finished),
+        or ``skipped`` if another process has just finished the run.
 
     Raises:
         BusyError: another process is working on this run.
@@ -75,7 +77,7 @@ def train_and_evaluate(
         # Another process may have finished the run while this one was starting.
         if not config.force and (finished := folder.result()) is not None:
             folder.check(experiment.identity)
-            return "skipped", finished
+            return "skipped", evaluated(experiment, folder, finished, display, processes)[1]
         attempt = None
         try:
             attempt = Attempt(experiment, folder, stages, learner, display)
@@ -108,7 +110,101 @@ def train_and_evaluate(
             if problem is None:
                 raise
             raise problem from error
+        _, content = evaluated(experiment, folder, content, display, processes, outcome.learner)
     return "resumed" if is_resumed else "finished", content
+
+
+def evaluate_finished(
+    experiment: Experiment,
+    folder: RunFolder,
+    finished: Mapping[str, Any],
+    display: Display,
+    processes: Processes = ALONE,
+) -> tuple[str, dict[str, Any]]:
+    """Evaluate a finished run with the TTA of ``experiment``; nothing is trained.
+
+    Returns:
+        ``evaluated``, or ``skipped`` if the run has this evaluation; and the content of
+        ``result.json`` with it.
+
+    Raises:
+        BusyError: another process is working on this run.
+        ArtefactError: the bundle of the run is damaged.
+        Interrupted: a signal came; nothing was written.
+    """
+    with _owned(folder, processes):
+        return evaluated(experiment, folder, finished, display, processes)
+
+
+def evaluated(
+    experiment: Experiment,
+    folder: RunFolder,
+    finished: Mapping[str, Any],
+    display: Display,
+    processes: Processes,
+    learner: Learner | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """Add the evaluation that the configuration requests to a finished run, if it is missing.
+
+    Args:
+        experiment: the experiment; its configuration requests the evaluation.
+        folder: folder of the run, whose lock the first process holds.
+        finished: the content of ``result.json``.
+        display: shows the progress.
+        processes: the processes that share the images.
+        learner: the trained network; None to read it from the bundle.
+
+    Returns:
+        See :func:`evaluate_finished`. Without TTA, the content of ``result.json`` as it is.
+    """
+    config, name = experiment.config, evaluation_identity(experiment.config)
+    if name is None:
+        return "skipped", dict(finished)
+    content = evaluations.read(folder, name)
+    if not processes.any(content is None):
+        return "skipped", evaluations.joined(finished, content)
+    try:
+        if learner is None:
+            learner = _finished_learner(experiment, folder, finished, processes)
+        with deferred() as should_stop:
+            (found,) = evaluate_variants(
+                learner,
+                resident(experiment.dataset, learner.device),
+                config,
+                [config.tta],
+                plain=folder.predictions()["plain"],
+                progress=display.evaluation,
+                should_stop=should_stop,
+            )
+    except Exception as error:
+        problem = _user_error(error, experiment)
+        if problem is None:
+            raise
+        raise problem from error
+    machine = environment(learner.device, learner.precision, processes)
+    content = {
+        **_origin(experiment),
+        **evaluation(config, found, experiment.dataset.classes, machine),
+    }
+    if processes.is_first:
+        content = evaluations.write(folder, name, content, found.tta)
+    return "evaluated", evaluations.joined(finished, content)
+
+
+def _finished_learner(
+    experiment: Experiment, folder: RunFolder, finished: Mapping[str, Any], processes: Processes
+) -> Learner:
+    """The network of a finished run, which computes as it did in training."""
+    bundle = read_bundle(folder.path / "bundle", finished["bundle"])
+    needs_code = bundle.architecture.code is not None
+    return trained_learner(
+        bundle,
+        device=experiment.config.device,
+        precision=experiment.identity["values"]["precision"],
+        threads=experiment.config.threads,
+        code=experiment.idea.file if needs_code else None,
+        processes=processes,
+    )
 
 
 def _require_divisible(stages: tuple[Stage, ...], config: RunConfig, processes: Processes) -> None:
@@ -301,7 +397,7 @@ class Attempt:
             learner,
             self._dataset,
             self._config,
-            with_tta=self._training.done == self._training.total,
+            with_tta=False,
             progress=self._display.evaluation,
             should_stop=should_stop,
         )

@@ -10,6 +10,7 @@ import pytest
 from runner.config import schema
 from runner.config.schema import RunConfig, option
 from runner.records import identity as identities
+from runner.records.identity import evaluation_identity
 
 Composed = Callable[..., RunConfig]
 
@@ -26,13 +27,15 @@ SAME = [
     "resize.size=28", "eval.size=28", "model.num_outputs=10", "optim.lr=0.003", "data.presize=28",
     # without effect
     "mixup.alpha=0.2", "mixup=beta mixup.alpha=0", "mixup=beta mixup.until=0",
-    "mixup=cutmix mixup.cutmix_alpha=0", "resize.delay=0.1", "tta.beta=0.5",
+    "mixup=cutmix mixup.cutmix_alpha=0", "resize.delay=0.1",
     "data.default_size=64 resize.size=28",
+    # of the evaluation, which has an identity of its own
+    "tta.beta=0.5", "tta=flip", "tta.scales=[1.5]", "+trick=tta",
 ]  # fmt: skip
 DIFFERENT = [
     "seed=1", "precision=bf16", "device=cuda precision=fp32", "optim.lr=0.1", "mixup=beta",
     "resize.size=32", "eval.size=32", "model.num_outputs=1000", "augment.flip=0.1",
-    "model=xresnet34", "budget.epochs=6", "tta=flip", "tta.scales=[1.5]",
+    "model=xresnet34", "budget.epochs=6",
 ]  # fmt: skip
 
 
@@ -55,8 +58,25 @@ def test_identities_differ_among_the_views_of_tta(composed: Composed) -> None:
     spellings = ["tta.scales=[1.5]", "tta.scales=[1.5] tta.beta=0.25", "tta=flip", "tta=book",
                  "tta=flip tta.reduce=max", "tta=ten_crop"]  # fmt: skip
     configs = [composed(*words.split(" ")) for words in spellings]
-    assert len({identity(config) for config in configs}) == len(spellings)
+    assert len({evaluation_identity(config) for config in configs}) == len(spellings)
     assert all(config.tricks == ["tta"] for config in configs)
+
+
+@pytest.mark.parametrize(
+    ("words", "others"),
+    [
+        ("tta=flip", "tta.flip=true"),
+        ("tta=flip", "tta=flip tta.corner_scale=0.5"),  # without effect
+        ("tta=book", "tta=book seed=3 mixup=beta"),
+        ("tta=none", "tta.beta=0.5"),
+    ],
+)
+def test_spellings_of_one_tta_are_one_evaluation(
+    composed: Composed, words: str, others: str
+) -> None:
+    found = {evaluation_identity(composed(*each.split(" "))) for each in (words, others)}
+    assert len(found) == 1
+    assert (found == {None}) == (words == "tta=none")
 
 
 def test_data_and_record_version_are_in_the_identity(
@@ -144,7 +164,7 @@ def in_kind(config: RunConfig, kind: type[RunConfig], group: str, value: float) 
 
 
 @pytest.mark.parametrize("words", WORDS)
-@pytest.mark.parametrize("group", [*GROUPS, "ema", "zoo"])
+@pytest.mark.parametrize("group", sorted({*GROUPS, "zoo"} - schema.evaluation_groups()))
 def test_a_new_key_with_a_neutral_default_changes_no_identity(
     composed: Composed, group: str, words: str
 ) -> None:
@@ -182,8 +202,9 @@ def test_what_an_older_run_lacks_is_at_its_default(composed: Composed) -> None:
     assert filled["smoothing"] == {"epsilon": 0.0}
     assert filled["mixup"] == values["mixup"]
     assert filled["code"] is None
-    assert {**filled, "smoothing": values["smoothing"]} == values
-    assert identities.with_defaults(values) == values
+    tta = identities.NEUTRAL["tta"]
+    assert {**filled, "smoothing": values["smoothing"]} == {**values, "tta": tta}
+    assert identities.with_defaults(values) == {**values, "tta": tta}
 
 
 def test_what_only_another_version_knows_is_kept() -> None:
@@ -195,7 +216,7 @@ def test_what_only_another_version_knows_is_kept() -> None:
 def test_folder_names_are_legible_and_stay_inside(composed: Composed) -> None:
     config = composed("+trick=[mixup,tta]", "seed=3")
     assert identities.folder_name(config, "0123456789abcdef") == (
-        "fashion-xresnet18-mixup+tta-seed3-01234567"
+        "fashion-xresnet18-mixup-seed3-01234567"
     )
     hostile = dataclasses.replace(config, model=schema.Model("timm", "../../x"))
     assert "/" not in identities.folder_name(hostile, "0" * 16)

@@ -16,7 +16,7 @@ LEFTOVER = "run.json.tmp-0123456789abcdef"
 WHAT = {
     "identity": "1" * 16,
     "fingerprint": "a" * 64,
-    "values": {"optim": {"lr": 0.1, "name": "adamw"}, "tta": {"scales": [1.0]}, "seed": 3},
+    "values": {"optim": {"lr": 0.1, "name": "adamw"}, "seed": 3},
 }
 
 
@@ -52,13 +52,12 @@ def test_a_run_from_start_to_result(folder):
     assert rows == [{"epoch": 1, "val_loss": 1 / 3}, {"epoch": 2, "val_loss": 1 / 3}]
 
     labels = np.array([0, 1])
-    plain, tta = np.eye(2, dtype=np.float32), np.full((2, 2), 0.5, np.float32)
-    folder.write_predictions(labels, plain, tta)
+    plain = np.eye(2, dtype=np.float32)
+    folder.write_predictions(labels, plain)
     with np.load(folder.path / "predictions.npz") as found:
-        assert set(found) == {"labels", "plain", "tta"}
+        assert set(found) == {"labels", "plain"}
         np.testing.assert_array_equal(found["labels"], labels)
         np.testing.assert_array_equal(found["plain"], plain)
-        np.testing.assert_array_equal(found["tta"], tta)
     assert folder.result() is None
 
     folder.write_bytes("checkpoints/state.json", b"{}")
@@ -137,7 +136,7 @@ def test_clearing_removes_what_an_earlier_attempt_left(folder):
         folder.append_row({"epoch": 1}, log)
     folder.write_bytes("bundle/model.safetensors", b"old")
     folder.write_bytes("split.csv.gz", b"old")
-    folder.write_predictions(np.zeros(1), np.zeros((1, 2)), np.zeros((1, 2)))
+    folder.write_predictions(np.zeros(1), np.zeros((1, 2)))
     folder.finish(RESULT)
     folder.write_bytes("checkpoints/step-000000001/state.json", b"{}")
     (folder.path / "run.lock").write_text("held")
@@ -228,7 +227,7 @@ def test_numbers_that_json_does_not_have_are_never_written(folder, bad):
         lambda folder: folder.clear(),
         lambda folder: folder.append_row({"epoch": 1}),
         lambda folder: folder.write_status("running"),
-        lambda folder: folder.write_predictions(np.zeros(1), np.zeros((1, 2)), np.zeros((1, 2))),
+        lambda folder: folder.write_predictions(np.zeros(1), np.zeros((1, 2))),
         lambda folder: folder.finish(RESULT),
     ],
 )
@@ -267,7 +266,8 @@ def test_a_folder_takes_the_run_that_it_belongs_to(folder):
     [
         (other(optim={"lr": 0.3, "name": "adamw"}), ["  optim.lr: 0.1 → 0.3"]),
         (other(seed=4), ["  seed: 3 → 4"]),
-        (other(tta={"scales": [1.0, 1.5]}), ["  tta.scales: [1.0] → [1.0, 1.5]"]),
+        (other(resize={"size": 64}), ["  resize.size: null → 64"]),
+        # The values of an evaluation, which older folders have, are no difference.
         (other(optim={"lr": 0.1}), ['  optim.name: "adamw" → null']),
         # A key that is newer than the folder is at its default there.
         (other(mixup={"alpha": 0.2}), ["  mixup.alpha: 0.4 → 0.2"]),

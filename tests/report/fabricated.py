@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from runner.config.schema import Data, Mixup, Normalize, Resize, RunConfig, Smoothing, Tta, to_dict
-from runner.records.identity import folder_name, identity
-from runner.records.run_folder import RunFolder
+from runner.records import evaluations
+from runner.records.identity import evaluation_identity, folder_name, identity
+from runner.records.run_folder import RunFolder, packed
 from runner.training.metrics import classification_metrics
 
 CLASSES = ("bag", "coat", "dress")
@@ -42,6 +43,15 @@ def predictions(
     return labels, (probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
+def saved(folder: RunFolder, view: str) -> dict[str, Any]:
+    """The ``labels`` of a run, and its ``probabilities`` by ``view``, which is plain or tta."""
+    found = folder.predictions()
+    names = evaluations.names(folder)
+    if view == "tta" and names:
+        return {**found, "probabilities": evaluations.probabilities(folder, *names)}
+    return {**found, "probabilities": found.get(view, found["plain"])}
+
+
 def write_run(
     outputs: Path,
     *tricks: str,
@@ -57,14 +67,21 @@ def write_run(
     name: str | None = None,
     words: tuple[str, ...] | None = None,
     finish: bool = True,
+    is_old: bool = False,
     **changes: Any,
 ) -> RunFolder:
     """Write a run with ``tricks`` and return its folder.
 
-    ``changes`` go to :func:`config`. Without ``finish`` the run is one that was killed.
+    ``changes`` go to :func:`config`. Without ``finish`` the run is one that was killed. A run that
+    ``is_old`` has its TTA in its own identity and files, as before evaluations were apart.
     """
     chosen = config(*tricks, seed=seed, **changes)
     what = identity(chosen, len(classes), 32, fingerprint)
+    evaluation = evaluation_identity(chosen)
+    if is_old:
+        assert evaluation is not None
+        what["identity"] = f"{evaluation[:8]}{what['identity'][:8]}"
+        what["values"]["tta"] = to_dict(chosen)["tta"]
     folder = RunFolder(outputs / (name or folder_name(chosen, what["identity"])))
     if words is None:
         words = (f"+trick=[{','.join(tricks)}]", f"seed={seed}")
@@ -90,32 +107,46 @@ def write_run(
         accuracy if tta_accuracy is None else tta_accuracy,
         num_images, seed=7 * seed + len(tricks), classes=len(classes),
     )  # fmt: skip
-    folder.write_predictions(labels, plain, tta)
+    folder.write_bytes(
+        "predictions.npz", packed(labels=labels, plain=plain, **({"tta": tta} if is_old else {}))
+    )
     metrics = {
-        view: {
-            **classification_metrics(probabilities, labels, classes),
-            "forward_passes": passes,
-        }
-        for view, probabilities, passes in (
-            ("plain", plain, 1), ("tta", tta, 2 if "tta" in tricks else 1),
-        )
+        view: {**classification_metrics(found, labels, classes), "forward_passes": passes}
+        for view, found, passes in (("plain", plain, 1), ("tta", tta, 2))
+    }
+    origin = {
+        "identity": what["identity"], "command": ["python", "-m", "runner.train", *words],
     }  # fmt: skip
+    machine = {"runner": "0", "torch": "2", "device": "cpu", "threads": 2}
     folder.finish(
         {
-            "identity": what["identity"],
-            "command": ["python", "-m", "runner.train", *words],
-            "tricks": chosen.tricks,
+            **origin,
+            "tricks": chosen.tricks if is_old else chosen.training.tricks,
             "seed": seed,
             "data": {
                 "name": "folder", "fingerprint": fingerprint, "num_train": 100,
                 "num_val": num_images, "classes": list(classes),
             },
-            "metrics": metrics,
+            "metrics": metrics if is_old else {"plain": metrics["plain"]},
             "budget": {
                 "epochs": float(epochs), "images": 1000, "pixels": pixels, "seconds": seconds,
             },
             "config": to_dict(chosen),
-            "environment": {"runner": "0", "torch": "2", "device": "cpu", "threads": 2},
+            "environment": machine,
         }
     )  # fmt: skip
+    if evaluation is not None and not is_old:
+        evaluations.write(
+            folder,
+            evaluation,
+            {
+                **origin,
+                "tricks": chosen.tricks,
+                "tta": to_dict(chosen)["tta"],
+                "metrics": metrics["tta"],
+                "seconds": 0.0,
+                "environment": machine,
+            },
+            tta,
+        )
     return folder

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fabricated import TRICKS, write_run
+from fabricated import TRICKS, saved, write_run
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy.stats import binomtest, t, ttest_rel
 
@@ -47,8 +47,8 @@ def compared(group: GroupAnswer, label: str) -> Comparison:
 
 def right(folder: RunFolder, view: str = "plain") -> list[bool]:
     """Image by image, from the file."""
-    with np.load(folder.path / "predictions.npz") as file:
-        rows, labels = file[view].tolist(), file["labels"].tolist()
+    found = saved(folder, view)
+    rows, labels = found["probabilities"].tolist(), found["labels"].tolist()
     return [row.index(max(row)) == label for row, label in zip(rows, labels, strict=True)]
 
 
@@ -74,8 +74,9 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
 
     def write(name: str, *tricks: str, seed: int, accuracy: float, tta: float = 0.9) -> None:
         folders[name, seed] = write_run(
-            outputs, *tricks, seed=seed, accuracy=accuracy, tta_accuracy=tta, num_images=NUM_IMAGES
-        )
+            outputs, *tricks, seed=seed, accuracy=accuracy, tta_accuracy=tta,
+            num_images=NUM_IMAGES, is_old=name == "all",
+        )  # fmt: skip
 
     for seed in range(4):
         write("baseline", seed=seed, accuracy=0.5 + 0.05 * (seed % 3))
@@ -245,7 +246,8 @@ def test_the_verdict_follows_the_corrected_p_values(tmp_path: Path) -> None:
 def test_tta_is_compared_within_the_very_runs(tmp_path: Path) -> None:
     for seed in range(2):
         write_run(tmp_path, seed=seed, accuracy=0.5, num_images=40)
-        write_run(tmp_path, "tta", seed=seed, accuracy=0.7, tta_accuracy=0.8, num_images=40)
+        write_run(tmp_path, "tta", seed=seed, accuracy=0.7, tta_accuracy=0.8, num_images=40,
+                  is_old=True, name=f"old{seed}")  # fmt: skip
     group = only(ask(tmp_path))
     baseline = group.rows[0]
     assert (baseline.label, baseline.metrics["accuracy"].mean) == ("baseline", 0.5)
@@ -259,7 +261,8 @@ def test_tta_is_compared_within_the_very_runs(tmp_path: Path) -> None:
 def test_the_plain_view_is_compared_with_tta_within_the_very_runs_too(tmp_path: Path) -> None:
     for seed in range(2):
         write_run(tmp_path, seed=seed, accuracy=0.5, num_images=40)
-        write_run(tmp_path, "tta", seed=seed, accuracy=0.7, tta_accuracy=0.8, num_images=40)
+        write_run(tmp_path, "tta", seed=seed, accuracy=0.7, tta_accuracy=0.8, num_images=40,
+                  is_old=True, name=f"old{seed}")  # fmt: skip
     one = compared(only(ask(tmp_path, "tta")), "baseline")
     assert one.found.mean == pytest.approx(0.7 - 0.8, abs=1e-7), "and not 0.5 - 0.8"
 
@@ -275,8 +278,9 @@ def test_tta_of_seeds_that_have_no_other_run(tmp_path: Path) -> None:
 
 
 def test_two_kinds_of_tta_are_each_compared_with_their_own_runs(tmp_path: Path) -> None:
-    write_run(tmp_path, tta=Tta(flip=True), accuracy=0.5, tta_accuracy=0.6, num_images=40)
-    write_run(tmp_path, tta=Tta(crops=3), accuracy=0.7, tta_accuracy=0.9, num_images=40)
+    for number, (tta, accuracy) in enumerate(((Tta(flip=True), 0.5), (Tta(crops=3), 0.7))):
+        write_run(tmp_path, tta=tta, accuracy=accuracy, tta_accuracy=accuracy + 0.1 * (number + 1),
+                  num_images=40, is_old=True, name=f"old{number}")  # fmt: skip
     found = {one.label: one.found.mean for one in only(ask(tmp_path)).comparisons}
     (flip,) = [value for label, value in found.items() if "crops=1" in label]
     (crops,) = [value for label, value in found.items() if "crops=3" in label]
@@ -619,8 +623,8 @@ def test_other_labels_under_one_fingerprint_are_refused(tmp_path: Path) -> None:
     other = write_run(tmp_path, "mixup", name="b", num_images=30)
     assert len(only(ask(tmp_path)).comparisons) == 1
     with np.load(other.path / "predictions.npz") as file:
-        labels, plain, tta = np.roll(file["labels"], 1), file["plain"], file["tta"]
-    other.write_predictions(labels, plain, tta)
+        labels, plain = np.roll(file["labels"], 1), file["plain"]
+    other.write_predictions(labels, plain)
     found = ask(tmp_path)
     assert [row.label for row in only(found).rows] == ["baseline"]
     (bad,) = found.unranked
@@ -657,7 +661,7 @@ def test_the_labels_of_most_runs_are_right(tmp_path: Path) -> None:
         write_run(tmp_path, name=name, seed=number, num_images=30)
     folder = RunFolder(tmp_path / "a")
     found = folder.predictions()
-    folder.write_predictions(found["labels"][::-1], found["plain"], found["tta"])
+    folder.write_predictions(found["labels"][::-1], found["plain"])
     answered = ask(tmp_path)
     assert [run.name for run in answered.unranked] == ["a"]
     assert only(answered).rows[0].seeds == (1, 2)

@@ -19,6 +19,7 @@ from small import COLOURS
 from runner.config.schema import Augment, Budget, Data, Mixup, Optim
 from runner.data import download, sources
 from runner.data.dataset import load_dataset
+from runner.records import evaluations
 from runner.records.run_folder import RunFolder
 from runner.report.details import GroupDetails, Pictures, Series, find_series
 from runner.report.groups import RunGroup, group_runs
@@ -47,7 +48,9 @@ def draw(
     plain, tta = (
         rng.dirichlet(np.full(outputs, 0.6), len(array)).astype(np.float32) for _ in range(2)
     )
-    folder.write_predictions(array, plain, tta)
+    folder.write_predictions(array, plain)
+    for name in evaluations.names(folder):
+        evaluations.write(folder, name, {**(evaluations.read(folder, name) or {})}, tta)
     return array, plain, tta
 
 
@@ -170,7 +173,7 @@ def test_most_confused_is_that_of_a_loop(tmp_path: Path) -> None:
         for seed in (0, 1)
     ]
     drawn = [draw(folder, labels, seed=seed)[1] for seed, folder in enumerate(runs)]
-    drawn = drawn[:4]  # trained like the first two, those with TTA are not counted again
+    drawn = drawn[2:]  # the last two are the first two, with an evaluation and other predictions
     ranked = []
     for image, label in enumerate(labels):
         votes: dict[int, list[float]] = {}

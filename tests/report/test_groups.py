@@ -203,7 +203,7 @@ def test_a_run_with_tta_counts_as_its_plain_arm_too(tmp_path: Path) -> None:
 
 
 def test_of_equal_trainings_the_one_without_tta_counts_as_plain(tmp_path: Path) -> None:
-    write_run(tmp_path, "tta", name="a", accuracy=0.5, tta_accuracy=0.6, num_images=30)
+    write_run(tmp_path, "tta", name="a", accuracy=0.5, tta_accuracy=0.6, num_images=30, is_old=True)
     write_run(tmp_path, name="z", accuracy=0.8, num_images=30)
     (group,) = groups(tmp_path)
     assert {arm.label: arm.metric("accuracy")[0] for arm in group.arms} == {

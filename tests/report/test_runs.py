@@ -24,6 +24,8 @@ from rich.console import Console
 
 from runner.errors import ArtefactError, DataError
 from runner.machine.locks import locked
+from runner.records import evaluations
+from runner.records.identity import NEUTRAL
 from runner.records.run_folder import VERSION, RunFolder
 from runner.report import text
 from runner.report.answer import Answer, answer
@@ -103,10 +105,14 @@ def test_a_run_that_is_trained_anew_is_not_ranked_by_its_old_result(tmp_path: Pa
 def test_what_a_finished_run_says_is_read(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "mixup", "tta", seed=3, accuracy=0.6, tta_accuracy=0.8)
     result = json.loads((folder.path / "result.json").read_text())
-    (run,) = find_runs([tmp_path]).runs
+    plain, run = find_runs([tmp_path]).runs
     assert (run.seed, run.tricks, run.num_val) == (3, ("mixup", "tta"), 60)
-    assert (run.identity, run.fingerprint) == (result["identity"], FINGERPRINT)
-    assert run.metrics["tta"]["accuracy"] == result["metrics"]["tta"]["accuracy"] == 0.8
+    assert (plain.tricks, plain.values["tta"]) == (("mixup",), NEUTRAL["tta"])
+    assert (plain.identity, run.fingerprint) == (result["identity"], FINGERPRINT)
+    (name,) = evaluations.names(folder)
+    assert run.identity == f"{plain.identity}-{name}"
+    assert run.metrics["tta"]["accuracy"] == 0.8
+    assert run.metrics["plain"] == plain.metrics["plain"] == plain.metrics["tta"]
     assert run.metrics["plain"]["forward_passes"] == 1
     assert run.budget["pixels"] == 1_000_000
     assert run.command == tuple(result["command"])
@@ -136,7 +142,7 @@ DAMAGE: dict[str, tuple[str, Change]] = {
     "of another identity": ("result.json", put("identity", value="0" * 16)),
     "identity a number": ("result.json", put("identity", value=1)),
     "accuracy NaN": ("result.json", put("metrics", "plain", "accuracy", value=float("nan"))),
-    "loss infinite": ("result.json", put("metrics", "tta", "nll", value=float("inf"))),
+    "loss infinite": ("result.json", put("metrics", "plain", "nll", value=float("inf"))),
     "accuracy negative": ("result.json", put("metrics", "plain", "accuracy", value=-0.5)),
     "accuracy a text": ("result.json", put("metrics", "plain", "accuracy", value="0.5")),
     "accuracy null": ("result.json", put("metrics", "plain", "accuracy", value=None)),
@@ -145,7 +151,6 @@ DAMAGE: dict[str, tuple[str, Change]] = {
         "result.json", put("metrics", "plain", "accuracy", value=10**400),
     ),
     "no accuracy": ("result.json", lambda content: content["metrics"]["plain"].pop("accuracy")),
-    "no TTA": ("result.json", lambda content: content["metrics"].pop("tta")),
     "metrics a list": ("result.json", put("metrics", value=[1, 2])),
     "seconds too large to be a float": ("result.json", put("budget", "seconds", value=10**400)),
     "seed a text": ("result.json", put("seed", value="0")),
@@ -302,7 +307,6 @@ def filled(value: float) -> np.ndarray:
 
 PREDICTIONS: dict[str, dict[str, Any]] = {
     "labels missing": {"plain": VIEW, "tta": VIEW},
-    "TTA missing": {"labels": LABELS, "plain": VIEW},
     "fewer images": {"labels": LABELS[:9], "plain": VIEW[:9], "tta": VIEW[:9]},
     "fewer labels": {"labels": LABELS[:9], "plain": VIEW, "tta": VIEW},
     "views of two shapes": {"labels": LABELS, "plain": VIEW, "tta": VIEW[:, :2]},
@@ -330,6 +334,7 @@ def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
     found = run.predictions()
     np.testing.assert_array_equal(found.labels, written["labels"])
     for view in ("plain", "tta"):
+        written.setdefault(view, written["plain"])
         np.testing.assert_array_equal(found.views[view], written[view])
         right = [
             max(range(3), key=row.__getitem__) == label
@@ -513,7 +518,7 @@ def test_a_place_that_may_not_be_listed_is_an_error(
 def two_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     outputs = tmp_path_factory.mktemp("two")
     write_run(outputs, name="good", num_images=30)
-    bad = write_run(outputs, "mixup", "tta", name="bad", num_images=30)
+    bad = write_run(outputs, "mixup", "tta", name="other", num_images=30)
     files = {name: (bad.path / name).read_text() for name in ("run.json", "result.json")}
     assert len(told(find_runs([outputs])).groups[0].comparisons) == 2
     return {"outputs": outputs, "bad": bad.path, "files": files}
@@ -563,7 +568,7 @@ def test_any_value_at_any_key_is_accepted_or_listed(
         for run in arm.runs.values()
     }
     assert "good" in ranked
-    assert ("bad" in ranked) != ("bad" in {run.name for run in answered.unranked})
+    assert ("other" in ranked) != ("other" in {run.name for run in answered.unranked})
 
 
 @pytest.mark.parametrize(

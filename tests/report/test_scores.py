@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fabricated import predictions, write_run
+from fabricated import predictions, saved, write_run
 
 from runner.errors import ArtefactError
+from runner.records import evaluations
+from runner.records.run_folder import RunFolder
 from runner.report.runs import FinishedRun, StoredPredictions, find_runs
 from runner.report.scores import ScoreBook
 
@@ -25,7 +27,7 @@ def runs(tmp_path: Path) -> list[FinishedRun]:
     for seed in range(3):
         write_run(
             tmp_path / "outputs", "tta", seed=seed, name=f"run{seed}", num_images=NUM_IMAGES,
-            accuracy=0.4 + 0.1 * seed, tta_accuracy=0.9,
+            accuracy=0.4 + 0.1 * seed, tta_accuracy=0.9, is_old=True,
         )  # fmt: skip
     return find_runs([tmp_path / "outputs"]).runs
 
@@ -51,8 +53,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def right(run: FinishedRun, view: str) -> list[bool]:
     """Image by image, from the file."""
-    with np.load(run.path / "predictions.npz") as file:
-        rows, labels = file[view].tolist(), file["labels"].tolist()
+    found = saved(RunFolder(run.path), view)
+    rows, labels = found["probabilities"].tolist(), found["labels"].tolist()
     return [row.index(max(row)) == label for row, label in zip(rows, labels, strict=True)]
 
 
@@ -120,6 +122,20 @@ def test_changed_predictions_are_read_anew(
     reads.clear()
     check(book, runs)
     assert reads == []
+
+
+def test_a_changed_evaluation_is_read_anew(tmp_path: Path, book: Path) -> None:
+    folder = write_run(tmp_path / "outputs", "tta", num_images=NUM_IMAGES, tta_accuracy=0.9)
+    plain, run = find_runs([tmp_path / "outputs"]).runs
+    fill(book, [plain, run])
+    before = ScoreBook(book).scores(run)
+    assert before.correct["tta"].tolist() == right(run, "tta") != right(run, "plain")
+    (name,) = evaluations.names(folder)
+    content = evaluations.read(folder, name)
+    assert content is not None
+    evaluations.write(folder, name, content, folder.predictions()["plain"])
+    os.utime(folder.path / "evaluations" / f"{name}.npz", (2, 2))
+    assert ScoreBook(book).scores(run).correct["tta"].tolist() == right(run, "plain")
 
 
 def test_other_labels_are_told(runs: list[FinishedRun], book: Path) -> None:

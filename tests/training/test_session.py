@@ -15,7 +15,15 @@ import torch
 import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
-from small import CLASSES, small_config, small_dataset, small_learner, small_network
+from small import (
+    CLASSES,
+    all_predictions,
+    small_config,
+    small_dataset,
+    small_learner,
+    small_network,
+    whole_result,
+)
 from torch import nn
 
 from runner.config.schema import (
@@ -55,7 +63,7 @@ TRICKS = {
 }
 
 
-def small_model(source, name, num_outputs, *, seed, dropout, changes, idea):
+def small_model(source, name, num_outputs, *, seed, dropout, changes, idea, will_load):
     return small_network(num_outputs, seed=seed)
 
 
@@ -107,8 +115,7 @@ def rows(folder, log="metrics.jsonl"):
 
 
 def predictions(folder):
-    with np.load(folder.path / "predictions.npz") as found:
-        return dict(found)
+    return all_predictions(folder.path)
 
 
 def cross_entropy(probabilities, labels):
@@ -123,6 +130,7 @@ def test_the_folder_holds_every_file_of_the_format(finished):
     listed = re.findall(r"^    ([a-z.]+)/?  ", run_folder.__doc__, re.MULTILINE)
     assert {"run.json", "config.yaml", "predictions.npz", "bundle", "result.json"} < set(listed)
     listed.remove("checkpoints")  # only while the run is unfinished
+    assert {path.suffix for path in (folder.path / "evaluations").iterdir()} == {".json", ".npz"}
     listed.remove("code.py")  # only of a run with code
     assert {path.name for path in folder.path.iterdir()} == {*listed, "run.lock"}
     assert {path.name for path in (folder.path / "bundle").iterdir()} == {
@@ -162,7 +170,7 @@ def test_rarer_evaluations_change_nothing_but_the_rows(
 
 def test_the_result_says_what_was_done(finished, config):
     folder, result = finished
-    assert result == folder.result()
+    assert result == whole_result(folder.path)
     assert result["status"] == "finished"
     assert result["seed"] == 5
     assert result["tricks"] == ["normalize", "mixup", "label_smoothing", "tta"]
@@ -185,7 +193,7 @@ def test_the_budget_is_what_was_used(finished):
     budget = finished[1]["budget"]
     assert (budget["steps"], budget["images"], budget["pixels"]) == (8, 64, 64 * 16**2)
     assert budget["epochs"] == 2
-    assert (budget["forward_passes_plain"], budget["forward_passes_tta"]) == (15, 30)
+    assert budget["forward_passes_plain"] == 15
     assert 0 < budget["train_seconds"] < budget["seconds"]
     assert budget["images_per_second"] == pytest.approx(64 / budget["train_seconds"])
 

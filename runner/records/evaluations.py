@@ -1,0 +1,108 @@
+"""Evaluations of a finished run with TTA: two files each, in ``evaluations/`` of the run's folder.
+
+    NAME.npz    tta (n, K): combined probabilities per validation image, in the rows of
+                predictions.npz
+    NAME.json   the TTA, its metrics, and SHA-256 of NAME.npz; written last, as proof
+
+NAME is the identity of the evaluation. Training does not depend on TTA, so ``train`` and
+``evaluate`` add evaluations to a run that is finished.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runner.errors import ArtefactError
+from runner.machine import fields
+from runner.machine.files import read_whole
+from runner.records.run_folder import VERSION, RunFolder, packed, redacted_words, unpacked
+
+_FOLDER = "evaluations"
+
+
+def names(folder: RunFolder) -> list[str]:
+    """The names of the evaluations of a run, sorted."""
+    with suppress(OSError):
+        return sorted(path.stem for path in (folder.path / _FOLDER).glob("*.json"))
+    return []
+
+
+def read(folder: RunFolder, name: str) -> dict[str, Any] | None:
+    """The content of ``NAME.json``; None if there is no such evaluation.
+
+    Raises:
+        ArtefactError: the file exists but is not an evaluation with that name.
+    """
+    path = folder.path / _FOLDER / f"{name}.json"
+    try:
+        found = fields.parsed(read_whole(path))
+        if fields.value(found, "record_version") != VERSION:
+            raise ValueError(f"its record version is {found['record_version']}, not {VERSION}")
+        if fields.text(found, "evaluation") != name:
+            raise ValueError(f"it is evaluation {found['evaluation']}")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ArtefactError(
+            f"cannot read an evaluation: {error}",
+            where=str(path.absolute()),
+            fix="remove the file, and run the command with that tta again",
+        ) from error
+    return found
+
+
+def joined(result: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The result of a run with the tricks and metrics of one of its evaluations, if any."""
+    if evaluation is None:
+        return dict(result)
+    metrics = {**result["metrics"], "tta": evaluation["metrics"]}
+    return {**result, "tricks": evaluation["tricks"], "metrics": metrics}
+
+
+def write(
+    folder: RunFolder, name: str, content: Mapping[str, Any], tta: NDArray[np.float32]
+) -> dict[str, Any]:
+    """Write an evaluation; return the content of ``NAME.json``.
+
+    Args:
+        folder: the folder of the run, whose lock this process holds.
+        name: the identity of the evaluation.
+        content: ``identity`` of the run, ``command``, ``tricks``, ``tta``, ``metrics``, ``seconds``
+            and ``environment``.
+        tta: (n, K) combined probabilities.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    arrays = packed(tta=tta)
+    folder.write_bytes(f"{_FOLDER}/{name}.npz", arrays)
+    whole = {
+        "record_version": VERSION,
+        "evaluation": name,
+        **content,
+        "command": redacted_words(content["command"]),
+        "predictions": hashlib.sha256(arrays).hexdigest(),
+    }
+    folder.write_text(f"{_FOLDER}/{name}.json", json.dumps(whole, indent=2, allow_nan=False) + "\n")
+    return whole
+
+
+def prediction_files(folder: RunFolder, name: str | None) -> list[Path]:
+    """The files with the predictions of a run: plain, and of the evaluation ``name`` if given."""
+    own = [] if name is None else [folder.path / _FOLDER / f"{name}.npz"]
+    return [folder.path / "predictions.npz", *own]
+
+
+def probabilities(folder: RunFolder, name: str) -> NDArray[Any]:
+    """The (n, K) combined probabilities of an evaluation.
+
+    Raises:
+        ArtefactError: the file is missing or was changed.
+    """
+    return unpacked(folder.path / _FOLDER / f"{name}.npz", ("tta",))["tta"]
