@@ -8,19 +8,21 @@ import multiprocessing
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from runner.data.images import BrokenImageError
 from runner.data.resident import ResidentStore
 from runner.data.store import Store
 from runner.data.views import View, cut
-from runner.errors import RunnerError
+from runner.errors import ProcessError, RunnerError, first_line
 from runner.machine.hardware import give_back_freed_memory
 from runner.machine.signals import end_with_parent, held_back, ignore_signals
 from runner.randomness import generator
@@ -122,6 +124,10 @@ def read_ahead(read: Callable[[int], T], count: int, num_workers: int) -> Genera
     """Yield ``read(0)`` … ``read(count - 1)`` in order, read ahead by ``num_workers`` processes.
 
     With ``num_workers`` 0, this process reads when the next item is needed.
+
+    Raises:
+        ProcessError: a reader died, or the system has no room for so many.
+        RunnerError: an item cannot be read.
     """
     if num_workers == 0:
         yield from map(read, range(count))
@@ -137,33 +143,102 @@ def read_ahead(read: Callable[[int], T], count: int, num_workers: int) -> Genera
         # The loader draws a seed for its workers; not from the generator that dropout draws from.
         generator=torch.Generator(),
     )
-    with held_back():  # a signal would kill a worker that was just forked
-        workers: Any = iter(loader)
+    workers = _started(loader)
     try:
-        for item in workers:
+        for item in _read_by(workers, num_workers):
             if isinstance(item, RunnerError):
                 raise item
-            yield item
+            try:
+                found: T = ForkingPickler.loads(item)
+            except (OSError, RuntimeError, EOFError) as error:  # of descriptors and shared memory
+                raise _failed("a batch cannot be taken over", num_workers, error) from error
+            yield found
     finally:
         # Now, not when the last reference is gone: an error that is being raised may hold one.
         workers._shutdown_workers()
 
 
-class _Reads(Dataset[T | RunnerError]):
-    def __init__(self, read: Callable[[int], T], count: int) -> None:
+def _started(loader: "DataLoader[bytes | RunnerError]") -> Any:
+    """The iterator of ``loader``, which has started its workers; without some, it has none.
+
+    Raises:
+        ProcessError: the system has no room for so many processes, pipes or semaphores.
+    """
+    before = set(multiprocessing.active_children())
+    workers = object.__new__(_MultiProcessingDataLoaderIter)
+    try:
+        with held_back():  # a signal would kill a worker that was just forked
+            workers.__init__(loader)  # type: ignore[misc]
+    except OSError as error:
+        workers._shutdown = True  # it is not complete enough to be shut down
+        # They ignore SIGTERM, with which multiprocessing would end them when this process exits.
+        for worker in set(multiprocessing.active_children()) - before:
+            worker.kill()
+            worker.join()
+        raise _failed("cannot be started", loader.num_workers, error) from error
+    return workers
+
+
+def _read_by(workers: Any, num_workers: int) -> Generator[bytes | RunnerError, None, None]:
+    """Yield the items of ``workers``.
+
+    Raises:
+        ProcessError: a worker died.
+    """
+    try:
+        yield from workers
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # the loader has no error of its own for it
+            raise
+        raise _failed("one died; most likely memory or /dev/shm ran out", num_workers) from error
+
+
+def _failed(what: str, num_workers: int, error: Exception | None = None) -> ProcessError:
+    reason = f": {first_line(error)}" if error is not None else ""
+    if reason.endswith("ancdata"):  # so Python says that a descriptor did not arrive
+        reason = ": too many open files"
+    return ProcessError(
+        f"the processes that read images: {what}{reason}",
+        where=f"{num_workers} processes (data.num_workers)",
+        fix="data.num_workers=0 (of predict: --num-workers 0); a training goes on from its last "
+        "checkpoint",
+    )
+
+
+class _ByValue(ForkingPickler):
+    """Puts the pixels into the pipe between the processes, which is slower than shared memory."""
+
+    _extra_reducers: ClassVar[dict[type, Callable[..., Any]]] = {}  # without torch's
+
+
+class _Reads(Dataset[bytes | RunnerError]):
+    """Items as a worker hands them over: pickled, because the loader's own pickling fails unseen.
+
+    The loader pickles in a thread. If that finds no room in ``/dev/shm``, it prints a traceback and
+    drops the item, for which the parent then waits forever.
+    """
+
+    def __init__(self, read: Callable[[int], Any], count: int) -> None:
         self._read = read
         self._count = count
+        self._has_shared_memory = True
 
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> T | RunnerError:
+    def __getitem__(self, index: int) -> bytes | RunnerError:
         try:
-            return self._read(index)
+            item = self._read(index)
         except (
             RunnerError
         ) as error:  # returned: the loader would wrap a raised error in its own message
             return error
+        if self._has_shared_memory:
+            try:
+                return bytes(ForkingPickler.dumps(item))
+            except (OSError, RuntimeError):  # no room in /dev/shm, or no descriptor left
+                self._has_shared_memory = False
+        return bytes(_ByValue.dumps(item))
 
 
 def _begin_worker(number: int) -> None:

@@ -276,12 +276,6 @@ def _user_error(error: Exception, experiment: Experiment) -> RunnerError | None:
             fix=f"data.batch_size={max(1, train // 2)} "
             f"eval.batch_size={max(1, (val or train) // 2)}",
         )
-    if "DataLoader worker" in str(error):
-        return ProcessError(
-            "a process that reads images died; most likely memory or /dev/shm ran out",
-            where=f"data.num_workers={_shown_workers(config)}",
-            fix="data.num_workers=0, and the same command goes on from the last checkpoint",
-        )
     if isinstance(error, torch.distributed.DistError) or "by peer" in str(error):
         return TrainingError(
             "another of the processes that share the run has ended; its own message says why",
@@ -291,10 +285,6 @@ def _user_error(error: Exception, experiment: Experiment) -> RunnerError | None:
         # An error in a step, such as a gradient that cannot be computed after a change in place.
         return failed(error, f"what the functions of {code.name} returned")
     return blamed(error)
-
-
-def _shown_workers(config: RunConfig) -> str:
-    return "null" if config.data.num_workers is None else str(config.data.num_workers)
 
 
 _LARGEST_SAVING = 0.05  # largest part of the time for checkpoints at the ends of epochs

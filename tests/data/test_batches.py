@@ -1,8 +1,12 @@
+import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +225,101 @@ def test_workers_end_when_nobody_wants_more():
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_without_shared_memory_the_pixels_come_by_the_pipe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dumps = ForkingPickler.dumps.__func__
+
+    def full(kind: type, item: object) -> memoryview:
+        if kind is ForkingPickler and not isinstance(item, tuple):  # the loader's own are tuples
+            raise RuntimeError("unable to allocate shared memory(shm): No space left on device")
+        return dumps(kind, item)
+
+    expected = list(read_ahead(read_pixels, 7, 2))
+    monkeypatch.setattr(ForkingPickler, "dumps", classmethod(full))
+    with pytest.raises(RuntimeError, match="No space"):
+        ForkingPickler.dumps(expected[0])  # negative control: the workers inherit it
+    for one, other in zip(read_ahead(read_pixels, 7, 2), expected, strict=True):
+        assert torch.equal(one.canvas, other.canvas)
+        assert one.canvas.stride() == other.canvas.stride()
+        assert (one.extents == other.extents).all()
+
+
+NARROW = """
+import resource, sys
+import torch
+from runner.data.batches import read_ahead
+from runner.errors import ProcessError
+
+workers, files = map(int, sys.argv[1:])
+if files:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+try:
+    read = list(read_ahead(lambda n: torch.full((400_000,), n, dtype=torch.uint8), 9, workers))
+    assert [int(each[-1]) for each in read] == list(range(9))
+except ProcessError as error:
+    print(error)
+"""
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(
+    ("size", "workers", "files", "says"),
+    [
+        ("1m", 2, 0, ""),
+        ("4k", 2, 0, "cannot be started: [Errno 28] No space left"),  # not even for a semaphore
+        (None, 60, 64, "cannot be started: [Errno 24] Too many open files"),
+    ],
+)
+def test_nothing_hangs_without_shared_memory_or_descriptors(
+    size: str | None, workers: int, files: int, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "narrow.py").write_text(NARROW)
+    words = [sys.executable, "-W", "ignore", "narrow.py", str(workers), str(files)]
+    done = in_small_shm(size, words, tmp_path) if size else run(words, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout
+    assert "Traceback" not in done.stderr
+    assert bool(says) == ("data.num_workers=0" in done.stdout)
+
+
+@pytest.mark.whole
+def test_a_small_shm_changes_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    train = (
+        "-m runner.train model=timm model.name=test_resnet resize.size=16 budget.epochs=1"
+        f" threads=1 data=folder data.root={tiny_folder} data.cache_gb=0 data.num_workers=2"
+        " data.batch_size=24 force=true run_dir=run"
+    ).split()
+    results = []
+    for size in ("64m", "160k"):
+        done = in_small_shm(size, [sys.executable, *train], tmp_path)
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads((tmp_path / "run" / "result.json").read_text())["metrics"])
+    assert results[0] == results[1]
+    for words in (
+        ["-m", "runner.evaluate", "run", "tta=flip", "data.num_workers=2", "threads=1"],
+        ["-m", "runner.predict", "run", str(tiny_folder), "--num-workers", "2"],
+    ):
+        done = in_small_shm("160k", [sys.executable, *words], tmp_path)
+        assert done.returncode == 0, (done.stdout, done.stderr)
+
+
+def in_small_shm(size: str, words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``words`` where ``/dev/shm`` has this size, or skip where that is not permitted."""
+    mount = f"mount -t tmpfs -o size={size} tmpfs /dev/shm"
+    own = ["unshare", "-m", "sh", "-c"]
+    if shutil.which("unshare") is None or run([*own, mount], folder).returncode:
+        pytest.skip("no mounts of our own are permitted")
+    return run([*own, f"{mount} && exec {shlex.join(words)}"], folder)
+
+
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 ORPHANS = """
