@@ -35,10 +35,11 @@ from runner.config import compose
 from runner.config.complaints import translated
 from runner.config.idea import read_idea
 from runner.errors import BusyError, CodeError, ConfigError, RunnerError, SweepError
+from runner.machine.files import open_log
 from runner.machine.hardware import num_cores, num_gpus
 from runner.machine.locks import is_held
 from runner.machine.processes import from_environment
-from runner.machine.signals import Interrupted, raise_on_signals
+from runner.machine.signals import Interrupted, outliving_parent, raise_on_signals
 from runner.records.run_folder import RunFolder
 from runner.records.sweep_folder import ALIVE, SweepFolder, Watch
 from runner.terminal.sweeps import print_job, print_sweep
@@ -59,6 +60,8 @@ class SweepJob:
             the number open.
         num_slots: how many jobs may run at the same time if the launcher starts all of them at
             once; 0 for no limit.
+        is_worker: whether a job runs in a child of the sweep that waits for a further job
+            afterwards.
     """
 
     task: TaskFunction
@@ -67,6 +70,7 @@ class SweepJob:
     sweeper: tuple[int, str]
     threads: int
     num_slots: int
+    is_worker: bool
 
     def __call__(self, composed: DictConfig) -> None:
         """Run one job; Hydra's launchers call this."""
@@ -103,7 +107,7 @@ class SweepJob:
             return str(summary.pop("status")), summary
         if isinstance(error, BusyError):
             return "busy", {"folder": str(Path(error.where).parent)}
-        with self.folder.log(number).open("a", encoding="utf-8") as log:
+        with open_log(self.folder.log(number)) as log:
             log.writelines(traceback.format_exception(error))
         reason = error.what if isinstance(error, RunnerError) else f"a bug of ours: {error!r}"
         if isinstance(error, CodeError):  # the line of the user's file is what matters
@@ -116,8 +120,13 @@ class SweepJob:
         # Ctrl-C in a terminal reaches all processes; the sweep passes it on as SIGTERM.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        path = Path(os.devnull) if number is None else self.folder.log(number)
-        log = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
+        if self.is_worker:
+            stack.enter_context(outliving_parent(self.sweeper[0]))
+        log = stack.enter_context(
+            Path(os.devnull).open("a")  # noqa: SIM115  the stack closes it
+            if number is None
+            else open_log(self.folder.log(number))
+        )
         stack.enter_context(redirect_stdout(log))
         stack.enter_context(redirect_stderr(log))
         faulthandler.enable(log)
@@ -226,7 +235,8 @@ class _Launch:
         self._kind = str(config.hydra.launcher._target_).rpartition(".")[2]
         at_once, threads = self._share_cores()
         sweeper = (os.getpid(), socket.gethostname())
-        self._task = SweepJob(task_function, folder, jobs, sweeper, threads, at_once)
+        is_worker = self._kind == "JoblibLauncher"
+        self._task = SweepJob(task_function, folder, jobs, sweeper, threads, at_once, is_worker)
 
     def _share_cores(self) -> tuple[int, int]:
         """How many jobs may run at once, and the threads of each process.

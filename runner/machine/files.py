@@ -8,6 +8,7 @@ machine leaves nothing half-written.
 """
 
 import errno
+import itertools
 import os
 import secrets
 import shlex
@@ -200,6 +201,24 @@ def own_folder(path: Path) -> Path:
     except OSError as error:
         raise unwritable(path, error) from error
     return path
+
+
+def new_folder(path: Path) -> Path:
+    """Create a folder that did not exist, at ``path`` or with a number appended; return its path.
+
+    Raises:
+        StorageError: the folder cannot be created.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            found = path if number == 1 else path.with_name(f"{path.name}-{number}")
+            with suppress(FileExistsError):
+                found.mkdir()
+                return found
+    except OSError as error:
+        raise unwritable(path, error) from error
+    raise AssertionError  # the loop has no end
 
 
 def require_own(path: Path) -> None:

@@ -5,7 +5,9 @@ a job's time is up.
 """
 
 import ctypes
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -113,5 +115,29 @@ def end_with_parent() -> None:
     A worker of torch's DataLoader does notice that its parent is dead, but then waits forever, with
     all its memory, for a reader of its last items. The parent is the thread that made the process.
     """
+    _signal_at_death_of_parent(signal.SIGKILL)
+
+
+@contextmanager
+def outliving_parent(parent: int) -> Iterator[None]:
+    """Complete the block even if the parent dies; after the block, end when the parent does.
+
+    For a worker that gets its jobs from its parent: without a parent, it would wait for the next
+    job until the machine is turned off.
+
+    Args:
+        parent: process of the parent.
+    """
+    _signal_at_death_of_parent(0)
+    try:
+        yield
+    finally:
+        _signal_at_death_of_parent(signal.SIGKILL)
+        if os.getppid() != parent:  # it has died already
+            sys.stdout.flush()
+            os._exit(1)
+
+
+def _signal_at_death_of_parent(signum: int) -> None:
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signum)

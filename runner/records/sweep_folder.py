@@ -1,6 +1,6 @@
 """The folder that a sweep writes, a file per job; and how its jobs are watched and stopped.
 
-    outputs/sweeps/TIME-PID/
+    outputs/sweeps/TIME-PID/   (TIME-PID-2 if another container has just made TIME-PID)
         sweep.json   the jobs, the process and machine of the sweep, and its start
         0.json …     the status of a job: waiting, running, finished, skipped, resumed, failed,
                      interrupted or busy; its accuracy, or the reason
@@ -27,12 +27,13 @@ from typing import Any
 
 from runner.errors import BusyError
 from runner.machine import fields
-from runner.machine.files import replace_whole
+from runner.machine.files import new_folder, read_end, read_whole, replace_whole
 from runner.machine.locks import locked
 from runner.records.run_folder import redacted_words
 
 ALIVE = ("waiting", "running")
 _ENDED = ("finished", "skipped", "resumed", "failed")
+_LARGEST = 2**20  # bytes of a file that is read, or of its end
 _STOPPING = {signal.SIGINT, signal.SIGTERM}
 
 
@@ -51,7 +52,7 @@ class SweepFolder:
         """
         now = datetime.now(UTC)
         name = f"{now:%Y%m%d-%H%M%S}-{os.getpid()}"
-        folder = cls(outputs.expanduser().absolute() / "sweeps" / name)
+        folder = cls(new_folder(outputs.expanduser().absolute() / "sweeps" / name))
         folder._write(
             "sweep.json",
             {
@@ -77,8 +78,14 @@ class SweepFolder:
     def read(self, number: int) -> dict[str, Any]:
         """The status of job ``number``; a job whose process ended without recording it crashed."""
         try:
-            found = fields.parsed((self.path / f"{number}.json").read_bytes())
+            found = self._parsed(f"{number}.json")
             status = fields.text(found, "status")
+            fields.whole(found, "pid", at_least=1)
+            for key in ("host", *(key for key in ("folder", "error") if key in found)):
+                fields.text(found, key)
+            for key in ("accuracy", "tta"):
+                if found.get(key) is not None:
+                    fields.number(found, key)
         except (OSError, ValueError):
             return {"status": "pending"}
         if status in ALIVE and not _is_alive(found):
@@ -94,9 +101,12 @@ class SweepFolder:
     def stopped_by(self) -> int | None:
         """Number of the signal that stopped the sweep; None if it was not stopped."""
         try:
-            return fields.whole(fields.parsed((self.path / "stop").read_bytes()), "signal")
+            return fields.whole(self._parsed("stop"), "signal", at_least=1, at_most=64)
         except (OSError, ValueError):
             return None
+
+    def _parsed(self, name: str) -> dict[str, Any]:
+        return fields.parsed(read_whole(self.path / name, at_most=_LARGEST))
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         replace_whole(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
@@ -104,7 +114,8 @@ class SweepFolder:
     def _last_words(self, number: int) -> str:
         """The message of Python's fault handler, or the statement that there is none."""
         with suppress(OSError):
-            for line in self.log(number).read_text(errors="replace").splitlines():
+            words = read_end(self.log(number), _LARGEST).decode(errors="replace")
+            for line in words.splitlines():
                 if line.startswith("Fatal Python error: "):
                     return f"crashed: {line.removeprefix('Fatal Python error: ')}"
         return "crashed: its process ended without a word (killed, or out of memory)"

@@ -6,8 +6,9 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,15 @@ from runner.data.images import BrokenImageError, Images, to_rgb
 from runner.data.published import is_at_hand
 from runner.data.sources import list_images
 from runner.errors import RunnerError
+from runner.machine.files import open_regular
 from runner.report.factors import Factor, Factors, code_name
 from runner.report.groups import Arm, RunGroup, group_runs
 from runner.report.runs import FinishedRun, content_with_digest
 from runner.report.statistics import t_interval
 
 _LARGEST = 1e300  # a whole number in another's file may be larger than any float
+_LARGEST_TABLE = 2**29  # bytes of a table of images; that of ImageNet has 2e8
+_LONGEST_LINE = 2**17  # bytes
 _NUM_BINS = 10
 _NUM_IMAGES = 12
 _THUMBNAIL = 72  # px
@@ -257,13 +261,33 @@ class Pictures:
 
 def _validation_manifest(run: FinishedRun) -> list[tuple[str, str]]:
     """Name and SHA-256 of each validation image, in the predictions' order; empty if unreadable."""
+    found: list[tuple[str, str]] = []
     try:
-        with gzip.open(run.path / "split.csv.gz", "rt", encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["split"] == "val"]
-            found = [(row["image"], row["sha256"]) for row in rows]
-    except (OSError, EOFError, ValueError, KeyError, csv.Error):
+        with open_regular(run.path / "split.csv.gz") as file, gzip.open(file) as unpacked:
+            for row in csv.DictReader(_lines(unpacked)):
+                if row["split"] == "val":
+                    found.append((row["image"], row["sha256"]))
+                if len(found) > run.num_val:
+                    return []
+    except (OSError, EOFError, ValueError, KeyError, csv.Error, zlib.error):
         return []
     return found if len(found) == run.num_val else []
+
+
+def _lines(unpacked: gzip.GzipFile) -> Iterator[str]:
+    """The lines of a table, as long as they are of a plausible length and number.
+
+    A small file can be unpacked to any size; reading stops at ``_LARGEST_TABLE``.
+
+    Raises:
+        ValueError: a line or the table is too long, or is not text.
+    """
+    size = 0
+    while line := unpacked.readline(_LONGEST_LINE):
+        size += len(line)
+        if len(line) == _LONGEST_LINE or size > _LARGEST_TABLE:
+            raise ValueError("too large for a table of images")
+        yield line.decode()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner.errors import StorageError
-from runner.machine.files import read_whole, replace_whole
+from runner.machine import fields
+from runner.machine.arrays import read_npz
+from runner.machine.files import replace_whole
 from runner.records import evaluations
 from runner.records.run_folder import RunFolder
 from runner.report.runs import VIEWS, FinishedRun
@@ -93,14 +95,14 @@ class ScoreBook:
             replace_whole(self._path, content.getvalue())
 
     def _load(self) -> None:
-        with np.load(io.BytesIO(read_whole(self._path)), allow_pickle=False) as file:
-            index, bits = json.loads(file["index"].tobytes()), file["bits"]
+        file = read_npz(self._path, ("index", "bits"))
+        index, bits = fields.parsed(file["index"].tobytes()), file["bits"]
         if index["format"] != _FORMAT or bits.dtype != np.uint8:
             return
         found: dict[str, NDArray[np.uint8]] = {}
         start = 0
         for identity, stamp in index["stamps"].items():
-            width = -(-stamp[0] // 8)
+            width = -(-fields.whole({"images": stamp[0]}, "images") // 8)
             end = start + len(VIEWS) * width
             found[identity] = bits[start:end].reshape(len(VIEWS), width)
             start = end
