@@ -24,7 +24,7 @@ from typing import IO, Self
 from urllib.parse import urlsplit
 
 from runner.errors import ArtefactError, ConfigError, RunnerError, StorageError
-from runner.machine.files import sync_folder
+from runner.machine.files import open_append, open_regular, remove, sync_folder
 from runner.machine.locks import locked
 
 # Called with the number of bytes done and of all bytes (None if not known).
@@ -90,7 +90,7 @@ def fetch(
         if destination.exists():  # another process fetched it while this one waited
             return destination
         _receive_patiently(url, part, destination, progress)
-        with part.open("rb") as file:
+        with open_regular(part) as file:
             # Against accidents, not attacks: some publishers state nothing better than MD5.
             found = hashlib.file_digest(
                 file, lambda: hashlib.new(algorithm, usedforsecurity=False)
@@ -165,7 +165,9 @@ def _receive(url: str, part: Path, destination: Path, progress: ByteProgress | N
             raise _DroppedError("the server sent another range than the requested one")
         done = have if resumed else 0  # a server that ignores Range sends it all again
         total = None if response.length is None else done + response.length
-        with part.open("ab" if resumed else "wb") as file:
+        if not resumed:
+            remove(part)
+        with open_append(part) as file:
             while chunk := _read_network(response):
                 file.write(chunk)
                 done += len(chunk)
@@ -226,7 +228,7 @@ def unpack(archive: Path, destination: Path, *, progress: ByteProgress | None = 
         # Folders left by killed processes; no process uses them while this one has the lock.
         for entry in destination.parent.iterdir():
             if entry.name.startswith(f"{destination.name}.tmp-"):
-                shutil.rmtree(entry)
+                remove(entry)
         temporary = _sibling(destination, f".tmp-{os.getpid()}")
         try:
             _unpack_checked(archive, temporary, progress)

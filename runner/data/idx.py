@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner.errors import DataError
+from runner.machine.files import open_regular
 
 _UNSIGNED_BYTE = 0x08
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -36,7 +37,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             or longer than its header says.
     """
     try:
-        with path.open("rb") as raw:
+        with open_regular(path) as raw:
             gzipped = raw.read(2) == _GZIP_MAGIC
             raw.seek(0)
             if not gzipped:

@@ -1,6 +1,7 @@
 """Published data sets: embedded, downloaded, or where ``data.root`` has them."""
 
 import csv
+import io
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from runner.data.listing import Listing
 from runner.data.places import download_progress, existing_root, place_of, unpacked
 from runner.data.store import Progress
 from runner.errors import DataError
+from runner.machine.files import read_whole
 
 # Addresses and MD5 as in torchvision.datasets.Imagenette.
 _IMAGENETTE = {
@@ -106,7 +108,7 @@ def list_cifar10(data: Data, cache: Path, split_seed: int, progress: Progress) -
         rows = []
         for name in names:
             try:
-                content = np.fromfile(root / name, dtype=np.uint8)
+                content = np.frombuffer(read_whole(root / name), dtype=np.uint8)
             except OSError as error:
                 raise DataError(
                     f"cannot read {name}: {error.strerror}",
@@ -153,8 +155,8 @@ def _noisy_labels(root: Path, listing: Listing, percent: int) -> NDArray[np.int6
     path = root / "noisy_imagenette.csv"
     column = f"noisy_labels_{percent}"
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            noisy = {row["path"]: row[column] for row in csv.DictReader(file)}
+        text = read_whole(path).decode()
+        noisy = {row["path"]: row[column] for row in csv.DictReader(io.StringIO(text, newline=""))}
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"no noisy labels: cannot read {column} of {path.name}",

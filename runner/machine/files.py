@@ -171,12 +171,21 @@ def append_synced(path: Path, content: bytes) -> None:
         StorageError: the file cannot be written, or is a link or not a regular file.
     """
     try:
-        with os.fdopen(_regular(path, _APPEND), "ab") as file:
+        with open_append(path) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise unwritable(path, error, len(content)) from error
+
+
+def open_append(path: Path) -> BinaryIO:
+    """Open a file, which may be missing, to append bytes.
+
+    Raises:
+        OSError: the file cannot be written, or is a link or not a regular file.
+    """
+    return os.fdopen(_regular(path, _APPEND), "ab")
 
 
 def open_log(path: Path) -> TextIO:

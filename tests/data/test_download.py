@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import os
@@ -291,9 +292,11 @@ def test_no_network(tmp_path):
     assert left_in(tmp_path) == []
 
 
-def test_full_disk_is_named(server, tmp_path):
-    (tmp_path / "file.part").symlink_to("/dev/full")
+def test_full_disk_is_named(server, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="No space left on device") as caught:
         fetch(server.url, tmp_path / "file", checksum=CHECKSUM)
 
