@@ -15,7 +15,7 @@ import shlex
 import shutil
 import stat
 from contextlib import suppress
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import TextIO
 
@@ -179,7 +179,7 @@ def append_synced(path: Path, content: bytes) -> None:
         raise unwritable(path, error, len(content)) from error
 
 
-def open_append(path: Path) -> BinaryIO:
+def open_append(path: Path) -> BufferedWriter:
     """Open a file, which may be missing, to append bytes.
 
     Raises:
