@@ -19,7 +19,7 @@ from runner.data.sources import list_images
 from runner.data.store import Progress, Store, StreamedStore, content_digests, open_store
 from runner.errors import DataError
 from runner.machine.hardware import num_cores
-from runner.terminal.tables import no_formula
+from runner.terminal.tables import inert
 
 _SPLIT_SEED = 0  # one split for all seeds of an experiment, so that their differences are paired
 _SHOWN = 10
@@ -95,7 +95,7 @@ class Dataset:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["split", "image", "label", "sha256"])
-        writer.writerows([no_formula(cell) for cell in row] for row in self.manifest)
+        writer.writerows([inert(cell) for cell in row] for row in self.manifest)
         return gzip.compress(text.getvalue().encode(errors="backslashreplace"), mtime=0)
 
 

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,13 @@ def read_bundle(folder: Path, expected: Mapping[str, str] | None = None) -> Bund
         raise _refused(folder / WEIGHTS, str(error)) from error
     if change := _first_difference(found, written):
         raise _refused(path, f"it was changed after it was written: {change}")
+    architecture = described[0]
+    # Sizes memory when the network is built, so the weights must have as many.
+    if architecture.num_outputs > max(
+        chain(*(tensor.shape for tensor in tensors.values())), default=0
+    ):
+        what = f"num_outputs is {architecture.num_outputs:,}, more than any tensor of {WEIGHTS} has"
+        raise _refused(path, what)
     return Bundle(folder, *described, tensors=tensors)
 
 

@@ -230,7 +230,8 @@ class Pictures:
             if self._manifest and is_at_hand(data, cache):
                 listing = list_images(data, cache, 0, lambda what, done, total: None)
                 self._images = listing.images
-                self._places = {listing.images.name(i): i for i in range(len(listing.labels))}
+                names = map(listing.images.name, range(len(listing.labels)))
+                self._places = {str(inert(name)): index for index, name in enumerate(names)}
         except (RunnerError, OSError):
             self._images = None
 
@@ -243,8 +244,7 @@ class Pictures:
         if self._images is None:
             return None
         name, digest = self._manifest[row]
-        # The manifest marks a name that a spreadsheet would take for a formula.
-        index = self._places.get(name, self._places.get(name.removeprefix("'")))
+        index = self._places.get(name)  # as the manifest writes names
         if index is None:
             return None
         try:

@@ -128,7 +128,7 @@ def to_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Comma-separated values; numbers in full, None as an empty cell, no cell a formula."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow([inert(column) for column in columns])
     writer.writerows([inert(cell) for cell in row] for row in rows)
     return text.getvalue()
 
