@@ -210,9 +210,8 @@ def read_bundle(folder: Path, expected: Mapping[str, str] | None = None) -> Bund
         raise _refused(path, f"it was changed after it was written: {change}")
     architecture = described[0]
     # Sizes memory when the network is built, so the weights must have as many.
-    if architecture.num_outputs > max(
-        chain(*(tensor.shape for tensor in tensors.values())), default=0
-    ):
+    sizes = chain(*(tensor.shape for tensor in tensors.values()))
+    if architecture.num_outputs > max(sizes, default=0):
         what = f"num_outputs is {architecture.num_outputs:,}, more than any tensor of {WEIGHTS} has"
         raise _refused(path, what)
     return Bundle(folder, *described, tensors=tensors)

@@ -26,6 +26,7 @@ from runner.report.factors import Factor, Factors, code_name
 from runner.report.groups import Arm, RunGroup, group_runs
 from runner.report.runs import FinishedRun, content_with_digest
 from runner.report.statistics import t_interval
+from runner.terminal.tables import inert
 
 _LARGEST = 1e300  # a whole number in another's file may be larger than any float
 _LARGEST_TABLE = 2**29  # bytes of a table of images; that of ImageNet has 2e8
