@@ -1,5 +1,6 @@
 """The loop around the step: batches in their order, stages, and the state for a checkpoint."""
 
+import copy
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -13,7 +14,7 @@ from runner.config.schema import RunConfig
 from runner.data.batches import read_ahead, training_order
 from runner.data.dataset import Dataset
 from runner.data.resident import ResidentStore
-from runner.errors import TrainingError
+from runner.errors import ConfigError, TrainingError, first_line
 from runner.machine.processes import ALONE, Processes
 from runner.randomness import generator, torch_seed
 from runner.training.averages import weights_over_time
@@ -67,11 +68,15 @@ class Training:
     Attributes:
         done: number of steps done.
         total: number of steps of the whole plan.
+
+    Raises:
+        ConfigError: a batch of one image is too small for the network.
     """
 
     def __init__(
         self, learner: Learner, dataset: Dataset, stages: Sequence[Stage], config: RunConfig
     ) -> None:
+        _require_statistics(learner, stages, config)
         self.done = 0
         self.total = sum(stage.num_steps for stage in stages)
         self._learner = learner
@@ -209,6 +214,34 @@ class Training:
         except Exception as error:
             error.add_note(place)
             raise
+
+
+def _require_statistics(learner: Learner, stages: Sequence[Stage], config: RunConfig) -> None:
+    """Raise ConfigError if a batch of one image is too little for the network's BatchNorms.
+
+    Where the last map is a single pixel, a BatchNorm has one value of each channel, which has no
+    variance. Evaluation takes the running statistics, and so takes single images.
+    """
+    for stage in stages:
+        if stage.batch_size > 1:
+            continue
+        size = min(stage.size(0.0), stage.size(1.0))
+        key = (
+            "data.batch_size"
+            if config.data.batch_size == stage.batch_size
+            else "resize.first_batch_size"
+        )
+        trial = copy.deepcopy(learner.model).train()
+        try:
+            with torch.random.fork_rng(), torch.no_grad(), learner.autocast():
+                trial(torch.zeros(1, 3, size, size, device=learner.device))
+        except ValueError as error:
+            raise ConfigError(
+                f"a batch of one image of {size} px is too small for this network: "
+                f"{first_line(error)}",
+                where=f"{key}={stage.batch_size}",
+                fix=f"{key}=2",
+            ) from error
 
 
 class _HostCopy:

@@ -23,12 +23,15 @@ from runner.config.schema import (
     Budget,
     Data,
     Mixup,
+    Model,
     Normalize,
     Optim,
     Resize,
     Smoothing,
     Tta,
 )
+from runner.errors import ConfigError
+from runner.models import build_model
 from runner.training import loop
 from runner.training.loop import Training
 from runner.training.predicting import evaluate
@@ -228,3 +231,35 @@ def test_mixing_stops_where_it_is_told(until):
     same = [torch.equal(one, other) for one, other in zip(unmixed, mixed, strict=True)]
     last = round(8 * until)
     assert same == [False] * last + [True] * (8 - last)
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ({"data": Data(batch_size=1), "resize": Resize(size=32)}, "data.batch_size"),
+        (
+            {
+                "data": Data(batch_size=1),
+                "resize": Resize(schedule="progressive", size=64, initial_scale=0.5),
+            },
+            "data.batch_size",
+        ),
+        (
+            {"resize": Resize(schedule="book", size=64, first_size=32, first_batch_size=1)},
+            "resize.first_batch_size",
+        ),
+    ],
+)
+def test_a_batch_of_one_image_that_leaves_one_value_of_a_channel_is_refused(words, key):
+    config = small_config(model=Model(name="xresnet18"), **words)
+    model = build_model("xresnet", "xresnet18", 3, seed=0)
+    learner = replace(
+        small_learner(small_network()), model=model, groups=[list(model.parameters())]
+    )
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ConfigError, match="too small for this network") as caught:
+        Training(learner, small_dataset(), plan(config, 12), config)
+    assert (caught.value.where, caught.value.fix) == (f"{key}=1", f"{key}=2")
+    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
+    larger = replace(config, resize=Resize(size=64))
+    Training(learner, small_dataset(), plan(larger, 12), larger)  # two pixels are enough
