@@ -1,8 +1,9 @@
 """Evaluate trained runs again, with any TTA: ``python -m runner.evaluate RUN tta=book``.
 
-Nothing is trained and no run is changed. All variants share one pass over the validation images, so
-a table costs as many forward passes as its variants have different views. Torch is imported only
-when evaluation starts, so that help and errors appear at once.
+Nothing is trained. Evaluations with TTA are kept in the folder of the run, where ``report`` and
+``train`` find them. All variants share one pass over the validation images, so a table costs as
+many forward passes as its variants have different views. Torch is imported only when evaluation
+starts, so that help and errors appear at once.
 """
 
 import argparse
@@ -23,8 +24,10 @@ from runner.config.idea import IdeaFile, read_idea
 from runner.config.options import GROUPS
 from runner.config.schema import Data, RunConfig, Tta
 from runner.config.words import nearest, own_words
-from runner.errors import ArtefactError, ConfigError, DataError
+from runner.errors import ArtefactError, BusyError, ConfigError, DataError, StorageError
 from runner.machine import fields
+from runner.records import evaluations
+from runner.records.identity import evaluation_identity
 from runner.records.run_folder import RunFolder
 from runner.terminal.command import command, program, write_outputs
 from runner.terminal.console import table_console
@@ -73,6 +76,8 @@ class RecordedRun:
         fingerprint: fingerprint of the run's data.
         classes: names of the classes in the order of the labels.
         bundle: SHA-256 of each file of the run's bundle, by name.
+        identity: identity of the training.
+        command: the command that trained the run.
         environment: the environment that the run was trained in.
     """
 
@@ -81,10 +86,12 @@ class RecordedRun:
     fingerprint: str
     classes: tuple[str, ...]
     bundle: dict[str, str]
+    identity: str
+    command: tuple[str, ...]
     environment: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by itself a key
 class Variant:
     """A variant of TTA, a row of the table.
 
@@ -93,11 +100,13 @@ class Variant:
         values: the values that its words set; see
             :func:`runner.config.compose.requested_values`.
         note: a note for the user; mostly empty.
+        words: its words on TTA.
     """
 
     name: str
     values: Mapping[str, Any]
     note: str = ""
+    words: tuple[str, ...] = ()
 
 
 def read_run(path: Path) -> RecordedRun:
@@ -126,6 +135,8 @@ def read_run(path: Path) -> RecordedRun:
             fingerprint=fields.text(data, "fingerprint"),
             classes=fields.texts(data, "classes"),
             bundle={name: fields.text(digests, name) for name in digests},
+            identity=fields.text(result, "identity"),
+            command=fields.texts(result, "command"),
             environment=fields.section(result, "environment"),
         )
     except ConfigError as error:
@@ -160,11 +171,13 @@ def _variant(name: str, values: dict[str, Any], words: Sequence[str]) -> Variant
     tta = values.get("tta", {})
     reduce = tta.get("reduce", "mean")
     if reduce == "mean" or any(word.lstrip("+").startswith("tta.beta=") for word in words):
-        return Variant(name, values)
+        return Variant(name, values, words=tuple(words))
     # fastai's learn.tta(use_max=True) does the same.
     note = f"tta.reduce={reduce} ignores tta.beta, which weighs a mean"
     unweighted = {**values, "tta": {**tta, "beta": None}}
-    return Variant(name, unweighted, note if tta.get("beta", 0) is not None else "")
+    return Variant(
+        name, unweighted, note if tta.get("beta", 0) is not None else "", (*words, "tta.beta=null")
+    )
 
 
 def _check_word(word: str) -> None:
@@ -203,7 +216,7 @@ def configurations(run: RecordedRun, wanted: Sequence[Variant]) -> list[RunConfi
 
 def evaluate_run(
     run: RecordedRun,
-    configs: Mapping[str, RunConfig],
+    configs: Mapping[Variant, RunConfig],
     load: Callable[[Data, int, str], "Dataset"],
     display: Display,
     codes: Sequence[IdeaFile] = (),
@@ -212,7 +225,7 @@ def evaluate_run(
 
     Args:
         run: a finished run.
-        configs: the configuration of each variant by its name.
+        configs: the configuration of each variant.
         load: returns the data set for ``data``, largest size and ``outputs`` of a configuration.
         display: shows progress and notes.
         codes: files of code that the user allows to run, if the run needs one.
@@ -251,7 +264,10 @@ def evaluate_run(
     found = evaluate_variants(learner, dataset, config, ttas, progress=display.evaluation)
     now = environment(learner.device, learner.precision, learner.processes)
     difference = _difference(run, found[0], differences(run.environment, now), display)
-    views = [("plain", Tta()), *zip(configs, ttas, strict=True)]
+    if difference is not None and difference <= _REPRODUCED:
+        _keep(run, configs, found, dataset, now, display)
+    names = [variant.name for variant in configs]
+    views = [("plain", Tta()), *zip(names, ttas, strict=True)]
     measures = [_plain_measures(found[0], dataset.classes)]
     measures += [_tta_measures(predictions, dataset.classes) for predictions in found]
     # Choosing the best of several variants amounts to as many tests.
@@ -278,6 +294,50 @@ def evaluate_run(
             for (name, tta), measured in zip(views, measures, strict=True)
         ],
     }
+
+
+def _keep(
+    run: RecordedRun,
+    configs: Mapping[Variant, RunConfig],
+    found: Sequence["Predictions"],
+    dataset: "Dataset",
+    machine: Mapping[str, Any],
+    display: Display,
+) -> None:
+    """Write the evaluations with TTA that the folder of the run lacks."""
+    from runner.training.outcome import evaluation
+
+    missing = {
+        name: (variant, config, predictions)
+        for (variant, config), predictions in zip(configs.items(), found, strict=True)
+        if (name := evaluation_identity(config)) is not None
+    }
+    for name in evaluations.names(run.folder):
+        missing.pop(name, None)
+    if not missing:
+        return
+    try:
+        with run.folder.owned():
+            for name, (variant, config, predictions) in missing.items():
+                content = {
+                    "identity": run.identity,
+                    "command": _command(run, variant),
+                    **evaluation(config, predictions, dataset.classes, machine),
+                }
+                evaluations.write(run.folder, name, content, predictions.tta)
+    except (BusyError, StorageError) as error:
+        display.line(f"note: {run.folder.path}: the evaluations are not kept: {error.what}")
+
+
+def _command(run: RecordedRun, variant: Variant) -> tuple[str, ...]:
+    """The command that trains the run and evaluates it as ``variant`` does."""
+    names_option = any(word.lstrip("+").startswith("tta=") for word in variant.words)
+    kept = [
+        word
+        for word in run.command
+        if not (names_option and word.lstrip("+").startswith(("tta=", "tta.")))
+    ]
+    return (*kept, *variant.words)
 
 
 def _chosen(codes: Sequence[IdeaFile], bundle: "Bundle") -> IdeaFile | None:
@@ -444,8 +504,7 @@ def _run(arguments: argparse.Namespace) -> None:
     wanted = variants(words, is_sweep=arguments.multirun)
     runs = [read_run(path) for path in paths]
     _check_comparable(runs)
-    names = [variant.name for variant in wanted]
-    plans = [dict(zip(names, configurations(run, wanted), strict=True)) for run in runs]
+    plans = [dict(zip(wanted, configurations(run, wanted), strict=True)) for run in runs]
     with Display(stderr=True) as display:
         kinds = dict.fromkeys(_changes_of(run.config) or "no trick" for run in runs)
         if len(kinds) > 1:
@@ -474,7 +533,7 @@ def _check_comparable(runs: Sequence[RecordedRun]) -> None:
 
 def _evaluate_all(
     runs: Sequence[RecordedRun],
-    plans: Sequence[Mapping[str, RunConfig]],
+    plans: Sequence[Mapping[Variant, RunConfig]],
     display: Display,
     codes: Sequence[IdeaFile],
 ) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from runner.config import checks
 from runner.config.options import CONF_DIR
 from runner.config.schema import Augment, Budget, Data, Optim, RunConfig
 from runner.data.dataset import Dataset, Split
@@ -21,6 +22,7 @@ from runner.data.preprocess import Preprocess
 from runner.models import build_model
 from runner.records import evaluations, tensor_files
 from runner.records.bundle import Architecture, Bundle, EvaluationSettings
+from runner.records.identity import evaluation_identity
 from runner.records.run_folder import RunFolder
 from runner.training.loop import Training
 from runner.training.schedule import plan
@@ -214,15 +216,22 @@ def untrained_bundle(source: str, name: str, preprocess: Preprocess) -> Bundle:
 
 
 def whole_result(folder: Path) -> dict[str, Any]:
-    """The result of a run with the tricks and metrics of its evaluation with TTA, if it has one."""
+    """The result of a run with the tricks and metrics of the evaluation that its command named."""
     run = RunFolder(folder)
-    result, names = run.result(), evaluations.names(run)
+    result = run.result()
     assert result is not None
-    return evaluations.joined(result, evaluations.read(run, *names) if names else None)
+    name = _evaluation(result)
+    return evaluations.joined(result, None if name is None else evaluations.read(run, name))
 
 
 def all_predictions(folder: Path) -> dict[str, Any]:
-    """The ``labels`` and ``plain`` of a run, and ``tta`` of its evaluation with TTA, if any."""
+    """The ``labels`` and ``plain`` of a run, and ``tta`` if its command named one."""
     run = RunFolder(folder)
-    found, names = run.predictions(), evaluations.names(run)
-    return {**found, "tta": evaluations.probabilities(run, *names)} if names else found
+    result = run.result()
+    assert result is not None
+    found, name = run.predictions(), _evaluation(result)
+    return found if name is None else {**found, "tta": evaluations.probabilities(run, name)}
+
+
+def _evaluation(result: Mapping[str, Any]) -> str | None:
+    return evaluation_identity(checks.from_dict(result["config"]))

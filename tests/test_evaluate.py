@@ -67,8 +67,7 @@ def load(data: Data, size: int, outputs: str) -> Dataset:
 def measured(path: Path, *words: str, source: Callable[..., Dataset] = load) -> dict[str, Any]:
     run = read_run(path)
     wanted = variants(words, is_sweep=True)
-    names = [variant.name for variant in wanted]
-    configs = dict(zip(names, configurations(run, wanted), strict=True))
+    configs = dict(zip(wanted, configurations(run, wanted), strict=True))
     with Display(stderr=True) as display:
         return evaluate_run(run, configs, source, display)
 
