@@ -356,6 +356,8 @@ def _stored_as(preprocess: "Preprocess", data: Data) -> Data:
         presize=preprocess.presize,
         max_aspect=preprocess.max_aspect,
         interpolation=preprocess.interpolation,
+        depth="auto" if preprocess.depth.rule == "window" else preprocess.depth.rule,
+        window=preprocess.depth.window,
     )
 
 

@@ -143,7 +143,7 @@ def rank(
 
     how, evaluated = bundle.preprocess, bundle.evaluated
     files = FileImages(Path(), tuple(paths))
-    source = StreamedStore(files, how.presize, how.max_aspect, how.interpolation)
+    source = StreamedStore(files, how.presize, how.max_aspect, how.interpolation, depth=how.depth)
     batch_size = batch_size or evaluated.batch_size
     if num_workers is None:  # processes take longer to start than a batch to decode
         num_workers = num_cores() if len(paths) > batch_size else 0

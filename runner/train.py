@@ -4,6 +4,7 @@ The command line is Hydra's. Torch is imported only when training starts, so tha
 configuration errors and finished runs appear at once.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,7 @@ def _run(
     with processes.first_alone():
         dataset = load_dataset(config.data, config.largest_size, outputs / "cache", display.work)
     _print_notes(dataset, display)
+    config = replace(config, data=dataset.resolved(config.data))
     what = identity(
         config,
         len(dataset.classes),

@@ -40,6 +40,15 @@ class Data(Group):
     interpolation: Literal["bilinear", "bicubic"] | None = option(
         None, "of resizing; null: that of the weights with normalize=pretrained, else bilinear"
     )
+    depth: Literal["auto", "bits", "extremes", "legacy"] = option(
+        "auto",
+        "more than 8 bits per channel: which values become black and white. bits: the range in the "
+        "files' headers; extremes: those of all training images; auto: bits if the training images "
+        "fill them, else extremes; legacy: as in bundles of earlier versions",
+    )
+    window: tuple[float, ...] | None = option(
+        None, "more than 8 bits per channel: the values that become black and white; null: depth"
+    )
     batch_size: int = option(64, "images per training step", at_least=1)
     cache_gb: float = option(16.0, "larger sets stream from their files instead", at_least=0)
     num_workers: int | None = option(
@@ -62,6 +71,10 @@ class Data(Group):
             yield "val_fraction"
         if self.name != "table":
             yield from ("path_column", "label_column", "split_column")
+        if self.name not in ("folder", "table"):
+            yield from ("depth", "window")
+        elif self.window is not None:
+            yield "depth"
         if run.resize.size is not None:
             yield "default_size"
 
@@ -71,6 +84,11 @@ class Data(Group):
             yield Problem(
                 f"data.root={self.root}: data=fashion is embedded and takes no root",
                 f"data=fashion_mnist data.root={self.root}, or data=folder data.root={self.root}",
+            )
+        if self.window is not None and (len(self.window) != 2 or self.window[0] >= self.window[1]):
+            yield Problem(
+                f"data.window={list(self.window)}: two values, of black and then of white",
+                "data.window=[0,4095], or data.window=null",
             )
         if self.name in ("folder", "table") and self.root is None:
             yield Problem(

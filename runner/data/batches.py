@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from runner.data.images import BrokenImageError
+from runner.data.decoding import BrokenImageError
 from runner.data.resident import ResidentStore
 from runner.data.store import Store
 from runner.data.views import View, cut

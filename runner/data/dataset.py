@@ -5,18 +5,27 @@ import gzip
 import hashlib
 import io
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runner.config.schema import Data
+from runner.data.depth import BITS, Chosen, Depth, UnknownDepthError, choose
 from runner.data.images import typical_size
 from runner.data.listing import Listing
 from runner.data.preprocess import Interpolation
 from runner.data.sources import list_images
-from runner.data.store import Progress, Store, StreamedStore, content_digests, open_store
+from runner.data.store import (
+    Progress,
+    Store,
+    StreamedStore,
+    content_digests,
+    deep_values,
+    open_store,
+)
 from runner.errors import DataError
 from runner.machine.hardware import num_cores
 from runner.terminal.tables import inert
@@ -61,6 +70,8 @@ class Dataset:
         notes: what the user should know, one sentence each.
         max_aspect: longest long side of the stored images, as a multiple of the short one.
         interpolation: how the stored images were resized.
+        depth: the rule for images of more than 8 bits per channel.
+        is_deep: whether the data set has such images.
     """
 
     name: str
@@ -78,6 +89,8 @@ class Dataset:
     notes: tuple[str, ...]
     max_aspect: float = Data.max_aspect
     interpolation: Interpolation = "bilinear"
+    depth: Depth = BITS
+    is_deep: bool = False
 
     @property
     def is_streamed(self) -> bool:
@@ -89,6 +102,13 @@ class Dataset:
         if requested is not None:
             return requested
         return num_cores() if self.is_streamed else 0
+
+    def resolved(self, data: Data) -> Data:
+        """``data`` with the rule chosen for deep images; the default rule if it has none."""
+        if self.depth.window is not None:
+            return replace(data, depth="auto", window=self.depth.window)
+        rule = self.depth.rule if self.is_deep else "auto"
+        return replace(data, depth=cast("Literal['auto', 'bits', 'legacy']", rule))
 
     def manifest_csv(self) -> bytes:
         """The manifest as gzipped CSV, equal bytes for equal manifests."""
@@ -118,6 +138,7 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
     presize = data.presize or min(2 * size, short_side or 2 * size)
     interpolation = data.interpolation or "bilinear"
     digests = content_digests(listing.images, cache, progress)
+    chosen = _depth(listing, data, cache, progress)
     store, survey = open_store(
         listing.images,
         digests,
@@ -125,6 +146,7 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
         presize=presize,
         max_aspect=data.max_aspect,
         interpolation=interpolation,
+        depth=chosen.depth,
         cached=3 * len(digests) * aspect * presize**2 <= data.cache_gb * 1e9,
         progress=progress,
     )
@@ -163,10 +185,25 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
         converted=survey.converted,
         leaked=leaked,
         num_ignored=listing.num_ignored,
-        notes=listing.notes,
+        notes=(*listing.notes, *chosen.notes),
         max_aspect=data.max_aspect,
         interpolation=interpolation,
+        depth=chosen.depth,
+        is_deep=chosen.is_deep,
     )
+
+
+def _depth(listing: Listing, data: Data, cache: Path, progress: Progress) -> Chosen:
+    """Choose the rule for images of more than 8 bits from the values of the training images."""
+    deep, num_others = deep_values(listing.images, cache, progress)
+    window = None if data.window is None else (data.window[0], data.window[1])
+    training = np.flatnonzero(~listing.is_val).tolist()
+    try:
+        return choose(data.depth, window, deep, training, num_others)
+    except UnknownDepthError as error:
+        raise DataError(
+            error.what, where=f"data.root={data.root} data.depth={data.depth}", fix=error.fix
+        ) from error
 
 
 def _split(listing: Listing, members: NDArray[np.bool_]) -> Split:

@@ -1,26 +1,35 @@
 """Open any image as the uint8 RGB rectangle that training, evaluation and prediction work on.
 
 The policy, one for all of them: the first frame; EXIF orientation applied; transparency laid over
-white; grayscale repeated in three channels; 16-bit scaled to 8; CMYK and palettes converted; then
-shrunk or enlarged so that the short side is the presize, and cut evenly at both ends where the long
-side exceeds a stated multiple of it.
+white; grayscale repeated in three channels; more than 8 bits scaled to 8 by the data set's rule
+(see :mod:`runner.data.depth`); CMYK and palettes converted; then shrunk or enlarged so that the
+short side is the presize, and cut evenly at both ends where the long side exceeds a stated multiple
+of it.
 """
 
 import hashlib
-import io
 import os
-import struct
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
+from runner.data.decoding import (
+    LARGEST_FILE,
+    BrokenImageError,
+    Picture,
+    border,
+    decode,
+    header_size,
+    is_deep,
+    orientation_of,
+)
+from runner.data.depth import BITS, EIGHT_BITS, Deep, Depth, Values, measured
 from runner.data.preprocess import Interpolation
-from runner.machine.files import read_whole
+from runner.machine.files import open_regular, read_whole
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -28,7 +37,6 @@ SUFFIXES = frozenset(
 """Suffixes of image files; the other files of a folder are counted and ignored."""
 
 _BACKGROUND = (255, 255, 255)
-_MAX_PIXELS = 89_478_485  # where Pillow starts to warn
 _FILTERS: dict[Interpolation, Image.Resampling] = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -42,15 +50,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-# Once for the process, since images are decoded in threads, where warnings.catch_warnings is not
-# safe. Pillow warns about damaged metadata of good pixels, and about sizes that we refuse anyway.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
-
-class BrokenImageError(Exception):
-    """An image that cannot be read, with the reason."""
 
 
 class ChangedImageError(Exception):
@@ -74,10 +73,17 @@ class Images(Protocol):
         """The bytes that identify the image. Raises BrokenImageError if they are unreadable."""
         ...
 
-    def open(self, index: int, digest: str | None = None) -> Image.Image:
+    def open(self, index: int, digest: str | None = None) -> Picture:
         """Open and decode the image. Raises BrokenImageError if it is unreadable.
 
         Raises ChangedImageError if ``digest`` is given and is not the SHA-256 of the content.
+        """
+        ...
+
+    def values(self, index: int) -> Values | None:
+        """The extremes of an image of more than 8 bits per channel; None for another one.
+
+        Only headers are read of other images. Raises BrokenImageError if unreadable.
         """
         ...
 
@@ -116,24 +122,29 @@ class FileImages:
     def content(self, index: int) -> bytes:
         """Read the file."""
         try:
-            return read_whole(self.root / self.paths[index])
+            return read_whole(self.root / self.paths[index], at_most=LARGEST_FILE)
         except OSError as error:
             raise BrokenImageError(error.strerror or str(error)) from error
 
-    def open(self, index: int, digest: str | None = None) -> Image.Image:
+    def open(self, index: int, digest: str | None = None) -> Picture:
         """Read and decode the file. The digest takes a fiftieth of the time of decoding."""
         content = self.content(index)
         if digest is not None and hashlib.sha256(content).hexdigest() != digest:
             raise ChangedImageError
         return decode(content)
 
+    def values(self, index: int) -> Values | None:
+        """Read the header of the file, and all of a deep one."""
+        with border(), open_regular(self.root / self.paths[index]) as file:
+            if not is_deep(file):
+                return None
+        picture = self.open(index)
+        return measured(picture) if isinstance(picture, Deep) else None
+
     def size(self, index: int) -> tuple[int, int]:
         """Read the shorter and the longer side, px, from the header of the file."""
-        try:
-            with Image.open(self.root / self.paths[index]) as image:
-                return min(image.size), max(image.size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BrokenImageError(str(error)) from error
+        with border(), open_regular(self.root / self.paths[index]) as file:
+            return header_size(file)
 
 
 @dataclass(frozen=True)
@@ -164,73 +175,56 @@ class ArrayImages:
         """The image as an object of Pillow. Nobody else can change the array."""
         return Image.fromarray(self.array[index])
 
+    def values(self, index: int) -> Values | None:
+        """None, because the array has 8 bits."""
+        return None
+
     def size(self, index: int) -> tuple[int, int]:
         """Shorter and longer side of the image, px."""
         sides = [int(side) for side in self.array.shape[1:3]]
         return min(sides), max(sides)
 
 
-def decode(content: bytes) -> Image.Image:
-    """Decode a whole image file.
+def to_rgb(picture: Picture, depth: Depth = BITS) -> tuple[Image.Image, str | None]:
+    """Turn an image upright and convert it to RGB; the mode is its own one, None if it was RGB.
+
+    Args:
+        picture: the decoded image.
+        depth: the rule for images of more than 8 bits per channel.
 
     Raises:
-        BrokenImageError: the content is not an image, is truncated, or is a decompression bomb.
+        BrokenImageError: the rule cannot tell what the values of the image mean.
     """
-    try:
-        image = Image.open(io.BytesIO(content))
-        # Pillow itself refuses only images of more than 179 million pixels.
-        if image.width * image.height > _MAX_PIXELS:
-            raise Image.DecompressionBombError
-        if image.format == "EPS":  # loading it would run Ghostscript on it
-            raise BrokenImageError("is a PostScript program, not an image")
-        image.load()
-        return image
-    except UnidentifiedImageError as error:
-        what = "is empty" if not content else "is not an image"
-        raise BrokenImageError(what) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BrokenImageError("is too large to decode safely (over 89 million pixels)") from error
-    except (OSError, ValueError, SyntaxError, IndexError, EOFError) as error:
-        # Pillow's decoders raise all of these on damaged files.
-        raise BrokenImageError(str(error) or type(error).__name__) from error
+    with border():  # conversions of damaged palettes and profiles raise what decoders do
+        if isinstance(picture, Deep):
+            return _from_deep(picture, depth), picture.mode
+        if reason := depth.refusal(EIGHT_BITS, None):
+            raise BrokenImageError(reason)
+        upright = _turned(picture, orientation_of(picture))
+        mode = upright.mode
+        if mode == "RGB" and "transparency" not in upright.info:
+            return upright, None
+        has_alpha = mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info
+        if has_alpha:
+            return _over_white(upright.convert("RGBA")), mode
+        return upright.convert("RGB"), mode
 
 
-def to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
-    """Turn an image upright and convert it to RGB; the mode is its own one, None if it was RGB."""
-    upright = _turned(image)
-    mode = upright.mode
-    if mode == "RGB":
-        return upright, None
-    if mode.startswith(("I", "F")):
-        return _from_deep_gray(upright).convert("RGB"), mode
-    has_alpha = mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info
-    if has_alpha:
-        layer = upright.convert("RGBA")
-        background = Image.new("RGBA", layer.size, (*_BACKGROUND, 255))
-        return Image.alpha_composite(background, layer).convert("RGB"), mode
-    return upright.convert("RGB"), mode
+def _from_deep(deep: Deep, depth: Depth) -> Image.Image:
+    levels = Image.fromarray(depth.levels(deep)).convert("RGB")
+    if deep.opacity is not None:
+        levels.putalpha(Image.fromarray(deep.opacity))
+        levels = _over_white(levels)
+    return _turned(levels, deep.orientation)
 
 
-def _turned(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; return the image as it is stored if that cannot be read."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except (OSError, ValueError, SyntaxError, TypeError, struct.error):
-        return image  # damaged metadata of good pixels
+def _over_white(layer: Image.Image) -> Image.Image:
+    background = Image.new("RGBA", layer.size, (*_BACKGROUND, 255))
+    return Image.alpha_composite(background, layer).convert("RGB")
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-
-
-def _from_deep_gray(image: Image.Image) -> Image.Image:
-    """16-bit integers scaled to 8 bits; 32-bit integers and floats clipped to 0..255.
-
-    32-bit integers above 255 are treated as 16-bit integers, which Pillow may store in that type.
-    """
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    is_transparent = values == image.info.get("transparency")
-    if image.mode.startswith("I;16") or (image.mode == "I" and values.max(initial=0) > 255):
-        values = values / 257
-    levels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-    return Image.fromarray(np.where(is_transparent, np.uint8(_BACKGROUND[0]), levels))
 
 
 def rectangle(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast, get_args
 
+from runner.data.depth import BITS, Depth, depth_of
 from runner.machine import fields
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -16,10 +17,12 @@ POLICY = {
     "frame": "first",
     "orientation": "EXIF applied",
     "transparency": "over white",
-    "depth": "16 bits scaled to 8",
     "color": "RGB",
 }
-"""What ``runner.data.images`` does with every file, for every network."""
+"""What ``runner.data.images`` does with every file, for every network.
+
+How more than 8 bits become 8 depends on the data: see :mod:`runner.data.depth`.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Preprocess:
         interpolation: the interpolation of both.
         mean: of red, green and blue, subtracted from pixels in 0..1.
         std: of red, green and blue, by which pixels are then divided; above 0.
+        depth: how images of more than 8 bits per channel become pixels.
     """
 
     presize: int
@@ -44,10 +48,12 @@ class Preprocess:
     interpolation: Interpolation
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    depth: Depth = BITS
 
     def to_dict(self) -> dict[str, Any]:
         """The values with the policy, ready for JSON."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std), **POLICY}
+        lists = {"mean": list(self.mean), "std": list(self.std)}
+        return {**asdict(self), **lists, **POLICY, **self.depth.to_dict()}
 
 
 _LARGEST = 16_384  # px
@@ -79,4 +85,5 @@ def from_dict(values: Mapping[str, Any]) -> Preprocess:
         interpolation=cast("Interpolation", interpolation),
         mean=fields.numbers(values, "mean", count=3),
         std=std,
+        depth=depth_of(values),
     )

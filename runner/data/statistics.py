@@ -1,5 +1,7 @@
 """Mean and standard deviation of a training split, measured once per data set."""
 
+import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner.data.dataset import Dataset
+from runner.data.depth import BITS
 from runner.data.sealed import DamagedError, recall, remember
 from runner.terminal.console import note
 
@@ -19,6 +22,10 @@ def training_statistics(
     The result is kept below ``cache``, by the fingerprint and the shape of the stored images.
     """
     stored = f"{dataset.presize}px-{dataset.max_aspect:g}-{dataset.interpolation}"
+    if dataset.depth != BITS:
+        stored += (
+            f"-{hashlib.sha256(json.dumps(dataset.depth.to_dict()).encode()).hexdigest()[:16]}"
+        )
     path = cache / "statistics" / f"{dataset.fingerprint[:32]}-{stored}.json"
     key = f"mean and standard deviation {dataset.fingerprint} {stored}"
     try:

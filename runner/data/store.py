@@ -12,15 +12,17 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.data.images import BrokenImageError, ChangedImageError, Images, rectangle, to_rgb
+from runner.data.decoding import BrokenImageError
+from runner.data.depth import BITS, Depth, Values
+from runner.data.images import ArrayImages, ChangedImageError, Images, rectangle, to_rgb
 from runner.data.preprocess import Interpolation
 from runner.data.sealed import (
     CACHE_FIX,
@@ -37,7 +39,7 @@ from runner.machine.files import sync_folder, unwritable
 from runner.machine.hardware import num_cores
 from runner.terminal.console import note
 
-_FORMAT = 1  # raise when stored pixels would differ
+_FORMAT = 2  # raise when stored pixels would differ
 _BYTES_PER_PIXEL = 3
 _FILES = ("pixels.u8", "offsets.npy", "shapes.npy", "survey.json")
 
@@ -102,6 +104,7 @@ class StreamedStore:
         interpolation: method of resizing to ``presize``.
         digests: what :func:`content_digests` returned: an image with other content is refused. None
             if the images may change.
+        depth: rule for images of more than 8 bits per channel.
     """
 
     images: Images
@@ -109,6 +112,7 @@ class StreamedStore:
     max_aspect: float
     interpolation: Interpolation = "bilinear"
     digests: Sequence[str] | None = None
+    depth: Depth = BITS
 
     def rectangle(self, index: int) -> NDArray[np.uint8]:
         """See :class:`Store`."""
@@ -130,7 +134,7 @@ class StreamedStore:
         """
         expected = None if self.digests is None else self.digests[index]
         try:
-            image, mode = to_rgb(self.images.open(index, expected))
+            image, mode = to_rgb(self.images.open(index, expected), self.depth)
         except ChangedImageError as error:
             raise DataError(
                 "an image has changed since this command read it first",
@@ -164,6 +168,49 @@ def content_digests(images: Images, folder: Path, progress: Progress) -> list[st
     return digests
 
 
+def deep_values(images: Images, folder: Path, progress: Progress) -> tuple[dict[int, Values], int]:
+    """The extremes of each image of more than 8 bits per channel, by index.
+
+    Of the other images, only headers are read. Saved below ``folder``.
+
+    Returns:
+        The extremes, and the number of other images; neither has those with an unreadable header.
+    """
+    if isinstance(images, ArrayImages):
+        return {}, len(images)
+    stamp = images.stamp()
+    path = folder / "values" / f"{stamp[:32]}.json"
+    key = f"values of {len(images)} images {stamp}"
+    try:
+        known = recall(path, key, at_most=len(key) + 1000 + 300 * len(images))
+        if known is not None:
+            return _values_by_index(known["deep"]), int(known["others"])
+    except DamagedError as error:
+        note(f"the values of deep images in the cache are damaged ({error}) and read again: {path}")
+
+    def values(index: int) -> Values | bool:
+        try:
+            return images.values(index) or True
+        except BrokenImageError:
+            return False
+
+    measured = list(_in_threads(values, len(images), "reading headers", progress))
+    found = {
+        str(index): asdict(each) for index, each in enumerate(measured) if isinstance(each, Values)
+    }
+    others = sum(1 for each in measured if each is True)
+    if False not in measured:  # a file may become readable without any change of its stamp
+        remember(path, key, {"deep": found, "others": others})
+    return _values_by_index(found), others
+
+
+def _values_by_index(known: dict[str, dict[str, Any]]) -> dict[int, Values]:
+    return {
+        int(index): Values(**{**each, "full": each["full"] and tuple(each["full"])})
+        for index, each in known.items()
+    }
+
+
 def open_store(
     images: Images,
     digests: list[str],
@@ -172,6 +219,7 @@ def open_store(
     presize: int,
     max_aspect: float,
     interpolation: Interpolation = "bilinear",
+    depth: Depth = BITS,
     cached: bool,
     progress: Progress,
 ) -> tuple[Store, Survey]:
@@ -184,6 +232,7 @@ def open_store(
         presize: short side of the rectangles, px.
         max_aspect: longest long side, as a multiple of the short side.
         interpolation: method of resizing to ``presize``.
+        depth: rule for images of more than 8 bits per channel.
         cached: whether to store the decoded pixels; if false, the images are only checked now, and
             decoded whenever they are needed.
         progress: called as the building advances.
@@ -191,10 +240,11 @@ def open_store(
     Raises:
         StorageError: the cache cannot be written.
     """
-    spelled = json.dumps([_FORMAT, presize, max_aspect, interpolation, digests])
+    rule = [] if depth == BITS else [depth.rule, depth.window]
+    spelled = json.dumps([_FORMAT, presize, max_aspect, interpolation, digests, *rule])
     key = hashlib.sha256(spelled.encode()).hexdigest()
     target = folder / ("decoded" if cached else "surveyed") / f"{presize}px-{key[:32]}"
-    streamed = StreamedStore(images, presize, max_aspect, interpolation, digests)
+    streamed = StreamedStore(images, presize, max_aspect, interpolation, digests, depth)
     try:  # needs no lock: a folder appears whole
         store, survey = _read(target, key)
     except (FileNotFoundError, DamagedError):

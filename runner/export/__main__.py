@@ -171,7 +171,7 @@ def _squares(images: "Images", rows: NDArray[np.int64], learner: "Learner") -> "
     from runner.training.predicting import displayed_view
 
     how = learner.preprocess
-    store = StreamedStore(images, how.presize, how.max_aspect, how.interpolation)
+    store = StreamedStore(images, how.presize, how.max_aspect, how.interpolation, depth=how.depth)
     plain = plain_view(how.crop)
     (pixels,) = view_squares(store, rows, [plain])
     return displayed_view(pixels, plain, learner)

@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from runner.config import checks
-from runner.data.images import BrokenImageError, Images, to_rgb
+from runner.config.schema import Data
+from runner.data.decoding import BrokenImageError
+from runner.data.depth import BITS, Depth
+from runner.data.images import Images, to_rgb
 from runner.data.published import is_at_hand
 from runner.data.sources import list_images
 from runner.errors import RunnerError
@@ -224,6 +227,7 @@ class Pictures:
     def __init__(self, run: FinishedRun) -> None:
         self._manifest = _validation_manifest(run)
         self._images: Images | None = None
+        self._depth = BITS
         self._places: dict[str, int] = {}
         cache = run.path.absolute().parent / "cache"
         try:
@@ -231,6 +235,7 @@ class Pictures:
             if self._manifest and is_at_hand(data, cache):
                 listing = list_images(data, cache, 0, lambda what, done, total: None)
                 self._images = listing.images
+                self._depth = _depth(data)
                 names = map(listing.images.name, range(len(listing.labels)))
                 self._places = {str(inert(name)): index for index, name in enumerate(names)}
         except (RunnerError, OSError):
@@ -251,13 +256,21 @@ class Pictures:
         try:
             if hashlib.sha256(self._images.content(index)).hexdigest() != digest:
                 return None
-            image, _ = to_rgb(self._images.open(index))
+            image, _ = to_rgb(self._images.open(index), self._depth)
         except BrokenImageError:
             return None
         image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BILINEAR)
         content = io.BytesIO()
         image.save(content, "JPEG", quality=80)
         return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _depth(data: Data) -> Depth:
+    """The rule for deep images in the recorded configuration of a run."""
+    if data.window is not None:
+        return Depth("window", (data.window[0], data.window[1]))
+    # A run that records no rule has no deep images, or is older than the rules.
+    return BITS if data.depth == "bits" else Depth("legacy")
 
 
 def _validation_manifest(run: FinishedRun) -> list[tuple[str, str]]:

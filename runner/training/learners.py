@@ -232,6 +232,7 @@ def _preprocess(config: RunConfig, dataset: Dataset, processes: Processes) -> Pr
         interpolation=dataset.interpolation,
         mean=mean,
         std=std,
+        depth=dataset.depth,
     )
 
 

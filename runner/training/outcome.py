@@ -156,6 +156,7 @@ def _data_facts(dataset: Dataset) -> dict[str, Any]:
         "skipped": len(dataset.skipped),
         "skipped_images": [{"image": name, "reason": why} for name, why in dataset.skipped],
         "converted": dataset.converted,
+        "depth": dataset.depth.to_dict() if dataset.is_deep else None,
         "leaked": len(dataset.leaked),
         "ignored": dataset.num_ignored,
     }

@@ -43,7 +43,7 @@ def test_a_folder_end_to_end(root, load, tmp_path):
     together = np.concatenate([dataset.train.indices, dataset.val.indices])
     assert sorted(together) == list(range(8))
     assert (dataset.skipped, dataset.leaked, dataset.converted) == ((), (), {})
-    assert {what for what, _, _ in told} == {"reading images", "decoding images"}
+    assert {what for what, _, _ in told} == {"reading images", "reading headers", "decoding images"}
     for index, (_, name, _, _) in zip(together, dataset.manifest, strict=True):
         content = (root / name).read_bytes()
         assert dataset.store.rectangle(int(index)).shape == (12, 16, 3)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from pictures import encoded, random_pixels
 
-from runner.data.images import ArrayImages, BrokenImageError, Images
+from runner.data.decoding import BrokenImageError
+from runner.data.images import ArrayImages, Images
 from runner.data.store import CachedStore, StreamedStore, content_digests, open_store
 from runner.errors import StorageError
 
@@ -216,7 +217,10 @@ def test_broken_and_converted_images_are_surveyed(file_images, opened, cached):
     for _ in range(2):  # built, then read back
         store, survey = opened(images, cached=cached)
 
-        assert survey.broken == {0: "is empty", 2: "is not an image"}
+        assert survey.broken == {
+            0: "is empty",
+            2: "is not an image but an HTML page, as a failed download leaves",
+        }
         assert survey.converted == {"L": 2}
         np.testing.assert_array_equal(store.rectangle(3)[..., 0], store.rectangle(3)[..., 2])
         assert store.rectangle(1).any()
