@@ -1,5 +1,6 @@
 """Versions, code and machine of a run, and what has changed when the run resumes."""
 
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -12,11 +13,41 @@ from runner.machine.processes import Processes
 if TYPE_CHECKING:
     import torch
 
-_DECISIVE = ("torch", "device", "precision", "threads", "processes")
+_DECISIVE = (
+    "torch",
+    "torch_build",
+    "device",
+    "precision",
+    "threads",
+    "processes",
+    "cpu_capability",
+    "onednn",
+    "cudnn",
+    "cudnn_deterministic",
+)
+# What the libraries under torch read, and what changes the order in which they add.
+_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_DYNAMIC",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_NUM_THREADS",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_DYNAMIC",
+    "OMP_NUM_THREADS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
 
 
 def environment(device: "torch.device", precision: str, processes: Processes) -> dict[str, Any]:
-    """Describe versions, code revision and machine, as values for JSON.
+    """Describe versions, code revision, machine and what else decides the last bits, for JSON.
+
+    ``variables`` are the environment variables of the libraries under torch that are set.
 
     Args:
         device: the device of the run.
@@ -27,11 +58,13 @@ def environment(device: "torch.device", precision: str, processes: Processes) ->
     import torch
     import torchvision
 
+    on_gpu = device.type == "cuda"
     return {
         "runner": __version__,
         "revision": _revision(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "torch_build": torch.version.git_version,
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
         "system": platform.platform(),
@@ -40,14 +73,32 @@ def environment(device: "torch.device", precision: str, processes: Processes) ->
         "threads": torch.get_num_threads(),
         "cores": num_cores(),
         "processes": processes.count,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "onednn": bool(torch.backends.mkldnn.enabled),
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,  # type: ignore[no-untyped-call]
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """List the differences that may change the last bits of a result, as ``key before → now``."""
-    return [
-        f"{key} {before.get(key)} → {now[key]}" for key in _DECISIVE if before.get(key) != now[key]
+    """List the differences that may change the last bits of a result, as ``key before → now``.
+
+    What ``before``, of an earlier version, does not state is not a difference.
+    """
+    found = [
+        f"{key} {before[key]} → {now[key]}"
+        for key in _DECISIVE
+        if key in before and before[key] != now[key]
     ]
+    old, new = before.get("variables"), now["variables"]
+    if isinstance(old, dict):
+        found += [
+            f"{name} {old.get(name, 'unset')} → {new.get(name, 'unset')}"
+            for name in _VARIABLES
+            if old.get(name) != new.get(name)
+        ]
+    return found
 
 
 def _revision() -> str | None:

@@ -26,7 +26,8 @@ class Outcome:
         plain: metrics of the plain predictions.
         learner: the learner whose network was evaluated and is shipped.
         used: the steps, images and seconds of every attempt at the run.
-        environment: software and hardware of the attempt.
+        environment: software and hardware of the attempt; ``resumed`` lists after which steps an
+            earlier attempt had another one, and the differences.
     """
 
     predictions: Predictions

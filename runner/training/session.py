@@ -311,6 +311,7 @@ class Attempt:
         self._meter = Meter(stages, experiment.config.eval.every)
         # Taken now, before the code that it describes can change.
         self._environment = environment(learner.device, learner.precision, learner.processes)
+        self._resumed: list[dict[str, Any]] = []  # where the environment was another afterwards
         self._saved = (0, False)  # steps done at the last checkpoint, and whether unevaluated
         self._saved_at, self._save_seconds = time.monotonic(), 0.0
 
@@ -344,7 +345,11 @@ class Attempt:
             ) from error
         if is_first:
             self._folder.rewind(found.state["logs"])
-        for difference in differences(found.state["environment"], self._environment):
+        self._resumed = list(found.state.get("resumed", []))
+        changed = differences(found.state["environment"], self._environment)
+        if changed:
+            self._resumed.append({"after_step": found.done, "differences": changed})
+        for difference in changed:
             self._display.line(f"note: {difference}: the result is the same except for rounding")
         self._saved = (found.done, self._meter.is_row_over)
         self._display.line(f"going on {self.progress}")
@@ -397,7 +402,8 @@ class Attempt:
             self._folder.append_row(row)
             self._folder.append_row(timing, "timings.jsonl")
         self._display.epoch({**row, **timing}, self._meter.num_epochs)
-        return Outcome(predictions, plain, learner, self._meter, self._environment)
+        machine = {**self._environment, "resumed": self._resumed}
+        return Outcome(predictions, plain, learner, self._meter, machine)
 
     def _is_save_due(self) -> bool:
         """Whether ``checkpoint.minutes`` have passed, or an epoch is over and saving is cheap."""
@@ -422,6 +428,7 @@ class Attempt:
                     "meter": self._meter.state(),
                     "logs": self._folder.log_marks(),
                     "environment": self._environment,
+                    "resumed": self._resumed,
                 },
             )
         self._saved, self._saved_at = place, time.monotonic()

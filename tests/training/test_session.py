@@ -495,6 +495,33 @@ def test_another_machine_is_told(config, tmp_path, monkeypatch, capsys):
     assert attempt(folder, replace(config, threads=2))[0] == "resumed"
     said = " ".join(capsys.readouterr().out.split())
     assert "note: threads 1 → 2: the result is the same except for rounding" in said
+    machine = json.loads((folder.path / "result.json").read_text())["environment"]
+    (change,) = machine["resumed"]
+    assert change["differences"] == ["threads 1 → 2"]
+    assert change["after_step"] > 0
+
+
+def test_what_decides_the_bits_is_recorded_and_told(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    folder = stopped(tmp_path, config, monkeypatch)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert attempt(folder, config)[0] == "resumed"
+    said = " ".join(capsys.readouterr().out.split())
+    machine = json.loads((folder.path / "result.json").read_text())["environment"]
+    (change,) = machine["resumed"]
+    kinds = [each.partition(" ")[0] for each in change["differences"]]
+    assert kinds == ["cpu_capability", "onednn", "OMP_NUM_THREADS"]
+    assert change["differences"][1:] == ["onednn True → False", "OMP_NUM_THREADS unset → 7"]
+    assert all(f"note: {each}: the result" in said for each in change["differences"])
+    assert machine["variables"]["OMP_NUM_THREADS"] == "7"
+
+
+def test_a_run_that_was_not_moved_says_so(finished):
+    folder, _ = finished
+    machine = json.loads((folder.path / "result.json").read_text())["environment"]
+    assert machine["resumed"] == []
 
 
 def test_a_finished_run_is_not_run_again(finished, config, monkeypatch):
