@@ -30,6 +30,7 @@ from runner.training.schedule import Moment, Stage, moment
 from runner.training.step import (
     Batch,
     Learner,
+    NotFiniteError,
     after_step,
     require_finite,
     seed_global_generators,
@@ -38,6 +39,8 @@ from runner.training.step import (
 )
 from runner.tricks import augment as augmentation
 from runner.tricks import mixup as mixing
+
+_SHOWN = 16  # names of a batch in a message
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Training:
         self._in_stage: tuple[Learner, torch.optim.Optimizer] | None = None
         self._saved: dict[str, Tensor] = {}  # state of the optimizer, until its stage begins again
         self._unseen: tuple[Moment, _HostCopy] | None = None  # the last step and its loss
+        self._last_finite: tuple[Moment, Tensor] | None = None  # and its loss, on the host
         self._average = weights_over_time(config, learner.model, self.total)
 
     @property
@@ -181,6 +185,7 @@ class Training:
             (now, loss), self._unseen = self._unseen, None
             with self._errors_located(now):
                 require_finite(loss.value())
+            self._last_finite = (now, loss.value())
 
     def _rest_of_epoch(self) -> Iterator[Moment]:
         for before in range(self.done, self.total):
@@ -206,14 +211,38 @@ class Training:
         try:
             yield
         except TrainingError as error:
+            more = self._circumstances(now) if isinstance(error, NotFiniteError) else ""
             raise type(error)(
-                error.what,
+                error.what + more,
                 where=", ".join(filter(None, (error.where, place))),
                 fix=error.fix or f"a lower rate: optim.lr={self._config.optim.lr / 10:g}",
             ) from error
         except Exception as error:
             error.add_note(place)
             raise
+
+    def _circumstances(self, now: Moment) -> str:
+        """The last finite loss and the images of the batch, for the message about a step."""
+        # On a CPU, a step is looked at once more before the next one.
+        if self._unseen is not None and torch.isfinite(self._unseen[1].value()):
+            self._last_finite = (self._unseen[0], self._unseen[1].value())
+        if self._last_finite is None:
+            last = "the first loss of this attempt"
+        else:
+            before, loss = self._last_finite
+            place = f"epoch {before.epoch + 1}, step {before.step + 1}"
+            last = f"the last finite loss was {float(loss):.4g} in {place}"
+        split, stage = self._dataset.train, self._stages[now.stage]
+        order = training_order(len(split), stage.batch_size, self._config.seed, now.epoch)
+        # The manifest lists the training images first, in the order of the split.
+        names = [self._dataset.manifest[row][1] for row in order[now.step]]
+        return f"; {last}\nimages of the batch: {shortened(names)}"
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _require_statistics(learner: Learner, stages: Sequence[Stage], config: RunConfig) -> None:

@@ -191,14 +191,18 @@ def _sizes(gradients: list[Tensor]) -> list[Tensor]:
     return list(torch._foreach_norm(gradients, 1))
 
 
+class NotFiniteError(TrainingError):
+    """A loss or a gradient is NaN or infinite; the weights have not been changed by it."""
+
+
 def require_finite(loss: Tensor) -> None:
     """Raise if ``loss`` is not finite. Synchronizes with a GPU.
 
     Raises:
-        TrainingError: the loss or a gradient is not finite.
+        NotFiniteError: the loss or a gradient is not finite.
     """
     if not torch.isfinite(loss):
-        raise TrainingError("the loss or a gradient is not finite")
+        raise NotFiniteError("the loss or a gradient is not finite")
 
 
 def augmented(

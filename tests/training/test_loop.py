@@ -30,10 +30,10 @@ from runner.config.schema import (
     Smoothing,
     Tta,
 )
-from runner.errors import ConfigError
+from runner.errors import ConfigError, TrainingError
 from runner.models import build_model
 from runner.training import loop
-from runner.training.loop import Training
+from runner.training.loop import Training, shortened
 from runner.training.predicting import evaluate
 from runner.training.schedule import moment, plan
 from runner.training.step import train_step
@@ -263,3 +263,34 @@ def test_a_batch_of_one_image_that_leaves_one_value_of_a_channel_is_refused(word
     assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
     larger = replace(config, resize=Resize(size=64))
     Training(learner, small_dataset(), plan(larger, 12), larger)  # two pixels are enough
+
+
+def test_a_loss_that_is_not_finite_is_told_with_the_last_finite_one_and_its_images(monkeypatch):
+    config, dataset = small_config(), small_dataset()
+    found = []
+
+    def poisoned(learner, optimizer, batch, config):
+        if len(found) == 2:
+            with torch.no_grad():
+                next(learner.model.parameters()).fill_(torch.nan)
+        loss = train_step(learner, optimizer, batch, config)
+        found.append(float(loss))
+        return loss
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+    training = Training(small_learner(small_network()), dataset, plan(config, 33), config)
+    with pytest.raises(TrainingError) as caught:
+        list(training)
+    first, second = caught.value.what.splitlines()
+    assert first == (
+        "the loss or a gradient is not finite; "
+        f"the last finite loss was {found[1]:.4g} in epoch 1, step 2"
+    )
+    batch = loop.training_order(33, 8, config.seed, 0)[2]
+    assert second == "images of the batch: " + ", ".join(f"{index}.png" for index in batch)
+    assert "epoch 1, step 3" in caught.value.where
+
+
+def test_of_a_long_batch_the_first_names_are_told():
+    assert shortened(list("ab")) == "a, b"
+    assert shortened(["x"] * 18).endswith("x, x and 2 more")
