@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import IO, Self
 from urllib.parse import urlsplit
 
+from runner.data.sealed import turn
 from runner.errors import ArtefactError, ConfigError, RunnerError, StorageError
 from runner.machine.files import open_append, open_regular, remove, sync_folder
-from runner.machine.locks import locked
 
 # Called with the number of bytes done and of all bytes (None if not known).
 ByteProgress = Callable[[int, int | None], None]
@@ -86,7 +86,10 @@ def fetch(
     if destination.exists():
         return destination
     part = _sibling(destination, ".part")
-    with locked(_sibling(destination, ".lock")), _storage_errors(part):
+    with (
+        turn(_sibling(destination, ".lock"), f"downloading {destination.name}"),
+        _storage_errors(part),
+    ):
         if destination.exists():  # another process fetched it while this one waited
             return destination
         _receive_patiently(url, part, destination, progress)
@@ -222,7 +225,10 @@ def unpack(archive: Path, destination: Path, *, progress: ByteProgress | None = 
     """
     if destination.exists():
         return destination
-    with locked(_sibling(destination, ".lock")), _storage_errors(destination):
+    with (
+        turn(_sibling(destination, ".lock"), f"unpacking {archive.name}"),
+        _storage_errors(destination),
+    ):
         if destination.exists():  # another process unpacked it while this one waited
             return destination
         # Folders left by killed processes; no process uses them while this one has the lock.

@@ -29,7 +29,7 @@ from runner.data.decoding import (
 )
 from runner.data.depth import BITS, EIGHT_BITS, Deep, Depth, Values, measured
 from runner.data.preprocess import Interpolation
-from runner.machine.files import open_regular, read_whole
+from runner.machine.files import open_regular, read_whole, stamp_of
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -107,13 +107,12 @@ class FileImages:
         return self.paths[index]
 
     def stamp(self) -> str:
-        """Hash of every path with its size and modification time."""
+        """Hash of every path with its device, inode, size, and times of change."""
         # The root too: two data sets may agree in all names, sizes and times.
         digest = hashlib.sha256(os.fsencode(self.root.resolve()) + b"\0")
         for path in self.paths:
             try:
-                status = (self.root / path).stat()
-                found = f"{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
+                found = "\0".join(map(str, stamp_of((self.root / path).stat())))
             except OSError as error:
                 found = str(error.errno)
             digest.update(os.fsencode(path) + f"\0{found}\n".encode())

@@ -1,14 +1,20 @@
 """Where the data of ``data.root`` lies: as it is, unpacked, or downloaded and unpacked."""
 
+import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from runner.config.schema import Data
 from runner.data.download import fetch, unpack
+from runner.data.sealed import DamagedError, recall, remember, remove, turn
 from runner.data.store import Progress
 from runner.errors import DataError
+from runner.machine.files import open_regular, stamp_of
+from runner.terminal.console import note
 
 _ARCHIVES = (".tgz", ".tar", ".gz", ".tbz2", ".bz2", ".txz", ".xz", ".zip")
+_CHUNK = 2**24
 
 
 def existing_root(data: Data) -> Path:
@@ -51,14 +57,107 @@ def unpacked(
             where=f"data.root={data.root}",
             fix="data.root=FOLDER_OR_ARCHIVE",
         )
-    return unpack(archive, place_of(archive, cache))
+    content = _content_of(archive, cache, progress)
+    place = _place_of(archive, content, cache)
+    if _damage(place) == "":
+        return place
+    with turn(place.with_name(f"{place.name}.check.lock"), f"unpacking {archive.name}"):
+        damage = _damage(place)
+        if damage == "":
+            return place
+        if damage is not None:
+            note(f"{archive.name} is unpacked again ({damage}): {place}")
+            remove(place)
+        unpack(
+            archive,
+            place,
+            progress=lambda done, total: progress(f"unpacking {archive.name}", done, total or 0),
+        )
+        if _remembered_content(archive, cache) != content:
+            remove(place)
+            raise DataError(
+                "the archive has changed while it was unpacked",
+                where=str(archive.absolute()),
+                fix="the same command again, when the archive is complete",
+            )
+        remember(*_record_of_files(place), _state_of(place))
+    return place
 
 
-def place_of(archive: Path, cache: Path) -> Path:
+def unpacked_place(archive: Path, cache: Path) -> Path | None:
+    """The folder with the content of ``archive``; None if that needs hashing or unpacking first."""
+    content = _remembered_content(archive, cache)
+    place = None if content is None else _place_of(archive, content, cache)
+    return place if place is not None and place.is_dir() else None
+
+
+def _place_of(archive: Path, content: str, cache: Path) -> Path:
     """The folder into which an archive is unpacked; other content has another folder."""
-    status = archive.stat()
     name = archive.name.partition(".")[0] or "archive"
-    return cache / "unpacked" / f"{name}-{status.st_size:x}-{status.st_mtime_ns:x}"
+    return cache / "unpacked" / f"{name}-{content[:24]}"
+
+
+def _content_of(archive: Path, cache: Path, progress: Progress) -> str:
+    """SHA-256 of ``archive``, remembered until its stamp changes. A GB takes about a second."""
+    if (remembered := _remembered_content(archive, cache)) is not None:
+        return remembered
+    with open_regular(archive) as file:
+        stamp, total = stamp_of(os.fstat(file.fileno())), os.fstat(file.fileno()).st_size
+        digest = hashlib.sha256()
+        done = 0
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            if total > _CHUNK:
+                progress(f"checking {archive.name}", min(done, total), total)
+    remember(_record(stamp, cache), _key(stamp), digest.hexdigest())
+    return digest.hexdigest()
+
+
+def _remembered_content(archive: Path, cache: Path) -> str | None:
+    stamp = stamp_of(archive.stat())
+    try:
+        found = recall(_record(stamp, cache), _key(stamp), at_most=1000)
+    except DamagedError:
+        return None  # costs a second
+    return found if isinstance(found, str) else None
+
+
+def _record(stamp: tuple[int, ...], cache: Path) -> Path:
+    name = hashlib.sha256(_key(stamp).encode()).hexdigest()[:32]
+    return cache / "archives" / f"{name}.json"
+
+
+def _key(stamp: tuple[int, ...]) -> str:
+    return f"SHA-256 of the archive {' '.join(map(str, stamp))}"
+
+
+def _damage(place: Path) -> str | None:
+    """What is wrong with unpacked files: "" if nothing, None if there are none."""
+    if not place.exists() and not place.is_symlink():
+        return None
+    path, key = _record_of_files(place)
+    try:
+        is_whole = recall(path, key, at_most=1000) == _state_of(place)
+    except (DamagedError, OSError) as error:
+        return str(error)
+    return "" if is_whole else "files there were changed or removed"
+
+
+def _record_of_files(place: Path) -> tuple[Path, str]:
+    return place.with_name(f"{place.name}.json"), f"files of {place.name}"
+
+
+def _state_of(folder: Path) -> str:
+    """A hash of the path, size and date of every file below ``folder``."""
+    files = []
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            status = path.lstat()
+            where = os.fsencode(path.relative_to(folder))
+            files.append((where, status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(repr(sorted(files)).encode()).hexdigest()
 
 
 def download_progress(name: str, progress: Progress) -> Callable[[int, int | None], None]:

@@ -16,7 +16,7 @@ from runner.data.folder import descend, from_split_folders
 from runner.data.idx import read_idx
 from runner.data.images import ArrayImages
 from runner.data.listing import Listing
-from runner.data.places import download_progress, existing_root, place_of, unpacked
+from runner.data.places import download_progress, existing_root, unpacked, unpacked_place
 from runner.data.store import Progress
 from runner.errors import DataError
 from runner.machine.files import read_whole
@@ -209,4 +209,4 @@ def is_at_hand(data: Data, cache: Path) -> bool:
         place = downloads / _CIFAR_ARCHIVE
     if place.is_dir() or data.name in ("table", "fashion_mnist"):
         return place.exists()
-    return place.is_file() and place_of(place, cache).is_dir()
+    return place.is_file() and unpacked_place(place, cache) is not None

@@ -12,7 +12,6 @@ into memory for the first epoch.
 
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import BusyError
-from runner.machine import fields
+from runner.machine import fields, files
 from runner.machine.files import (
     open_regular,
     read_whole,
     replace_whole,
+    stamp_of,
     sync_folder,
     unwritable,
     write_synced,
@@ -46,20 +46,6 @@ _checked: set[tuple[tuple[int, ...], int]] = set()
 
 class DamagedError(Exception):
     """A file of the cache that is not what was written, with the reason."""
-
-
-def stamp_of(status: os.stat_result) -> tuple[int, ...]:
-    """Device, inode, size, and times of the last change of content and of the inode, ns.
-
-    No program can set the last of them, so that a file with an old date is still another file.
-    """
-    return (
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
 
 
 def remember(path: Path, key: str, value: Any) -> None:
@@ -113,15 +99,15 @@ def seal(folder: Path, key: str) -> None:
         OSError: a file cannot be read.
         StorageError: the disk cannot take the files.
     """
-    files = {}
+    sums = {}
     for path in sorted(folder.iterdir()):
         with open_regular(path) as file:
             os.fsync(file.fileno())
             crc = _crc(file)
             status = os.fstat(file.fileno())
-            files[path.name] = {"size": status.st_size, "crc32": crc}
+            sums[path.name] = {"size": status.st_size, "crc32": crc}
             _checked.add((stamp_of(status), crc))
-    content = json.dumps({"key": key, "files": files}, indent=1)
+    content = json.dumps({"key": key, "files": sums}, indent=1)
     write_synced(folder / SEAL, content.encode(), fix=CACHE_FIX)
     sync_folder(folder)
 
@@ -149,9 +135,9 @@ def _open_checked(
         facts = fields.parsed(read_whole(folder / SEAL, at_most=_LARGEST_SEAL))
         if fields.text(facts, "key") != key:
             raise DamagedError("it is a cache of something else")
-        files = fields.section(facts, "files")
+        sums = fields.section(facts, "files")
         for name in names:
-            expected = fields.section(files, name)
+            expected = fields.section(sums, name)
             size, crc = fields.whole(expected, "size"), fields.whole(expected, "crc32")
             file = stack.enter_context(open_regular(folder / name))
             status = os.fstat(file.fileno())
@@ -187,10 +173,7 @@ def remove(path: Path) -> None:
         StorageError: it cannot be removed.
     """
     try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        files.remove(path)
     except OSError as error:
         raise unwritable(path, error, fix=CACHE_FIX) from error
 

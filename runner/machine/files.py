@@ -72,6 +72,20 @@ def read_end(path: Path, at_most: int) -> bytes:
         return file.read(at_most)
 
 
+def stamp_of(status: os.stat_result) -> tuple[int, ...]:
+    """Device, inode, size, and times of the last change of content and of the inode, ns.
+
+    No program can set the last of them, so that a file with an old date is still another file.
+    """
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+
+
 def memory() -> int:
     """The memory of this machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,5 +1,6 @@
 import gzip
 import os
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -355,9 +356,66 @@ def test_archives_with_and_without_a_wrapping_folder(name, top, make_images, lis
     assert listing.images.paths == listed("folder", root).images.paths
     for index in range(4):
         assert listing.images.content(index) == listed("folder", root).images.content(index)
-    archive.write_bytes(b"")  # unpacked once: the key is the archive's size and time
+    archive.write_bytes(b"")  # the content is the key
     with pytest.raises((ArtefactError, DataError)):
         listed("folder", archive)
+
+
+def test_archives_of_equal_name_size_and_date_with_other_content(make_images, listed, tmp_path):
+    counts = {"train/a": 1, "train/b": 1, "val/a": 1, "val/b": 1}
+    archives = []
+    for place in ("first", "second"):
+        root = make_images(tmp_path / place / "pets", counts)
+        archives.append(packed(root, tmp_path / place / "pets.tar"))
+        os.utime(archives[-1], (0, 0))
+    assert archives[0].stat().st_size == archives[1].stat().st_size
+
+    first, second = (listed("folder", archive) for archive in archives)
+
+    assert first.images.content(0) != second.images.content(0)
+    copy = tmp_path / "third" / "pets.tar"
+    copy.parent.mkdir()
+    shutil.copyfile(archives[0], copy)
+    assert listed("folder", copy).images.root == first.images.root  # the same content, unpacked
+    shutil.copyfile(archives[1], archives[0])  # in place: the inode stays
+    os.utime(archives[0], (0, 0))
+    assert listed("folder", archives[0]).images.content(0) == second.images.content(0)
+
+
+def test_unpacked_files_that_were_lost_are_unpacked_again(make_images, listed, tmp_path, capsys):
+    root = make_images(tmp_path / "pets", {"train/a": 2, "train/b": 1, "val/a": 1, "val/b": 1})
+    archive = packed(root, tmp_path / "pets.tar")
+    whole = listed("folder", archive)
+    contents = [whole.images.content(index) for index in range(5)]
+    damages = (
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+        lambda path: (path.parent / "more.png").write_bytes(contents[0]),
+    )
+    for damage in damages:
+        assert capsys.readouterr().err == ""
+        damage(whole.images.root / "train" / "a" / "1.png")
+
+        again = listed("folder", archive)
+
+        assert "pets.tar is unpacked again" in capsys.readouterr().err
+        assert again.images.paths == whole.images.paths
+        assert [again.images.content(index) for index in range(5)] == contents
+        assert listed("folder", archive).images == again.images
+
+
+def test_an_archive_that_changes_while_it_is_unpacked(make_images, tmp_path):
+    root = make_images(tmp_path / "pets", {"train/a": 1, "train/b": 1, "val/a": 1, "val/b": 1})
+    archive = packed(root, tmp_path / "pets.tar")
+
+    def changed(what, done, total):
+        if what == "unpacking pets.tar" and done == total:
+            os.utime(archive, (1, 1))
+
+    with pytest.raises(DataError, match="changed while it was unpacked"):
+        list_images(Data(name="folder", root=str(archive)), tmp_path / "cache", 0, changed)
+
+    assert not [*(tmp_path / "cache" / "unpacked").glob("*/")]
 
 
 BROKEN_ARCHIVES = {
