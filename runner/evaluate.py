@@ -244,7 +244,8 @@ def evaluate_run(
     from runner.records.bundle import read_bundle
     from runner.report.statistics import holm
     from runner.training.learners import trained_learner
-    from runner.training.predicting import evaluate_variants
+    from runner.training.memory import told_to_halve
+    from runner.training.predicting import evaluate_variants, images_per_pass
     from runner.tricks.tta import cost, looks_used
 
     ttas = [config.tta for config in configs.values()]
@@ -261,7 +262,8 @@ def evaluate_run(
         code=_chosen(codes, bundle),
     )
     crop = bundle.preprocess.crop
-    found = evaluate_variants(learner, dataset, config, ttas, progress=display.evaluation)
+    with told_to_halve("eval.batch_size=", images_per_pass(config, learner)):
+        found = evaluate_variants(learner, dataset, config, ttas, progress=display.evaluation)
     now = environment(learner.device, learner.precision, learner.processes)
     difference = _difference(run, found[0], differences(run.environment, now), display)
     if difference is not None and difference <= _REPRODUCED:

@@ -139,6 +139,7 @@ def rank(
     from runner.data.images import FileImages
     from runner.data.store import StreamedStore
     from runner.training.learners import trained_learner
+    from runner.training.memory import told_to_halve
     from runner.training.predicting import probabilities
 
     how, evaluated = bundle.preprocess, bundle.evaluated
@@ -147,17 +148,21 @@ def rank(
     batch_size = batch_size or evaluated.batch_size
     if num_workers is None:  # processes take longer to start than a batch to decode
         num_workers = num_cores() if len(paths) > batch_size else 0
-    found = probabilities(
-        trained_learner(bundle, device=device, precision=precision, threads=threads, code=code),
-        _Files(source),
-        np.arange(len(paths)),
-        [] if tta is None else [tta],
-        augment=evaluated.augment,
-        seed=evaluated.seed,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        progress=progress,
+    learner = trained_learner(
+        bundle, device=device, precision=precision, threads=threads, code=code
     )
+    with told_to_halve("--batch-size ", batch_size):
+        found = probabilities(
+            learner,
+            _Files(source),
+            np.arange(len(paths)),
+            [] if tta is None else [tta],
+            augment=evaluated.augment,
+            seed=evaluated.seed,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            progress=progress,
+        )
     predicted = found.plain if tta is None else found.combined[0]
     if not np.isfinite(predicted).all():
         raise ArtefactError(

@@ -23,6 +23,7 @@ from runner.terminal.display import Display
 from runner.training.experiment import Experiment
 from runner.training.learners import build_learner, trained_learner
 from runner.training.loop import Training
+from runner.training.memory import ran_out
 from runner.training.meter import Meter
 from runner.training.metrics import classification_metrics
 from runner.training.outcome import Outcome, evaluation, result, write_files
@@ -257,18 +258,12 @@ def _batch_key(config: RunConfig, batch_size: int) -> str:
     return "data.batch_size" if config.data.batch_size == batch_size else "resize.first_batch_size"
 
 
-# Errors of a CPU, of a GPU without memory even for a program, and of NVIDIA's libraries: they are
-# plain RuntimeErrors, which differ from others only in their text.
-_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
-
-
 def _user_error(error: Exception, experiment: Experiment) -> RunnerError | None:
     """The error for the user if the cause is a known one; None for a bug."""
     if isinstance(error, RunnerError):
         return error
     config, code = experiment.config, experiment.idea.file
-    is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if is_memory or any(words in str(error) for words in _NO_MEMORY):
+    if ran_out(error):
         train, val = config.data.batch_size, config.eval.batch_size
         return ProcessError(
             "out of memory",

@@ -1,0 +1,48 @@
+"""Memory that ran out: recognized in whatever torch raises, and told with the key to lower."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from runner.config.idea import blamed
+from runner.errors import ProcessError
+
+# Errors of a CPU, of a GPU without memory even for a program, and of NVIDIA's libraries: they are
+# plain RuntimeErrors, which differ from others only in their text.
+_WORDS = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether ``error`` means that this process needs less memory.
+
+    A ``MemoryError`` in the user's own code, such as an array of wrong shape, is an error of that
+    code. What torch cannot allocate there mostly depends on the batch, as in a network of theirs.
+    """
+    if isinstance(error, MemoryError):
+        return blamed(error) is None
+    is_torchs = isinstance(error, torch.OutOfMemoryError)
+    return is_torchs or any(words in str(error) for words in _WORDS)
+
+
+@contextmanager
+def told_to_halve(key: str, batch_size: int) -> Iterator[None]:
+    """Tell the user to halve ``key`` if memory runs out in the block.
+
+    Args:
+        key: a key or an option with what precedes its value, such as ``data.batch_size=``.
+        batch_size: its value.
+
+    Raises:
+        ProcessError: memory ran out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise ProcessError(
+            "out of memory",
+            where=f"{key}{batch_size}",
+            fix=f"{key}{batch_size // 2}" if batch_size > 1 else "a machine with more memory",
+        ) from error
