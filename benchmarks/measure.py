@@ -179,7 +179,9 @@ def machine() -> dict[str, Any]:
 
 def parser(module: str, description: str) -> argparse.ArgumentParser:
     """Make a parser with the options that all benchmarks have."""
-    found = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}", description=description)
+    found = argparse.ArgumentParser(
+        allow_abbrev=False, prog=f"python -m benchmarks.{module}", description=description
+    )
     found.add_argument("--json", type=Path, metavar="FILE", help="write every number")
     found.add_argument(
         "--outputs", type=Path, default=Path("outputs/benchmarks"), metavar="DIR",

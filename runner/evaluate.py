@@ -29,6 +29,7 @@ from runner.machine import fields
 from runner.records import evaluations
 from runner.records.identity import evaluation_identity
 from runner.records.run_folder import RunFolder
+from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
 from runner.terminal.console import table_console
 from runner.terminal.display import Display
@@ -460,7 +461,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program("evaluate"),
         usage="%(prog)s RUN [RUN …] [-m] [tta=NAME] [KEY=VALUE …] [--code FILE] [--csv FILE] "
         "[--json FILE] [--markdown FILE]",

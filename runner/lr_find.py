@@ -170,8 +170,20 @@ def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
 def main() -> None:
     """Run the command; see ``--help``."""
     from runner.terminal.start import hydra_command
+    from runner.terminal.usage import EXIT_CODES, Usage
 
-    hydra_command("lr_find", _run, can_sweep=False)
+    usage = Usage(
+        "Train for a few steps with growing learning rates and suggest some for optim.lr.",
+        (
+            ("", "for the baseline, on embedded data"),
+            ("data=folder data.root=PATH", "for your own images"),
+            ("optim=fine_tune +trick=mixup", "for another optimizer and a trick"),
+        ),
+        can_sweep=False,
+        notes="Give the words with which you will train: the suggestions hold for them. Nothing is "
+        "kept.\n\n" + EXIT_CODES,
+    )
+    hydra_command("lr_find", _run, usage, can_sweep=False)
 
 
 if __name__ == "__main__":

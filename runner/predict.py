@@ -24,6 +24,7 @@ from runner.config.idea import IdeaFile, read_idea
 from runner.config.schema import RunConfig, Tta
 from runner.errors import ArtefactError, DataError
 from runner.machine.hardware import num_cores
+from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
 from runner.terminal.console import table_console
 from runner.terminal.display import Display
@@ -195,7 +196,7 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the command's words."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program("predict"),
         description="Classify images with the bundle of a trained network.",
         epilog="Exit codes: 0 done, 2 usage, 3 some images could not be read (the others are "

@@ -3,7 +3,6 @@
 The command only reads run folders, so it works during a run, and does not import torch.
 """
 
-import argparse
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from runner.errors import DataError
 from runner.records.run_folder import run_folders
+from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program
 from runner.terminal.console import PipeConsole
 from runner.terminal.tables import Table
@@ -40,7 +40,7 @@ def rows(outputs: Path) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Run the command; see ``--help``."""
-    parser = argparse.ArgumentParser(prog=program("show"), description=__doc__)
+    parser = Parser(prog=program("show"), description=__doc__)
     parser.add_argument("outputs", nargs="?", default="outputs", type=Path)
     outputs = parser.parse_args().outputs
 

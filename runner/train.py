@@ -18,6 +18,7 @@ from runner.records.identity import evaluation_identity, folder_name, identity
 from runner.records.run_folder import RunFolder
 from runner.terminal.display import Display
 from runner.terminal.start import hydra_command
+from runner.terminal.usage import EXIT_CODES, Usage
 
 if TYPE_CHECKING:
     from runner.data.dataset import Dataset
@@ -116,9 +117,25 @@ def _print_notes(dataset: "Dataset", display: Display) -> None:
         )
 
 
+_USAGE = Usage(
+    "Train an image classifier and see what a training trick changes.",
+    (
+        ("", "the baseline, on embedded data"),
+        ("+trick=mixup seed=3", "one trick"),
+        ("'+trick=[mixup,tta]'", "several"),
+        ("-m '+trick=baseline,mixup' seed=0,1,2", "a sweep"),
+        ("data=folder data.root=PATH", "your own images"),
+        ("-m code=null,my_idea.py seed=0,1,2", "an idea of your own"),
+    ),
+    can_sweep=True,
+    notes="The same command again resumes a run that was interrupted or killed, and prints the "
+    "result of\na finished run. python -m runner.show lists all runs.\n\n" + EXIT_CODES,
+)
+
+
 def main() -> None:
     """Run the command; see ``--help``."""
-    hydra_command("train", run)
+    hydra_command("train", run, _USAGE)
 
 
 if __name__ == "__main__":

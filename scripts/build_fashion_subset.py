@@ -110,7 +110,9 @@ def npz_bytes(arrays: dict[str, NDArray[np.generic]]) -> bytes:
 def main() -> None:
     """Write ``fashion.npz`` and ``fashion.sha256`` into the output folder."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", type=Path, help="folder with the *-ubyte.gz files")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="default: the package")

@@ -51,7 +51,7 @@ def weights() -> dict[str, Tensor]:
 
 def main() -> None:
     """Run the command; see ``--help``."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path, metavar="FILE.safetensors")
     path = parser.parse_args().file
     description = json.dumps({"preprocess": PREPROCESS.to_dict()})

@@ -148,7 +148,9 @@ def table(root: Path) -> str:
 def main() -> None:
     """Run the command; see ``--help``."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("root", nargs="?", type=Path, default=Path(__file__).parents[1])
     print(table(parser.parse_args().root))

@@ -26,7 +26,7 @@ FLOORS = [
     {"train", "lr_find", "show", "evaluate", "predict", "export.__main__", "report.__main__",
      "data.__main__", "__main__"},
 ]  # fmt: skip
-HYDRA = {"compose.py", "complaints.py", "start.py", "trick_runner.py"}
+HYDRA = {"compose.py", "complaints.py", "overrides.py", "start.py", "trick_runner.py"}
 NO_TORCH = {
     "errors", "randomness", "machine", "config", "terminal", "training.metrics",
     "records.run_folder", "records.identity", "records.sweep_folder",

@@ -289,14 +289,27 @@ def test_paths_of_any_spelling_work_when_quoted(
     assert done.returncode == 0, done.stderr
 
 
-def test_secrets_are_in_no_file(command: Command, tmp_path: Path, tiny_words: TinyWords) -> None:
-    words = ("+hydra.job.env_set.API_TOKEN=hunter2hunter2", "outputs=${oc.env:RESULTS_FOLDER}")
-    done = command(*words, *tiny_words, RESULTS_FOLDER="out")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out").is_dir()
-    for path in tmp_path.rglob("*"):
-        if path.is_file():
-            assert b"hunter2" not in path.read_bytes(), path
+@pytest.mark.parametrize(
+    ("word", "fix"),
+    [
+        ("data.label_column=${oc.env:API_TOKEN}", 'data.label_column="$API_TOKEN"'),
+        ("outputs=${oc.env:API_TOKEN,out}", 'outputs="$API_TOKEN"'),
+        ("seed=${oc.decode:${oc.env:API_TOKEN}}", 'seed="$API_TOKEN"'),
+        ("data.root=${hydra:runtime.cwd}", "the value itself"),
+        ("data.root=${hydra.job.env_set.API_TOKEN}", "the value itself"),
+        ("hydra.output_subdir=.hydra", "config.yaml"),
+        ("hydra.job.env_copy=[API_TOKEN]", "NAME=VALUE python -m"),
+        ("+hydra.job.env_set.API_TOKEN=hunter2hunter2", "NAME=VALUE python -m"),
+    ],
+)
+@pytest.mark.parametrize("mode", [[], ["-m"]])
+def test_no_word_brings_a_secret_into_a_file(
+    command: Command, tmp_path: Path, tiny_words: TinyWords, word: str, fix: str, mode: list[str]
+) -> None:
+    done = command(*mode, word, *tiny_words, API_TOKEN="hunter2hunter2")  # noqa: S106
+    assert done.returncode == 2, done.stderr
+    assert fix in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path, tiny_words: TinyWords) -> None:

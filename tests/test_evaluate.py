@@ -172,7 +172,7 @@ def test_words_change_the_runs_own_tta_or_replace_it(runs: tuple[Path, Path]) ->
         ("data.root=${oc.env:HOME}", "a reference is not allowed here", "the value itself"),
         ("tta=2", "tta is a group", "tta=book"),
         ("tta=bok", "did you mean book?", "ten_crop"),
-        ("tta.flp=true", "did you mean tta.flip?", "crops"),
+        ("tta.flp=true", "did you mean tta.flip?", "tta.flip=true"),
         ("tta=flip,book", "several values, but not a sweep", "-m"),
         ("tta=choice(flip,book)", "several values, but not a sweep", "-m"),
     ],

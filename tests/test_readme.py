@@ -12,7 +12,6 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from runner import predict
-from runner.config import compose
 from runner.config.options import GROUPS
 from runner.config.schema import RunConfig
 from runner.evaluate import variants
@@ -41,7 +40,6 @@ def test_a_command_is_accepted(command: str, composed: Callable[..., RunConfig])
     if module == "runner.export":
         __main__.parser().parse_args(words)
         return
-    compose.check_arguments(words)
     overrides = [word for word in words if "=" in word]
     if module == "runner.report":
         parser().parse_args(words)

@@ -87,7 +87,9 @@ def _output(python: Path, code: str) -> str:
 def main() -> None:
     """Run the command; see ``--help``."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers", description=__doc__.partition("\n")[0]
+        allow_abbrev=False,
+        prog="python -m benchmarks.peers",
+        description=__doc__.partition("\n")[0],
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--share-torch", action=argparse.BooleanOptionalAction, default=True)

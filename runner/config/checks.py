@@ -4,7 +4,8 @@ Every message names the key with its value, and the fix is something to paste.
 """
 
 import math
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -28,11 +29,16 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     if not problems:
         problems = list(config.contradictions())
     if problems:
-        raise ConfigError(
-            "\n".join(problem for problem, _ in problems),
-            fix="; ".join(dict.fromkeys(fix for _, fix in problems if fix)),
-        )
+        raise error_of(problems)
     return config
+
+
+def error_of(problems: Sequence[Problem]) -> ConfigError:
+    """One error for all that is wrong."""
+    return ConfigError(
+        "\n".join(problem for problem, _ in problems),
+        fix="; ".join(dict.fromkeys(fix for _, fix in problems if fix)),
+    )
 
 
 def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
@@ -59,23 +65,36 @@ def known_keys(kind: type = RunConfig, prefix: str = "") -> list[str]:
     return keys
 
 
-def unknown_key(key: str) -> Problem:
-    """The message and the fix for a key that does not exist."""
+def unknown_key(key: str, value: str = "VALUE") -> Problem:
+    """The message and the fix for a key that does not exist, set to ``value`` as it was typed."""
+    guess = nearest_key(key)
+    if guess is not None:
+        typed = f"{'+' if guess in OVERLAYS else ''}{guess}={value}"
+        return Problem(f"unknown key {key} (did you mean {guess}?)", shlex.quote(typed))
+    group = key.rpartition(".")[0]
+    siblings = _siblings(group) or [*(item.name for item in fields(RunConfig)), *OVERLAYS]
+    owner = group if _siblings(group) else "the configuration"
+    return Problem(f"unknown key {key}", f"{owner} has {', '.join(siblings)}")
+
+
+def nearest_key(key: str) -> str | None:
+    """The key or group that ``key`` was probably meant to be, if any is close."""
     group, _, name = key.rpartition(".")
     known = known_keys()
-    siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == group]
-    if group and siblings:
-        found = nearest(name, siblings)
-        guess = f"{group}.{found}" if found else None
-    else:
-        group, siblings = "", [*(item.name for item in fields(RunConfig)), *OVERLAYS]
-        guess = nearest(key, [*siblings, *known])
-    if guess is None:  # perhaps the right name in the wrong group, or without one
-        by_name = {other.rpartition(".")[2]: other for other in known}
-        found = nearest(name, list(by_name))
-        guess = by_name[found] if found else None
-    message = f"unknown key {key}" + (f" (did you mean {guess}?)" if guess else "")
-    return Problem(message, f"{group or 'the configuration'} has {', '.join(siblings)}")
+    if siblings := _siblings(group):
+        if found := nearest(name, siblings):
+            return f"{group}.{found}"
+    elif guess := nearest(key, [*(item.name for item in fields(RunConfig)), *OVERLAYS, *known]):
+        return guess
+    # Perhaps the right name in the wrong group, or without a group.
+    by_name = {other.rpartition(".")[2]: other for other in known}
+    found = nearest(name, list(by_name))
+    return by_name[found] if found else None
+
+
+def _siblings(group: str) -> list[str]:
+    """The names of the keys of ``group``; none if there is no such group."""
+    return [key.rpartition(".")[2] for key in known_keys() if group == key.rpartition(".")[0] != ""]
 
 
 def _build(kind: Any, values: Any, prefix: str, problems: list[Problem]) -> Any:
@@ -87,7 +106,11 @@ def _build(kind: Any, values: Any, prefix: str, problems: list[Problem]) -> Any:
         return kind()
     hints = get_type_hints(kind)
     known = {item.name: item for item in fields(kind)}
-    problems.extend(unknown_key(f"{prefix}{key}") for key in values if key not in known)
+    problems.extend(
+        unknown_key(f"{prefix}{key}", spelled(value))
+        for key, value in values.items()
+        if key not in known
+    )
     checked = {}
     for name, item in known.items():
         if name not in values:
@@ -138,8 +161,11 @@ def _convert(hint: Any, value: Any) -> Any:
         return int(value)
     if hint is int and (not isinstance(value, int) or isinstance(value, bool)):
         raise ValueError("expected a whole number")
-    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)  # a folder may be called 2024
+    if hint is str and isinstance(value, int | float):
+        # The words of a command line come as text. A file's number may have been 1.10 or 1_000.
+        error = ValueError("expected text: in a file, write it in quotes")
+        error.meant = f'"{spelled(value)}"'  # type: ignore[attr-defined]  # goes into the fix
+        raise error
     if not isinstance(value, hint):
         names = {float: "a number", bool: "true or false", str: "text"}
         raise ValueError(f"expected {names.get(hint, hint)}")

@@ -23,7 +23,7 @@ def translated(error: Exception) -> ConfigError | None:
     if isinstance(error, MissingConfigException):
         return _missing_option(error)
     if isinstance(error, OverrideParseException):
-        return _bad_override(error.override)
+        return bad_override(error.override)
     if isinstance(error, ConfigCompositionException):
         return _bad_composition(error)
     if isinstance(error, yaml.MarkedYAMLError):
@@ -59,7 +59,8 @@ def _missing_option(error: MissingConfigException) -> ConfigError:
     )
 
 
-def _bad_override(override: str) -> ConfigError:
+def bad_override(override: str) -> ConfigError:
+    """The error for a word that Hydra cannot read, or reads as something else."""
     key, separator, value = override.partition("=")
     if not separator:
         return ConfigError(
@@ -115,4 +116,5 @@ def _bad_composition(error: ConfigCompositionException) -> ConfigError:
         group = match.group(1)
         several = f"'+{group}=[first,second]'" if group in OVERLAYS else f"{group}=NAME"
         return ConfigError(f"{group} is chosen twice", where=f"+{group}", fix=several)
-    return ConfigError(first_line(error))
+    first, *more = text.strip().splitlines()
+    return ConfigError(" ".join([first, *more[:2]]) if first.endswith(":") else first)

@@ -5,9 +5,9 @@ Only this room, ``terminal.start`` and the sweeper know Hydra. Hydra accepts `+m
 before anything is written.
 """
 
-import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -16,19 +16,19 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import checks, schema
-from runner.config.options import CONF_DIR, GROUPS, LAUNCHERS, OVERLAYS
+from runner.config.options import CONF_DIR, LAUNCHERS
+from runner.config.overrides import check_composed, check_references, checked_words
 from runner.config.schema import RunConfig
 from runner.errors import ConfigError, first_line
 
-_NO_NAME = re.compile(r"null|true|false|nan|inf|[-+]?[0-9.][0-9.eE+-]*")
-
 
 def register() -> None:
-    """Give Hydra the defaults of every key, and our sweeper; call before ``hydra.main``."""
+    """Give Hydra the defaults of every key, and our sweeper; call before :func:`composed`."""
     store = ConfigStore.instance()
     store.store(name="base", node=schema.default_dict())
     sweeper = {"_target_": "hydra_plugins.trick_runner.CheckedSweeper"}
@@ -42,12 +42,29 @@ def register() -> None:
             store.store(group="hydra/launcher", name=f"{name}_plugin", node=entry.node)
 
 
+def composed(words: Sequence[str], *, is_sweep: bool = False) -> DictConfig:
+    """What Hydra makes of ``words``, inside :func:`opened`; with its own node ``hydra``.
+
+    Args:
+        words: as :func:`runner.config.overrides.checked_words` returns them.
+        is_sweep: leave the words of a sweep to the sweeper.
+    """
+    mode = RunMode.MULTIRUN if is_sweep else RunMode.RUN
+    loader = GlobalHydra.instance().config_loader()
+    config: DictConfig = loader.load_configuration("config", list(words), run_mode=mode)
+    check_composed(config.hydra)
+    return config
+
+
 def run_config(composed: DictConfig) -> RunConfig:
     """The typed configuration of one run.
 
     Raises:
-        ConfigError: for unknown keys, wrong types and values out of range.
+        ConfigError: for unknown keys, wrong types and values out of range, and where Hydra's own
+            values were changed.
     """
+    if "hydra" in composed:
+        check_composed(composed.hydra)
     return checks.from_dict(_plain(composed))
 
 
@@ -55,6 +72,7 @@ def _plain(composed: DictConfig) -> dict[str, Any]:
     """The values of our own keys, interpolations resolved."""
     try:
         ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        check_references(OmegaConf.to_container(ours, resolve=False))
         values = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(first_line(error), where=getattr(error, "full_key", "") or "") from error
@@ -69,25 +87,38 @@ def config_of(words: Sequence[str]) -> RunConfig:
         ConfigError: see :func:`run_config`. Hydra raises errors of its own;
             :func:`runner.config.complaints.translated` converts them.
     """
-    check_arguments(words)
-    with _hydra():
-        return run_config(hydra.compose("config", overrides=list(words)))
+    checked = checked_words(words)
+    with opened():
+        return run_config(composed(checked))
 
 
 def jobs(words: Sequence[str]) -> list[list[str]]:
     """The words of every job of a sweep: all combinations of its values."""
-    with _hydra():
+    checked = checked_words(words)
+    with opened():
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        (grid,) = BasicSweeper.split_arguments(parser.parse_overrides(list(words)), None)
+        (grid,) = BasicSweeper.split_arguments(parser.parse_overrides(checked), None)
     return [list(job) for job in dict.fromkeys(map(tuple, grid))]
 
 
-def _hydra() -> AbstractContextManager[object]:
-    """Hydra with our option files, outside of ``hydra.main``."""
+def opened() -> AbstractContextManager[object]:
+    """Hydra with our option files; without ``hydra.main``, whose parser can unpickle files."""
     context: AbstractContextManager[object] = hydra.initialize_config_dir(
         version_base="1.3", config_dir=str(CONF_DIR)
     )
     return context
+
+
+def own_options(folder: Path) -> str:
+    """The word that adds the option files of ``folder``, for :func:`composed`.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ConfigError("no such folder", where=f"--config-dir {folder}", fix="--config-dir DIR")
+    path = str(folder.absolute()).replace("\\", "\\\\").replace("'", "\\'")
+    return f"hydra.searchpath=['file://{path}']"
 
 
 def requested_values(words: Sequence[str]) -> dict[str, Any]:
@@ -106,9 +137,9 @@ def requested_values(words: Sequence[str]) -> dict[str, Any]:
         ConfigError: an option is not a name. Hydra raises errors of its own for other mistakes;
             :func:`runner.config.complaints.translated` converts them.
     """
-    check_arguments(words)
-    with _hydra():
-        values = _plain(hydra.compose("config", overrides=list(words)))
+    checked = checked_words(words)
+    with opened():
+        values = _plain(composed(checked))
     found: dict[str, Any] = {}
     for word in words:
         key = word.lstrip("+").partition("=")[0]
@@ -118,39 +149,3 @@ def requested_values(words: Sequence[str]) -> dict[str, Any]:
         else:
             found[key] = values[key]
     return found
-
-
-def check_arguments(arguments: Sequence[str]) -> None:
-    """Refuse words that Hydra would accept although they must not be obeyed.
-
-    Raises:
-        ConfigError: for a rerun from a pickle, and for an option outside the configuration folders.
-    """
-    main_keys = {name: group.MAIN_KEY for name, group in RunConfig().groups.items()}
-    for argument in arguments:
-        if argument.startswith("--experimental-rerun"):
-            raise ConfigError(
-                "--experimental-rerun would execute code from a pickle file",
-                where=argument,
-                fix="run the command again: python -m runner.train …",
-            )
-        key, separator, value = argument.lstrip("+~").partition("=")
-        is_choice = separator and key.split("@")[0].split("/")[0] in GROUPS
-        parts = re.split(r"[\[\],]", value)  # of a sweep, or of a list
-        no_name = next((part for part in parts if _NO_NAME.fullmatch(part.strip())), None)
-        if is_choice and (no_name is not None or not value):
-            neutral = "[]" if key in OVERLAYS else "none"
-            meant = main_keys.get(key) if re.match(r"[-+0-9.]", no_name or "") else None
-            raise ConfigError(
-                f"{key} is a group: choose one of its options by name",
-                where=argument,
-                fix=f"{meant}={value}" if meant else f"{key}={neutral}, or see --help",
-            )
-        if is_choice and re.search(r"(^|[\[,'\"/])\s*(\.\.|/)", value):
-            raise ConfigError(
-                "an option is a name, not a path",
-                where=argument,
-                fix=f"data=folder data.root={value}"
-                if key == "data"
-                else f"--config-dir DIR, where DIR/{key}/NAME.yaml is {key}=NAME",
-            )

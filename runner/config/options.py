@@ -20,3 +20,8 @@ OVERLAYS = tuple(sorted({*GROUPS} - {item.name for item in fields(RunConfig)}))
 
 LAUNCHERS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 """Launchers with an option file of ours, and the extra that installs each."""
+
+
+def option_names(group: str) -> list[str]:
+    """The names of the options of a group or an overlay."""
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))

@@ -3,19 +3,19 @@
 Prints mean and std of the training split, and of nothing else, as an option file for ``normalize``.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner.config import compose
 from runner.config.complaints import translated
+from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program
 from runner.terminal.display import Display
 
 
 def main() -> None:
     """Run the command; see ``--help``."""
-    parser = argparse.ArgumentParser(prog=program("data"))
+    parser = Parser(prog=program("data"))
     facts = parser.add_subparsers(metavar="FACT", required=True)
     stats = facts.add_parser(
         "stats",

@@ -18,6 +18,7 @@ from runner.config.complaints import translated
 from runner.config.idea import IdeaFile, read_idea
 from runner.errors import ArtefactError, ConfigError, DataError, RunnerError
 from runner.machine.files import write_output
+from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program
 from runner.terminal.display import Display
 
@@ -185,7 +186,7 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the command's words."""
-    words = argparse.ArgumentParser(
+    words = Parser(
         prog=program("export"),
         description="Write a trained network as one file, normalization inside, that runs without "
         "trick-runner. It is checked against the network on real images first.",

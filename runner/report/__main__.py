@@ -16,13 +16,14 @@ from runner.report import text
 from runner.report.answer import Answer, answer
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
+from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
 from runner.terminal.console import TABLE_WIDTH, PipeConsole, printable, table_console
 
 
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the command's words."""
-    parser = argparse.ArgumentParser(prog=program("report"), description=__doc__)
+    parser = Parser(prog=program("report"), description=__doc__)
     parser.add_argument(
         "outputs", nargs="*", type=Path, help="folders of runs, or runs (default: outputs)"
     )

@@ -221,8 +221,9 @@ def _check(key: str, known: set[str]) -> None:
             where=where,
             fix="--by all compares everything that differs between the runs",
         )
+    guess = checks.nearest_key(key)
     message, fix = checks.unknown_key(key)
-    raise ConfigError(message, where=where, fix=f"{fix}; or --by all")
+    raise ConfigError(message, where=where, fix=f"--by {guess}" if guess else f"{fix}; or --by all")
 
 
 def shared_values(look: Look, factors: Factors) -> dict[str, Any]:

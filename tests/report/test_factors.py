@@ -424,7 +424,7 @@ def test_a_model_is_not_called_by_the_option_of_another_source(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("key", "what", "fix"),
     [
-        ("optim.lrr", "unknown key optim.lrr (did you mean optim.lr?)", "optim has name, lr"),
+        ("optim.lrr", "unknown key optim.lrr (did you mean optim.lr?)", "--by optim.lr"),
         ("lr", "unknown key lr (did you mean optim.lr?)", ""),
         ("augmnt", "did you mean augment?", ""),
         ("augment.mixup", "unknown key", ""),

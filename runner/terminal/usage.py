@@ -1,0 +1,118 @@
+"""The words that commands with a configuration take, and their ``--help``."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner import __version__
+from runner.config.checks import known_keys, nearest_key
+from runner.config.options import GROUPS, OVERLAYS, option_names
+from runner.errors import ConfigError
+from runner.terminal.arguments import Parser
+
+_REFUSED = {
+    "--experimental-rerun": ("would execute code from a pickle file", "the command of that run"),
+    "--config-path": ("would replace every option file", "--config-dir DIR adds option files"),
+    "--config-name": ("would replace the baseline", "--config-dir DIR adds option files"),
+    "--package": ("would print a part of the configuration", "--cfg job"),
+    "--info": ("would describe Hydra", "--cfg hydra"),
+    "--hydra-help": ("would describe Hydra", "--help"),
+    "--shell-completion": ("would install commands in your shell", "--help lists the words"),
+    "--run": ("is what happens anyway", "leave it out"),
+}
+"""Options of programs that use Hydra, each with a reason and a way out. None of them exists here:
+to check for an option after Hydra has parsed it would depend on every spelling of it."""
+
+
+class WordsParser(Parser):
+    """Parses options around the words of a configuration."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog=prog, add_help=False)
+        self.add_argument("words", nargs="*")
+        self.add_argument("--help", "-h", action="store_true")
+        self.add_argument("--version", action="version", version=f"trick-runner {__version__}")
+        self.add_argument("--multirun", "-m", action="store_true")
+        self.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+        self.add_argument("--resolve", action="store_true")
+        self.add_argument("--config-dir", "-cd", type=Path, metavar="DIR")
+
+    def unknown_option(self, option: str, following: Sequence[str]) -> ConfigError:
+        """The error for an option that does not exist: perhaps a key or a group was meant."""
+        name, separator, value = option.partition("=")
+        full = next((known for known in _REFUSED if known.startswith(name)), None)
+        if full is not None and len(name) > 3:
+            reason, fix = _REFUSED[full]
+            return ConfigError(f"{full} {reason}: there is no such option", where=option, fix=fix)
+        key = name.lstrip("-").replace("-", "_")
+        meant = _meant(key)
+        if not name.startswith("--") or meant is None:
+            return super().unknown_option(option, following)
+        if not separator:
+            value = following[0] if following and "=" not in following[0] else "VALUE"
+        return ConfigError(
+            f"no such option: {name}; keys are set as KEY=VALUE",
+            where=f"{option} {value}" if not separator and value != "VALUE" else option,
+            fix=shlex.quote(f"{meant}={value}"),
+        )
+
+
+def _meant(key: str) -> str | None:
+    """The words before ``=`` that someone who typed ``--KEY`` probably meant."""
+    if key in OVERLAYS:
+        return f"+{key}"
+    if key in GROUPS or key in known_keys():
+        return key
+    guess = nearest_key(key)
+    return f"+{guess}" if guess in OVERLAYS else guess
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What ``--help`` says of a command that takes a configuration.
+
+    Attributes:
+        summary: one sentence on what the command does.
+        examples: words, and what they do.
+        can_sweep: whether the command takes ``-m``.
+        notes: the last paragraphs.
+    """
+
+    summary: str
+    examples: Sequence[tuple[str, str]]
+    can_sweep: bool
+    notes: str
+
+    def text(self, called: str, folder: Path | None) -> str:
+        """The whole text.
+
+        Args:
+            called: how the command was called.
+            folder: with option files of the user's own; None if there is none.
+        """
+        width = max(len(words) for words, _ in self.examples)
+        lines = [self.summary, ""]
+        lines += [f"  {called} {words:<{width}}  {what}" for words, what in self.examples]
+        lines += ["", "Groups, chosen as GROUP=OPTION", ""]
+        for group in GROUPS:
+            found = {*option_names(group)}
+            if folder is not None:
+                found |= {path.stem for path in (folder / group).glob("*.yaml")}
+            plus = "+" if group in OVERLAYS else ""
+            lines.append(f"  {plus}{group}: {', '.join(sorted(found))}")
+        keys = _KEYS if self.can_sweep else [line for line in _KEYS if not line.startswith("  -m")]
+        return "\n".join([*lines, "", *keys, "", self.notes])
+
+
+_KEYS = [
+    "Keys, set as KEY=VALUE: code, seed, device, precision, threads, outputs, force, and those of",
+    "each group, such as optim.lr=1e-3 budget.epochs=20 resize.size=64 smoothing.epsilon=0.1",
+    "  --cfg job        print the whole configuration of a command, without running it",
+    "  -m               run every combination of comma-separated values",
+    "  --config-dir DIR add your own options: DIR/mixup/mine.yaml is mixup=mine",
+]
+EXIT_CODES = """\
+Exit codes: 0 done, 2 usage, 3 data, 4 storage or network, 5 training failed, 6 sweep with failed
+jobs, 7 file refused, 75 run owned by another process, 129 terminal closed, 130 interrupted, 143
+terminated."""
