@@ -6,11 +6,11 @@ starts, so that help and errors appear at once.
 """
 
 import argparse
-import glob
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from runner.errors import ArtefactError, DataError
 from runner.machine.hardware import num_cores
 from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
-from runner.terminal.console import table_console
+from runner.terminal.console import legible, table_console, told_apart
 from runner.terminal.display import Display
 from runner.terminal.tables import Table, to_csv
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _PRINTED = 50  # rows on a terminal
 _LISTED = 20  # broken files in an error
+_LONGEST = 400  # characters of a name in an error
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,13 @@ class Inputs:
 
     Attributes:
         paths: paths in the order in which they were named; those of a folder sorted by name.
-        num_ignored: number of files in folders whose names are not those of images.
+        ignored: files in folders whose names are not those of images, and folders left out.
+        unreadable: folders that cannot be read, each with the reason.
     """
 
     paths: tuple[str, ...]
-    num_ignored: int
+    ignored: tuple[str, ...]
+    unreadable: tuple[tuple[str, str], ...] = ()
 
 
 def find_images(words: Sequence[str], listed: Callable[[], Iterator[str]]) -> Inputs:
@@ -74,22 +77,28 @@ def find_images(words: Sequence[str], listed: Callable[[], Iterator[str]]) -> In
             pattern, and a pattern without a match is kept and will be reported as missing.
         listed: returns paths, as from standard input.
     """
-    from runner.data.scanning import scan_files
+    from runner.data.scanning import paths_matching, scan_files
 
     paths: list[str] = []
-    num_ignored = 0
+    ignored: list[str] = []
+    unreadable: list[tuple[str, str]] = []
+
+    def note(error: OSError) -> None:
+        unreadable.append((str(error.filename), error.strerror or str(error)))
+
     for word in words:
         named = list(listed()) if word == "-" else [word]
         if word != "-" and not os.path.lexists(word):
-            named = sorted(glob.glob(word, recursive=True)) or [word]  # noqa: PTH207  any pattern
+            with suppress(OSError, ValueError):  # no path can have such a name
+                named = paths_matching(word) or [word]
         for path in named:
-            if not Path(path).is_dir():
+            if not os.path.isdir(path):  # noqa: PTH112  False, too, for what cannot be a path
                 paths.append(path)
                 continue
-            found, ignored = scan_files(Path(path))
-            paths += found
-            num_ignored += ignored
-    return Inputs(tuple(paths), num_ignored)
+            found = scan_files(path, note)
+            paths += found.images
+            ignored += found.ignored
+    return Inputs(tuple(paths), tuple(ignored), tuple(unreadable))
 
 
 @dataclass(frozen=True)
@@ -209,6 +218,10 @@ def parser() -> argparse.ArgumentParser:
         "standard input, one path per line",
     )  # fmt: skip
     parser.add_argument(
+        "-0", "--null", action="store_true",
+        help="paths on standard input end with NUL: find FOLDER -print0 | … predict RUN -0 -",
+    )  # fmt: skip
+    parser.add_argument(
         "--tta", action="append", default=[], metavar="NAME",
         help="test time augmentation: flip, book, crops, scales, ten_crop; then KEY=VALUE, such as "
         "--tta crops --tta crops=5",
@@ -254,29 +267,36 @@ def _run(arguments: argparse.Namespace) -> None:
 
     code = read_idea(arguments.code, "--code ") if arguments.code is not None else None
     bundle = open_bundle(arguments.bundle)
-    inputs = find_images(arguments.paths, _listed)
-    if not inputs.paths:
+    from runner.data.scanning import ignored_note
+
+    inputs = find_images(arguments.paths, lambda: _listed(b"\0" if arguments.null else b"\n"))
+    if not inputs.paths and not inputs.unreadable:
         raise DataError(
-            f"no images found ({inputs.num_ignored} other files)",
+            f"no images found ({len(inputs.ignored)} other files)",
             where=" ".join(arguments.paths),
             fix="image files, or a folder with some",
         )
     with Display(stderr=True) as display:
-        if inputs.num_ignored:
-            display.line(f"note: {inputs.num_ignored} files ignored: no image names")
-        rankings = rank(
-            bundle,
-            inputs.paths,
-            top=arguments.top,
-            tta=config.tta if arguments.tta else None,
-            batch_size=arguments.batch_size,
-            num_workers=arguments.num_workers,
-            device=config.device,
-            precision=arguments.precision,
-            threads=arguments.threads,
-            code=code,
-            progress=display.evaluation,
+        for note in ignored_note(inputs.ignored, Path()):
+            display.line(f"note: {note}")
+        rankings = (
+            []
+            if not inputs.paths
+            else rank(
+                bundle,
+                inputs.paths,
+                top=arguments.top,
+                tta=config.tta if arguments.tta else None,
+                batch_size=arguments.batch_size,
+                num_workers=arguments.num_workers,
+                device=config.device,
+                precision=arguments.precision,
+                threads=arguments.threads,
+                code=code,
+                progress=display.evaluation,
+            )
         )
+    rankings += [Ranking(folder, (), reason) for folder, reason in inputs.unreadable]
     _report(bundle, rankings, arguments, config.tta if arguments.tta else None)
     _raise_if_broken(rankings)
 
@@ -290,10 +310,11 @@ def _config(tta: Sequence[str], device: str) -> RunConfig:
     return checks.changed(RunConfig(), {**compose.requested_values(words), "device": device})
 
 
-def _listed() -> Iterator[str]:
-    """The paths on standard input, one per line."""
-    for line in sys.stdin.buffer:
-        if path := line.rstrip(b"\r\n"):
+def _listed(end: bytes) -> Iterator[str]:
+    """The paths on standard input, each ended by ``end``: a line feed, or NUL."""
+    is_lines = end == b"\n"
+    for item in sys.stdin.buffer if is_lines else sys.stdin.buffer.read().split(end):
+        if path := item.rstrip(b"\r\n") if is_lines else item:
             yield os.fsdecode(path)
 
 
@@ -351,17 +372,26 @@ def _cells(ranking: Ranking, width: int) -> list[Any]:
 def _row(ranking: Ranking) -> tuple[str, ...]:
     (name, probability), *others = ranking.top
     then = ", ".join(f"{other} {100 * value:.1f}" for other, value in others)
-    return ranking.image, name, f"{100 * probability:.1f}", then
+    return legible(ranking.image), name, f"{100 * probability:.1f}", then
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 :]}"
 
 
 def _raise_if_broken(rankings: Sequence[Ranking]) -> None:
-    broken = [f"  {ranking.image}: {ranking.error}" for ranking in rankings if ranking.error]
+    broken = [ranking for ranking in rankings if ranking.error]
     if not broken:
         return
+    names = told_apart([ranking.image for ranking in broken[:_LISTED]])
+    lines = [
+        f"  {_shortened(name)}: {ranking.error}"
+        for name, ranking in zip(names, broken, strict=False)
+    ]
     more = [f"  and {len(broken) - _LISTED} more"] if len(broken) > _LISTED else []
     raise DataError(
         f"{len(broken)} of {len(rankings)} images could not be read:\n"
-        + "\n".join([*broken[:_LISTED], *more]),
+        + "\n".join([*lines, *more]),
         where="PATH",
         fix="repair them or leave them out; all other images were predicted",
     )

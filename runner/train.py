@@ -16,6 +16,7 @@ from runner.machine.processes import Processes, from_environment, joined
 from runner.records import evaluations
 from runner.records.identity import evaluation_identity, folder_name, identity
 from runner.records.run_folder import RunFolder
+from runner.terminal.console import told_apart
 from runner.terminal.display import Display
 from runner.terminal.start import hydra_command
 from runner.terminal.usage import EXIT_CODES, Usage
@@ -107,10 +108,11 @@ def _print_notes(dataset: "Dataset", display: Display) -> None:
         display.line(f"note: {note}")
     if dataset.skipped:
         display.line(f"warning: {len(dataset.skipped)} broken images left out:")
-        for name, reason in dataset.skipped[:10]:
+        shown = dataset.skipped[:10]
+        for name, (_, reason) in zip(told_apart([name for name, _ in shown]), shown, strict=True):
             display.line(f"  {name}: {reason}")
     if dataset.leaked:
-        first, second = dataset.leaked[0]
+        first, second = told_apart(dataset.leaked[0])
         display.line(
             f"warning: {len(dataset.leaked)} images are in training and in validation, "
             f"such as {first} = {second}"

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from small import CLASSES, Command, all_predictions
 
+from runner import predict
 from runner.config.schema import Tta
 from runner.errors import ArtefactError, DataError
 from runner.predict import Ranking, find_images, rank
@@ -225,11 +226,96 @@ def test_what_words_name(pictures: Path, name: str) -> None:
 
 
 def test_files_that_are_no_images_are_counted(pictures: Path) -> None:
-    assert find_images(["b"], iter).num_ignored == 1
+    assert find_images(["b"], iter).ignored == ("b/note.txt",)
     assert find_images(["b/note.txt"], iter).paths == ("b/note.txt",)  # who names it means it
 
 
+@pytest.mark.parametrize("pattern", ["**/*.png", "**/2.png", "a/**", "**", "*/**/2.png"])
+def test_links_that_lead_back_give_each_image_once(
+    pictures: Path, pattern: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    without = find_images([pattern], iter)
+    for folder in ("a", "b"):
+        (pictures / folder / "back").symlink_to(pictures)
+        (pictures / folder / "own").symlink_to(pictures / folder)
+    found = find_images([pattern], iter)
+    assert found.paths == without.paths
+    assert len(found.paths) == len(set(found.paths)) > 0
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (pictures / "b" / "more").symlink_to(elsewhere)
+    shutil.copy("x.JPG", elsewhere / "2.png")
+    if not pattern.startswith("a"):  # the link that leads elsewhere is followed
+        assert "b/more/2.png" in [
+            os.path.normpath(path) for path in find_images([pattern], iter).paths
+        ]
+
+
+def test_a_word_that_cannot_be_a_path_stays_a_word(pictures: Path) -> None:
+    odd = [
+        "x" * 5000,
+        "nul\0.png",
+        "nul\0*.png",
+        "x/" * 3000 + "**/*",
+        "",
+        "\ud800.png",
+        "***/[",
+        "b/2.png",
+    ]
+    assert find_images(odd, iter).paths == tuple(odd)
+
+
+def test_a_folder_that_cannot_be_read_is_listed_with_the_reason(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def refuse(path: str) -> Any:  # root may read every folder
+        if os.fspath(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = find_images(["b", "a"], iter)
+    assert (found.paths, found.unreadable) == (("a/2.png",), (("b", "Permission denied"),))
+
+
 # The command.
+
+
+def test_what_is_no_image_does_not_stop_the_others(
+    run: Path, val: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Each with its reason; none is opened that could wait or fill the memory."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.png")
+    with Path("huge.png").open("wb") as file:
+        file.truncate(2**40)
+    Path("line\nbreak.png").write_bytes(b"")
+    Path("caf\u00e9.png").write_bytes(b"")
+    Path("cafe\u0301.png").write_bytes(b"")
+    Path("texture.png").write_bytes(b"DDS |\0\0\0" + bytes(40) + b"\xff" * 100)
+    names = ["pipe.png", "huge.png", "line\nbreak.png", "caf\u00e9.png", "cafe\u0301.png"]
+    names += ["texture.png", "x" * 5000, val[0]]
+    stdin = io.TextIOWrapper(io.BytesIO("\0".join([*names, ""]).encode()))
+    monkeypatch.setattr("sys.stdin", stdin)
+    monkeypatch.setattr(
+        "sys.argv", ["predict", str(run), "-", "-0", "--csv", "-", "--threads", "1"]
+    )
+    with pytest.raises(SystemExit) as left:
+        predict.main()
+    said = capsys.readouterr()
+    assert left.value.code == 3
+    rows = list(csv.reader(io.StringIO(said.out)))[1:]
+    assert len(rows) == 8
+    assert (rows[-1][0], rows[-1][1]) == (val[0], "")
+    assert "7 of 8 images could not be read:\n" in said.err
+    for line in (
+        "  pipe.png: not a regular file", "  huge.png: larger than 1,073,741,824 bytes",
+        "  line\\nbreak.png: is empty", "  'caf\\xe9.png': is empty",
+        "  'cafe\\u0301.png': is empty", "  texture.png: ", "File name too long",
+    ):  # fmt: skip
+        assert line in said.err, said.err
 
 
 def test_the_command(command: Command, run: Path, tiny_folder: Path, tmp_path: Path) -> None:

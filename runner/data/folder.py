@@ -14,7 +14,7 @@ from runner.data.listing import (
     stratified_split,
 )
 from runner.data.places import unpacked
-from runner.data.scanning import is_junk, scan_files
+from runner.data.scanning import ignored_note, is_junk, leads_back, scan_files
 from runner.data.store import Progress
 from runner.errors import DataError
 
@@ -48,10 +48,10 @@ def list_folder(data: Data, cache: Path, split_seed: int, progress: Progress) ->
             fix="call them train and val",
         )
     label_array = np.array(labels, np.int64)
-    notes = note_single_images(classes, label_array)
+    notes = (*note_single_images(classes, label_array), *ignored_note(ignored, root))
     is_val = stratified_split(label_array, data.val_fraction, split_seed)
     images = FileImages(root, tuple(paths))
-    return Listing("folder", classes, images, label_array, is_val, ignored, notes)
+    return Listing("folder", classes, images, label_array, is_val, len(ignored), notes)
 
 
 def from_split_folders(root: Path, name: str) -> Listing:
@@ -79,8 +79,8 @@ def from_split_folders(root: Path, name: str) -> Listing:
         images=images,
         labels=label_array,
         is_val=is_val,
-        num_ignored=ignored + val_ignored,
-        notes=notes,
+        num_ignored=len(ignored) + len(val_ignored),
+        notes=(*notes, *ignored_note([*ignored, *val_ignored], root)),
     )
 
 
@@ -88,7 +88,7 @@ def descend(root: Path) -> Path:
     """The single folder that archives usually hold; ``root`` if that has the content itself."""
     while not (root / "train").is_dir():
         entries = [entry for entry in root.iterdir() if not is_junk(entry.name)]
-        if len(entries) != 1 or not entries[0].is_dir():
+        if len(entries) != 1 or not entries[0].is_dir() or leads_back(entries[0]):
             break
         inner = [entry for entry in entries[0].iterdir() if not is_junk(entry.name)]
         if not any(entry.is_dir() for entry in inner):
@@ -97,29 +97,36 @@ def descend(root: Path) -> Path:
     return root
 
 
-def _scan_classes(folder: Path, root: Path) -> tuple[tuple[str, ...], list[str], list[int], int]:
-    """Classes, image paths relative to ``root``, labels, and the number of other files.
+def _scan_classes(
+    folder: Path, root: Path
+) -> tuple[tuple[str, ...], list[str], list[int], list[str]]:
+    """Classes, image paths relative to ``root``, labels, and the paths of what is left out.
 
     A class is a folder directly below ``folder``; its images may lie deeper. Sorted by name, so
     the order does not depend on the file system.
     """
     entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-    names = [entry.name for entry in entries if entry.is_dir() and not is_junk(entry.name)]
+    names = [
+        entry.name
+        for entry in entries
+        if entry.is_dir() and not is_junk(entry.name) and not leads_back(entry)
+    ]
     paths: list[str] = []
     labels: list[int] = []
-    ignored = sum(1 for entry in entries if not entry.is_dir())
+    ignored = [
+        f"{entry}{os.sep if entry.is_dir() else ''}" for entry in entries if entry.name not in names
+    ]
     for label, name in enumerate(names):
-        found, others = scan_files(folder / name)
-        if not found:
+        found = scan_files(folder / name)
+        if not found.images:
             raise DataError(
                 "a class folder without images",
                 where=str(folder / name),
-                fix="remove the folder or add images "
-                f"({', '.join(sorted(suffix.lstrip('.') for suffix in SUFFIXES))})",
+                fix="remove the folder or add images (jpg, png, tif, webp, avif, jp2 …)",
             )
-        paths += [os.path.relpath(path, root) for path in found]
-        labels += [label] * len(found)
-        ignored += others
+        paths += [os.path.relpath(path, root) for path in found.images]
+        labels += [label] * len(found.images)
+        ignored += found.ignored
     return tuple(names), paths, labels, ignored
 
 

@@ -31,10 +31,19 @@ from runner.data.depth import BITS, EIGHT_BITS, Deep, Depth, Values, measured
 from runner.data.preprocess import Interpolation
 from runner.machine.files import open_regular, read_whole, stamp_of
 
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-)
-"""Suffixes of image files; the other files of a folder are counted and ignored."""
+SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".avifs", ".bmp",
+    ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".j2c",
+    ".jpc", ".jpf", ".jpx", ".tga", ".icb", ".vda", ".vst", ".qoi", ".pcx", ".dcx", ".sgi", ".rgb",
+    ".rgba", ".bw", ".ras", ".xbm", ".xpm", ".psd", ".dds", ".ftc", ".ftu", ".blp", ".fli", ".flc",
+    ".gbr", ".im", ".msp", ".pcd", ".pxr", ".ico", ".icns",
+    ".heic", ".heics", ".heif", ".heifs", ".hif", ".jxl",
+})  # fmt: skip
+"""Suffixes of image files; the other files of a folder are counted and ignored.
+
+All that Pillow reads, except what is no picture or needs a program (cursors, PostScript, metafiles,
+video, containers of scientific data), and HEIC and JPEG XL, which it reads with a package.
+"""
 
 _BACKGROUND = (255, 255, 255)
 _FILTERS: dict[Interpolation, Image.Resampling] = {

@@ -257,7 +257,9 @@ def _images(words: Sequence[Path]) -> "Images":
     if not words:
         return ArrayImages("fashion", load_fashion().val_images[::_EMBEDDED_STEP])
     paths = [
-        path for word in words for path in (scan_files(word)[0] if word.is_dir() else [str(word)])
+        path
+        for word in words
+        for path in (scan_files(word).images if word.is_dir() else [str(word)])
     ]
     if not paths:
         where = " ".join(map(str, words))

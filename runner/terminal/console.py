@@ -2,6 +2,8 @@
 
 import os
 import sys
+import unicodedata
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -15,6 +17,22 @@ def printable(text: str) -> str:
         character if character.isprintable() or character == "\n" else repr(character)[1:-1]
         for character in text
     )
+
+
+def legible(name: str) -> str:
+    """``name`` for a message or a line of a list: line breaks are escaped as well."""
+    return printable(name).replace("\n", "\\n")
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """``names``, legible, spelled in ASCII where another one only differs in its Unicode form."""
+    forms: dict[str, set[str]] = {}
+    for name in names:
+        forms.setdefault(unicodedata.normalize("NFKC", name), set()).add(name)
+    return [
+        ascii(name) if len(forms[unicodedata.normalize("NFKC", name)]) > 1 else legible(name)
+        for name in names
+    ]
 
 
 class PipeConsole(Console):

@@ -19,7 +19,14 @@ from pictures import encoded, random_pixels
 from PIL import Image
 
 from runner.data.decoding import BrokenImageError, decode
-from runner.data.images import ArrayImages, FileImages, rectangle, to_rgb, typical_size
+from runner.data.images import (
+    SUFFIXES,
+    ArrayImages,
+    FileImages,
+    rectangle,
+    to_rgb,
+    typical_size,
+)
 
 WHITE, RED, GRAY = (255, 255, 255), (255, 0, 0), (90, 90, 90)
 ORIENTATION = 0x0112
@@ -275,6 +282,67 @@ def test_a_missing_file_is_a_broken_image(tmp_path):
 
     with pytest.raises(BrokenImageError, match="No such file"):
         images.open(0)
+
+
+@pytest.mark.parametrize("reading", ["open", "size", "values", "content"])
+def test_what_is_no_regular_file_or_too_large_is_refused_before_it_is_read(tmp_path, reading):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(2**40)
+    images = FileImages(tmp_path, ("pipe.png", "folder.png", "huge.png", "nul\0.png", "n" * 300))
+    started = time.perf_counter()
+
+    for index in range(len(images)):
+        with pytest.raises(BrokenImageError, match=r"\w"):
+            getattr(images, reading)(index)
+
+    assert time.perf_counter() - started < 2
+
+
+class OddError(Exception):
+    """What no list of exceptions has."""
+
+
+ERRORS = [
+    NotImplementedError("a texture"), RecursionError(), MemoryError(), KeyError("x"), TypeError(),
+    OddError("why"), struct.error("unpack"), zlib.error("-3"), AssertionError(), OverflowError(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("place", ["PIL.Image.open", "PIL.PngImagePlugin.PngImageFile.load"])
+def test_whatever_a_decoder_raises_is_a_broken_image_with_a_reason(monkeypatch, error, place):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(place, fail)
+
+    with pytest.raises(BrokenImageError, match=r"\w"):
+        decode(encoded(random_pixels(1)))
+
+
+def test_an_interrupt_is_no_broken_image(monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("PIL.Image.open", interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        decode(encoded(random_pixels(1)))
+
+
+NO_PICTURES = {
+    ".cur", ".eps", ".ps", ".wmf", ".emf", ".mpg", ".mpeg", ".bufr", ".grib", ".h5", ".hdf",
+    ".fit", ".fits", ".iim", ".pdf", ".palm",
+}  # fmt: skip
+
+
+def test_every_suffix_of_pillow_is_an_image_or_left_out_on_purpose():
+    known = set(Image.registered_extensions())
+
+    assert known - SUFFIXES == NO_PICTURES & known
+    assert not NO_PICTURES & SUFFIXES
 
 
 # Rectangles -------------------------------------------------------------------------------------

@@ -201,7 +201,9 @@ def test_files_that_are_no_images_are_ignored_and_counted(make_images, listed, t
 
     assert listing.classes == ("cat", "dog")
     assert len(listing.images) == 4
-    assert listing.num_ignored == 5
+    assert listing.num_ignored == 9
+    (note,) = listing.notes
+    assert note.startswith("9 files and folders left out, which are no images: 4 folders, 2")
 
 
 def test_suffixes_in_any_case_and_images_at_any_depth(make_images, listed, tmp_path):
@@ -212,14 +214,39 @@ def test_suffixes_in_any_case_and_images_at_any_depth(make_images, listed, tmp_p
 
     expected = [f"x/{name}" for name in found] + ["y/z.png", "y/2024/may/a.png"]
     assert list(listing.images.paths) == expected
+
+
+def test_what_pillow_reads_is_listed_and_the_rest_is_said(make_images, listed, tmp_path):
+    found = ["a.jfif", "b.avif", "c.jp2", "d.tga", "e.qoi", "f.pbm"]
+    root = make_images(tmp_path / "pets", {"x": found, "y": 2})
+    (root / "y" / "photo.heic").write_bytes(b"")  # listed, so that the advice is seen
+    for name in ("y/a.txt", "y/b.txt", "x/video.mp4"):
+        (root / name).touch()
+
+    listing = listed("folder", root)
+
+    expected = [f"x/{name}" for name in found] + ["y/0.png", "y/1.png", "y/photo.heic"]
+    assert list(listing.images.paths) == expected
+    assert listing.notes == (
+        "3 files left out, which are no images: 2 .txt, 1 .mp4, such as x/video.mp4",
+    )
+
+
+def test_num_ignored_of_images_alone(make_images, listed, tmp_path):
+    root = make_images(tmp_path / "pets", {"x": 2, "y": 2})
+
+    listing = listed("folder", root)
+
+    assert listing.notes == ()
     assert listing.num_ignored == 0
 
 
 def test_links(make_images, listed, tmp_path):
     root = make_images(tmp_path / "pets", {"a": 2, "b": 2})
     elsewhere = make_images(tmp_path / "elsewhere", {"": 2})
-    (root / "a" / "loop").symlink_to(root)  # not followed
-    (root / "b" / "folder").symlink_to(elsewhere)  # nor this, so that no loop can be built
+    (root / "a" / "loop").symlink_to(root)  # not followed: it would take the images of b
+    (root / "back").symlink_to(root)  # nor this
+    (root / "b" / "folder").symlink_to(elsewhere)
     (root / "c").symlink_to(elsewhere)  # a class may be a link
     (root / "nowhere").symlink_to(tmp_path / "nothing")
     (root / "a" / "gone.png").symlink_to(tmp_path / "nothing")
@@ -227,16 +254,17 @@ def test_links(make_images, listed, tmp_path):
     listing = listed("folder", root)
 
     assert listing.classes == ("a", "b", "c")
-    paths = [f"{name}/{number}.png" for name in "abc" for number in range(2)]
+    paths = [f"{name}/{number}.png" for name in ("a", "b", "b/folder", "c") for number in range(2)]
     assert sorted(listing.images.paths) == sorted([*paths, "a/gone.png"])  # broken, not left out
     assert listing.num_ignored == 3
+    assert any("2 folders, 1 without suffix" in note for note in listing.notes)
 
 
 def test_a_loop_of_links_alone_ends(listed, tmp_path):
     (tmp_path / "pets").mkdir()
     (tmp_path / "pets" / "loop").symlink_to(tmp_path / "pets")
 
-    with pytest.raises(DataError, match="without images"):
+    with pytest.raises(DataError, match="no images found"):
         listed("folder", tmp_path / "pets")
 
 
