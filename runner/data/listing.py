@@ -1,5 +1,7 @@
 """A data set before its images are opened: which images, which labels, which split."""
 
+import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +62,27 @@ def note_single_images(classes: tuple[str, ...], labels: NDArray[np.int64]) -> t
         if single
         else ()
     )
+
+
+def note_similar_classes(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Notes on classes that a person may take for one: other case, spaces, Unicode form, zeros."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        with suppress(ValueError):
+            plain = repr(float(plain))
+        alike.setdefault(plain, []).append(name)
+    groups = [" and ".join(map(spelled, same)) for same in alike.values() if len(same) > 1]
+    return (
+        (f"these are different classes, because their names differ: {few_names(groups)}",)
+        if groups
+        else ()
+    )
+
+
+def spelled(name: str) -> str:
+    """``name`` in quotes, so that spaces are seen; with escapes where letters look alike."""
+    return repr(name) if name.isascii() else ascii(name)
 
 
 def check_same_classes(

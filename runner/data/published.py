@@ -131,14 +131,16 @@ def list_imagenette(data: Data, cache: Path, split_seed: int, progress: Progress
     stem, md5 = _IMAGENETTE[data.variant]
     archive = (_IMAGENETTE_URL.format(stem), f"{stem}.tgz", f"md5:{md5}")
     root = unpacked(data, cache, archive, progress)
-    root = descend(root)
+    root = descend(root, cache.parent)
     if not (root / "train").is_dir() or not (root / "val").is_dir():
         raise DataError(
             "this is not Imagenette, which has the folders train and val",
             where=f"data.root={data.root or root}",
             fix="data.root= the unpacked folder or the .tgz, or leave it out to download",
         )
-    listing = from_split_folders(root, "imagenette")
+    listing = from_split_folders(
+        root, root / "train", root / "val", name="imagenette", outputs=cache.parent
+    )
     if unknown := [name for name in listing.classes if name not in _IMAGENETTE_CLASSES]:
         raise DataError(
             f"not Imagenette: unexpected class folders {', '.join(unknown[:5])}",

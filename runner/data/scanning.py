@@ -1,4 +1,4 @@
-"""Which files below a folder are images, which names are never classes, and what is left out."""
+"""Which files below a folder are images, and what is left out."""
 
 import glob
 import os
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.data.images import SUFFIXES
+from runner.data.layout import is_junk, is_ours
 from runner.terminal.console import legible
 
-_NOT_CLASSES = ("__MACOSX",)
 _LISTED = 5  # kinds of ignored files in a note
 
 
@@ -99,11 +99,6 @@ def ignored_note(ignored: Sequence[str], root: Path) -> tuple[str, ...]:
     )
 
 
-def is_junk(name: str) -> bool:
-    """Whether a file or folder of this name is left by a program rather than part of the data."""
-    return name.startswith(".") or name in _NOT_CLASSES
-
-
 def _folders(
     top: Path | str, unreadable: Callable[[OSError], None]
 ) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -116,8 +111,10 @@ def _folders(
                 folders.clear()
                 continue
             seen.add(identity)
-            left_out = sorted(name for name in folders if is_junk(name))
-            folders[:] = sorted(name for name in folders if not is_junk(name))
+            left_out = sorted(
+                name for name in folders if is_junk(name) or is_ours(Path(parent, name))
+            )
+            folders[:] = sorted({*folders} - {*left_out})
             links = [name for name in folders if os.path.islink(os.path.join(parent, name))]  # noqa: PTH114, PTH118
             for name in links:
                 path = os.path.join(parent, name)  # noqa: PTH118

@@ -9,6 +9,7 @@ from pathlib import Path
 from runner.config.schema import Data
 from runner.data import published
 from runner.data.folder import list_folder
+from runner.data.layout import tag_cache
 from runner.data.listing import Listing
 from runner.data.store import Progress
 from runner.data.table import list_table
@@ -39,6 +40,7 @@ def list_images(data: Data, cache: Path, split_seed: int, progress: Progress) ->
         ArtefactError: an archive was refused.
     """
     source = _SOURCES[data.name]
+    tag_cache(cache)
     try:
         return source(data, cache, split_seed, progress)
     except OSError as error:
