@@ -15,7 +15,7 @@ from runner.machine.hardware import device_kind
 from runner.machine.processes import Processes, from_environment, joined
 from runner.records import evaluations
 from runner.records.identity import evaluation_identity, folder_name, identity
-from runner.records.run_folder import RunFolder
+from runner.records.run_folder import RunFolder, unfinished_on_other_data
 from runner.terminal.console import told_apart
 from runner.terminal.display import Display
 from runner.terminal.start import hydra_command
@@ -83,6 +83,11 @@ def _run(
             display.line("finished before; force=true runs it anew")
             return folder, "skipped", evaluations.joined(result, evaluation)
         display.line("trained before: only the evaluation with this tta is missing")
+    elif not folder.is_begun and (beside := unfinished_on_other_data(outputs, name, what)):
+        display.line(
+            f"note: {beside.path.name} has the same settings and is unfinished, but its data were "
+            "others: it is not continued, and a new run begins"
+        )
     from runner.training.experiment import Experiment
     from runner.training.session import evaluate_finished, train_and_evaluate
     from runner.tricks.idea import NO_IDEA, load_idea

@@ -6,17 +6,21 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small import COLOURS, Command, all_predictions, whole_result, write_images
 
+from runner import train
 from runner.config.overlays import all_tricks
+from runner.config.schema import RunConfig
 
 TinyWords = tuple[str, ...]
 
@@ -373,3 +377,33 @@ def test_outputs_that_cannot_be_written(
     assert str(tmp_path / "file") in done.stderr
     assert "Traceback" not in done.stderr
     assert time.perf_counter() - started < 10
+
+
+def test_an_unfinished_run_on_other_data_is_named(
+    composed: Callable[..., RunConfig],
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images, words = tmp_path / "images", [
+        "data=folder", "data.batch_size=24", "resize.size=16", "model=timm",
+        "model.name=test_resnet", "budget.epochs=1", "threads=1", f"outputs={tmp_path / 'outputs'}",
+    ]  # fmt: skip
+    shutil.copytree(tiny_folder, images)
+
+    def trained(*more: str) -> tuple[str, str]:
+        """The folder of the run, and what was printed."""
+        summary = train.run(composed(f"data.root={images}", *words, *more), [])
+        return summary["folder"], " ".join(capsys.readouterr().out.split())
+
+    first, _ = trained()
+    image = next(images.glob("train/*/*.png"))
+    shutil.copy(image, image.with_name("new.png"))
+    again, said = trained("force=true")
+    assert first != again
+    assert "is unfinished" not in said, "the first run has finished"
+    shutil.rmtree(again)
+    (Path(first) / "result.json").unlink()  # as after a kill
+    assert "is unfinished" not in trained("seed=1")[1], "other settings"
+    _, said = trained()
+    assert f"note: {Path(first).name} has the same settings and is unfinished" in said

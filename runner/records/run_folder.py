@@ -430,6 +430,36 @@ def run_folders(outputs: Path) -> Iterator[RunFolder]:
                 yield RunFolder(path)
 
 
+_OF_THE_DATA = {"data.presize", "model.num_outputs"}  # where they are not set
+
+
+def unfinished_on_other_data(
+    outputs: Path, name: str, what: Mapping[str, Any]
+) -> "RunFolder | None":
+    """An unfinished run with the values of ``what``, whose data had another fingerprint.
+
+    Args:
+        outputs: folder of the runs.
+        name: the name of a run of ``what``, which ends with a hyphen and the start of its identity.
+        what: the content of ``run.json``: ``identity``, ``fingerprint`` and ``values``.
+    """
+    values, stem = leaves(what["values"]), name.rpartition("-")[0]
+    for folder in run_folders(outputs):
+        if folder.path.name.rpartition("-")[0] != stem or folder.path.name == name:
+            continue
+        with suppress(OSError, ValueError, ArtefactError):
+            found = fields.parsed(read_whole(folder.path / "run.json"))
+            before = leaves(_of_training(fields.section(found, "values")))
+            differing = {key for key in {*before, *values} if before.get(key) != values.get(key)}
+            if (
+                differing <= _OF_THE_DATA
+                and fields.text(found, "fingerprint") != what["fingerprint"]
+                and folder.status()["status"] in ("killed", "interrupted", "failed")
+            ):
+                return folder
+    return None
+
+
 def redacted(values: Any) -> Any:
     """Replace every value in ``values`` whose key names a secret."""
     if isinstance(values, Mapping):
