@@ -224,10 +224,10 @@ def test_one_seed_is_not_among_the_tests_that_are_corrected(tmp_path: Path) -> N
 
 def test_the_verdict_follows_the_corrected_p_values(tmp_path: Path) -> None:
     for seed in range(4):
-        write_run(tmp_path, seed=seed, num_images=60, accuracy=0.1)
-        write_run(tmp_path, "mixup", seed=seed, num_images=60, accuracy=0.9)
-        write_run(tmp_path, "label_smoothing", seed=seed, num_images=60, accuracy=0.0)
-        write_run(tmp_path, "tta", seed=seed, num_images=60, accuracy=0.1)
+        write_run(tmp_path, seed=seed, num_images=900, accuracy=0.1)
+        write_run(tmp_path, "mixup", seed=seed, num_images=900, accuracy=0.9)
+        write_run(tmp_path, "label_smoothing", seed=seed, num_images=900, accuracy=0.0)
+        write_run(tmp_path, "tta", seed=seed, num_images=900, accuracy=0.1)
     group = only(ask(tmp_path))
     said = {one.label: one.verdict for one in group.comparisons}
     assert said["mixup"] == "helps"
@@ -548,12 +548,12 @@ def test_a_seed_that_one_side_has_is_made_a_pair_before_another_is_begun(tmp_pat
 
 def test_one_command_trains_both_sides_of_tta(tmp_path: Path) -> None:
     for seed in range(2):
-        write_run(tmp_path, "tta", seed=seed, num_images=30, accuracy=0.5, tta_accuracy=0.6)
+        write_run(tmp_path, "tta", seed=seed, num_images=400, accuracy=0.5, tta_accuracy=0.6)
     one = compared(only(ask(tmp_path)), "tta")
-    assert (one.verdict, one.outlook) == ("cannot tell", Outlook("a difference", 5, None))
+    assert (one.verdict, one.outlook) == ("cannot tell", Outlook("a difference", 3, None))
     (command,) = commands(one)
     assert "+trick=[tta]" in words_of(command)
-    assert seeds_of(command) == {2, 3, 4}
+    assert seeds_of(command) == {2}
 
 
 @pytest.mark.parametrize("seed", ["seed=0", "+seed=0", "++seed=0"])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from simulated import BASELINE, experiment
 
+from runner.report import statistics
 from runner.report.statistics import (
     Difference,
     Outlook,
@@ -120,12 +121,47 @@ def test_seeds_that_agree_by_luck_are_not_believed() -> None:
     assert found.p_zero > 0.05
 
 
-def test_equal_predictions_are_no_difference() -> None:
-    ours = scores(3, 100, 0.8, 1)
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("num_images", [1, 2, 48, 600, 660, 5000])
+def test_equal_predictions_are_no_difference_if_there_are_enough_images(
+    n: int, num_images: int
+) -> None:
+    ours = scores(n, num_images, 0.8, 1)
     found = difference(ours, ours, MARGIN)
-    assert (found.mean, found.over_seeds, found.over_both) == (0.0, (0.0, 0.0), (0.0, 0.0))
-    assert (found.p_zero, found.p_margin) == (1.0, 0.0)
-    assert verdict(found.mean, found.p_zero, found.p_margin) == "no difference"
+    assert (found.mean, found.over_seeds) == (0.0, (0.0, 0.0) if n > 1 else None)
+    # Agresti & Coull's interval of a share of 0 has a half width of about z²/N.
+    assert found.over_both[1] == pytest.approx(1.96**2 / num_images, rel=0.01)
+    assert found.over_both[0] == pytest.approx(-found.over_both[1])
+    is_enough = n > 1 and 1.645 * 1.96 / num_images < MARGIN
+    said = verdict(found.mean, found.p_zero, found.p_margin)
+    assert said == ("no difference" if is_enough else "cannot tell")
+
+
+@pytest.mark.parametrize(
+    ("num_images", "margin", "noise"),
+    [(48, 0.02, 0.0), (200, 0.02, 0.0), (600, 0.005, 0.0), (600, 0.005, 0.2), (1500, 0.005, 0.2)],
+)
+def test_few_differing_images_are_no_proof_of_no_difference(
+    monkeypatch: pytest.MonkeyPatch, num_images: int, margin: float, noise: float
+) -> None:
+    """The true difference is the margin, so that "no difference" may be said in 5 % of the tables.
+
+    The change gains a few images for good, which all seeds show but for some noise.
+    """
+
+    def false_rate(few: int, tables: int) -> float:
+        monkeypatch.setattr(statistics, "_FEW", few)
+        rng, said = np.random.default_rng(7), 0
+        for _ in range(tables):
+            gained = (rng.random(num_images) < margin) & (rng.random((3, num_images)) >= noise)
+            found = difference(
+                gained.astype(np.float32), np.zeros_like(gained, np.float32), margin * (1 - noise)
+            )
+            said += verdict(found.mean, found.p_zero, found.p_margin) == "no difference"
+        return said / tables
+
+    assert false_rate(30, 600) < 0.075  # 5 % and three standard errors
+    assert false_rate(0, 150) > 0.075, "so it was before, and the test can fail"
 
 
 @given(st.integers(1, 4), st.integers(1, 40), st.integers(0, 2**32), st.floats(0.001, 0.5))
