@@ -50,6 +50,8 @@ PRICES = ("images", "pixels", "seconds")
 FIRST_SEEDS = 5
 """Number of seeds to advise after one seed, which does not show how many are needed."""
 _MOST_NAMED = 3  # most factors that a suggested command names; for more it says "all"
+_FEWEST_TIMED = 3  # seeds from which a price in seconds is shown
+_LARGEST_SPREAD = 1.2  # largest ratio of seconds over the seeds / smallest, for the same
 _EQUAL_BUDGET = 0.005  # relative difference that rounding to whole steps may make
 
 
@@ -138,6 +140,8 @@ class Comparison:
         price: images, pixels and seconds relative to the reference, median of the seeds, as
             machines are shared; and ``forward_passes``.
         is_equal_budget: whether both trained on equally many images and pixels.
+        is_timed: whether the ratio of seconds tells of the change, and not of the machine's other
+            work.
         more: runs that would settle the comparison.
     """
 
@@ -154,6 +158,7 @@ class Comparison:
     others: Mapping[str, Mean]
     price: Mapping[str, float]
     is_equal_budget: bool
+    is_timed: bool
     more: tuple[MoreRuns, ...]
 
 
@@ -385,17 +390,11 @@ def _compare(
     for seed, new, old in zip(seeds, ours, theirs, strict=True):
         gained, lost = gained_and_lost(new, old)
         pairs.append(Pair(seed, (gained - lost) / len(new), gained, lost, mcnemar(gained, lost)))
-    price = {
-        key: float(
-            np.median(
-                [
-                    _ratio(arm.runs[seed].budget[key], reference.runs[seed].budget[key])
-                    for seed in seeds
-                ]
-            )
-        )
+    ratios = {
+        key: [_ratio(arm.runs[one].budget[key], reference.runs[one].budget[key]) for one in seeds]
         for key in PRICES
     }
+    price = {key: float(np.median(values)) for key, values in ratios.items()}
     is_equal = all(abs(price[key] - 1) <= _EQUAL_BUDGET for key in ("images", "pixels"))
     passes = [_forward_passes(side) for side in (arm, reference)]
     return Comparison(
@@ -416,7 +415,32 @@ def _compare(
         },
         price={**price, "forward_passes": _ratio(*passes)},
         is_equal_budget=is_equal,
+        is_timed=_is_timed(arm, reference, seeds, ratios["seconds"]),
         more=(),
+    )
+
+
+def _is_timed(arm: Arm, reference: Arm, seeds: Sequence[int], ratios: Sequence[float]) -> bool:
+    """Whether runs on equal hardware took turns, and the ratios of their seconds agree.
+
+    A machine that does other work for an hour makes every run of that hour slow. Runs that took
+    turns share it, and if they do not share it alike, the ratios of the seeds differ.
+    """
+    if arm.training == reference.training:
+        return True
+    ours, theirs = ([side.runs[seed] for seed in seeds] for side in (arm, reference))
+    machines = {
+        tuple(run.environment.get(key) for key in ("device", "threads", "cores", "processes"))
+        for run in (*ours, *theirs)
+    }
+    took_turns = max(run.finished for run in ours) >= min(run.finished for run in theirs) and max(
+        run.finished for run in theirs
+    ) >= min(run.finished for run in ours)
+    return (
+        len(seeds) >= _FEWEST_TIMED
+        and len(machines) == 1
+        and took_turns
+        and max(ratios) <= _LARGEST_SPREAD * min(ratios)
     )
 
 

@@ -63,6 +63,7 @@ class FinishedRun:
         budget: ``epochs``, ``images``, ``pixels``, and ``seconds`` of training and evaluation.
         environment: versions and machine.
         command: the command that repeats the run.
+        finished: when training ended, in UTC as ISO 8601; empty if that is unknown.
         config: the requested configuration, in which null is not replaced by its meaning.
         evaluation: name of the evaluation with TTA in the folder; None for the plain view alone.
     """
@@ -80,6 +81,7 @@ class FinishedRun:
     budget: Mapping[str, float]
     environment: Mapping[str, Any]
     command: tuple[str, ...]
+    finished: str
     config: Mapping[str, Any]
     evaluation: str | None = None
 
@@ -330,6 +332,7 @@ def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
             ),
             environment=fields.section(result, "environment"),
             command=fields.texts(result, "command"),
+            finished=_finished(path),
             config=config if is_whole else {**config, "tta": NEUTRAL["tta"]},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -344,6 +347,13 @@ def _version(path: Path) -> int:
     with suppress(OSError, ValueError):
         return fields.whole(fields.parsed(read_whole(path / "run.json")), "record_version")
     return VERSION
+
+
+def _finished(path: Path) -> str:
+    """The time at which a run ended; empty if it cannot be read."""
+    with suppress(OSError, ValueError):
+        return fields.text(fields.parsed(read_whole(path / "status.json")), "time")
+    return ""
 
 
 def _config(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -191,6 +191,8 @@ def _arrow(paired: Mean | None) -> str:
 
 
 def _relative(key: str, row: Row, first: Row, one: Comparison | None) -> str:
+    if key == "seconds" and row is not first and not (one and one.is_timed):
+        return "–"
     ratio = one.price[key] if one else row.price[key] / max(first.price[key], 1e-9)
     return f"{ratio:.2f}"
 
@@ -254,7 +256,8 @@ LEGEND = (
     "intervals: over seeds for these images, and over seeds and images; the second decides. "
     "p-values are corrected by Holm within each table; below 5 % a change helps or hurts. ↓ ↑: the "
     "95 % interval over seeds of the difference in this measure, of which less is better, lies "
-    "below or above zero (not corrected). Seconds depend on what else the machine did."
+    "below or above zero (not corrected). Seconds are compared where at least three seeds "
+    "took turns on one machine and agree to 20 %, else –."
 )
 
 

@@ -42,7 +42,7 @@ def comparison(label: str, mean: float, half: float, *, seeds: int = 3) -> Compa
     )
     return Comparison(
         label, label, "baseline", tuple(range(seeds)), found, (), 0.5, 0.5, "cannot tell", None,
-        {}, {}, is_equal_budget=True, more=(),
+        {}, {}, is_equal_budget=True, is_timed=True, more=(),
     )  # fmt: skip
 
 

@@ -293,3 +293,35 @@ def test_hostile_words_in_the_terminal(tmp_path: Path) -> None:
 def test_a_name_of_several_lines_is_one_cell() -> None:
     found = Answer((), (Unranked("a\nb|c", "failed", "x\ny"),), (), MARGIN)
     assert markdown_rows(text.markdown(found))[1] == ["a b|c", "failed", "x y"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "hours", "ratios", "threads", "shown"),
+    [
+        (3, [0, 0, 0], [1.5, 1.45, 1.55], 2, "1.50"),
+        (5, [0, 0, 0, 0, 0], [0.8, 0.82, 0.9, 0.84, 0.88], 2, "0.84"),
+        (2, [0, 0], [1.5, 1.5], 2, "–"),  # too few
+        (3, [0, 0, 0], [0.64, 1.47, 1.5], 2, "–"),  # neighbours on the machine
+        (3, [9, 9, 9], [1.47, 1.47, 1.47], 2, "–"),  # all in another hour
+        (3, [9, 0, 9], [1.5, 1.5, 1.5], 2, "1.50"),
+        (3, [0, 0, 0], [1.5, 1.5, 1.5], 1, "–"),  # another number of threads
+    ],
+)
+def test_seconds_are_a_price_only_where_they_tell_of_the_change(
+    tmp_path: Path, seeds: int, hours: list[int], ratios: list[float], threads: int, shown: str
+) -> None:
+    def at(folder: RunFolder, hour: int) -> None:
+        status = folder.path / "status.json"
+        content = json.loads(status.read_text())
+        status.write_text(json.dumps({**content, "time": f"2026-01-01T{hour:02}:00:00+00:00"}))
+
+    for seed in range(seeds):
+        at(write_run(tmp_path, seed=seed, num_images=30, seconds=10.0), seed)
+        mixup = write_run(tmp_path, "mixup", seed=seed, num_images=30, seconds=10 * ratios[seed])
+        at(mixup, seed + hours[seed])
+        result = json.loads((mixup.path / "result.json").read_text())
+        result["environment"]["threads"] = threads
+        (mixup.path / "result.json").write_text(json.dumps(result))
+    table = text.price_table(ask(tmp_path).groups[0])
+    place = table.columns.index("seconds ×")
+    assert [row[place] for row in table.rows] == ["1.00", shown]
