@@ -80,6 +80,71 @@ def test_no_file_that_is_read_can_run_code(path: Path) -> None:
         assert (owner, name) not in {("yaml", "load"), ("os", "system"), ("os", "popen")}
 
 
+OPENING = {
+    "open", "fdopen", "read_text", "read_bytes", "write_text", "write_bytes", "fromfile", "memmap",
+    "ZipFile", "is_zipfile", "gzopen", "bz2open", "xzopen", "taropen", "GzipFile", "safe_open",
+    "load_file", "save_file", "rmtree", "unlink", "touch",
+    "np.load", "np.save", "np.savez", "np.savez_compressed", "torch.load", "torch.save",
+    "Image.open", "os.open", "os.remove", "os.unlink", "os.truncate",
+}  # fmt: skip
+OPENED_ELSEWHERE = {
+    # Files of the program itself.
+    "runner/__main__.py": ("path.read_bytes",),
+    "runner/config/overlays.py": ("(CONF_DIR / group / f'{option}.yaml').read_text",
+                                  "(CONF_DIR / overlay / f'{name}.yaml').read_text"),
+    "runner/data/embedded/__init__.py": ("path.read_bytes", "np.load",
+                                         "(_FOLDER / 'fashion.sha256').read_text"),
+    "runner/report/page.py": ("(_HERE / name).read_text",),
+    # Files of the system.
+    "runner/machine/hardware.py": ("Path('/proc/cpuinfo').read_text",),
+    "runner/records/sweep_folder.py": ("Path(f\"/proc/{job['pid']}/stat\").read_text",),
+    "runner/terminal/command.py": ("os.open",),
+    "runner/terminal/console.py": ("os.open",),
+    "hydra_plugins/trick_runner.py": ("Path(os.devnull).open",),
+    # Content that was read already.
+    "runner/data/idx.py": ("gzip.GzipFile",),
+    "runner/machine/arrays.py": ("archive.open", "ZipFile"),
+    "runner/models/pretrained.py": ("torch.load",),
+    "runner/records/run_folder.py": ("np.savez_compressed",),
+    "runner/report/details.py": ("gzip.open", "self._images.open"),
+    "runner/report/scores.py": ("np.savez",),
+    # A folder that this process has just made under a name of its own, or files opened by it.
+    "runner/data/store.py": ("np.save", "(building / 'survey.json').write_text",
+                             "(building / 'pixels.u8').open", "np.load", "np.memmap",
+                             "shutil.rmtree", "self.images.open"),
+    "runner/data/sealed.py": ("shutil.rmtree", "path.unlink"),
+    "runner/data/download.py": ("os.open", "os.fdopen", "part.unlink", "shutil.rmtree",
+                                "member.open", "zipfile.ZipFile", "zipfile.is_zipfile"),
+    # They open with care of their own.
+    "runner/machine/locks.py": ("os.open",),
+    "runner/data/images.py": ("Image.open",),
+    "runner/data/table.py": ("path.read_text",),
+}  # fmt: skip
+"""Every call outside ``runner/machine/files.py`` that opens or removes a file."""
+
+
+def opening_calls(source: str) -> set[str]:
+    """The functions in ``source`` that are called and open or remove a file by its name."""
+    calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    found = {ast.unparse(call) for call in calls}
+    ours = {"self.write_text", "self.write_bytes", "folder.write_text", "folder.write_bytes"}
+    return {name for name in found - ours if OPENING & {name, name.rpartition(".")[2]}}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_foreign_files_are_opened_in_one_place(path: Path) -> None:
+    """Elsewhere, a pipe could be waited for without end, or a link be written through."""
+    name = str(path.relative_to(ROOT))
+    if name != "runner/machine/files.py":
+        assert opening_calls(path.read_text()) <= {*OPENED_ELSEWHERE.get(name, ())}
+
+
+def test_an_opened_file_is_noticed() -> None:
+    source = "with gzip.open(path) as file: (a / b).read_bytes(); self.write_text(c)"
+    assert opening_calls(source) == {"gzip.open", "(a / b).read_bytes"}
+    assert opening_calls((ROOT / "runner/machine/files.py").read_text())
+
+
 def test_code_of_the_user_runs_in_one_place() -> None:
     calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(RUNS_CODE.read_text()))
              if isinstance(node, ast.Call)]  # fmt: skip

@@ -27,6 +27,7 @@ import pytest
 from kill import CACHE, DISK, FORK, PREDICT, STEP, SYNC, Attempt, Place, Setup, Trap
 from small import COLOURS, EVERY_TRICK, write_images
 
+from runner.machine.files import remove
 from runner.records.run_folder import VERSION
 
 pytestmark = [
@@ -558,6 +559,37 @@ def test_the_second_of_two_is_told_of_the_first(make: Make, reference: Reference
     os.kill(first.pid, signal.SIGCONT)
     assert ended(first.wait(), 0)
     kill.check_survived(place, reference(*ALL).place)
+
+
+def test_a_run_whose_lock_was_removed_stops_for_the_one_that_took_it(
+    make: Make, reference: References
+) -> None:
+    place = make(*ALL)
+    first = place.start(traps=[Trap(STEP, 3, kill.pause)])
+    first.wait_for(lambda: first.is_paused)
+    (place.folder / "run.lock").unlink()
+    assert ended(place.run(), 0)
+    before = {path: path.read_bytes() for path in place.folder.rglob("*") if path.is_file()}
+    os.kill(first.pid, signal.SIGCONT)
+    assert ended(first.wait(), 4)
+    assert "the lock file was removed or replaced" in first.err
+    assert before == {path: path.read_bytes() for path in place.folder.rglob("*") if path.is_file()}
+    kill.check_survived(place, reference(*ALL).place)
+
+
+@pytest.mark.parametrize("removed", ["", "run.json"])
+def test_a_run_whose_folder_is_removed_is_never_finished(make: Make, removed: str) -> None:
+    place = make(*ALL)
+    going = place.start(traps=[Trap(STEP, 3, kill.pause)])
+    going.wait_for(lambda: going.is_paused)
+    folder = place.folder
+    remove(folder / removed)
+    os.kill(going.pid, signal.SIGCONT)
+    assert ended(going.wait(), 4)
+    assert "removed" in going.err
+    assert not (folder / "result.json").exists()
+    assert removed or not folder.exists()
+    assert ended(place.run(*(["force=true"] if removed else [])), 2 if removed else 0)
 
 
 def test_two_that_start_together_do_the_work_once(make: Make, reference: References) -> None:

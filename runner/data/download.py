@@ -42,6 +42,11 @@ _MAX_BYTES = 500 * 2**30
 _MAX_RATIO = 1000
 _RATIO_ALLOWANCE = 2**30
 _MAX_EXTENDED_HEADER = 2**20  # long names and the like; tarfile reads them whole into memory
+_KINDS: dict[bytes, Callable[..., tarfile.TarFile]] = {
+    b"\x1f\x8b": tarfile.TarFile.gzopen,
+    b"BZh": tarfile.TarFile.bz2open,
+    b"\xfd7zXZ\0": tarfile.TarFile.xzopen,
+}
 _EXTENDED_HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -310,8 +315,13 @@ class _BoundedTarInfo(tarfile.TarInfo):
 
 def _open_archive(archive: Path) -> tarfile.TarFile | zipfile.ZipFile:
     # Tar first: a tar archive whose last member is a zip archive looks like zip as well.
+    with open_regular(archive) as file:  # not a pipe, which could be waited for without end
+        start = file.read(8)
+    # tarfile's own search would read all of a huge file that is of none of the kinds.
+    kinds = (kind for magic, kind in _KINDS.items() if start.startswith(magic))
+    opener: Callable[..., tarfile.TarFile] = next(kinds, tarfile.TarFile.taropen)
     try:
-        return tarfile.open(archive, tarinfo=_BoundedTarInfo)
+        return opener(archive, tarinfo=_BoundedTarInfo)
     except tarfile.ReadError:
         pass
     if zipfile.is_zipfile(archive):

@@ -200,7 +200,7 @@ BY_SUFFIX: dict[str, tuple[Callable[[Path, random.Random], None], ...]] = {
 
 def reseal(changed: Path, run: Path) -> None:
     """Correct the digests above a changed file, so that what is inside is read at all."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+    with contextlib.suppress(Exception):  # the file is damaged
         if changed.stat().st_size > 2**30 or not changed.is_file():
             return
         content = changed.read_bytes()

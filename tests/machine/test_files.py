@@ -1,15 +1,32 @@
 """Files that are there whole or not at all, and what is said when the disk refuses."""
 
+import contextlib
 import errno
+import functools
 import os
 import resource
+import socket
 from pathlib import Path
 
 import pytest
 
 from runner.errors import StorageError
 from runner.machine import files
-from runner.machine.files import replace_whole, sync_folder, unwritable, write_synced
+from runner.machine.files import (
+    append_synced,
+    new_folder,
+    open_log,
+    open_regular,
+    read_end,
+    read_whole,
+    remove_leftovers,
+    replace_whole,
+    sync_folder,
+    temporary_sibling,
+    unwritable,
+    write_output,
+    write_synced,
+)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -101,6 +118,88 @@ def test_the_content_is_on_the_disk_before_it_gets_its_name_and_the_name_after(
     monkeypatch.setattr(Path, "replace", renamed)
     replace_whole(tmp_path / "folder" / "file", b"content")
     assert calls == [("sync", "file.tmp"), ("rename", "file"), ("sync", "folder")]
+
+
+# ── Reading what anybody may have put there ────────────────────────────────────────────────────
+
+
+def odd_files(folder):
+    """Everything that is no regular file, by kind, and names that none can have."""
+    os.mkfifo(folder / "pipe")
+    (folder / "folder").mkdir()
+    (folder / "loop").symlink_to("loop")
+    (folder / "zero").symlink_to("/dev/zero")
+    (folder / "to pipe").symlink_to("pipe")
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(folder):
+        made.bind("socket")
+    names = ("pipe", "folder", "loop", "zero", "to pipe", "socket")
+    return [folder / name for name in (*names, "none", "a\0b", "\ud800", "a" * 300)]
+
+
+def test_only_regular_files_are_read_and_nothing_is_waited_for(tmp_path):
+    for path in odd_files(tmp_path):
+        for read in (open_regular, read_whole, functools.partial(read_end, at_most=5)):
+            with pytest.raises(OSError, match=r"."):
+                read(path)
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    for name in ("file", "link"):
+        assert read_whole(tmp_path / name) == b"content"
+        assert read_end(tmp_path / name, 3) == b"ent"
+        assert read_end(tmp_path / name, 30) == b"content"
+
+
+def test_a_file_larger_than_its_bound_or_than_memory_is_refused(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read_whole(path, at_most=5) == b"12345"
+    with pytest.raises(OSError, match="larger than 4 bytes: 5"):
+        read_whole(path, at_most=4)
+    os.truncate(path, 2**42)  # without a block on the disk
+    with pytest.raises(OSError, match="larger than"):
+        read_whole(path)
+    assert read_end(path, 3) == bytes(3)
+
+
+def test_appending_needs_a_regular_file(tmp_path):
+    for path in odd_files(tmp_path)[:6]:
+        with pytest.raises(StorageError):
+            append_synced(path, b"row")
+    append_synced(tmp_path / "log", b"row\n")
+    append_synced(tmp_path / "log", b"row\n")
+    with open_log(tmp_path / "log") as log:
+        log.write("line\n")
+        assert (tmp_path / "log").read_text() == "row\nrow\nline\n"
+
+
+def test_new_folders_never_meet(tmp_path):
+    made = [new_folder(tmp_path / "a" / "b") for _ in range(3)]
+    assert [path.name for path in made] == ["b", "b-2", "b-3"]
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError):
+        new_folder(tmp_path / "file" / "b")
+
+
+def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    temporary_sibling(tmp_path / "file").touch()
+    temporary_sibling(tmp_path / "link").symlink_to("kept")
+    folder = temporary_sibling(tmp_path / "folder")
+    folder.mkdir()
+    (folder / "file").touch()
+    remove_leftovers(tmp_path)
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["kept", "file"]
+    remove_leftovers(tmp_path / "nowhere")
+
+
+def test_outputs_that_cannot_be_written(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "loop", tmp_path / "folder", tmp_path / ("a" * 300), tmp_path / "a\0b"):
+        with pytest.raises(StorageError) as caught:
+            write_output(path, b"content")
+        assert caught.value.fix == "another FILE"
 
 
 # ── Refused ────────────────────────────────────────────────────────────────────────────────────

@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -179,3 +181,62 @@ def test_the_end_of_a_child_does_not_free_it(path):
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
     assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+# ── What somebody has put in its place ─────────────────────────────────────────────────────────
+
+
+def test_a_lock_that_was_removed_or_replaced_is_noticed(path):
+    with locked(path) as held:
+        held.require()
+        assert held.is_in_place
+        path.unlink()
+        assert not held.is_in_place
+        with locked(path, wait=False) as second:  # nothing keeps another process out
+            assert second.is_in_place
+            with pytest.raises(StorageError, match="removed or replaced"):
+                held.require()
+
+
+def test_a_lock_that_is_removed_while_another_waits_is_not_the_one_it_takes(path):
+    found = []
+
+    def wait():
+        with locked(path) as held:
+            found.append(held.is_in_place)
+
+    with locked(path):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        time.sleep(0.2)
+        assert found == []
+        path.unlink()
+    waiting.join()
+    assert found == [True]
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "folder", "device"])
+def test_what_is_no_lock_is_neither_taken_nor_changed(path, tmp_path, kind):
+    own = tmp_path / "own"
+    own.write_text("of somebody else")
+    path.parent.mkdir()
+    {
+        "link": lambda: path.symlink_to(own),
+        "hard link": lambda: path.hardlink_to(own),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "device": lambda: path.symlink_to("/dev/zero"),
+    }[kind]()
+    for wait in (False, True):
+        with pytest.raises(StorageError, match="cannot lock"), locked(path, wait=wait):
+            pass
+    assert not is_held(path)
+    assert own.read_text() == "of somebody else"
+
+
+@pytest.mark.parametrize("content", [b"", bytes(80)])
+def test_a_file_that_lost_its_content_with_the_power_is_a_lock(path, content):
+    path.parent.mkdir()
+    path.write_bytes(content)
+    take(path)
+    assert json.loads(path.read_text())["pid"] == os.getpid()
