@@ -514,7 +514,7 @@ def hold():
         time.sleep(0.01)
 
 def hear(event, arguments):
-    if event == "open" and arguments[1] == "a":
+    if event == "open" and arguments[2] & os.O_APPEND and not isinstance(arguments[0], int):
         path = str(arguments[0])
         is_row = re.search(r"-seed({seeds})-.*/metrics\.jsonl$", path)
         if is_row and os.path.exists(path) is {is_later}:

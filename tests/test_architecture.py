@@ -117,7 +117,8 @@ OPENED_ELSEWHERE = {
                                 "member.open", "zipfile.ZipFile", "zipfile.is_zipfile"),
     # They open with care of their own.
     "runner/machine/locks.py": ("os.open",),
-    "runner/data/images.py": ("Image.open",),
+    "runner/data/images.py": ("self.open",),
+    "runner/data/decoding.py": ("Image.open",),
     "runner/data/table.py": ("path.read_text",),
 }  # fmt: skip
 """Every call outside ``runner/machine/files.py`` that opens or removes a file."""

@@ -55,6 +55,16 @@ def test_a_row_that_is_being_written_is_passed_over(tmp_path: Path, tail: str) -
     assert by_name(tmp_path)["run"]["epoch"] == 1
 
 
+def test_of_long_logs_only_the_end_is_read(tmp_path: Path) -> None:
+    folder = begun(tmp_path, "run")
+    with (folder.path / "metrics.jsonl").open("wb") as file:
+        file.truncate(2**40)  # without a block on the disk
+        file.seek(0, os.SEEK_END)
+        file.write(b'\n{"epoch": 7, "val_accuracy": 0.5}\n')
+    row = by_name(tmp_path)["run"]
+    assert (row["epoch"], row["accuracy"]) == (7, 0.5)
+
+
 def test_a_pipe_in_the_place_of_the_rows_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(begun(tmp_path, "run").path / "metrics.jsonl")
     assert by_name(tmp_path)["run"]["epoch"] == 0

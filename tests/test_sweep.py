@@ -393,6 +393,32 @@ def test_the_same_command_runs_what_crashed(crashed: Crashed, reference: list[Ou
     assert differing(outcomes(crashed.place), reference[:4]) == []
 
 
+@pytest.mark.whole
+def test_a_sweep_that_is_killed_leaves_no_idle_process(make: Make) -> None:
+    place = make("seed=0,1")
+    (place.root / "hold").touch()
+    process = start(place, "hydra/launcher=joblib", act="hold()", seeds="0|1", is_later=True)
+
+    def left() -> list[int]:
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+        found = {pid: kill.process_stat(pid) for pid in pids}
+        return [
+            pid for pid, (state, group) in found.items() if state != "Z" and group == process.pid
+        ]
+
+    try:
+        wait_until(lambda: len(held(place)) == 2, 60)
+        process.kill()
+        process.wait()
+        assert len(left()) >= 2  # the jobs go on
+        (place.root / "hold").unlink()
+        wait_until(lambda: left() == [], 60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert len(list(place.root.glob("outputs/*/result.json"))) == 2
+
+
 def test_what_died_beside_others_is_tried_alone(tmp_path: Path) -> None:
     jobs, rounds = [[f"seed={seed}"] for seed in range(4)], []
     folder = SweepFolder.create(tmp_path, jobs)

@@ -3,8 +3,8 @@
 Every message names the key with its value, and the fix is something to paste.
 """
 
-import math
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass, replace
 from types import NoneType, UnionType
@@ -154,7 +154,7 @@ def _convert(hint: Any, value: Any) -> Any:
             raise ValueError("expected a list such as [0.5, 0.5, 0.5]")
         return tuple(_convert(get_args(hint)[0], item) for item in value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        if not abs(value) <= sys.float_info.max:  # a whole number may be larger than any float
             raise ValueError("expected a finite number")
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from runner.machine import fields
 from runner.training.loop import Step
 from runner.training.schedule import Stage, moment
 
@@ -45,10 +46,17 @@ class Meter:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from the ``state`` of another meter."""
-        self._losses = list(torch.tensor(state["losses"], dtype=torch.float32))
+        """Continue from the ``state`` of another meter.
+
+        Raises:
+            ValueError: ``state`` does not hold the values of a meter.
+        """
         for name in self._KEPT:
-            setattr(self, name, state[name])
+            is_time = name.endswith("seconds")
+            kept = (fields.number if is_time else fields.whole)(state, name, at_least=0)
+            setattr(self, name, kept)
+        losses = fields.numbers(state, "losses", count=len(fields.value(state, "losses")))
+        self._losses = list(torch.tensor(losses, dtype=torch.float32))
 
     def _losses_on_cpu(self) -> torch.Tensor:
         # Losses restored from a checkpoint are on the CPU; later losses may be on a GPU.

@@ -12,6 +12,7 @@ from runner.config.idea import blamed, failed
 from runner.config.schema import RunConfig, to_dict
 from runner.data.resident import resident
 from runner.errors import ArtefactError, ConfigError, ProcessError, RunnerError, TrainingError
+from runner.machine import fields
 from runner.machine.environment import differences, environment
 from runner.machine.processes import ALONE, Processes
 from runner.machine.signals import Interrupted, deferred
@@ -331,7 +332,18 @@ class Attempt:
             self._display.line(f"warning: checkpoint refused, an older one is used: {reason}")
         try:
             self._training.restore(found.done, found.tensors)
-            self._meter.restore(found.state["meter"])
+            self._meter.restore(fields.section(found.state, "meter"))
+            if not self._meter.steps == found.done <= self._training.total:
+                raise ValueError(f"{found.done} steps of {self._training.total} are done")
+            logs = fields.section(found.state, "logs")
+            before = fields.section(found.state, "environment")
+            resumed = fields.sections({"resumed": [], **found.state}, "resumed")
+        except ValueError as error:
+            raise ArtefactError(
+                f"the checkpoint does not say where training is: {error}",
+                where=str(self._folder.checkpoints.absolute()),
+                fix="force=true to run anew",
+            ) from error
         except (RuntimeError, KeyError, TypeError, IndexError) as error:
             raise ArtefactError(
                 f"the checkpoint is of another network: {str(error).splitlines()[0]}",
@@ -339,9 +351,9 @@ class Attempt:
                 fix="force=true to run anew",
             ) from error
         if is_first:
-            self._folder.rewind(found.state["logs"])
-        self._resumed = list(found.state.get("resumed", []))
-        changed = differences(found.state["environment"], self._environment)
+            self._folder.rewind(logs)
+        self._resumed = list(resumed)
+        changed = differences(before, self._environment)
         if changed:
             self._resumed.append({"after_step": found.done, "differences": changed})
         for difference in changed:

@@ -66,6 +66,24 @@ def test_a_reference_stays_the_text_that_it_is(tmp_path: Path) -> None:
     assert bundle.architecture.name == "${oc.env:HOME}"
 
 
+@pytest.mark.parametrize("num_outputs", [10**12, 10**30, 7 * 10**9])
+def test_a_number_of_outputs_that_the_weights_do_not_have_is_refused(
+    tmp_path: Path, num_outputs: int
+) -> None:
+    """Before it sizes a network in memory."""
+    files = bundle_files(
+        small_network(),
+        architecture=Architecture("xresnet", "xresnet18", num_outputs),
+        classes=CLASSES,
+        preprocess=PREPROCESS,
+        evaluated=EVALUATED,
+    )
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ArtefactError, match="num_outputs"):
+        read_bundle(tmp_path)
+
+
 def test_weights_of_another_network_are_refused(folder: Path) -> None:
     bundle = read_bundle(folder)
     with pytest.raises(ArtefactError, match="not the weights of xresnet18"):

@@ -37,6 +37,34 @@ def dead(folder: SweepFolder) -> Iterator[int]:
     process.wait()
 
 
+def test_sweeps_that_start_together_have_a_folder_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two containers do, in each of which the sweep is process 1."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    found = [SweepFolder.create(tmp_path, [[f"seed={seed}"]]) for seed in range(5)]
+    assert len({folder.path for folder in found}) == 5
+    for seed, folder in enumerate(found):
+        listed = json.loads((folder.path / "sweep.json").read_text())
+        assert listed["jobs"] == [[f"seed={seed}"]]
+        assert folder.read(0) == {"status": "pending"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"pid": 0}, {"pid": -1}, {"pid": "1"}, {"pid": None}, {"host": 3}, {"status": []},
+     {"error": 5}, {"accuracy": "good"}, {"folder": {}}],
+    ids=str,
+)  # fmt: skip
+def test_a_status_that_is_none_is_neither_believed_nor_acted_on(
+    folder: SweepFolder, change: dict[str, object]
+) -> None:
+    folder.write(0, "running")
+    path = folder.path / "0.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert folder.read(0) == {"status": "pending"}
+
+
 def test_a_job_that_has_not_begun_is_pending(folder: SweepFolder) -> None:
     assert folder.read(0) == {"status": "pending"}
     (folder.path / "0.json").write_text("{")

@@ -4,7 +4,9 @@ import csv
 import gzip
 import io
 import json
+import os
 import shutil
+import tracemalloc
 import zipfile
 from base64 import b64decode
 from collections.abc import Sequence
@@ -221,6 +223,32 @@ def run_on(root: Path, outputs: Path, data: Data | None = None) -> FinishedRun:
     )  # fmt: skip
     folder.write_bytes("split.csv.gz", found.manifest_csv())
     return only_group(outputs).any_run
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        gzip.compress(b"split,image,label,sha256\nval,a,b,c\n")[:-12] + bytes(12),
+        gzip.compress(b"split,image,label,sha256\n" + bytes(2**26)),  # one long line
+        gzip.compress(b"split,image,label,sha256\n" + b"val,a,b,c\n" * 2**20),  # too many rows
+        gzip.compress(b"split,image\nval," + b"x" * 200_000 + b"\n"),
+        b"\x1f\x8b\x08\x00" + bytes(20) + b"\xff" * 30,
+    ],
+)
+def test_a_table_that_is_damaged_or_unpacks_to_much_names_no_images(
+    tiny_folder: Path, tmp_path: Path, content: bytes
+) -> None:
+    run = run_on(tiny_folder, tmp_path / "outputs")
+    assert Pictures(run).name(0) != "validation image 0"  # negative control
+    (run.path / "split.csv.gz").write_bytes(content)
+    tracemalloc.start()
+    assert Pictures(run).name(0) == "validation image 0"
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
+    (run.path / "split.csv.gz").unlink()
+    os.mkfifo(run.path / "split.csv.gz")
+    assert Pictures(run).name(0) == "validation image 0"
 
 
 def names_in(run: FinishedRun) -> list[str]:

@@ -169,6 +169,11 @@ def test_no_cell_is_a_formula(start: str) -> None:
         assert plain == printable(f"x{text}"), "what is no formula is left alone"
 
 
+def test_no_control_character_reaches_csv() -> None:
+    text = to_csv(["a\0", "b\x1b[2J"], [["\0", "\x07\u202e"], ["\ud800", "é\n"]])
+    assert text == 'a\\x00,b\\x1b[2J\n\\x00,\\x07\\u202e\n\\ud800,"é\n"\n'
+
+
 @pytest.mark.parametrize("number", [0.1 + 0.2, -1 / 3, 5e-324, 1e308, -7, 2**63, True])
 def test_numbers_are_written_exactly(number: float) -> None:
     _, (cell,) = read_back(to_csv(("n",), [[number]]))
