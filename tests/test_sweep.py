@@ -414,8 +414,7 @@ def test_a_sweep_that_is_killed_leaves_no_idle_process(make: Make) -> None:
         (place.root / "hold").unlink()
         wait_until(lambda: left() == [], 60)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        end(process)
     assert len(list(place.root.glob("outputs/*/result.json"))) == 2
 
 
