@@ -320,6 +320,8 @@ def _of_tifffile(content: bytes) -> Deep:
         assert isinstance(page, tifffile.TiffPage)
         kind, samples = _checked_page(page)
         _check_size((page.imagewidth, page.imagelength))
+        if page.nbytes > LARGEST_FILE:
+            raise BrokenImageError(f"takes {page.nbytes:,} bytes, more than {LARGEST_FILE:,}")
         ends = [at + size for at, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
         if max(ends, default=0) > len(content) or 0 in page.databytecounts:
             raise BrokenImageError("image file is truncated")
