@@ -455,9 +455,18 @@ def outcome(folder: Path) -> dict[str, bytes]:
     weights = load_file(folder / "bundle" / "model.safetensors")
     with np.load(folder / "predictions.npz") as predictions:
         arrays = {**weights, **predictions}
+    metrics: dict[str, bytes] = {}
+    for path in sorted(folder.glob("evaluations/*")):
+        if path.suffix == ".json":
+            content = json.loads(path.read_text())
+            metrics[path.name] = json.dumps([content["tta"], content["metrics"]]).encode()
+        else:
+            with np.load(path) as probabilities:
+                arrays[path.name] = probabilities["tta"]
     result = json.loads((folder / "result.json").read_text())
     return {
         **{name: array.tobytes() for name, array in arrays.items()},
+        **metrics,
         "metrics.jsonl": (folder / "metrics.jsonl").read_bytes(),
         "metrics of result.json": json.dumps(result["metrics"]).encode(),
     }

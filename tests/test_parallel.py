@@ -22,7 +22,14 @@ import numpy as np
 import pytest
 import torch
 from kill import PREDICT, STEP, Attempt, Place, Setup, Trap, at_work, statuses, wait_until
-from small import EVERY_TRICK, small_config, small_dataset, small_learner, small_network
+from small import (
+    EVERY_TRICK,
+    all_predictions,
+    small_config,
+    small_dataset,
+    small_learner,
+    small_network,
+)
 from torch import nn
 
 from runner.config.schema import Eval, Tta
@@ -166,16 +173,16 @@ def result(place: Place) -> dict[str, dict[str, float]]:
 
 def distance(place: Place, reference: Place) -> float:
     """Largest difference of losses, relative, and probabilities; what is counted must be equal."""
-    arrays = [each.folder / "predictions.npz" for each in (place, reference)]
-    with np.load(arrays[0]) as ours, np.load(arrays[1]) as theirs:
-        assert np.array_equal(ours["labels"], theirs["labels"])
-        found = [np.abs(ours[name] - theirs[name]).max() for name in ("plain", "tta")]
+    ours, theirs = (all_predictions(each.folder) for each in (place, reference))
+    assert set(ours) == set(theirs) == {"labels", "plain", "tta"}
+    assert np.array_equal(ours["labels"], theirs["labels"])
+    found = [np.abs(ours[name] - theirs[name]).max() for name in ("plain", "tta")]
     assert len(rows(place)) == len(rows(reference))
     for our, their in zip(rows(place), rows(reference), strict=True):
         for key in ("epoch", "step", "stage", "size", "lr", "images", "pixels"):
             assert our[key] == their[key]
         found += [abs(our[key] / their[key] - 1) for key in ("train_loss", "val_loss")]
-    kept = ("epochs", "steps", "images", "pixels", "forward_passes_plain", "forward_passes_tta")
+    kept = ("epochs", "steps", "images", "pixels", "forward_passes_plain")
     our_budget, their_budget = result(place)["budget"], result(reference)["budget"]
     assert [our_budget[key] for key in kept] == [their_budget[key] for key in kept]
     return float(max(found))

@@ -239,7 +239,7 @@ def test_killed_while_each_kind_of_file_is_half_written(make: Make, reference: R
     numbers = one_of_each(reference(*ALL).attempt.events, SYNC)
     account = walk(make, reference(*ALL), ALL, SYNC, kill.tear, numbers=numbers)
     assert account.failures == []
-    assert len(account.kills) == 3  # the run's own, a checkpoint's, the bundle's
+    assert len(account.kills) == 4  # the run's own, a checkpoint's, the bundle's, an evaluation's
 
 
 @pytest.mark.whole
