@@ -104,7 +104,7 @@ def test_so_does_the_usage_of_commands_that_take_words_through_hydra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     assert called(monkeypatch, name, "--unknown") == 2
-    assert f"trick-runner {name}: error: " in capsys.readouterr().err
+    assert f"fix: trick-runner {name} --help" in capsys.readouterr().err
 
 
 def test_the_exit_code_is_that_of_the_command(
