@@ -117,8 +117,9 @@ class SweepJob:
     def _move_in(self, stack: ExitStack, number: int | None) -> None:
         """Set up a process that the launcher started: its signals, output and slot."""
         raise_on_signals()
-        # Ctrl-C in a terminal reaches all processes; the sweep passes it on as SIGTERM.
+        # Ctrl-C in a terminal, and its end, reach all processes; the sweep passes on SIGTERM.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         if self.is_worker:
             stack.enter_context(outliving_parent(self.sweeper[0]))

@@ -5,6 +5,8 @@ how to *fix* it (something to paste). Commands print it without a traceback and 
 ``exit_code``; any other exception is a bug of ours and exits with 1.
 """
 
+import errno
+import os
 from typing import ClassVar
 
 
@@ -84,6 +86,29 @@ class BusyError(RunnerError):
     """Another process owns this run at the moment."""
 
     exit_code = 75
+
+
+def of_system(error: BaseException) -> StorageError | None:
+    """The error of the operating system in our form; None if ``error`` is of another kind.
+
+    Its cause is outside this code: a full disk, a name that is too long, a lost file system.
+    """
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
+    return StorageError(
+        error.strerror or str(error), where=" → ".join(names), fix=_FIXES.get(error.errno, "")
+    )
+
+
+_FIXES = {
+    errno.ENOSPC: "free space on the disk, then the same command again",
+    errno.EDQUOT: "free space within your quota, then the same command again",
+    errno.ENAMETOOLONG: "a shorter name",
+    errno.EMFILE: "a higher limit of open files (ulimit -n), or fewer data.num_workers",
+    errno.EACCES: "other permissions, or another folder",
+    errno.EROFS: "a folder that can be written",
+}
 
 
 def first_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ from rich.console import Console
 from runner.config.idea import read_idea
 from runner.config.schema import RunConfig
 from runner.errors import CodeError, TrainingError
+from runner.machine.hardware import require_device
 from runner.terminal.tables import Table
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
     from runner.tricks.idea import NO_IDEA, load_idea
 
     with Display() as display:
+        require_device(config.device)
         code = read_idea(config.code) if config.code is not None else None
         config, weights = fitted_to_weights(config, display, code)
         cache = Path(config.outputs).expanduser() / "cache"

@@ -262,7 +262,7 @@ def _positive(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    config = _config(arguments.tta, arguments.device)
+    config = _config(arguments.tta, device=arguments.device, threads=arguments.threads)
     from runner.records.bundle import open_bundle
 
     code = read_idea(arguments.code, "--code ") if arguments.code is not None else None
@@ -301,13 +301,13 @@ def _run(arguments: argparse.Namespace) -> None:
     _raise_if_broken(rankings)
 
 
-def _config(tta: Sequence[str], device: str) -> RunConfig:
-    """A configuration with the words of ``--tta`` and the device, checked."""
+def _config(tta: Sequence[str], **values: str | int) -> RunConfig:
+    """A configuration with the words of ``--tta`` and other values, checked."""
     words = [f"tta.{word}" if "=" in word else f"tta={word}" for word in tta]
     if not words:
-        return checks.changed(RunConfig(), {"device": device})
+        return checks.changed(RunConfig(), values)
     compose.register()
-    return checks.changed(RunConfig(), {**compose.requested_values(words), "device": device})
+    return checks.changed(RunConfig(), {**compose.requested_values(words), **values})
 
 
 def _listed(end: bytes) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from runner.config import checks
 from runner.config.idea import read_idea
 from runner.config.schema import RunConfig
-from runner.machine.hardware import device_kind
+from runner.machine.hardware import device_kind, require_device
 from runner.machine.processes import Processes, from_environment, joined
 from runner.records import evaluations
 from runner.records.identity import evaluation_identity, folder_name, identity
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 def run(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
     """Start or resume the run of ``config``, or show its finished result; return a summary."""
+    require_device(config.device)
     processes = from_environment()
     with Display(quiet=not processes.is_first) as display:
         with joined(processes, device_kind(config.device)):

@@ -90,6 +90,10 @@ def interrupt(descriptor: int) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def hang_up(descriptor: int) -> None:
+    os.kill(os.getpid(), signal.SIGHUP)
+
+
 def terminate_all_soon(seconds: float, descriptor: int) -> None:
     """SIGTERM to the whole group; for a ``partial`` with the seconds."""
     threading.Timer(seconds, os.killpg, (0, signal.SIGTERM)).start()

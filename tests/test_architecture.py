@@ -100,6 +100,7 @@ OPENED_ELSEWHERE = {
     "runner/records/sweep_folder.py": ("Path(f\"/proc/{job['pid']}/stat\").read_text",),
     "runner/terminal/command.py": ("os.open",),
     "runner/terminal/console.py": ("os.open",),
+    "runner/terminal/streams.py": ("os.open",),
     "hydra_plugins/trick_runner.py": ("Path(os.devnull).open",),
     # Content that was read already.
     "runner/data/idx.py": ("gzip.GzipFile",),

@@ -312,7 +312,11 @@ def test_the_comparison_would_notice(make: Make, reference: References, control:
 
 # ── Asked to end ───────────────────────────────────────────────────────────────────────────────
 
-SIGNALS = {signal.SIGTERM: kill.terminate, signal.SIGINT: kill.interrupt}
+SIGNALS = {
+    signal.SIGTERM: kill.terminate,
+    signal.SIGINT: kill.interrupt,
+    signal.SIGHUP: kill.hang_up,
+}
 
 
 def ask(

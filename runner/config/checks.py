@@ -166,6 +166,8 @@ def _convert(hint: Any, value: Any) -> Any:
         error = ValueError("expected text: in a file, write it in quotes")
         error.meant = f'"{spelled(value)}"'  # type: ignore[attr-defined]  # goes into the fix
         raise error
+    if hint is str and value == "":
+        raise ValueError("expected text, not nothing")
     if not isinstance(value, hint):
         names = {float: "a number", bool: "true or false", str: "text"}
         raise ValueError(f"expected {names.get(hint, hint)}")

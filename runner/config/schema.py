@@ -53,6 +53,9 @@ __all__ = [
 ]
 
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 3000  # bytes; Linux takes 4096, our own names included
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """One run, complete: equal values and equal data give an equal result."""
@@ -77,7 +80,7 @@ class RunConfig:
     compile: Literal["none", "default", "reduce-overhead"] = option(
         "none", "mode of torch.compile for the network; reduce-overhead: CUDA graphs"
     )
-    threads: int = option(0, "CPU threads; 0: all cores", at_least=0)
+    threads: int = option(0, "CPU threads; 0: all cores", at_least=0, at_most=1024)
     outputs: str = option("outputs", "root of everything written")
     run_dir: str | None = option(
         None, "folder of this run; null: below outputs, named by what the run is"
@@ -141,6 +144,14 @@ class RunConfig:
             yield Problem(
                 f"device={self.device}: no such device (auto, cpu, cuda, cuda:1 …)", "device=auto"
             )
+        for key, path in (("outputs", self.outputs), ("run_dir", self.run_dir or "")):
+            encoded = path.encode(errors="surrogateescape")
+            if len(encoded) > _LONGEST_PATH or max(map(len, encoded.split(b"/"))) > _LONGEST_NAME:
+                yield Problem(
+                    f"{key}={path[:40]}…: no file system takes names of more than {_LONGEST_NAME} "
+                    f"bytes, nor such long paths",
+                    f"{key}=SHORTER",
+                )
         for group in self.groups.values():
             yield from group.contradictions(self)
 

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from runner.errors import ConfigError
+
 if TYPE_CHECKING:
     import torch
 
@@ -34,6 +36,26 @@ def num_cores() -> int:
 def num_gpus() -> int:
     """Number of NVIDIA GPUs of this machine; 0 if it has none or does not run Linux."""
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def require_device(device: str) -> None:
+    """Raise if this machine lacks the GPU that the ``device`` of a configuration names.
+
+    Raises:
+        ConfigError: naming the device.
+    """
+    kind, _, index = device.partition(":")
+    if kind != "cuda":
+        return
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(index or 0) >= count:
+        has = f"{count} GPUs" if count else "no GPU"
+        build = "" if torch.version.cuda else ": it is a build without CUDA"
+        raise ConfigError(
+            f"torch finds {has} here{build}", where=f"device={device}", fix="device=auto"
+        )
 
 
 @cache

@@ -1,7 +1,7 @@
 """Signals that ask this process to end: an exception where that is safe, deferred where it is not.
 
-SIGTERM comes from schedulers and ``kill``, SIGINT from Ctrl-C, SIGUSR2 from submitit shortly before
-a job's time is up.
+SIGTERM comes from schedulers and ``kill``, SIGINT from Ctrl-C, SIGHUP from a terminal that is
+closed, SIGUSR2 from submitit shortly before a job's time is up.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-_ENDING = (signal.SIGINT, signal.SIGTERM)
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
@@ -22,7 +22,7 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes:
         signum: number of the signal.
-        exit_code: 130 for SIGINT and 143 for SIGTERM, as in shells.
+        exit_code: 129 for SIGHUP, 130 for SIGINT and 143 for SIGTERM, as in shells.
     """
 
     def __init__(self, signum: int = signal.SIGINT) -> None:
@@ -36,10 +36,14 @@ def _raise(signum: int, frame: FrameType | None) -> None:
 
 
 def raise_on_signals() -> None:
-    """Let SIGINT and SIGTERM raise :class:`Interrupted` in this process from now on."""
+    """Let signals raise :class:`Interrupted` in this process from now on.
+
+    An ignored SIGHUP stays ignored: under ``nohup``, a run outlives its terminal.
+    """
     if threading.current_thread() is threading.main_thread():
         for signum in _ENDING:
-            signal.signal(signum, _raise)
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+                signal.signal(signum, _raise)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from runner.records.run_folder import redacted_words
 ALIVE = ("waiting", "running")
 _ENDED = ("finished", "skipped", "resumed", "failed")
 _LARGEST = 2**20  # bytes of a file that is read, or of its end
-_STOPPING = {signal.SIGINT, signal.SIGTERM}
+_STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 class SweepFolder:
@@ -185,7 +185,11 @@ class Watch:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Watch":
-        self._handlers = {signum: signal.signal(signum, self._stop) for signum in _STOPPING}
+        self._handlers = {
+            signum: signal.signal(signum, self._stop)
+            for signum in _STOPPING
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN  # nohup
+        }
         # Processes inherit the mask of the thread that starts them. Signals to this process reach
         # it through the thread below, and Python runs their handler in the main thread.
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)

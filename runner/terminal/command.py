@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from runner.config.idea import blamed
-from runner.errors import ConfigError, ProcessError, RunnerError
+from runner.errors import ConfigError, ProcessError, RunnerError, StorageError, of_system
 from runner.machine.files import write_output
 from runner.machine.signals import raise_on_signals
 from runner.terminal.console import printable
+from runner.terminal.streams import open_outlets, output_error
 
 
 def command(
@@ -19,24 +20,29 @@ def command(
     translated: Callable[[Exception], RunnerError | None] = lambda error: None,
     *,
     if_interrupted: str = "interrupted",
+    prints_result: bool = True,
 ) -> None:
     """Run the body of a command, report its errors in one form, and exit with their code.
 
-    Exit codes are those of ``runner.errors``; 1 for a bug of ours; 130 and 143 after SIGINT and
-    SIGTERM.
+    Exit codes are those of ``runner.errors``; 1 for a bug of ours; 129, 130 and 143 after SIGHUP,
+    SIGINT and SIGTERM.
 
     Args:
         body: does the work.
         translated: returns a library's error in our form, or None if it is not the user's mistake.
         if_interrupted: the message after a signal.
+        prints_result: whether the printed text is the result, so that the command has failed if
+            the text could not be written; False if the result is in files.
     """
     raise_on_signals()
+    open_outlets()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may not know all characters
             stream.reconfigure(errors="backslashreplace")
     try:
+        _require_working_directory()
         body()
-        sys.stdout.flush()
+        _check_output(prints_result)
     except KeyboardInterrupt as interrupt:
         if _prints_errors():
             print(if_interrupted, file=sys.stderr)
@@ -46,6 +52,7 @@ def command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         known = error if isinstance(error, RunnerError) else translated(error) or blamed(error)
+        known = known or of_system(error)
         if not (_prints_errors() or isinstance(known, ProcessError)):
             sys.exit(known.exit_code if known else 1)
         if known is None or os.environ.get("RUNNER_DEBUG"):
@@ -55,6 +62,29 @@ def command(
             sys.exit(1)
         print(printable(f"error: {known}"), file=sys.stderr)
         sys.exit(known.exit_code)
+
+
+def _require_working_directory() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise StorageError(
+            "the working directory has been removed", fix="cd to a folder that exists"
+        ) from error
+
+
+def _check_output(is_result: bool) -> None:
+    """Report that standard output could not be written; a reader such as ``head`` may close it."""
+    error = output_error()
+    if error is None or isinstance(error, BrokenPipeError):
+        return
+    if is_result:
+        raise StorageError(
+            f"the output could not be written: {error.strerror or error}",
+            where="standard output",
+            fix="another place: python -m … > FILE",
+        )
+    print(f"note: the output could not be written: {error.strerror or error}", file=sys.stderr)
 
 
 def program(name: str) -> str:

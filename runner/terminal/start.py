@@ -79,6 +79,7 @@ def hydra_command(name: str, work: Work, usage: Usage, *, can_sweep: bool = True
         if_interrupted="interrupted; the same command goes on from here"
         if can_sweep
         else "interrupted",
+        prints_result=not can_sweep,  # those that can keep their results in folders
     )
 
 

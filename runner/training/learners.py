@@ -13,7 +13,13 @@ from runner.data.dataset import Dataset
 from runner.data.preprocess import Preprocess
 from runner.data.statistics import training_statistics
 from runner.errors import ArtefactError, ConfigError
-from runner.machine.hardware import device_kind, keep_freed_memory, num_cores, used_precision
+from runner.machine.hardware import (
+    device_kind,
+    keep_freed_memory,
+    num_cores,
+    require_device,
+    used_precision,
+)
 from runner.machine.processes import ALONE, Processes
 from runner.models import (
     Loaded,
@@ -243,15 +249,10 @@ def _device(name: str, threads: int, processes: Processes) -> torch.device:
     """
     torch.set_num_threads(threads or max(1, num_cores() // processes.local_count))
     keep_freed_memory()
+    require_device(name)
     device = torch.device(device_kind(name) if name == "auto" else name)
     if device.type == "cuda" and processes.count > 1:
         device = torch.device("cuda", processes.local_rank)
     # By default, a GPU with TF32 rounds the factors of convolutions in fp32 to ten bits.
     torch.backends.cudnn.allow_tf32 = False
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"this machine has {torch.cuda.device_count()} CUDA devices",
-            where=f"device={name}",
-            fix="device=cpu",
-        )
     return device

@@ -10,7 +10,7 @@ import pytest
 
 from runner.machine.signals import Interrupted, at_once, deferred, ignore_signals, raise_on_signals
 
-BOTH = [signal.SIGINT, signal.SIGTERM]
+BOTH = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def test_a_signal_raises_with_the_exit_code_of_shells(signum):
         signal.raise_signal(signum)
     assert isinstance(caught.value, KeyboardInterrupt)  # so nobody takes it for an ordinary error
     assert caught.value.signum == signum
-    assert caught.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[signum]
+    assert caught.value.exit_code == 128 + signum
     assert str(caught.value) == signal.Signals(signum).name
 
 
@@ -175,7 +175,9 @@ def test_handlers_are_as_before_after_a_wait():
     before = [signal.getsignal(signum) for signum in BOTH]
 
     def block():
-        assert [signal.getsignal(signum) for signum in BOTH] == [signal.SIG_IGN, signal.SIG_DFL]
+        assert [signal.getsignal(signum) for signum in BOTH[:2]] == [
+            signal.SIG_IGN, signal.SIG_DFL,
+        ]  # fmt: skip
         raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"), at_once():
@@ -194,3 +196,12 @@ def test_ignoring_is_for_helpers_alone():
     assert signal.getsignal(signal.SIGTERM) != signal.SIG_IGN
     ignore_signals()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+
+
+def test_a_run_under_nohup_outlives_its_terminal():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    raise_on_signals()
+    signal.raise_signal(signal.SIGHUP)
+    with deferred() as is_requested:
+        signal.raise_signal(signal.SIGHUP)
+        assert not is_requested()
