@@ -1,87 +1,290 @@
-"""A table of images: a CSV file with a path and a class in each line, and maybe a split."""
+"""A table of images: a CSV file with a path and a class in each line, and maybe a split.
 
+Commas, semicolons, tabs or bars separate the cells: whichever gives the columns that are asked for.
+UTF-8 and UTF-16 are read. Paths are relative to the table; they may lack their suffix, or have
+backslashes. Spaces around a label are no part of it. Whatever is guessed is said in a note.
+"""
+
+import codecs
 import csv
 import io
-from collections import Counter
-from collections.abc import Iterator
+import os
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from runner.config.schema import Data
-from runner.data.images import FileImages
+from runner.data.images import SUFFIXES, FileImages
+from runner.data.layout import part_of
 from runner.data.listing import (
     Listing,
     check_same_classes,
     few_names,
+    note_similar_classes,
     note_single_images,
+    spelled,
     stratified_split,
 )
 from runner.data.places import existing_root
 from runner.data.store import Progress
 from runner.errors import DataError
+from runner.machine.files import read_whole
+from runner.terminal.pasted import override
+
+_DELIMITERS = ",;\t|"
+_MISSING = frozenset({"nan", "na", "n/a", "#n/a", "null", "none", "-", "?"})
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of the table: its number, and its cells."""
+
+    line: int
+    path: str
+    label: str
+    split: str
 
 
 def list_table(data: Data, cache: Path, split_seed: int, progress: Progress) -> Listing:
     """See :func:`runner.data.sources.list_images`."""
-    path = existing_root(data)
-    if not path.is_file():
+    table = existing_root(data)
+    if not table.is_file():
         raise DataError("not a file", where=f"data.root={data.root}", fix="data.root=FILE.csv")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the table: {error}", where=str(path)) from error
-    reader = csv.DictReader(io.StringIO(text))
-    columns = {"data.path_column": data.path_column, "data.label_column": data.label_column}
+    rows = list(_rows(_text(table), data, table))
+    if not rows:
+        raise DataError("the table lists no images", where=str(table), fix="add a line per image")
+    notes = _notes_on_labels(rows)
+    is_val = None
     if data.split_column is not None:
-        columns["data.split_column"] = data.split_column
-    for key, column in columns.items():
-        if column not in (reader.fieldnames or ()):
-            raise DataError(
-                f"the table has no column {column}",
-                where=f"{key}={column} ({path})",
-                fix=f"{key}= one of {', '.join(reader.fieldnames or ['nothing: it is empty'])}",
-            )
-    paths, names, splits = [], [], []
-    for row in _rows(reader, path):
-        cells = [row[column] for column in columns.values()]
-        if any(not cell for cell in cells):
-            raise DataError(
-                "an empty cell in the table",
-                where=f"{path}, line {reader.line_num}",
-                fix="fill it in or remove the line",
-            )
-        paths.append(cells[0])
-        names.append(cells[1])
-        splits.append(cells[2].strip().lower() if len(cells) == 3 else "")
-    if not paths:
-        raise DataError("the table lists no images", where=str(path))
-    if len(set(paths)) < len(paths):
-        repeated = Counter(paths).most_common(1)[0][0]
-        raise DataError(f"{repeated} is listed twice", where=str(path), fix="remove one line")
+        rows, is_val, more = _with_split(rows, data, table)
+        notes += more
+    paths, more = _real_paths(rows, table.parent)
+    notes += more
+    _refuse_repeated(rows, paths, table)
+    names = [row.label.strip() for row in rows]
     classes = tuple(sorted(set(names)))
     label_of = {name: label for label, name in enumerate(classes)}
     labels = np.array([label_of[name] for name in names], np.int64)
-    if data.split_column is None:
-        is_val = stratified_split(labels, data.val_fraction, split_seed)
-        notes = note_single_images(classes, labels)
+    if is_val is None:
+        held = stratified_split(labels, data.val_fraction, split_seed)
+        notes += note_single_images(classes, labels)
     else:
-        allowed = {"train": False, "val": True, "valid": True, "validation": True, "test": True}
-        if wrong := sorted(set(splits) - set(allowed)):
-            raise DataError(
-                f"split must say train or val, not {few_names(wrong)}",
-                where=f"data.split_column={data.split_column} ({path})",
-            )
-        is_val = np.array([allowed[split] for split in splits])
-        notes = check_same_classes(classes, labels, is_val, f"{path}")
-    images = FileImages(path.parent, tuple(paths))
-    return Listing("table", classes, images, labels, is_val, notes=notes)
+        held = np.array(is_val, dtype=bool)
+        notes += check_same_classes(classes, labels, held, f"{table}")
+    notes += note_similar_classes(classes)
+    return Listing("table", classes, FileImages(table.parent, tuple(paths)), labels, held, 0, notes)
 
 
-def _rows(reader: "csv.DictReader[str]", path: Path) -> Iterator[dict[str, str]]:
+def _text(table: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with its mark."""
     try:
-        yield from reader
+        content = read_whole(table)
+    except OSError as error:
+        raise DataError(
+            f"cannot read the table: {error.strerror or error}",
+            where=str(table),
+            fix="data.root=FILE.csv that you may read",
+        ) from error
+    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if is_wide else "utf-8-sig")
+        if "\0" not in text:
+            return text
+        reason, encoding = "it has zero bytes, so it is no text", "UTF-16LE"
+    except UnicodeDecodeError as error:
+        reason, encoding = f"it is not UTF-8 ({error.reason})", "WINDOWS-1252"
+    name, copy = (shlex.quote(str(path)) for path in (table, table.with_suffix(".utf8.csv")))
+    raise DataError(
+        f"cannot read the table: {reason}",
+        where=str(table),
+        fix=f"if it is a table: iconv -f {encoding} -t UTF-8 {name} > {copy}, "
+        f"and then {override('data.root', table.with_suffix('.utf8.csv'))}",
+    )
+
+
+def _rows(text: str, data: Data, table: Path) -> Iterator[_Row]:
+    """The lines of a table, without empty ones."""
+    keys = {"data.path_column": data.path_column, "data.label_column": data.label_column}
+    if data.split_column is not None:
+        keys["data.split_column"] = data.split_column
+    line = 1
+    try:
+        header, delimiter = _header(text, [*keys.values()])
+        places = [_place(header, key, column, table) for key, column in keys.items()]
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        next(reader)
+        for cells in reader:
+            line = reader.line_num
+            if not any(cell.strip() for cell in cells):
+                continue
+            where = f"{table}, line {line}"
+            if any(cell.strip() for cell in cells[len(header) :]):
+                raise DataError(
+                    f"{len(cells)} cells in a table of {len(header)} columns",
+                    where=where,
+                    fix='put a cell that has separators into quotes: "a, b.png",cat',
+                )
+            found = [cells[place] if place < len(cells) else "" for place in places]
+            if any(not cell.strip() for cell in found):
+                raise DataError(
+                    "an empty cell in the table", where=where, fix="fill it in or remove the line"
+                )
+            yield _Row(line, found[0], found[1], found[2] if len(found) == 3 else "")
     except csv.Error as error:
         raise DataError(
-            f"cannot read the table: {error}", where=f"{path}, line {reader.line_num}"
+            f"cannot read the table: {error}",
+            where=f"{table}, line {line}",
+            fix="close the quotes of the cell, or write a quote inside quotes twice",
         ) from error
+
+
+def _header(text: str, columns: Sequence[str]) -> tuple[list[str], str]:
+    """The names of the columns, and the separator that gives most of those asked for."""
+    found = []
+    for delimiter in _DELIMITERS:
+        names = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+        header = [name.strip() for name in names]
+        found.append((sum(column in header for column in columns), len(header) > 1, delimiter))
+    best = max(found, key=lambda one: one[:2])[2]
+    names = next(csv.reader(io.StringIO(text, newline=""), delimiter=best), [])
+    return [name.strip() for name in names], best
+
+
+def _place(header: list[str], key: str, column: str, table: Path) -> int:
+    if header.count(column) == 1:
+        return header.index(column)
+    if column in header:
+        raise DataError(
+            f"several columns of the table are called {column}",
+            where=f"{key}={column} ({table})",
+            fix="give each column a name of its own",
+        )
+    choices = [override(key, name) for name in header[:10] if name]
+    raise DataError(
+        f"the table has no column {column}",
+        where=f"{key}={column} ({table})",
+        fix=" or ".join(choices) or "a first line with the names of the columns: path,label",
+    )
+
+
+def _notes_on_labels(rows: Sequence[_Row]) -> tuple[str, ...]:
+    labels = Counter(row.label for row in rows)
+    notes = []
+    if padded := [label for label in labels if label != label.strip()]:
+        notes.append(
+            f"spaces around labels are left out: {few_names([spelled(name) for name in padded])}"
+        )
+    if missing := [label for label in labels if label.strip().casefold() in _MISSING]:
+        count = sum(labels[label] for label in missing)
+        shown = few_names([spelled(label) for label in missing])
+        notes.append(
+            f"{shown} is a class of {count} images; if the label is missing there, remove the lines"
+        )
+    return tuple(notes)
+
+
+def _with_split(
+    rows: Sequence[_Row], data: Data, table: Path
+) -> tuple[list[_Row], list[bool], tuple[str, ...]]:
+    """The rows that are used, which of them are validation, and notes."""
+    parts = [part_of(row.split) for row in rows]
+    if wrong := [row for row, part in zip(rows, parts, strict=True) if part is None]:
+        raise DataError(
+            f"split must say train, val or test, not {few_names(sorted({r.split for r in wrong}))}",
+            where=f"data.split_column={data.split_column} ({table}, line {wrong[0].line})",
+            fix="write train or val there, or data.split_column=null to draw the split",
+        )
+    notes: tuple[str, ...] = ()
+    held = "val" if "val" in parts else "test"
+    if held == "test" and "test" in parts:
+        notes = ("validation on the rows of the split test, because there is no split val",)
+    elif "test" in parts:
+        notes = (f"{parts.count('test')} rows of the split test are left out; val is validation",)
+    used = [(row, part) for row, part in zip(rows, parts, strict=True) if part in ("train", held)]
+    return [row for row, _ in used], [part == held for _, part in used], notes
+
+
+def _real_paths(rows: Sequence[_Row], folder: Path) -> tuple[list[str], tuple[str, ...]]:
+    """The path of each row as a file has it, and notes on what was changed to find it."""
+    paths: list[str] = []
+    inside: dict[str, dict[str, list[str]]] = {}
+    changed: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    missing: list[_Row] = []
+    for row in rows:
+        path, how = _real_path(row.path, folder, inside)
+        if path is None:
+            missing.append(row)
+        elif how:
+            changed[how].append((row.path, path))
+        paths.append(path or row.path)
+    if len(missing) == len(rows):
+        raise DataError(
+            f"no image of the table is at its path: {folder / missing[0].path} does not exist",
+            where=f"{folder}, line {missing[0].line} of the table",
+            fix=f"paths relative to {folder}, such as CLASS/IMAGE.jpg, or absolute ones; "
+            "or move the table to the folder that its paths start from",
+        )
+    return paths, tuple(
+        f"{len(pairs)} paths {how}: {pairs[0][0]} is {pairs[0][1]}"
+        for how, pairs in sorted(changed.items())
+    )
+
+
+def _real_path(
+    path: str, folder: Path, inside: dict[str, dict[str, list[str]]]
+) -> tuple[str | None, str]:
+    """A path at which there is a file, and how it differs from ``path``; None if there is none."""
+    tries = {path: ""}
+    tries.setdefault(path.strip(), "have spaces around them")
+    tries.setdefault(path.strip().replace("\\", "/"), "have backslashes")
+    for each, how in tries.items():
+        if os.path.lexists(folder / each):
+            return each, how
+    for each, how in tries.items():
+        parent, name = os.path.split(each)
+        if parent not in inside:
+            inside[parent] = _by_stem(folder / parent)
+        found = inside[parent].get(name, [])
+        if len(found) > 1:
+            raise DataError(
+                f"the table lists {path}, which may be {' or '.join(sorted(found))}",
+                where=str(folder / parent),
+                fix="write the suffixes into the table",
+            )
+        if found:
+            return os.path.join(parent, found[0]), how or "have no suffix"  # noqa: PTH118
+    return None, ""
+
+
+def _by_stem(folder: Path) -> dict[str, list[str]]:
+    """The names of the images in ``folder`` by their name without suffix."""
+    found = defaultdict(list)
+    try:
+        for name in os.listdir(folder):  # noqa: PTH208  a string for millions
+            stem, suffix = os.path.splitext(name)  # noqa: PTH122
+            if suffix.lower() in SUFFIXES:
+                found[stem].append(name)
+    except (OSError, ValueError):  # the images are missing, which is reported where they are read
+        return {}
+    return found
+
+
+def _refuse_repeated(rows: Sequence[_Row], paths: Sequence[str], table: Path) -> None:
+    """Refuse a file that several rows name, in whatever way they spell its path."""
+    first: dict[str, _Row] = {}
+    for row, path in zip(rows, paths, strict=True):
+        file = os.path.normpath(os.path.join(table.parent, path))  # noqa: PTH118
+        earlier = first.setdefault(file, row)
+        if earlier is not row:
+            also = "" if earlier.path == row.path else f", also as {earlier.path}"
+            labels = {earlier.label.strip(), row.label.strip()}
+            under = f" under the labels {few_names(sorted(labels))}" if len(labels) > 1 else ""
+            raise DataError(
+                f"{row.path} is listed twice{also}{under}",
+                where=f"{table}, lines {earlier.line} and {row.line}",
+                fix="remove one of the two lines",
+            )

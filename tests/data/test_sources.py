@@ -499,8 +499,9 @@ def test_a_table_with_a_split_and_columns_of_its_own(table, listed):
         "table", table(text), path_column="file", label_column="kind", split_column="split"
     )
 
-    assert listing.is_val.tolist() == [False, False, True, True, True, True]
-    assert listing.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert listing.is_val.tolist() == [False, False, True, True, True]
+    assert listing.labels.tolist() == [0, 1, 0, 1, 0]
+    assert listing.notes == ("1 rows of the split test are left out; val is validation",)
 
 
 def test_a_table_as_spreadsheets_write_it(table, listed):
