@@ -139,7 +139,7 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
     presize = data.presize or min(2 * size, short_side or 2 * size)
     interpolation = data.interpolation or "bilinear"
     digests = content_digests(listing.images, cache, progress)
-    chosen = _depth(listing, data, cache, progress)
+    chosen = _depth(listing, data, digests, cache, progress)
     store, survey = open_store(
         listing.images,
         digests,
@@ -194,9 +194,11 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
     )
 
 
-def _depth(listing: Listing, data: Data, cache: Path, progress: Progress) -> Chosen:
+def _depth(
+    listing: Listing, data: Data, digests: list[str], cache: Path, progress: Progress
+) -> Chosen:
     """Choose the rule for images of more than 8 bits from the values of the training images."""
-    deep, num_others = deep_values(listing.images, cache, progress)
+    deep, num_others = deep_values(listing.images, digests, cache, progress)
     window = None if data.window is None else (data.window[0], data.window[1])
     training = np.flatnonzero(~listing.is_val).tolist()
     try:

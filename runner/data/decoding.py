@@ -6,6 +6,7 @@ there are only pixels and :class:`BrokenImageError`.
 """
 
 import importlib
+import importlib.util
 import io
 import logging
 import struct
@@ -88,14 +89,15 @@ def is_deep(file: BinaryIO) -> bool:
     Raises:
         BrokenImageError: the header cannot be read, or is not that of an image.
     """
-    with border(b"?"):
-        start = file.read(4)
-        file.seek(0)
+    start = file.read(512)
+    file.seek(0)
+    with border(start):
+        _register_plugins(start)
         try:
             with Image.open(file) as image:
                 return _deep_kind(image) is not None
         except UnidentifiedImageError:
-            if start not in _TIFF:
+            if start[:4] not in _TIFF:
                 raise
             return True
 
@@ -106,14 +108,15 @@ def header_size(file: BinaryIO) -> tuple[int, int]:
     Raises:
         BrokenImageError: the header cannot be read.
     """
-    with border(b"?"):
-        start = file.read(4)
-        file.seek(0)
+    start = file.read(512)
+    file.seek(0)
+    with border(start):
+        _register_plugins(start)
         try:
             with Image.open(file) as image:
                 return min(image.size), max(image.size)
         except UnidentifiedImageError:
-            if start not in _TIFF:
+            if start[:4] not in _TIFF:
                 raise
             file.seek(0)
             height, width = _of_tifffile(file.read(LARGEST_FILE)).values.shape[:2]
@@ -392,17 +395,41 @@ def _unknown(content: bytes) -> str:
         if content[place : place + len(magic)] == magic:
             return what
     if content[4:8] == b"ftyp" and content[8:12] in _HEIF:
-        return "is HEIC: pip install pillow-heif, or convert it to JPEG"
+        return _without_package("HEIC", "pillow_heif", "or convert it to JPEG")
     if content[4:8] == b"ftyp" and content[8:12] in (b"avif", b"avis"):
         return "is AVIF, which the installed Pillow cannot read: pip install --upgrade pillow"
     if content.startswith(_JXL):
-        return "is JPEG XL: pip install pillow-jxl-plugin, or convert it to PNG"
+        return _without_package("JPEG XL", "pillow_jxl", "or convert it to PNG")
     start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype html", b"<html")):
         return "is not an image but an HTML page, as a failed download leaves"
     if start.startswith(b"<svg") or (start.startswith(b"<?xml") and b"<svg" in start):
         return "is SVG, which this program does not read: convert it to PNG"
     return "is not an image"
+
+
+def is_outdated(reason: str) -> bool:
+    """Whether an image was broken only because a package was missing that is installed now."""
+    return any(
+        f"pip install {name}" in reason and _is_installed(module) for module, name in _PACKAGES
+    )
+
+
+_PACKAGES = (
+    ("pillow_heif", "pillow-heif"),
+    ("pillow_jxl", "pillow-jxl-plugin"),
+    ("imagecodecs", "imagecodecs"),
+)
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _without_package(kind: str, module: str, otherwise: str) -> str:
+    if _is_installed(module):
+        return f"is {kind} that {module} cannot read"
+    return f"is {kind}: pip install {dict(_PACKAGES)[module]}, {otherwise}"
 
 
 def _register_plugins(content: bytes) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.data.decoding import BrokenImageError
+from runner.data.decoding import BrokenImageError, is_outdated
 from runner.data.depth import BITS, Depth, Values
 from runner.data.images import ArrayImages, ChangedImageError, Images, rectangle, to_rgb
 from runner.data.preprocess import Interpolation
@@ -168,7 +168,9 @@ def content_digests(images: Images, folder: Path, progress: Progress) -> list[st
     return digests
 
 
-def deep_values(images: Images, folder: Path, progress: Progress) -> tuple[dict[int, Values], int]:
+def deep_values(
+    images: Images, digests: Sequence[str], folder: Path, progress: Progress
+) -> tuple[dict[int, Values], int]:
     """The extremes of each image of more than 8 bits per channel, by index.
 
     Of the other images, only headers are read. Saved below ``folder``.
@@ -199,7 +201,7 @@ def deep_values(images: Images, folder: Path, progress: Progress) -> tuple[dict[
         str(index): asdict(each) for index, each in enumerate(measured) if isinstance(each, Values)
     }
     others = sum(1 for each in measured if each is True)
-    if False not in measured:  # a file may become readable without any change of its stamp
+    if "" not in digests:  # a file may become readable without any change of its stamp
         remember(path, key, {"deep": found, "others": others})
     return _values_by_index(found), others
 
@@ -285,6 +287,8 @@ def _read(target: Path, key: str) -> tuple[CachedStore, Survey]:
             target / "pixels.u8",
         )
     broken = {int(index): reason for index, reason in found["broken"].items()}
+    if any(is_outdated(reason) for reason in broken.values()):
+        raise DamagedError("a package that was missing is installed now")
     return store, Survey(broken, found["converted"])
 
 

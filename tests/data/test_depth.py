@@ -13,7 +13,7 @@ from PIL import Image
 from runner.config.schema import Data
 from runner.data import preprocess
 from runner.data.dataset import load_dataset
-from runner.data.decoding import BrokenImageError, decode
+from runner.data.decoding import BrokenImageError, decode, header_size, is_deep
 from runner.data.depth import (
     BITS,
     LEGACY_POLICY,
@@ -179,7 +179,7 @@ REFUSED = {
     "LAB": (tiff(noise("u2", 5, 7, 3), photometric="cielab"), "CIELAB"),
     "cut": (tiff(noise("f8", 50, 70))[:-9000], "truncated"),
     "16-bit PNG, cut": (png16(np.zeros((50, 70, 3), np.uint16) + 7)[:70], "(?i)truncated"),
-    "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "pip install pillow-heif|HEIF|heif"),
+    "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is HEIC"),
     "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "DICOM": (bytes(128) + b"DICM" + bytes(90), "is DICOM"),
     "JPEG XL": (b"\xff\x0a" + bytes(30), "JPEG XL"),
@@ -194,6 +194,26 @@ REFUSED = {
 def test_what_is_not_supported_is_refused_by_its_name(content, reason):
     with pytest.raises(BrokenImageError, match=reason):
         decode(content)
+
+
+def test_a_package_that_is_missing_is_named_and_read_again_once_it_is_there(tmp_path, monkeypatch):
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    installed = set()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name in installed or None)
+    monkeypatch.setattr("runner.data.decoding._register_plugins", lambda content: None)
+    root = write_set(tmp_path / "set", lambda x: encoded((x * 255).astype(np.uint8)))
+    (root / "dark" / "photo.heic").write_bytes(heic)
+
+    def reasons():
+        return [why for _, why in load(root, tmp_path, on_corrupt="skip").skipped]
+
+    assert reasons() == ["is HEIC: pip install pillow-heif, or convert it to JPEG"]
+    assert reasons() == ["is HEIC: pip install pillow-heif, or convert it to JPEG"]
+    installed.add("pillow_heif")
+    assert reasons() == ["is HEIC that pillow_heif cannot read"]
+    for reader in (is_deep, header_size):
+        with pytest.raises(BrokenImageError, match="HEIC"):
+            reader(io.BytesIO(heic))
 
 
 # The rule ---------------------------------------------------------------------------------------
