@@ -197,7 +197,7 @@ def test_failing_jobs_stop_no_other_and_alone_are_run_again(
     for name, reason in {"bad": "is not finite", "few": "cannot tell 3 classes apart"}.items():
         told = first.out.partition(f"failed: +recipe={name}\n")[2].splitlines()
         assert reason in told[0]
-        log = Path(re.sub(r"^ *log: ", "", told[1]))
+        log = Path(next(re.findall(r"^ *log: (.*)", line)[0] for line in told if "log: " in line))
         assert "Traceback" in log.read_text()
 
     def files() -> dict[Path, tuple[int, int]]:
