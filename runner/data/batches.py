@@ -188,18 +188,29 @@ def _read_by(workers: Any, num_workers: int) -> Generator[bytes | RunnerError, N
     try:
         yield from workers
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):  # the loader has no error of its own for it
+        if (died := worker_died(error, num_workers)) is None:
             raise
-        raise _failed("one died; most likely memory or /dev/shm ran out", num_workers) from error
+        raise died from error
 
 
-def _failed(what: str, num_workers: int, error: Exception | None = None) -> ProcessError:
+def worker_died(error: Exception, num_workers: int | None = None) -> ProcessError | None:
+    """The error for the user if ``error`` says that a worker died; None if it does not.
+
+    Torch raises it wherever the main thread is when the system reports the death, also while the
+    workers are not waited for.
+    """
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # it has no own type
+        return _failed("one died; most likely memory or /dev/shm ran out", num_workers)
+    return None
+
+
+def _failed(what: str, num_workers: int | None, error: Exception | None = None) -> ProcessError:
     reason = f": {first_line(error)}" if error is not None else ""
     if reason.endswith("ancdata"):  # so Python says that a descriptor did not arrive
         reason = ": too many open files"
     return ProcessError(
         f"the processes that read images: {what}{reason}",
-        where=f"{num_workers} processes (data.num_workers)",
+        where="data.num_workers" if num_workers is None else f"data.num_workers={num_workers}",
         fix="data.num_workers=0 (of predict: --num-workers 0); a training goes on from its last "
         "checkpoint",
     )

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from runner.config.idea import blamed
+from runner.data.batches import worker_died
 from runner.errors import ProcessError
 
 # Errors of a CPU, of a GPU without memory even for a program, and of NVIDIA's libraries: they are
@@ -27,18 +28,20 @@ def ran_out(error: Exception) -> bool:
 
 @contextmanager
 def told_to_halve(key: str, batch_size: int) -> Iterator[None]:
-    """Tell the user to halve ``key`` if memory runs out in the block.
+    """Tell the user to halve ``key`` if memory runs out in the block, or if a reader dies there.
 
     Args:
         key: a key or an option with what precedes its value, such as ``data.batch_size=``.
         batch_size: its value.
 
     Raises:
-        ProcessError: memory ran out.
+        ProcessError: memory ran out, or a process that reads images died.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        if (died := worker_died(error)) is not None:
+            raise died from error
         if not ran_out(error):
             raise
         raise ProcessError(

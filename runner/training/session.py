@@ -10,6 +10,7 @@ import torch
 
 from runner.config.idea import blamed, failed
 from runner.config.schema import RunConfig, to_dict
+from runner.data.batches import worker_died
 from runner.data.resident import resident
 from runner.errors import ArtefactError, ConfigError, ProcessError, RunnerError, TrainingError
 from runner.machine import fields
@@ -264,6 +265,8 @@ def _user_error(error: Exception, experiment: Experiment) -> RunnerError | None:
     if isinstance(error, RunnerError):
         return error
     config, code = experiment.config, experiment.idea.file
+    if (died := worker_died(error, config.data.num_workers)) is not None:
+        return died
     if ran_out(error):
         train, val = config.data.batch_size, config.eval.batch_size
         return ProcessError(
