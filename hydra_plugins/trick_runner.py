@@ -10,6 +10,7 @@ The sweeper is in this folder because Hydra loads plugins only from ``hydra_plug
 """
 
 import faulthandler
+import json
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from runner.config import compose
 from runner.config.complaints import translated
 from runner.config.idea import read_idea
 from runner.errors import BusyError, CodeError, ConfigError, RunnerError, SweepError
+from runner.machine.children import can_fork, in_child
 from runner.machine.files import open_log
 from runner.machine.hardware import num_cores, num_gpus
 from runner.machine.locks import is_held
@@ -62,6 +64,8 @@ class SweepJob:
             once; 0 for no limit.
         is_worker: whether a job runs in a child of the sweep that waits for a further job
             afterwards.
+        forks: whether the launcher calls this in the process of the sweep, which then runs each job
+            in a child: a job that crashes ends no other.
     """
 
     task: TaskFunction
@@ -71,17 +75,55 @@ class SweepJob:
     threads: int
     num_slots: int
     is_worker: bool
+    forks: bool = False
 
     def __call__(self, composed: DictConfig) -> None:
         """Run one job; Hydra's launchers call this."""
         words = list(HydraConfig.get().overrides.task)
         number = self.jobs.index(words)
+        if self.forks and can_fork():
+            self._fork(composed, number)
+        else:
+            self._run(composed, number)
+
+    def _fork(self, composed: DictConfig, number: int) -> None:
+        """Run one job in a child, and record how it ended if it could not."""
+
+        def work() -> None:
+            with ExitStack() as stack:
+                log = stack.enter_context(open_log(self.folder.log(number)))
+                faulthandler.enable(log)
+                stack.callback(faulthandler.disable)
+                self._run(composed, number, is_child=True)
+
+        def on_signal(signum: int) -> bool:
+            is_first = self.folder.stopped_by is None
+            self.folder.stop(signum)
+            return is_first
+
+        if self.folder.stopped_by is not None:
+            self.folder.write(number, "pending")
+            return
+        if number and self.folder.read(number - 1)["status"] not in ("skipped", "pending"):
+            _import_what_jobs_do()
+        code = in_child(work, on_signal)
+        log = self.folder.log(number)
+        with suppress(OSError):
+            if log.stat().st_size == 0:
+                log.unlink()
+        found = self.folder.read(number)
+        if found["status"] == "crashed" or (code != 0 and found["status"] == "pending"):
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            said = str(found.get("error", "crashed: before it began")).partition(": ")[2]
+            self.folder.write(number, "crashed", error=f"crashed ({how}): {said}")
+
+    def _run(self, composed: DictConfig, number: int, *, is_child: bool = False) -> None:
         speaks = from_environment().is_first
         status, more = "pending", dict[str, Any]()
         with ExitStack() as stack:
-            is_guest = (os.getpid(), socket.gethostname()) != self.sweeper
+            is_sweep = (os.getpid(), socket.gethostname()) == self.sweeper
             try:
-                if is_guest:
+                if not (is_sweep or is_child):
                     self._move_in(stack, number if speaks else None)
                 if speaks:  # written before the check for a stop, so that no stop is missed
                     self.folder.write(number, "running")
@@ -89,7 +131,7 @@ class SweepJob:
                     status = "interrupted"
                     status, more = self._do(composed, number)
             except KeyboardInterrupt as interrupt:
-                if not is_guest:  # a cluster may end one job without meaning the others
+                if is_sweep:  # a cluster may end one job without meaning the others
                     self.folder.stop(getattr(interrupt, "signum", signal.SIGINT))
             finally:  # also when submitit raises SystemExit to queue the job again
                 if speaks:
@@ -204,15 +246,60 @@ class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
             raise ConfigError("\n".join(problems), where=first.where, fix=first.fix)
 
 
+def _import_what_jobs_do() -> None:
+    """Import torch and what trains, which takes seconds, once for all jobs; nothing is computed."""
+    import runner.data.dataset
+    import runner.training.session  # noqa: F401
+
+
 def _check_code(path: str) -> None:
     """Run an idea file as its jobs will; imports torch, so only when there is one.
+
+    In a child: what the file computes would start threads, which children of this process lack.
 
     Raises:
         ConfigError: the file is refused.
     """
     from runner.tricks.idea import load_idea
 
-    load_idea(read_idea(path))
+    file = read_idea(path)
+    if not can_fork():
+        load_idea(file)
+        return
+    reader, writer = os.pipe()
+
+    def work() -> None:
+        try:
+            load_idea(file)
+        except RunnerError as error:
+            said = [type(error).__name__, error.what, error.where, error.fix]
+            os.write(writer, json.dumps(said).encode())
+
+    signals = list[int]()
+
+    def on_signal(signum: int) -> bool:
+        signals.append(signum)
+        return len(signals) == 1
+
+    try:
+        code = in_child(work, on_signal)
+        os.close(writer)
+        with os.fdopen(os.dup(reader), "rb") as pipe:
+            said = pipe.read()
+    finally:
+        os.close(reader)
+    if signals:
+        raise Interrupted(signals[0])
+    if said:
+        kind, what, where, fix = json.loads(said)
+        raise (CodeError if kind == "CodeError" else ConfigError)(what, where=where, fix=fix)
+    if code != 0:
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        raise ConfigError(
+            f"the file ends the process that imports it ({how})",
+            where=f"code={path}",
+            fix="code that runs only in the functions of the file",
+        )
 
 
 _BAD = ("failed", "crashed", "interrupted", "pending", *ALIVE)
@@ -237,7 +324,10 @@ class _Launch:
         at_once, threads = self._share_cores()
         sweeper = (os.getpid(), socket.gethostname())
         is_worker = self._kind == "JoblibLauncher"
-        self._task = SweepJob(task_function, folder, jobs, sweeper, threads, at_once, is_worker)
+        forks = self._kind == "BasicLauncher"
+        self._task = SweepJob(
+            task_function, folder, jobs, sweeper, threads, at_once, is_worker, forks
+        )
 
     def _share_cores(self) -> tuple[int, int]:
         """How many jobs may run at once, and the threads of each process.
@@ -268,7 +358,7 @@ class _Launch:
             batch = todo or [suspects.pop(0)]
             self._round(batch)
             status = {number: str(self._folder.read(number)["status"]) for number in batch}
-            if len(batch) > 1:
+            if len(batch) > 1 and self._kind != "BasicLauncher":  # there, each job was alone
                 suspects += [number for number in batch if status[number] == "crashed"]
             todo = [number for number in batch if status[number] in ("busy", "pending")]
             if todo == batch and "busy" not in status.values():

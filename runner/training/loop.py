@@ -211,9 +211,12 @@ class Training:
         try:
             yield
         except TrainingError as error:
-            more = self._circumstances(now) if isinstance(error, NotFiniteError) else ""
+            what = error.what
+            if isinstance(error, NotFiniteError):
+                what += f"; {self._last_loss()}"
+                place += f", images {self._images_of(now)}"
             raise type(error)(
-                error.what + more,
+                what,
                 where=", ".join(filter(None, (error.where, place))),
                 fix=error.fix or f"a lower rate: optim.lr={self._config.optim.lr / 10:g}",
             ) from error
@@ -221,22 +224,23 @@ class Training:
             error.add_note(place)
             raise
 
-    def _circumstances(self, now: Moment) -> str:
-        """The last finite loss and the images of the batch, for the message about a step."""
+    def _last_loss(self) -> str:
+        """The last finite loss, for the message about a step."""
         # On a CPU, a step is looked at once more before the next one.
         if self._unseen is not None and torch.isfinite(self._unseen[1].value()):
             self._last_finite = (self._unseen[0], self._unseen[1].value())
         if self._last_finite is None:
-            last = "the first loss of this attempt"
-        else:
-            before, loss = self._last_finite
-            place = f"epoch {before.epoch + 1}, step {before.step + 1}"
-            last = f"the last finite loss was {float(loss):.4g} in {place}"
+            return "it is the first of this attempt"
+        before, loss = self._last_finite
+        place = f"epoch {before.epoch + 1}, step {before.step + 1}"
+        return f"the last finite loss was {float(loss):.4g} in {place}"
+
+    def _images_of(self, now: Moment) -> str:
+        """The images of a batch, for the message about a step."""
         split, stage = self._dataset.train, self._stages[now.stage]
         order = training_order(len(split), stage.batch_size, self._config.seed, now.epoch)
         # The manifest lists the training images first, in the order of the split.
-        names = [self._dataset.manifest[row][1] for row in order[now.step]]
-        return f"; {last}\nimages of the batch: {shortened(names)}"
+        return shortened([self._dataset.manifest[row][1] for row in order[now.step]])
 
 
 def shortened(names: Sequence[str]) -> str:

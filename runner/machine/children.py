@@ -1,0 +1,107 @@
+"""Work in a child of this process: whatever ends the child, this process goes on."""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+
+from runner.machine.signals import end_with_parent, raise_on_signals
+
+# Of a terminal that is closed, of Ctrl-C and of schedulers.
+_PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+
+def can_fork() -> bool:
+    """Whether this process may work in children: on Linux, from its main thread."""
+    return sys.platform == "linux" and threading.current_thread() is threading.main_thread()
+
+
+def in_child(work: Callable[[], None], on_signal: Callable[[int], bool]) -> int:
+    """Do ``work`` in a child that this process forks, and wait for its end.
+
+    This process must not have computed with torch: the threads of a parent do not live on in its
+    child. What it has imported is there at once.
+
+    The child is a process group of its own, so a signal to all processes of a terminal or a job
+    reaches this process alone. It is passed on, once, as SIGTERM; the child then saves and ends.
+    Ctrl-Z stops both. If this process dies, the child is killed.
+
+    Args:
+        work: done in the child, whose output goes where that of this process goes.
+        on_signal: called in this process with the first signal. If it returns false, as for a
+            second signal, both processes end at once.
+
+    Returns:
+        Exit code of the child, 0 if ``work`` returned; or the negative number of the signal that
+        ended the child.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()  # what is buffered would be printed by both
+    parent = os.getpid()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+    try:
+        child = os.fork()
+        if child == 0:
+            _live(work, parent, mask)
+        handlers = _pass_on(child, on_signal)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        _, status = os.waitpid(child, 0)
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _live(work: Callable[[], None], parent: int, mask: "set[int | signal.Signals]") -> None:
+    """Do ``work`` as the child, and end; never returns."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        end_with_parent()
+        if os.getppid() == parent:
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+            raise_on_signals()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            work()
+            code = 0
+    except BaseException:  # nothing may leave the child: its caller is the parent's
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
+def _pass_on(
+    child: int, on_signal: Callable[[int], bool]
+) -> dict[signal.Signals, "signal._HANDLER"]:
+    """Pass signals on to ``child`` from now on; return the handlers so far."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        is_first = on_signal(signum)
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGTERM if is_first else signal.SIGKILL)
+        if not is_first:
+            os._exit(128 + signum)
+
+    def suspend(signum: int, frame: FrameType | None) -> None:
+        os.kill(child, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os.kill(child, signal.SIGCONT)
+
+    with suppress(OSError):  # the child does it too; whichever comes first
+        os.setpgid(child, child)
+    wanted = {**dict.fromkeys(_PASSED_ON, end), signal.SIGTSTP: suspend}
+    return {
+        signum: signal.signal(signum, handler)
+        for signum, handler in wanted.items()
+        if signal.getsignal(signum) != signal.SIG_IGN  # as nohup ignores SIGHUP
+    }
