@@ -10,6 +10,7 @@ The sweeper is in this folder because Hydra loads plugins only from ``hydra_plug
 """
 
 import faulthandler
+import gc
 import json
 import os
 import signal
@@ -105,7 +106,7 @@ class SweepJob:
             self.folder.write(number, "pending")
             return
         if number and self.folder.read(number - 1)["status"] not in ("skipped", "pending"):
-            _import_what_jobs_do()
+            _import_what_jobs_do(str(composed.model.source))
         code = in_child(work, on_signal)
         log = self.folder.log(number)
         with suppress(OSError):
@@ -246,10 +247,16 @@ class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
             raise ConfigError("\n".join(problems), where=first.where, fix=first.fix)
 
 
-def _import_what_jobs_do() -> None:
+def _import_what_jobs_do(source: str) -> None:
     """Import torch and what trains, which takes seconds, once for all jobs; nothing is computed."""
     import runner.data.dataset
     import runner.training.session  # noqa: F401
+    from runner.models.build import import_timm
+
+    if source == "timm":
+        with suppress(ConfigError):  # the job says that it is not installed
+            import_timm()
+    gc.freeze()  # a collection in a child would copy all that it shares with this process
 
 
 def _check_code(path: str) -> None:

@@ -76,6 +76,20 @@ def die(descriptor: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def segfault(descriptor: int) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def leave(descriptor: int) -> None:
+    os._exit(3)
+
+
+def die_with_the_sweep(descriptor: int) -> None:
+    """Kill the process of the sweep, of which this job is a child."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+
+
 def tear(descriptor: int) -> None:
     """Die while the end of the file is not written yet."""
     os.ftruncate(descriptor, max(0, os.fstat(descriptor).st_size - _TORN))
@@ -336,8 +350,19 @@ class _Watch:
         self._is_acting = False
 
     def begin(self) -> None:
+        from runner.machine import children
         from runner.training import loop, predicting
 
+        live = children._live
+
+        def watched(*arguments: Any) -> None:
+            """A job of a sweep, in a child of its own, goes on with the events of the others."""
+            self._pid = os.getpid()
+            for waiting in self._traps:
+                waiting[0] = waiting[1].number - self._count(waiting[1].pattern)
+            live(*arguments)
+
+        children._live = watched
         loop.train_step = self._telling("step", loop.train_step)
         predicting._predict = self._telling("predict", predicting._predict)
         fsync = os.fsync
@@ -349,6 +374,10 @@ class _Watch:
 
         os.fsync = telling_fsync
         sys.addaudithook(self._hear)
+
+    def _count(self, pattern: str) -> int:
+        events = Path(f"/proc/self/fd/{self._log}").read_text().splitlines()
+        return sum(bool(re.search(pattern, text)) for text in events)
 
     def _telling(self, text: str, function: Callable[..., R]) -> Callable[..., R]:
         @functools.wraps(function)

@@ -235,7 +235,9 @@ def test_a_mistake_in_one_of_twelve_jobs_is_told_before_anything_is_written(make
 
 def test_a_sweep_that_was_killed_goes_on_where_it_was(make: Make, reference: list[Outcome]) -> None:
     place = make("seed=0,1,2,3,4,5")
-    assert place.run(traps=[Trap(STEP, 2 * STEPS + 5, kill.die)]).code == -signal.SIGKILL
+    killed = place.run(traps=[Trap(STEP, 2 * STEPS + 5, kill.die_with_the_sweep)])
+    assert killed.code == -signal.SIGKILL
+    wait_until(lambda: "running" not in statuses(place))  # the kernel ends the job with its sweep
     assert statuses(place) == ["finished"] * 2 + ["crashed"] + ["pending"] * 3
     done = {path: path.stat() for path in place.root.glob("outputs/*/result.json")}
     again = place.run()
@@ -367,6 +369,34 @@ def test_a_crash_is_told_with_its_cause(crashed: Crashed) -> None:
     reason = crashed.output.partition("crashed: seed=1\n")[2].splitlines()[0]
     is_fault = crashed.how == "segfault"
     assert ("Segmentation fault" if is_fault else "ended without a word") in reason
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        (kill.segfault, "crashed (signal 11): Segmentation fault"),
+        pytest.param(
+            kill.die, "crashed (signal 9): its process ended without", marks=pytest.mark.whole
+        ),
+        pytest.param(
+            kill.leave, "crashed (exit code 3): its process ended without", marks=pytest.mark.whole
+        ),
+    ],
+)
+def test_a_crash_stops_no_other_job_of_a_sweep_without_a_launcher(
+    make: Make, reference: list[Outcome], act: Callable[[int], None], reason: str
+) -> None:
+    place = make("seed=0,1,2")
+    done = place.run(traps=[Trap(STEP, STEPS + 5, act)])
+    code, output = end(done)
+    assert code == 6, output
+    assert "1 of 3 jobs failed" in output
+    assert reason in " ".join(output.split())
+    assert statuses(place) == ["finished", "crashed", "finished"]
+    assert [path.stem for path in place.root.glob("outputs/sweeps/*/*.log")] in ([], ["1"])
+    assert end(place.run())[0] == 0
+    assert statuses(place) == ["skipped", "resumed", "skipped"]
+    assert differing(outcomes(place), reference[:3]) == []
 
 
 def test_a_job_given_twice_is_run_once(crashed: Crashed) -> None:
