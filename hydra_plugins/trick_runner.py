@@ -38,7 +38,7 @@ from runner.config.complaints import translated
 from runner.config.idea import read_idea
 from runner.errors import BusyError, CodeError, ConfigError, RunnerError, SweepError
 from runner.machine.children import can_fork, in_child
-from runner.machine.files import open_log
+from runner.machine.files import open_log, remove
 from runner.machine.hardware import num_cores, num_gpus
 from runner.machine.locks import is_held
 from runner.machine.processes import from_environment
@@ -109,9 +109,8 @@ class SweepJob:
             _import_what_jobs_do(str(composed.model.source))
         code = in_child(work, on_signal)
         log = self.folder.log(number)
-        with suppress(OSError):
-            if log.stat().st_size == 0:
-                log.unlink()
+        if log.exists() and log.stat().st_size == 0:
+            remove(log)
         found = self.folder.read(number)
         if found["status"] == "crashed" or (code != 0 and found["status"] == "pending"):
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -291,8 +290,7 @@ def _check_code(path: str) -> None:
     try:
         code = in_child(work, on_signal)
         os.close(writer)
-        with os.fdopen(os.dup(reader), "rb") as pipe:
-            said = pipe.read()
+        said = os.read(reader, 65_536)  # what a pipe holds; a message is shorter
     finally:
         os.close(reader)
     if signals:
