@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 from PIL import Image
 from small import CLASSES, Command, all_predictions
 
-from runner import predict
-from runner.config.schema import Tta
+from runner import evaluate, predict
+from runner.config.schema import Data, Tta
+from runner.data.depth import BITS
 from runner.errors import ArtefactError, DataError
 from runner.predict import Ranking, find_images, rank
 from runner.records.bundle import Bundle, open_bundle
@@ -59,6 +61,29 @@ def test_the_validation_folder_gives_the_saved_predictions(
     # Negative control: the two differ, and so do the images.
     assert not np.array_equal(plain, combined)
     assert len(np.unique(plain, axis=0)) > len(plain) / 2
+
+
+@pytest.mark.whole
+def test_deep_images_are_predicted_as_they_were_evaluated(
+    finished_run: Callable[..., Path], tiny_folder: Path, tmp_path: Path
+) -> None:
+    """12 bits in 16: black for a rule of 16 bits, and told apart by the rule of the data set."""
+    for file in tiny_folder.rglob("*.png"):
+        place = tmp_path / "deep" / file.relative_to(tiny_folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        gray = np.asarray(Image.open(file).convert("L")).astype(np.uint16)
+        Image.fromarray(gray * 16).save(place)
+    run = finished_run(f"data.root={tmp_path / 'deep'}")
+    bundle = open_bundle(run)
+    assert bundle.preprocess.depth.kinds == ("uint16",)
+    images = find_images([str(tmp_path / "deep" / "val")], iter).paths
+    predicted = matrix(rank(bundle, images, top=3, threads=1))
+    assert np.array_equal(predicted, all_predictions(run)["plain"].astype(float))
+    assert evaluate._stored_as(bundle.preprocess, Data()).window == bundle.preprocess.depth.window
+    # Negative control: without the rule of the bundle, other predictions.
+    how = replace(bundle.preprocess, depth=BITS)
+    other = matrix(rank(replace(bundle, preprocess=how), images, top=3, threads=1))
+    assert not np.array_equal(other, predicted)
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 64}, {"num_workers": 2}])

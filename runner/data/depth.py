@@ -25,6 +25,7 @@ EIGHT_BITS = "uint8"
 LEGACY_POLICY = "16 bits scaled to 8"
 """The words for the rule ``legacy`` in the bundles that were written before there were others."""
 
+_PLAIN = tuple(f"uint{bits}" for bits in range(9, 17))
 _BLOCK = 1 << 20  # values that are scaled at a time
 
 
@@ -80,7 +81,8 @@ class Depth:
         rule: see the module.
         window: the values that become black and white; None unless the rule is ``window``.
         kinds: the kinds of image that the window was measured on, ``uint8`` among them if the data
-            set has images of 8 bits, too. Empty if every kind is welcome.
+            set has images of 8 bits, too; empty if every kind is welcome. For ``bits``, the kinds
+            that are welcome apart from unsigned integers of up to 16 bits.
     """
 
     rule: Rule = "bits"
@@ -89,16 +91,16 @@ class Depth:
 
     def refusal(self, kind: str, full: tuple[float, float] | None) -> str | None:
         """The reason why this rule cannot tell what values of ``kind`` mean; None if it can."""
-        if self.kinds and kind not in self.kinds:
+        if self.rule == "window" and self.kinds and kind not in self.kinds:
             low, high = cast("tuple[float, float]", self.window)
             return (
                 f"has values of type {kind}, but the range {low:g} to {high:g} of the training "
                 f"images was measured on {', '.join(self.kinds)}"
             )
-        if self.rule == "bits" and kind != EIGHT_BITS and full is None:
+        if self.rule == "bits" and kind not in (EIGHT_BITS, *_PLAIN, *self.kinds):
             return (
-                f"has values of type {kind}, whose range no header states, and the training images "
-                "did not show it"
+                f"has values of type {kind}, which hardly ever fill the range of that type, and "
+                "the training images do not show theirs"
             )
         return None
 
@@ -123,9 +125,10 @@ class Depth:
         """The rule, ready for JSON."""
         if self.rule == "legacy":
             return {"depth": LEGACY_POLICY}
+        kinds = {"depth_of": list(self.kinds)} if self.kinds else {}
         if self.window is None:
-            return {"depth": self.rule}
-        return {"depth": self.rule, "window": list(self.window), "window_of": list(self.kinds)}
+            return {"depth": self.rule, **kinds}
+        return {"depth": self.rule, "window": list(self.window), **kinds}
 
 
 BITS = Depth()
@@ -140,15 +143,16 @@ def depth_of(values: Mapping[str, Any]) -> Depth:
     rule = fields.value(values, "depth")
     if rule == LEGACY_POLICY:
         return Depth("legacy")
+    kinds = fields.texts(values, "depth_of") if "depth_of" in values else ()
     if rule == "bits":
-        return BITS
+        return Depth("bits", None, kinds)
     if rule != "window":
         known = ", ".join([*get_args(Rule)[:2], LEGACY_POLICY])
         raise ValueError(f"depth is {rule!r}, this program knows {known}")
     low, high = fields.numbers(values, "window", count=2)
     if not low < high or not math.isfinite(high - low):
         raise ValueError(f"window must be a range, not {low:g} to {high:g}")
-    return Depth("window", (low, high), fields.texts(values, "window_of"))
+    return Depth("window", (low, high), kinds)
 
 
 def header_range(kind: str) -> tuple[float, float] | None:
@@ -279,7 +283,8 @@ def choose(
         by_range[values.kind, values.full].append(values)
     is_filled = all(_fills(found, full) for (_, full), found in by_range.items())
     if asked == "bits" or (asked == "auto" and is_filled):
-        return Chosen(BITS, True, _bits_notes(asked, deep, trained))
+        odd = tuple(kind for kind in kinds if kind not in (EIGHT_BITS, *_PLAIN))
+        return Chosen(Depth("bits", None, odd), True, _bits_notes(asked, deep, trained))
     if asked == "auto" and (len(by_range) > 1 or len(kinds) > 1):
         raise UnknownDepthError(
             f"{_count(deep)} among {len(deep) + num_others:,} images: unknown how values of "

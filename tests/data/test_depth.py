@@ -317,7 +317,13 @@ HOW = Preprocess(9, 2.0, 1.0, 9, "bilinear", (0.0,) * 3, (1.0,) * 3)
 
 
 @pytest.mark.parametrize(
-    "depth", [BITS, Depth("legacy"), Depth("window", (-3.5, 8.0), ("int16", "uint8"))]
+    "depth",
+    [
+        BITS,
+        Depth("legacy"),
+        Depth("bits", None, ("int16",)),
+        Depth("window", (-3.5, 8.0), ("int16", "uint8")),
+    ],
 )
 def test_a_bundle_keeps_the_rule(depth):
     written = Preprocess(**{**vars(HOW), "depth": depth}).to_dict()
@@ -345,10 +351,10 @@ def test_a_bundle_of_earlier_versions_keeps_what_was_done_then():
     [
         {"depth": "own maximum"},
         {"depth": "window"},
-        {"depth": "window", "window": [1, 1], "window_of": []},
-        {"depth": "window", "window": [0, float("nan")], "window_of": []},
-        {"depth": "window", "window": [-1e308, 1e308], "window_of": []},
-        {"depth": "window", "window": [0, 1], "window_of": "uint16"},
+        {"depth": "window", "window": [1, 1], "depth_of": []},
+        {"depth": "window", "window": [0, float("nan")], "depth_of": []},
+        {"depth": "window", "window": [-1e308, 1e308], "depth_of": []},
+        {"depth": "window", "window": [0, 1], "depth_of": "uint16"},
         {},
     ],
 )
@@ -468,8 +474,13 @@ def test_a_network_refuses_what_its_window_was_not_measured_on(tmp_path):
             as_predicted(dataset, [tmp_path / name])
     (tmp_path / "f.tif").write_bytes(tiff(np.zeros((9, 9), np.float32)))
     plain = load(mixed(tmp_path / "8 bits", SETS["uint16"]), tmp_path)
-    with pytest.raises(BrokenImageError, match="no header states"):
-        as_predicted(plain, [tmp_path / "f.tif"])
+    for kind in ("f4", "i2", "i4", "u4"):  # a single image does not say what its values mean
+        (tmp_path / "f.tif").write_bytes(tiff(np.zeros((9, 9), kind)))
+        with pytest.raises(BrokenImageError, match="hardly ever fill"):
+            as_predicted(plain, [tmp_path / "f.tif"])
+    signed = load(write_set(tmp_path / "signed", SETS["int16"]), tmp_path, depth="bits")
+    assert signed.depth == Depth("bits", None, ("int16",))
+    as_predicted(signed, [tmp_path / "signed" / "dark" / "1.tif"])
 
 
 def test_8_bits_choose_nothing_and_keep_identity_and_pixels(tmp_path):
