@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -358,7 +359,9 @@ def test_predictions_of_something_else_are_refused(arrays: dict[str, Any], tmp_p
     assert [row.seeds for row in answered.groups[0].rows] == [(0,)]
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "flipped", "an .npy", "text"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "empty", "truncated", "flipped", "an .npy", "text", "claims", "a pipe"]
+)
 def test_damaged_predictions_are_listed(damage: str, tmp_path: Path) -> None:
     bad = write_run(tmp_path, num_images=30)
     path = bad.path / "predictions.npz"
@@ -369,6 +372,15 @@ def test_damaged_predictions_are_listed(damage: str, tmp_path: Path) -> None:
             np.save(file, VIEW)
     elif damage == "missing":
         path.unlink()
+    elif damage == "a pipe":
+        path.unlink()
+        os.mkfifo(path)
+    elif damage == "claims":  # 900 bytes that claim terabytes
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in ("labels", "plain"):
+                with archive.open(f"{name}.npy", "w") as file:
+                    shape = {"descr": "<f4", "fortran_order": False, "shape": (2**20, 2**20)}
+                    np.lib.format.write_array_header_1_0(file, shape)
     else:
         path.write_bytes(
             {
