@@ -309,6 +309,9 @@ def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
                 raise TypeError(f"{group} is a group in one place, and a value in another")
         for group in ("data", "model"):
             fields.text(values[group], "name")
+        fields.whole(values["data"], "presize")
+        for key in ("device", "precision"):
+            fields.text(values, key)
         data, metrics = fields.section(result, "data"), fields.section(result, "metrics")
         # Runs of earlier versions have the values of their TTA in run.json, and its metrics here.
         is_whole = "tta" in fields.section(what, "values")

@@ -117,10 +117,14 @@ class Training:
             tensors: its tensors by group and name.
 
         Raises:
-            RuntimeError: the tensors belong to another network.
+            RuntimeError, KeyError: the tensors belong to another network.
         """
         self._learner.model.load_state_dict(tensors["model"])
         self._average.restore(tensors.get("average", {}))
+        numbers = {key.partition(".")[0] for key in tensors["optimizer"]}
+        parameters = {str(number) for number, _ in enumerate(self._learner.model.parameters())}
+        if strange := numbers - parameters:
+            raise KeyError(f"the optimizer has state of parameter {min(strange)}")
         self.done, self._saved = done, dict(tensors["optimizer"])
 
     def __iter__(self) -> Generator[Step, None, None]:
