@@ -114,14 +114,12 @@ OPENED_ELSEWHERE = {
     "runner/data/store.py": ("np.save", "(building / 'survey.json').write_text",
                              "(building / 'pixels.u8').open", "np.load", "np.memmap",
                              "shutil.rmtree", "self.images.open"),
-    "runner/data/sealed.py": ("shutil.rmtree", "path.unlink"),
     "runner/data/download.py": ("os.open", "os.fdopen", "part.unlink", "shutil.rmtree",
                                 "member.open", "zipfile.ZipFile", "zipfile.is_zipfile"),
     # They open with care of their own.
     "runner/machine/locks.py": ("os.open",),
     "runner/data/images.py": ("self.open",),
     "runner/data/decoding.py": ("Image.open",),
-    "runner/data/table.py": ("path.read_text",),
 }  # fmt: skip
 """Every call outside ``runner/machine/files.py`` that opens or removes a file."""
 
