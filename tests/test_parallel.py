@@ -51,8 +51,8 @@ BOOK = (
 )  # fmt: skip
 
 # Sums over processes round differently: by 5e-7 of the losses and 4e-7 of the probabilities here.
-# Another network, as with BatchNorms that see one process's images, differs by 5e-3 and more.
-BOUND = 1e-4
+# Another network, as with shares that are forgotten, differs by 7e-4 and more.
+BOUND = 2e-5
 
 STOP = "os.kill(os.getpid(), signal.SIGSTOP)"
 
@@ -174,9 +174,9 @@ def result(place: Place) -> dict[str, dict[str, float]]:
 def distance(place: Place, reference: Place) -> float:
     """Largest difference of losses, relative, and probabilities; what is counted must be equal."""
     ours, theirs = (all_predictions(each.folder) for each in (place, reference))
-    assert set(ours) == set(theirs) == {"labels", "plain", "tta"}
-    assert np.array_equal(ours["labels"], theirs["labels"])
-    found = [np.abs(ours[name] - theirs[name]).max() for name in ("plain", "tta")]
+    assert ours.keys() == theirs.keys()
+    assert np.array_equal(ours.pop("labels"), theirs["labels"])
+    found = [np.abs(ours[name] - theirs[name]).max() for name in ours]
     assert len(rows(place)) == len(rows(reference))
     for our, their in zip(rows(place), rows(reference), strict=True):
         for key in ("epoch", "step", "stage", "size", "lr", "images", "pixels"):
