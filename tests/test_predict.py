@@ -19,7 +19,7 @@ from small import CLASSES, Command, all_predictions
 from runner import evaluate, predict
 from runner.config.schema import Data, Tta
 from runner.data.depth import BITS
-from runner.errors import ArtefactError, DataError
+from runner.errors import ArtefactError, DataError, ProcessError
 from runner.predict import Ranking, find_images, rank
 from runner.records.bundle import Bundle, open_bundle
 
@@ -489,3 +489,15 @@ def test_a_run_with_the_bundle_of_another_is_refused(run: Path, tmp_path: Path) 
         open_bundle(copy)
     with pytest.raises(DataError, match="no such folder"):
         open_bundle(tmp_path / "nowhere")
+
+
+def test_memory_that_runs_out_names_the_option(
+    bundle: Bundle, val: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    monkeypatch.setattr("runner.training.predicting._predict", run_out)
+    with pytest.raises(ProcessError, match="out of memory") as caught:
+        rank(bundle, val, top=3, threads=1, batch_size=8)
+    assert caught.value.fix == "--batch-size 4"

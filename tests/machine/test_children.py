@@ -1,0 +1,87 @@
+"""Work in a child: how it ends is told, its signals come once, and nothing of it is left."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runner.machine.children import can_fork, in_child
+from runner.machine.signals import Interrupted
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has all of it")
+
+
+def die(signum: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), signum)
+
+
+def leave() -> None:
+    os._exit(3)
+
+
+def fail() -> None:
+    raise KeyError("child")
+
+
+@pytest.mark.parametrize(
+    ("work", "code"),
+    [
+        (lambda: None, 0),
+        (leave, 3),
+        (fail, 1),
+        (die(signal.SIGKILL), -signal.SIGKILL),
+        (die(signal.SIGUSR1), -signal.SIGUSR1),
+    ],
+)
+def test_the_end_of_a_child_is_told(work: Callable[[], None], code: int) -> None:
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    assert in_child(work, lambda signum: True) == code
+    assert before == {signum: signal.getsignal(signum) for signum in before}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_passed_on_once_and_as_sigterm(signum: int, tmp_path: Path) -> None:
+    heard = list[int]()
+
+    def work() -> None:
+        (tmp_path / "begun").touch()
+        try:
+            time.sleep(30)
+        except Interrupted as interrupt:
+            (tmp_path / "signal").write_text(str(interrupt.signum))
+
+    def on_signal(signum: int) -> bool:
+        heard.append(signum)
+        return True
+
+    def send() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signum)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    assert in_child(work, on_signal) == 0
+    thread.join()
+    assert heard == [signum]
+    assert (tmp_path / "signal").read_text() == str(signal.SIGTERM.value)
+
+
+def test_a_child_is_a_group_of_its_own(tmp_path: Path) -> None:
+    place = tmp_path / "group"
+    assert in_child(lambda: place.write_text(str(os.getpgid(0) == os.getpid())) and None, bool) == 0
+    assert place.read_text() == "True"  # so Ctrl-C of a terminal does not reach it twice
+
+
+def test_other_threads_do_not_fork() -> None:
+    found = list[bool]()
+    thread = threading.Thread(target=lambda: found.append(can_fork()))
+    thread.start()
+    thread.join()
+    assert (can_fork(), found) == (True, [False])
