@@ -2,10 +2,12 @@
 
 import csv
 import gzip
+import itertools
 import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from small import COLOURS, Command, all_predictions, whole_result, write_images
 
 from runner import train
@@ -287,10 +290,62 @@ SPELLINGS = ("with space", "żółw", "a=b", "per%cent", "[x]", "emoji😀", "#1
 def test_paths_of_any_spelling_work_when_quoted(
     command: Command, tmp_path: Path, tiny_folder: Path, tiny_words: TinyWords, name: str
 ) -> None:
+    """Of data, results, weights to start from, images to predict and a table."""
     (tmp_path / name).symlink_to(tiny_folder)
     words = [word for word in tiny_words if not word.startswith("data.root")]
-    done = command(*words, f'data.root="{tmp_path / name}"', "+trick=baseline", LC_ALL="C.UTF-8")
+    words.append(f'data.root="{tmp_path / name}"')
+    done = command(*words, f'outputs="to {name}"', "+trick=baseline", LC_ALL="C")
     assert done.returncode == 0, done.stderr
+    (bundle,) = (tmp_path / f"to {name}").glob("*/bundle")
+    start = f'model.weights="{bundle.parent}"'
+    done = command(*words, start, LC_ALL="C")
+    assert done.returncode == 0, done.stderr
+    images = str(tmp_path / name / "val" / "red")
+    done = command(str(bundle), images, "--csv", f"{name}.csv", module="runner.predict", LC_ALL="C")
+    assert done.returncode == 0, done.stderr
+    rows = (tmp_path / f"{name}.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 9
+    assert all(str(tmp_path / name) in row for row in rows[1:])
+
+
+def test_the_hint_for_a_path_works_as_it_stands(
+    command: Command, tmp_path: Path, tiny_folder: Path, tiny_words: TinyWords
+) -> None:
+    (tmp_path / "żółw").symlink_to(tiny_folder)
+    words = [word for word in tiny_words if not word.startswith("data.root")]
+    done = command(*words, f"data.root={tmp_path}/żółw")
+    assert done.returncode == 2
+    fixes = re.findall(r"^fix: .*?('data\.root=.*')", done.stderr, re.MULTILINE)
+    (fix,) = shlex.split(fixes[0])
+    done = command(*words, fix)
+    assert done.returncode == 0, done.stderr
+
+
+def test_as_little_data_as_can_be(command: Command, tmp_path: Path, tiny_words: TinyWords) -> None:
+    """Images of a single pixel or of a single row, and one of each class: finite, or an error."""
+    sizes = {"red": [(1, 1), (5000, 1)], "blue": [(1, 5000), (2, 3)]}
+    for split, name, number in itertools.product(("train", "val"), sizes, range(2)):
+        path = tmp_path / "odd" / split / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tint = 100 * (split == "val")  # no image of one split is in the other
+        Image.new("RGB", sizes[name][number], (*COLOURS[name][:2], tint)).save(path)
+    for split, name in itertools.product(("train", "val"), ("blue", "red")):
+        write_images(tmp_path / "one of each" / split / name, 1, COLOURS[name], len(split))
+    for name in ("red", "blue"):
+        write_images(tmp_path / "no validation" / name, 1, COLOURS[name], 0)
+    words = [word for word in tiny_words if not word.startswith("data.")]
+    words += ["data=folder", "data.batch_size=2", "+trick=all"]
+    expected = {"odd": 0, "one of each": 0, "no validation": 3}
+    for name, code in expected.items():
+        done = command(*words, f"data.root={name}", f"outputs=results/{name}")
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+    assert "error: no validation images" in done.stderr
+    found = [whole_result(path.parent) for path in tmp_path.glob("results/*/*/result.json")]
+    assert sorted(result["data"]["num_train"] for result in found) == [2, 4]
+    for result in found:
+        for view in ("plain", "tta"):
+            json.dumps(result["metrics"][view], allow_nan=False)
 
 
 @pytest.mark.parametrize(

@@ -327,7 +327,9 @@ def ask(
 
     def ask_at(number: int) -> None:
         place = make(*ALL)
+        started = time.monotonic()
         asked = place.run(traps=[Trap("", number, SIGNALS[signum])])
+        assert time.monotonic() - started < 10
         with account.entry(f"{signum.name} at {asked.events[-1]}"):
             assert ended(asked, 128 + signum)
             is_finished = bool(list(place.root.glob("outputs/*/result.json")))

@@ -204,6 +204,25 @@ def test_every_epoch_has_its_own_order_and_draws():
     assert not torch.equal(labels, torch.cat([batch.labels for batch in second]))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_draw_is_made_twice(workers):
+    """By no worker, of no image, in no epoch."""
+    data = Data(batch_size=8, default_size=16, num_workers=workers)
+    config, dataset = small_config(augment=STANDARD, data=data), small_dataset()
+    stages = plan(config, len(dataset.train))
+    batches = [
+        batch
+        for start in (0, 4)
+        for batch in loop.training_batches(
+            dataset, 8, [moment(stages, step) for step in range(start, start + 4)], config
+        )
+    ]
+    angles = np.concatenate([batch.draws.angle for batch in batches])
+    angles = angles[angles != 0]  # those of images that are turned
+    assert len(angles) > 32
+    assert len(np.unique(angles)) == len(angles)
+
+
 def test_every_step_mixes_anew(monkeypatch):
     drawn, original = [], mixing.draw
 

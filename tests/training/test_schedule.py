@@ -108,7 +108,7 @@ def test_cycles_equal_fastai(warmup, div):
 # ── The plan ───────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("num_train", "steps"), [(64, 1), (127, 1), (128, 2), (1000, 15)])
+@pytest.mark.parametrize(("num_train", "steps"), [(64, 1), (65, 1), (127, 1), (128, 2), (1000, 15)])
 def test_the_rest_that_fills_no_batch_is_dropped(num_train, steps):
     (stage,) = plan(config(budget=Budget(epochs=3)), num_train)
     assert (stage.steps_per_epoch, stage.num_steps, stage.num_epochs) == (steps, 3 * steps, 3)
