@@ -6,6 +6,8 @@ import io
 import json
 import os
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from small import CLASSES, Command, all_predictions
 
 from runner import evaluate, predict
 from runner.config.schema import Data, Tta
+from runner.data.dataset import load_dataset
 from runner.data.depth import BITS
 from runner.errors import ArtefactError, DataError, ProcessError
 from runner.predict import Ranking, find_images, rank
@@ -106,8 +109,16 @@ def test_broken_images_leave_the_others_as_they_are(
 ) -> None:
     for name, content in (("empty.png", b""), ("text.jpg", b"no image"), ("cut.png", b"\x89PNG")):
         (tmp_path / name).write_bytes(content)
+    Image.new("1", (1, 1)).save(tmp_path / "bomb.png")
+    bomb = bytearray((tmp_path / "bomb.png").read_bytes())
+    bomb[16:24] = struct.pack(">II", 20_000, 20_000)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    (tmp_path / "bomb.png").write_bytes(bomb)
     os.mkfifo(tmp_path / "pipe.png")
-    bad = [str(tmp_path / name) for name in ("empty.png", "text.jpg", "cut.png", "pipe.png", "no")]
+    bad = [
+        str(tmp_path / name)
+        for name in ("empty.png", "text.jpg", "cut.png", "pipe.png", "bomb.png", "no")
+    ]
     mixed = [bad[0], *val[:5], *bad[1:3], *val[5:], *bad[3:]]
     found = rank(bundle, mixed, top=3, threads=1, num_workers=1)
     assert [ranking.image for ranking in found] == mixed
@@ -117,6 +128,7 @@ def test_broken_images_leave_the_others_as_they_are(
     assert errors["text.jpg"] == "is not an image"
     assert "No such file" in errors["no"]
     assert "not a regular file" in errors["pipe.png"]
+    assert "too large" in errors["bomb.png"]
     good = matrix([ranking for ranking in found if not ranking.error])
     np.testing.assert_allclose(good, matrix(rank(bundle, val, top=3, threads=1)), rtol=0, atol=1e-5)
 
@@ -178,20 +190,72 @@ def test_tta_depends_on_no_order_and_no_batch(bundle: Bundle, val: list[str], tt
     np.testing.assert_allclose(again[::-1], whole, rtol=0, atol=1e-5)
 
 
-def test_orientation_and_colour_modes_are_as_in_training(bundle: Bundle, tmp_path: Path) -> None:
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""How an image was turned if its EXIF orientation is this number."""
+
+
+def test_orientation_and_colour_modes_are_as_in_training(
+    bundle: Bundle, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Each beside its plain copy: equal pixels in training, equal probabilities of ``predict``."""
     random = np.random.default_rng(0)
     upright = Image.fromarray(random.integers(0, 256, (24, 40, 3)).astype(np.uint8))
-    upright.save(tmp_path / "upright.png")
-    turned = upright.transpose(Image.Transpose.ROTATE_90)
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    turned.save(tmp_path / "turned.png", exif=exif)
-    layer = upright.convert("RGBA")
-    layer.save(tmp_path / "opaque.png")
-    names = ["upright.png", "turned.png", "opaque.png"]
-    one, *others = matrix(rank(bundle, [str(tmp_path / name) for name in names], top=3, threads=1))
-    for other in others:
-        np.testing.assert_allclose(other, one, rtol=0, atol=1e-6)
+    gray, alpha = upright.convert("L"), Image.new("L", upright.size, 255)
+    alpha.paste(0, (0, 0, 20, 24))
+    half = upright.copy()
+    half.paste((255, 255, 255), (0, 0, 20, 24))  # what is transparent lies over white
+    gray_half = gray.copy()
+    gray_half.paste(255, (0, 0, 20, 24))
+    bits, colors = gray.convert("1"), half.convert("P", palette=Image.Palette.ADAPTIVE)
+    cmyk = upright.convert("CMYK")
+    pairs = {
+        "opaque.png": (upright.convert("RGBA"), upright),
+        "clear.png": (Image.merge("RGBA", (*upright.split(), alpha)), half),
+        "gray.png": (gray, gray.convert("RGB")),
+        "gray, clear.png": (Image.merge("LA", (gray, alpha)), gray_half.convert("RGB")),
+        "bits.png": (bits, bits.convert("RGB")),
+        "colors.png": (colors, colors.convert("RGB")),
+        "print.tif": (cmyk, cmyk.convert("RGB")),
+    }
+    folder = tmp_path / "data" / "val" / "red"
+    shutil.copytree(tiny_folder, tmp_path / "data")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for name, images in pairs.items():
+        for place, picture in zip(("odd ", "plain "), images, strict=True):
+            kind = ".png" if place == "plain " else Path(name).suffix
+            picture.save(folder / f"{place}{Path(name).stem}{kind}")
+    for number, turn in TURNS.items():
+        turned = upright.transpose(turn)
+        exif = turned.getexif()
+        exif[0x0112] = number
+        turned.save(folder / f"odd {number}.png", exif=exif)
+        upright.save(folder / f"plain {number}.png")
+    data = Data(name="folder", root=str(tmp_path / "data"))
+    dataset = load_dataset(data, 16, tmp_path / "cache", lambda *_: None)
+    names = [name for _, name, label, _ in dataset.manifest if label == "red" and "val" in name]
+    odd = [name for name in names if "odd" in name]
+    plain = [name for name in names if "plain" in name]
+    assert len(odd) == len(plain) == len(pairs) + len(TURNS)
+    assert dataset.converted == {"1": 1, "CMYK": 1, "L": 1, "LA": 1, "P": 1, "RGBA": 2}
+    paths = {row[1]: index for index, row in enumerate(dataset.manifest)}
+    for name, other in zip(odd, plain, strict=True):
+        found, expected = (dataset.store.rectangle(paths[each]) for each in (name, other))
+        assert np.array_equal(found, expected), name
+    found, expected = (
+        matrix(rank(bundle, [f"{data.root}/{name}" for name in each], top=3, threads=1))
+        for each in (odd, plain)
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    assert len(np.unique(expected.round(4), axis=0)) > 4, "other pixels are other probabilities"
 
 
 def test_the_most_probable_classes_come_first(bundle: Bundle, val: list[str]) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,18 @@ def test_failing_jobs_stop_no_other_and_alone_are_run_again(
     assert statuses(place) == [{"finished": "skipped"}.get(each, each) for each in expected]
     assert again.count(STEP) <= 2, "of the job that diverges"
     assert files() == before
+
+
+@pytest.mark.whole
+def test_a_job_without_memory_stops_no_other(make: Make) -> None:
+    place, alone = make("data.batch_size=48"), make("data.batch_size=48")
+    done = place.run("resize.size=16,1024,24", setup=[partial(kill.limit_memory, 700)])
+    assert done.code == 6, done.err
+    assert statuses(place) == ["finished", "failed", "finished"]
+    assert "failed: resize.size=1024" in done.out
+    assert "out of memory" in done.out
+    assert alone.run("resize.size=16,24").code == 0
+    assert differing(outcomes(place)[::2], outcomes(alone)) == []
 
 
 def test_jobs_that_would_share_a_folder(make: Make, reference: list[Outcome]) -> None:

@@ -598,6 +598,24 @@ def test_tricks_of_any_name_can_be_told(tricks: list[str], tmp_path: Path) -> No
 # ── While somebody writes ──────────────────────────────────────────────────────────────────────
 
 
+def test_no_clock_decides_the_order(tmp_path: Path) -> None:
+    """Clocks are set back, and folders are copied."""
+    made = [
+        write_run(tmp_path, *tricks, seed=seed) for tricks in ((), ("mixup",)) for seed in (1, 0)
+    ]
+    made.append(write_run(tmp_path, seed=2, finish=False))
+
+    def said() -> str:
+        return text.to_json(told(find_runs([tmp_path])))
+
+    before = said()
+    for age, run in enumerate(made):
+        for path in (run.path, *run.path.rglob("*")):
+            os.utime(path, (1e9 - 86400 * age,) * 2)
+        edit(run, "status.json", put("time", value=f"20{30 - age}-01-01T00:00:00+00:00"))
+    assert said() == before
+
+
 def test_a_run_that_finishes_while_it_is_looked_at_is_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
