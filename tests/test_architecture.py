@@ -101,7 +101,6 @@ OPENED_ELSEWHERE = {
     "runner/terminal/command.py": ("os.open",),
     "runner/terminal/console.py": ("os.open",),
     "runner/terminal/streams.py": ("os.open",),
-    "runner/terminal/streams.py": ("os.open",),
     "hydra_plugins/trick_runner.py": ("Path(os.devnull).open",),
     # Content that was read already.
     "runner/data/idx.py": ("gzip.GzipFile",),
