@@ -35,7 +35,7 @@ def first_loss(model: nn.Module, num_outputs: int, size: int | None = None) -> f
     """The loss of a training step on bright and dark noise, in units of ln K."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(8) % num_outputs
-    for side in (size,) if size else (32, 64, 224, 256, 240, 384):  # the first that it takes
+    for side in (size,) if size else (32, 64, 224, 256, 240, 160, 384):  # the first that it takes
         images = 0.3 * torch.randn(8, 3, side, side, generator=generator)
         images += torch.randn(8, 3, 1, 1, generator=generator)
         torch.manual_seed(0)
