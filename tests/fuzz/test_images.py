@@ -256,3 +256,7 @@ def test_the_fuzz_sees_what_it_looks_for(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(outcome.__globals__, "to_rgb", lambda picture, rule: os._exit(66))
     with pytest.raises(pytest.fail.Exception, match="it ended with 66"):
         fuzzed(1, 0)
+    monkeypatch.undo()
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(pytest.fail.Exception, match="it ended with 1"):
+        fuzzed(10, 0)
