@@ -59,7 +59,7 @@ def _run(
     outputs = Path(config.outputs).expanduser()
     with processes.first_alone():
         dataset = load_dataset(config.data, config.largest_size, outputs / "cache", display.work)
-    _print_notes(dataset, display)
+    _print_notes(dataset, config.data.batch_size, display)
     config = replace(config, data=dataset.resolved(config.data))
     what = identity(
         config,
@@ -100,11 +100,16 @@ def _run(
     return folder, *train_and_evaluate(experiment, folder, display, processes)
 
 
-def _print_notes(dataset: "Dataset", display: Display) -> None:
+def _print_notes(dataset: "Dataset", batch_size: int, display: Display) -> None:
     display.line(
         f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.val):,} validation "
         f"images in {len(dataset.classes)} classes"
     )
+    if 0 < (left_out := len(dataset.train) % batch_size) < len(dataset.train):
+        display.line(
+            f"note: each epoch leaves out {left_out:,} of {len(dataset.train):,} training images, "
+            f"others each time, because only whole batches of {batch_size} are trained on"
+        )
     if dataset.is_streamed:
         display.line(
             "note: images are decoded again in each epoch, because data.cache_gb is too small for "
@@ -120,8 +125,8 @@ def _print_notes(dataset: "Dataset", display: Display) -> None:
     if dataset.leaked:
         first, second = told_apart(dataset.leaked[0])
         display.line(
-            f"warning: {len(dataset.leaked)} images are in training and in validation, "
-            f"such as {first} = {second}"
+            f"warning: {len(dataset.leaked)} of {len(dataset.val)} validation images are in "
+            f"training too, such as {first} = {second}"
         )
 
 

@@ -4,7 +4,6 @@ import csv
 import gzip
 import hashlib
 import io
-from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -66,7 +65,7 @@ class Dataset:
         manifest: rows of (split, image, label, SHA-256 of the content).
         skipped: broken images that were left out, each with its reason.
         converted: number of images by the color mode they were converted from.
-        leaked: pairs of equal images in training and validation.
+        leaked: for each validation image that is in training too, that image there and itself.
         num_ignored: files that are not images.
         notes: what the user should know, one sentence each.
         max_aspect: longest long side of the stored images, as a multiple of the short one.
@@ -164,7 +163,7 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
     if leaked and data.on_leak == "error":
         pairs = "\n".join("  " + " = ".join(told_apart(pair)) for pair in leaked[:_SHOWN])
         raise DataError(
-            f"{len(leaked)} images are in training and in validation:\n{pairs}",
+            f"{len(leaked)} of {len(val)} validation images are in training too:\n{pairs}",
             where="data.on_leak=error",
             fix="remove one of each, or data.on_leak=warn",
         )
@@ -257,12 +256,12 @@ def _check_not_empty(listing: Listing, train: Split, val: Split, data: Data) -> 
 def _leaks(
     listing: Listing, digests: list[str], train: Split, val: Split
 ) -> tuple[tuple[str, str], ...]:
-    """Pairs of a training and a validation image with equal content."""
-    by_digest = defaultdict(list)
+    """Each validation image that is in training too, after its first equal there."""
+    first: dict[str, int] = {}
     for index in train.indices.tolist():
-        by_digest[digests[index]].append(index)
+        first.setdefault(digests[index], index)
     return tuple(
-        (listing.images.name(twin), listing.images.name(index))
+        (listing.images.name(first[digests[index]]), listing.images.name(index))
         for index in val.indices.tolist()
-        for twin in by_digest.get(digests[index], ())
+        if digests[index] in first
     )

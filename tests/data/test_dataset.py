@@ -280,10 +280,8 @@ def test_an_image_in_training_and_validation_is_named(root, load):
 
     dataset = load(root)
 
-    assert dataset.leaked == (
-        ("train/cat/0.png", "val/dog/copy.png"),
-        ("train/cat/twin.png", "val/dog/copy.png"),
-    )
+    # An image counts once, however often it is in training.
+    assert dataset.leaked == (("train/cat/0.png", "val/dog/copy.png"),)
     with pytest.raises(DataError, match=r"train/cat/0\.png = val/dog/copy\.png") as caught:
         load(root, on_leak="error")
     assert caught.value.where == "data.on_leak=error"
