@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.config import checks
 from runner.config.idea import read_idea
+from runner.config.overlays import words_without_effect
 from runner.config.schema import RunConfig
 from runner.machine.hardware import device_kind, require_device
 from runner.machine.processes import Processes, from_environment, joined
@@ -47,8 +47,8 @@ def _run(
 ) -> tuple[RunFolder, str, dict[str, Any]]:
     """The folder of the run, how it came to its result, and the result."""
     code = read_idea(config.code) if config.code is not None else None
-    for key in checks.without_effect(config):
-        display.line(f"note: {key} has no effect in this configuration")
+    for note in words_without_effect(config, overrides):
+        display.line(f"note: {note}")
     from runner.data.dataset import load_dataset
 
     weights = None

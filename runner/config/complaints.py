@@ -12,7 +12,7 @@ from hydra.errors import (
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import checks
-from runner.config.options import GROUPS, LAUNCHERS, OVERLAYS
+from runner.config.options import GROUPS, LAUNCHERS, OVERLAYS, option_names
 from runner.config.schema import default_dict
 from runner.config.words import nearest
 from runner.errors import ConfigError, first_line
@@ -49,6 +49,14 @@ def _missing_option(error: MissingConfigException) -> ConfigError:
                 where=f"hydra/launcher={name}",
                 fix=f"pip install 'trick-runner[{LAUNCHERS[name]}]'",
             )
+    elsewhere = [other for other in GROUPS if other != group and name in option_names(other)]
+    if elsewhere:
+        words = [f"{'+' if other in OVERLAYS else ''}{other}={name}" for other in elsewhere]
+        return ConfigError(
+            f"{group} has no option {name}, which is one of {elsewhere[0]}",
+            where=f"{group}={name}",
+            fix=" or ".join(words),
+        )
     guess = nearest(name, options)
     others = f", or model=torchvision model.name={name}" if group == "model" else ""
     hint = f" (did you mean {guess}?)" if guess else ""

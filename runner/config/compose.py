@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,7 +26,7 @@ from runner.config import checks, schema
 from runner.config.options import CONF_DIR, LAUNCHERS
 from runner.config.overrides import check_composed, check_references, checked_words
 from runner.config.schema import RunConfig
-from runner.errors import ConfigError, first_line
+from runner.errors import ConfigError, RunnerError, first_line
 
 
 def register() -> None:
@@ -51,7 +53,17 @@ def composed(words: Sequence[str], *, is_sweep: bool = False) -> DictConfig:
     """
     mode = RunMode.MULTIRUN if is_sweep else RunMode.RUN
     loader = GlobalHydra.instance().config_loader()
-    config: DictConfig = loader.load_configuration("config", list(words), run_mode=mode)
+    try:
+        config: DictConfig = loader.load_configuration("config", list(words), run_mode=mode)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, RunnerError, OSError):
+        raise
+    except Exception as error:
+        # Only Hydra's own code runs here. Odd words and files let it fail in any way.
+        raise ConfigError(
+            f"Hydra cannot compose these words: {type(error).__name__}: {first_line(error)}",
+            where=" ".join(words)[:200],
+            fix="--help lists the words",
+        ) from error
     check_composed(config.hydra)
     return config
 

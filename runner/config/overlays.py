@@ -1,13 +1,16 @@
 """The overlays of ``conf/trick``: what ``+trick=all`` turns on, read from the option files."""
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import yaml
 
-from runner.config.checks import from_dict
-from runner.config.options import CONF_DIR
+from runner.config.checks import changed, from_dict, ignored, without_effect
+from runner.config.options import CONF_DIR, option_names
+from runner.config.schema import RunConfig, to_dict
+from runner.errors import ConfigError
 
 
 def chosen_options(overlay: str, name: str) -> dict[str, str]:
@@ -33,6 +36,46 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
+
+
+def words_without_effect(config: RunConfig, words: Sequence[str]) -> list[str]:
+    """Keys that ``words`` set and nothing reads in ``config``, each with what would make it act.
+
+    A value that equals the default is included: who types ``mixup.alpha=0.4`` expects mixup.
+
+    Args:
+        config: what the words were made to.
+        words: of the run, as typed.
+
+    Returns:
+        Such as ``mixup.alpha=0.4 has no effect in this configuration: mixup=beta mixup.alpha=0.4``.
+    """
+    typed = {word.lstrip("+").partition("=")[0]: word.lstrip("+") for word in words}
+    found = dict[str, str]()
+    for group, key in ignored(config):
+        if (word := typed.get(f"{group}.{key}")) is not None:
+            option = _option_that_reads(config, group, key)
+            found[word] = f": {group}={option} {word}" if option else ""
+    for word in without_effect(config):
+        if word.partition("=")[0] not in {known.partition("=")[0] for known in found}:
+            found[word] = ""
+    return [f"{word} has no effect in this configuration{more}" for word, more in found.items()]
+
+
+def _option_that_reads(config: RunConfig, group: str, key: str) -> str | None:
+    """The option of ``group`` with which a configuration reads ``key``; that of a trick first."""
+    names = option_names(group)
+    preferred = [chosen_options("trick", name).get(group, "") for name in option_names("trick")]
+    value = to_dict(config)[group][key]
+    for name in sorted(names, key=lambda name: (name not in preferred, name)):
+        values = {**to_dict(RunConfig())[group], **option_values(group, name), key: value}
+        try:
+            other = changed(config, {group: values})
+        except ConfigError:
+            continue
+        if (group, key) not in ignored(other):
+            return name
+    return None
 
 
 @cache

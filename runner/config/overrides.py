@@ -16,9 +16,9 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, RangeSweep
 from hydra.core.plugins import Plugins
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,7 +29,7 @@ from runner.config.options import GROUPS, OVERLAYS, option_names
 from runner.config.overlays import chosen_options
 from runner.config.schema import RunConfig
 from runner.config.words import spelled
-from runner.errors import ConfigError
+from runner.errors import ConfigError, first_line
 
 _INSTANTIATE = {"_target_", "_args_", "_partial_", "_recursive_", "_convert_"}
 _CLOSED = {
@@ -173,6 +173,12 @@ def _parsed(word: str) -> Override:
         raise bad_override(word) from None
     except RecursionError:
         raise ConfigError("too many brackets inside one another", where=word[:100]) from None
+    except HydraException:
+        raise bad_override(word) from None
+    except Exception as error:  # only Hydra's own code runs here; odd words let it fail in any way
+        raise ConfigError(
+            f"Hydra cannot read this: {first_line(error)}", where=word[:200]
+        ) from error
 
 
 def _refuse_hydra(override: Override, word: str) -> None:
@@ -222,16 +228,27 @@ def _check_choice(key: str, override: Override, word: str) -> None:
             if key == "data"
             else f"--config-dir DIR, where DIR/{key}/NAME.yaml is {key}=NAME",
         )
-    for value in _elements(override):
-        if isinstance(value, str) and value.lower() not in {"", *_ON, *_OFF}:
-            continue
-        if isinstance(value, str) and value in option_names(key):
-            continue
-        raise ConfigError(
-            f"{key} is a group: choose one of its options by name",
-            where=word,
-            fix=_choice_for(key, value, text),
-        )
+    value = override.value()
+    for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
+        is_list = isinstance(choice, list) and key in OVERLAYS
+        for item in choice if is_list else [choice]:
+            if not _is_name(item, key):
+                raise ConfigError(
+                    f"{key} is a group: choose one of its options by name",
+                    where=word,
+                    fix=_choice_for(key, item, text),
+                )
+
+
+def _is_name(value: Any, group: str) -> bool:
+    """Whether ``value`` can be the name of an option: not a number, a list, or a switch."""
+    if isinstance(value, QuotedString):
+        value = value.text
+    if isinstance(value, Glob):
+        return True
+    return isinstance(value, str) and (
+        value.lower() not in {"", *_ON, *_OFF} or value in option_names(group)
+    )
 
 
 _ON, _OFF = ("true", "on", "yes"), ("false", "off", "no", "null", "none")
@@ -309,6 +326,10 @@ def _as_typed(word: str, override: Override) -> str:
     if hint is not str and not (is_optional and str in get_args(hint)):
         return word
     head, _, text = word.partition("=")
+    value = override.value()
+    for item in value.list if isinstance(value, ChoiceSweep) else [value]:
+        if isinstance(item, list | dict):
+            raise bad_override(word)
     if override.is_delete() or all(
         isinstance(value, str) or (value is None and is_optional) for value in _elements(override)
     ):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runner.config import checks, options, schema
+from runner.config import checks, compose, options, schema
 from runner.config.options import CONF_DIR, GROUPS
-from runner.config.overlays import all_tricks, chosen_options
+from runner.config.overlays import all_tricks, chosen_options, words_without_effect
 from runner.config.overrides import checked_words
 from runner.config.schema import Mixup, Normalize, RunConfig, Smoothing, Tta
 from runner.errors import ConfigError
@@ -278,3 +279,80 @@ def test_every_field_says_what_it_means() -> None:
         for group in groups:
             kind = type(getattr(RunConfig(), group))
         assert kind.__dataclass_fields__[name].metadata["help"], key
+
+
+@pytest.mark.parametrize(
+    ("word", "note"),
+    [
+        ("mixup.alpha=0.4", "mixup=beta mixup.alpha=0.4"),
+        ("mixup.alpha=0.2", "mixup=beta mixup.alpha=0.2"),
+        ("mixup.cutmix_alpha=1.0", "mixup=cutmix mixup.cutmix_alpha=1.0"),
+        ("data.variant=160", "data=imagenette data.variant=160"),
+    ],
+)
+def test_a_typed_key_that_nothing_reads_is_reported_with_what_would_read_it(
+    composed: Composed, word: str, note: str
+) -> None:
+    (found,) = words_without_effect(composed(word), [word])
+    assert found == f"{word} has no effect in this configuration: {note}"
+    assert words_without_effect(composed(), []) == []
+
+
+def test_every_key_that_an_option_reads_is_proposed_with_one(composed: Composed) -> None:
+    config = composed()
+    words = [f"{group}.{key}=1" for group, key in checks.ignored(config)]
+    notes = words_without_effect(config, words)
+    assert len(notes) == len(words) > 10
+    # Others are read only together with a further value, such as data.root.
+    assert sum(not note.endswith("configuration") for note in notes) > 8, notes
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("value", ["true", "on", "yes", "True", "ON", "false", "off", "no", "null"])
+def test_a_switch_is_answered_with_options(group: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        checked_words([f"{group}={value}"])
+    fix = caught.value.fix
+    assert re.match(rf"\+?{group}=", fix)
+    is_on = value.lower() in ("true", "on", "yes")
+    assert not (is_on and fix.endswith(("=none", "=fixed")))
+    if not is_on and (CONF_DIR / group / "none.yaml").exists():
+        assert fix == f"{group}=none"
+
+
+TEXT_KEYS = ("data.root", "outputs", "run_dir", "code", "data.label_column", "model.name")
+
+
+@pytest.mark.parametrize("text", ["1.10", "1e3", "1_000", "true", "nan", "on", "007", "-1"])
+def test_text_is_the_text_that_was_typed(text: str) -> None:
+    compose.register()
+    (job, other) = compose.jobs(
+        [f"{key}={text}" for key in TEXT_KEYS[1:]] + [f"data.root={text},2.0"]
+    )
+    assert other != job
+    for words in (checked_words([f"{key}={text}" for key in TEXT_KEYS]), job):
+        with compose.opened():
+            composed = compose.composed(words)
+        for key in TEXT_KEYS:
+            found = composed
+            for part in key.split("."):
+                found = found[part]
+            assert found == text, key
+
+
+def test_null_is_no_text_where_there_can_be_none() -> None:
+    compose.register()
+    with compose.opened():
+        found = compose.composed(checked_words(["run_dir=null", "outputs=null"]))
+    assert (found.run_dir, found.outputs) == (None, "null")
+
+
+@pytest.mark.parametrize("word", ["data.root=[a,b]", "outputs={a: 1}", "outputs=choice(1.1,2)"])
+def test_a_list_is_no_text(word: str) -> None:
+    with pytest.raises(ConfigError, match="quotes"):
+        checked_words([word])
+
+
+def test_a_path_that_is_not_utf8_is_refused() -> None:
+    with pytest.raises(ConfigError, match="UTF-8"):
+        checked_words([f"data.root={os.fsdecode(bytes([0xE9]))}"])
