@@ -246,11 +246,11 @@ def _is_name(value: Any, group: str) -> bool:
         value = value.text
     if isinstance(value, Glob):
         return True
-    return isinstance(value, str) and (
-        value.lower() not in {"", *_ON, *_OFF} or value in option_names(group)
-    )
+    is_short = isinstance(value, str) and len(value.encode()) <= _LONGEST_NAME
+    return is_short and (value.lower() not in {"", *_ON, *_OFF} or value in option_names(group))
 
 
+_LONGEST_NAME = 200  # bytes; file systems take 255, the suffix included
 _ON, _OFF = ("true", "on", "yes"), ("false", "off", "no", "null", "none")
 
 
