@@ -292,12 +292,15 @@ def _last_layers(model: nn.Module, num_outputs: int) -> list[nn.Linear | nn.Conv
             for each in head:
                 yield from last(each)
             return
-        # A hidden layer before the last may happen to have as many outputs.
-        yield from [
+        found = [
             module
             for module in head.modules()
             if isinstance(module, nn.Linear | nn.Conv2d) and len(module.weight) == num_outputs
-        ][-1:]
+        ]
+        # Layers side by side, as in RepViT; or hidden layers that happen to have as many outputs,
+        # and the last takes them as its inputs.
+        is_chain = any(layer.weight.shape[1] == num_outputs for layer in found)
+        yield from found[-1:] if is_chain else found
 
     return [layer for head in head_of(model) for layer in last(head)]
 

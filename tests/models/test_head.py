@@ -27,7 +27,8 @@ SOME = [
     ("timm", "tf_efficientnet_lite0"),  # drawn from ±1/√K by timm
     ("timm", "test_convnext"),
     ("timm", "test_vit"),
-    ("timm", "efficientformer_l1"),  # two classifiers
+    pytest.param("timm", "efficientformer_l1", marks=pytest.mark.whole),  # two classifiers
+    ("timm", "repvit_m0_9"),  # two in one module
 ]
 
 
