@@ -118,7 +118,7 @@ class Display:
             text_columns=(heading,),
         ).print(self.console)
         self.line(
-            f"{budget['epochs']:g} epochs, {budget['images']:,} images in {budget['seconds']:.1f} s"
+            f"{budget['epochs']:g} {'epoch' if budget['epochs'] == 1 else 'epochs'}, {budget['images']:,} images in {budget['seconds']:.1f} s"
             f" ({budget['images_per_second']:,.0f} images/s)"
         )
         self.line(f"results: {folder}")
