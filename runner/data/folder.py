@@ -237,11 +237,11 @@ def _scan(
 
 
 def _others(folder: Path, used: Sequence[Path]) -> list[str]:
-    """The paths of what else lies in ``folder``; with a slash at the end if it is a folder."""
+    """What else lies in ``folder``, apart from what is ours; folders with a slash at the end."""
     return [
         f"{entry}{os.sep if entry.is_dir() else ''}"
         for entry in sorted(folder.iterdir())
-        if entry not in used
+        if entry not in used and not (entry.is_dir() and is_ours(entry))
     ]
 
 

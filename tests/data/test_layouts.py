@@ -172,3 +172,28 @@ def test_classes_whose_names_look_alike_are_told(listed):
     assert r"'e\u0301' and '\xe9'" in note
     assert "'0' and '0.0'" in note
     assert "dog" not in note
+
+
+@pytest.mark.whole
+def test_commands_in_the_folder_of_the_data_with_a_cache_that_is_cut(process, tmp_path, tiny_words):
+    """The same result each time, with a line, from ``data.root=.`` and from ``outputs`` in it."""
+    from small import COLOURS, write_images
+
+    for seed, (name, colour) in enumerate(COLOURS.items()):
+        write_images(tmp_path / name, 12, colour, seed)
+    words = [word for word in tiny_words if not word.startswith("data.root=")]
+    words += ["data.root=.", "normalize=dataset", "force=true"]
+
+    def accuracy(done):
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stdout.splitlines() if line.startswith(" accuracy")]
+
+    first = process(*words)
+    assert "left out, which are no images" not in first.stdout
+    for pattern in ("decoded/*/*.*", "digests/*.json", "statistics/*.json"):
+        for path in sorted((tmp_path / "outputs" / "cache").glob(pattern)):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+            again = process(*words)
+            assert accuracy(again) == accuracy(first) != []
+            assert "again: " in again.stderr, path
+            assert "which are no images" not in again.stdout
