@@ -646,6 +646,7 @@ def test_a_worker_that_is_killed(make: Make, reference: References) -> None:
     assert ended(done, 5)
     assert "data.num_workers=2" in done.err
     assert "data.num_workers=0" in done.err
+    assert "memory or /dev/shm" in done.err
     assert place.status() == "failed"
     assert ended(place.run(), 0)
     kill.check_survived(place, reference(*words).place)

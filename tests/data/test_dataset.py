@@ -190,6 +190,18 @@ def test_every_broken_image_is_named(root, load):
     assert str(root) in caught.value.where
 
 
+def test_what_cannot_be_opened_is_named(make_images, unprivileged):
+    root = make_images(unprivileged / "pets", FOLDERS)
+    (root / "train" / "cat" / "gone.png").symlink_to(unprivileged / "nowhere")
+    (root / "val" / "dog" / "0.png").chmod(0)
+
+    with pytest.raises(DataError, match="2 broken images") as caught:
+        load_dataset(Data(name="folder", root=str(root)), 8, unprivileged / "cache", lambda *_: 0)
+
+    assert "train/cat/gone.png: No such file" in caught.value.what
+    assert "val/dog/0.png: Permission denied" in caught.value.what
+
+
 def test_ten_broken_images_are_named_and_the_others_counted(root, load):
     for number in range(13):
         (root / "train" / "cat" / f"bad{number:02}.png").write_bytes(b"")
