@@ -93,7 +93,7 @@ def checked_words(words: Sequence[str], *, folder: Path | None = None) -> list[s
             word = _as_typed(word, override)
         elif not key.startswith("hydra."):
             problems.append(checks.unknown_key(key, word.partition("=")[2]))
-            is_refused |= not override.is_add()
+            is_refused |= not override.is_add() or len(key) > _LONGEST_NAME  # Hydra looks for files
         checked.append(word)
     if is_refused:  # others are composed, and refused together with wrong values
         raise checks.error_of(problems)

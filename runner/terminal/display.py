@@ -117,8 +117,10 @@ class Display:
             rows=tuple(rows),
             text_columns=(heading,),
         ).print(self.console)
+        plural = "epoch" if budget["epochs"] == 1 else "epochs"
         self.line(
-            f"{budget['epochs']:g} {'epoch' if budget['epochs'] == 1 else 'epochs'}, {budget['images']:,} images in {budget['seconds']:.1f} s"
+            f"{budget['epochs']:g} {plural}, {budget['images']:,} images in "
+            f"{budget['seconds']:.1f} s"
             f" ({budget['images_per_second']:,.0f} images/s)"
         )
         self.line(f"results: {folder}")
