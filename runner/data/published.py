@@ -20,6 +20,7 @@ from runner.data.places import download_progress, existing_root, unpacked, unpac
 from runner.data.store import Progress
 from runner.errors import DataError
 from runner.machine.files import read_whole
+from runner.terminal.pasted import override
 
 # Addresses and MD5 as in torchvision.datasets.Imagenette.
 _IMAGENETTE = {
@@ -145,7 +146,7 @@ def list_imagenette(data: Data, cache: Path, split_seed: int, progress: Progress
         raise DataError(
             f"not Imagenette: unexpected class folders {', '.join(unknown[:5])}",
             where=str(root),
-            fix=f"data=folder data.root={root}",
+            fix=f"data=folder {override('data.root', root)}",
         )
     labels = _noisy_labels(root, listing, data.label_noise) if data.label_noise else listing.labels
     classes = tuple(_IMAGENETTE_CLASSES[name] for name in listing.classes)
