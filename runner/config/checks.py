@@ -153,6 +153,8 @@ def _convert(hint: Any, value: Any) -> Any:
         if not isinstance(value, list | tuple) or not value:
             raise ValueError("expected a list such as [0.5, 0.5, 0.5]")
         return tuple(_convert(get_args(hint)[0], item) for item in value)
+    if isinstance(value, int) and abs(value) > 2**64:  # neither a float nor an index
+        raise ValueError("too large a number")
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         if not abs(value) <= sys.float_info.max:  # a whole number may be larger than any float
             raise ValueError("expected a finite number")
