@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from runner.config.idea import read_idea
 from runner.config.overlays import words_without_effect
 from runner.config.schema import RunConfig
+from runner.machine.files import require_writable
 from runner.machine.hardware import device_kind, require_device
 from runner.machine.processes import Processes, from_environment, joined
 from runner.records import evaluations
@@ -46,6 +47,11 @@ def _run(
     config: RunConfig, overrides: list[str], processes: Processes, display: Display
 ) -> tuple[RunFolder, str, dict[str, Any]]:
     """The folder of the run, how it came to its result, and the result."""
+    outputs = Path(config.outputs).expanduser()
+    place = Path(config.run_dir).expanduser() if config.run_dir else None
+    # The data may take minutes to read. Results that exist need no place that can be written.
+    if not any((outputs if place is None else place.parent).glob("*/result.json")):
+        require_writable(place or outputs)
     code = read_idea(config.code) if config.code is not None else None
     for note in words_without_effect(config, overrides):
         display.line(f"note: {note}")
@@ -56,7 +62,6 @@ def _run(
         from runner.training.learners import fitted_to_weights
 
         config, weights = fitted_to_weights(config, display, code)
-    outputs = Path(config.outputs).expanduser()
     with processes.first_alone():
         dataset = load_dataset(config.data, config.largest_size, outputs / "cache", display.work)
     _print_notes(dataset, config.data.batch_size, display)
@@ -73,7 +78,7 @@ def _run(
         what["code"] = code.facts
         display.line(f"code: {', '.join(code.lines)} of {code.name}, SHA-256 {code.sha256[:8]}…")
     name = folder_name(config, what["identity"])
-    folder = RunFolder(Path(config.run_dir).expanduser() if config.run_dir else outputs / name)
+    folder = RunFolder(place or outputs / name)
     folder.check(what)
     result = None if config.force else folder.result()
     if result is not None:

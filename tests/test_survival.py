@@ -737,6 +737,7 @@ def test_outputs_that_cannot_be_written(make: Make, obstacle: str) -> None:
         pytest.skip("no file system may be mounted here")
     assert time.monotonic() - started < 10  # of these, less than three after the imports
     assert done.returncode == 4, done.stderr
+    assert "images" not in done.stdout + done.stderr, "before any data is read"
     assert str(place.root / "outputs") in done.stderr
     assert "Traceback" not in done.stderr
 

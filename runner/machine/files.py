@@ -261,6 +261,24 @@ def require_own(path: Path) -> None:
         )
 
 
+def require_writable(folder: Path) -> None:
+    """Check that a folder may be written, or made if it does not exist. Creates nothing.
+
+    Raises:
+        StorageError: it may not, or a file is in its place.
+    """
+    path = folder.absolute()
+    existing = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    if not existing.is_dir():
+        number = errno.ENOTDIR
+    elif os.access(existing, os.W_OK | os.X_OK):
+        return
+    else:
+        is_read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
+        number = errno.EROFS if is_read_only else errno.EACCES
+    raise unwritable(path, OSError(number, os.strerror(number)))
+
+
 def remove(path: Path) -> None:
     """Remove what is at ``path``: a folder with its content, a link without its target, or nothing.
 

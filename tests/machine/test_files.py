@@ -21,6 +21,7 @@ from runner.machine.files import (
     read_whole,
     remove_leftovers,
     replace_whole,
+    require_writable,
     sync_folder,
     temporary_sibling,
     unwritable,
@@ -272,3 +273,14 @@ def test_an_error_without_words_and_a_disk_that_is_gone(tmp_path):
     assert unwritable(tmp_path / "file", OSError("odd")).what == "cannot write: odd"
     gone = unwritable(tmp_path / "gone" / "file", OSError(errno.ENOSPC, "No space left"), 10)
     assert gone.what == "cannot write: No space left"
+
+
+@pytest.mark.parametrize("below", ["", "run", "a/b/c"])
+def test_whether_a_folder_can_be_written_is_known_without_making_it(tmp_path, below):
+    require_writable(tmp_path / "new" / below)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="Not a directory") as caught:
+        require_writable(tmp_path / "file" / below)
+    assert caught.value.where == str(tmp_path / "file" / below)
+    assert caught.value.exit_code == 4
