@@ -180,7 +180,9 @@ def test_one_run_leaves_the_whole_folder(
 def test_the_same_command_answers_from_its_result(
     command: Command, tmp_path: Path, tiny_words: TinyWords
 ) -> None:
-    assert command(*tiny_words).returncode == 0
+    narrow = command(*tiny_words, TERM="dumb", COLUMNS="20")
+    assert narrow.returncode == 0
+    assert "\x1b" not in narrow.stdout + narrow.stderr
     (path,) = tmp_path.glob("outputs/*/result.json")
     before = path.stat().st_mtime_ns
     again = command(*tiny_words)
