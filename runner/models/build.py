@@ -46,7 +46,6 @@ def build_model(
     dropout: float = 0.0,
     changes: Sequence[Change] = (),
     idea: Idea = NO_IDEA,
-    will_load: bool = False,
 ) -> nn.Module:
     """Build a classifier from normalized images (B, 3, H, W) to logits (B, num_outputs).
 
@@ -54,8 +53,7 @@ def build_model(
     generator of the process advances. Some architectures take only one image size, mostly 224.
 
     The last layer, from features to logits, is drawn by :func:`draw_head` whatever the architecture
-    draws. Our own networks that start from scratch are the exception: their initial distribution is
-    that of the publication, so that published numbers apply.
+    draws.
 
     Args:
         source: ``xresnet`` (ours), ``torchvision`` or ``timm``.
@@ -69,7 +67,6 @@ def build_model(
         changes: changes of the network, in the order in which they are applied; they do not change
             the weights that are drawn without them.
         idea: the user's functions, for a change by the user's own code.
-        will_load: whether other weights follow, of which the head may not be one.
 
     Raises:
         ArtefactError: a change is not known.
@@ -88,14 +85,13 @@ def build_model(
         # torch.manual_seed would also reseed the accelerators, whose state is not restored.
         torch.default_generator.manual_seed(seed)
         model = builders[source](name, num_outputs, dropout)
-        if source != "xresnet" or will_load:
-            if not _last_layers(model, num_outputs):
-                raise ConfigError(
-                    f"the architecture {name} computes features and has no classifier",
-                    where=f"model.name={name}",
-                    fix="another model.name",
-                )
-            draw_head(model, num_outputs, seed)
+        if not _last_layers(model, num_outputs):
+            raise ConfigError(
+                f"the architecture {name} computes features and has no classifier",
+                where=f"model.name={name}",
+                fix="another model.name",
+            )
+        draw_head(model, num_outputs, seed)
         return changed(model, changes, idea, seed)
 
 

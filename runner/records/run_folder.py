@@ -50,20 +50,21 @@ from runner.machine.files import (
 )
 from runner.machine.locks import Lock, is_held, locked
 
-VERSION = 4
+VERSION = 5
 """Version of the format and of the meaning of its numbers; part of a run's identity."""
 
-READABLE = (3, VERSION)
+READABLE = (3, 4, VERSION)
 """Versions of results that can be read.
 
-Version 3 differs in one point: its hash of a run's identity covers neutral values too. Its finished
-runs are read like all others; the same command does not find them, and trains again.
+Their finished runs are read like all others; the same command does not find them, and trains again.
+Version 4 drew the last layer of a network as its library does, and had TTA in a run's identity; the
+report compares its runs with one another alone. Version 3 also hashed neutral values.
 """
 
-_ADVICE = {
-    3: "finished runs of version 3 can still be reported and evaluated, but not continued or "
+_ADVICE = (
+    "finished runs of version {} can still be reported and evaluated, but not continued or "
     "repeated in place: leave run_dir out to train again in a new folder, or use trick-runner 0.1.0"
-}
+)
 
 LOGS = ("metrics.jsonl", "timings.jsonl")
 _FILES = (
@@ -179,10 +180,9 @@ class RunFolder:
             raise ArtefactError(
                 f"a run of record version {version}, this program writes {VERSION}",
                 where=str(self.path.absolute()),
-                fix=_ADVICE.get(
-                    version if isinstance(version, int) else 0,
-                    "run_dir=ANOTHER_FOLDER, or the version of trick-runner that began it",
-                ),
+                fix=_ADVICE.format(version)
+                if version in READABLE
+                else "run_dir=ANOTHER_FOLDER, or the version of trick-runner that began it",
             )
         if identity == what["identity"]:
             return

@@ -22,6 +22,7 @@ METRICS = ("accuracy", "nll", "brier", "ece")
 VIEWS = ("plain", "tta")
 _REASONS = {"killed": "ended without a word; the same command goes on with it"}
 _OLDER = "begun with record version {}: train again, or continue it with trick-runner 0.1.0"
+_SMALL_HEADS = 5  # record version since which all heads are drawn alike
 OURS = ("cache", "sweeps")
 """Folders of ours below ``outputs`` that are not runs."""
 
@@ -309,6 +310,8 @@ def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
                 raise TypeError(f"{group} is a group in one place, and a value in another")
         for group in ("data", "model"):
             fields.text(values[group], "name")
+        if fields.value(what, "record_version") < _SMALL_HEADS:  # their numbers are of other heads
+            values["model"] = {**values["model"], "head": "as its library draws it"}
         fields.whole(values["data"], "presize")
         for key in ("device", "precision"):
             fields.text(values, key)

@@ -100,7 +100,6 @@ def build_learner(
         dropout=config.model.dropout,
         changes=changes_of(idea),
         idea=idea,
-        will_load=weights is not None,
     )
     with processes.first_alone():  # so that only one process downloads the file
         loaded = load_weights(model, weights) if weights else None

@@ -63,7 +63,7 @@ TRICKS = {
 }
 
 
-def small_model(source, name, num_outputs, *, seed, dropout, changes, idea, will_load):
+def small_model(source, name, num_outputs, *, seed, dropout, changes, idea):
     return small_network(num_outputs, seed=seed)
 
 
