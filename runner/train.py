@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.config.idea import read_idea
-from runner.config.overlays import words_without_effect
+from runner.config.overlays import own_overlays, words_without_effect
 from runner.config.schema import RunConfig
 from runner.machine.files import require_writable
 from runner.machine.hardware import device_kind, require_device
@@ -53,6 +53,11 @@ def _run(
     if not any((outputs if place is None else place.parent).glob("*/result.json")):
         require_writable(place or outputs)
     code = read_idea(config.code) if config.code is not None else None
+    if not config.tricks and (own := own_overlays(overrides)):
+        display.line(
+            f"note: {', '.join(own)} turns on none of our tricks, so this run is called baseline; "
+            "report --by KEY compares what it changes, --by all everything"
+        )
     for note in words_without_effect(config, overrides):
         display.line(f"note: {note}")
     from runner.data.dataset import load_dataset

@@ -468,3 +468,23 @@ def test_an_unfinished_run_on_other_data_is_named(
     assert "is unfinished" not in trained("seed=1")[1], "other settings"
     _, said = trained()
     assert f"note: {Path(first).name} has the same settings and is unfinished" in said
+
+
+def test_an_overlay_of_the_user_that_is_no_trick_is_said_to_be_called_baseline(
+    command: Command, tmp_path: Path, tiny_words: TinyWords
+) -> None:
+    overlays = tmp_path / "mine" / "trick"
+    overlays.mkdir(parents=True)
+    (overlays / "slow.yaml").write_text("# @package _global_\noptim:\n  lr: 0.0005\n")
+    (overlays / "mix.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /mixup: beta\n"
+    )
+    said = {
+        name: command("--config-dir", str(tmp_path / "mine"), f"+trick={name}", *tiny_words)
+        for name in ("slow", "mix", "baseline")
+    }
+    assert {done.returncode for done in said.values()} == {0}, said["slow"].stderr
+    assert "+trick=slow turns on none of our tricks" in said["slow"].stdout
+    assert "called baseline" not in said["mix"].stdout + said["baseline"].stdout
+    lrs = {result["config"]["optim"]["lr"] for result in results(tmp_path)}
+    assert 0.0005 in lrs

@@ -1,14 +1,14 @@
 """The overlays of ``conf/trick``: what ``+trick=all`` turns on, read from the option files."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
 import yaml
 
 from runner.config.checks import changed, from_dict, ignored, without_effect
-from runner.config.options import CONF_DIR, option_names
+from runner.config.options import CONF_DIR, OVERLAYS, option_names
 from runner.config.schema import RunConfig, to_dict
 from runner.errors import ConfigError
 
@@ -91,3 +91,14 @@ def all_tricks() -> frozenset[str]:
     return frozenset(
         from_dict({group: option_values(group, name) for group, name in chosen}).tricks
     )
+
+
+def own_overlays(words: Iterable[str]) -> list[str]:
+    """The words ``+trick=NAME`` and ``+recipe=NAME`` that name an overlay of the user's own."""
+    found = []
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        names = [name.strip() for name in value.strip("[]").split(",")]
+        if key in OVERLAYS and set(names) - set(option_names(key)):
+            found.append(word)
+    return found
