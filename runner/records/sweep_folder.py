@@ -3,7 +3,7 @@
     outputs/sweeps/TIME-PID/   (TIME-PID-2 if another container has just made TIME-PID)
         sweep.json   the jobs, the process and machine of the sweep, and its start
         0.json …     the status of a job: waiting, running, finished, skipped, resumed,
-                     evaluated, failed, interrupted or busy; its accuracy, or the reason
+                     evaluated, failed, crashed, interrupted or busy; its accuracy, or the reason
         0.log …      the output of a job that does not share the terminal; why the job failed
         stop         exists once the sweep has been stopped: no further job begins
 
@@ -32,7 +32,7 @@ from runner.machine.locks import locked
 from runner.records.run_folder import redacted_words
 
 ALIVE = ("waiting", "running")
-_ENDED = ("finished", "skipped", "resumed", "evaluated", "failed")
+_ENDED = ("finished", "skipped", "resumed", "evaluated", "failed", "crashed")
 _KNOWN = (*ALIVE, *_ENDED, "interrupted", "busy", "pending")
 _LARGEST = 2**20  # bytes of a file that is read, or of its end
 _STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
