@@ -235,6 +235,7 @@ def run_on(root: Path, outputs: Path, data: Data | None = None) -> FinishedRun:
         gzip.compress(b"split,image\nval," + b"x" * 200_000 + b"\n"),
         b"\x1f\x8b\x08\x00" + bytes(20) + b"\xff" * 30,
     ],
+    ids=["empty", "no checksum", "one long line", "too many rows", "a long cell", "no deflate"],
 )
 def test_a_table_that_is_damaged_or_unpacks_to_much_names_no_images(
     tiny_folder: Path, tmp_path: Path, content: bytes
