@@ -107,7 +107,12 @@ class SweepJob:
             return
         if number and self.folder.read(number - 1)["status"] not in ("skipped", "pending"):
             _import_what_jobs_do(str(composed.model.source))
-        code = in_child(work, on_signal)
+        try:
+            code = in_child(work, on_signal)
+        except OSError as error:  # no process or no memory for one; Hydra would not say so
+            reason = f"cannot start a process: {error.strerror or error}"
+            self.folder.write(number, "failed", error=reason)
+            return
         log = self.folder.log(number)
         if log.exists() and log.stat().st_size == 0:
             remove(log)
@@ -226,13 +231,21 @@ class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
 
     def _check(self, jobs: Sequence[Sequence[str]]) -> None:
         problems: dict[str, RunnerError] = {}
-        codes = set[str]()
+        codes, trainings = set[str](), set[str]()
         for job in jobs:
             try:
                 composed = self.hydra_context.config_loader.load_sweep_config(
                     self.config, list(job)
                 )
                 config = compose.run_config(composed)
+                if config.force and repr(config.training) in trainings:
+                    raise ConfigError(
+                        "jobs that differ only in their evaluation are one training, which "
+                        "force=true would repeat for each of them",
+                        where="-m force=true",
+                        fix="force=true for one of them, then all of them without it",
+                    )
+                trainings.add(repr(config.training))
                 if config.code is not None and config.code not in codes:
                     codes.add(config.code)
                     _check_code(config.code)

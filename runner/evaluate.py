@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -92,7 +93,7 @@ class RecordedRun:
     environment: dict[str, Any]
 
 
-@dataclass(frozen=True, eq=False)  # by itself a key
+@dataclass(frozen=True, eq=False)  # hashable, as a key
 class Variant:
     """A variant of TTA, a row of the table.
 
@@ -245,7 +246,7 @@ def evaluate_run(
     from runner.records.bundle import read_bundle
     from runner.report.statistics import holm
     from runner.training.learners import trained_learner
-    from runner.training.memory import told_to_halve
+    from runner.training.memory import advise_smaller_batch
     from runner.training.predicting import evaluate_variants, images_per_pass
     from runner.tricks.tta import cost, looks_used
 
@@ -263,7 +264,7 @@ def evaluate_run(
         code=_chosen(codes, bundle),
     )
     crop = bundle.preprocess.crop
-    with told_to_halve("eval.batch_size=", images_per_pass(config, learner)):
+    with advise_smaller_batch("eval.batch_size=", images_per_pass(config, learner)):
         found = evaluate_variants(learner, dataset, config, ttas, progress=display.evaluation)
     now = environment(learner.device, learner.precision, learner.processes)
     difference = _difference(run, found[0], differences(run.environment, now), display)
@@ -316,11 +317,15 @@ def _keep(
         if (name := evaluation_identity(config)) is not None
     }
     for name in evaluations.names(run.folder):
-        missing.pop(name, None)
+        with suppress(ArtefactError):  # a damaged one is written again
+            evaluations.probabilities(run.folder, name)
+            missing.pop(name, None)
     if not missing:
         return
     try:
         with run.folder.owned():
+            if run.folder.result() is None:  # force=true has begun to train it anew
+                return
             for name, (variant, config, predictions) in missing.items():
                 content = {
                     "identity": run.identity,

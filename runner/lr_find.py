@@ -152,7 +152,7 @@ def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
     from runner.data.dataset import load_dataset
     from runner.terminal.display import Display
     from runner.training.learners import build_learner, fitted_to_weights
-    from runner.training.memory import told_to_halve
+    from runner.training.memory import advise_smaller_batch
     from runner.tricks.idea import NO_IDEA, load_idea
 
     with Display() as display:
@@ -162,7 +162,7 @@ def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
         cache = Path(config.outputs).expanduser() / "cache"
         dataset = load_dataset(config.data, config.largest_size, cache, display.work)
         idea = load_idea(code) if code is not None else NO_IDEA
-        with told_to_halve("data.batch_size=", config.data.batch_size):
+        with advise_smaller_batch("data.batch_size=", config.data.batch_size):
             learner, _ = build_learner(config, dataset, weights=weights, idea=idea)
             test = range_test(learner, dataset, config)
         _print(test, display.console)

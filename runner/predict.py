@@ -26,7 +26,7 @@ from runner.errors import ArtefactError, DataError
 from runner.machine.hardware import num_cores
 from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
-from runner.terminal.console import legible, table_console, told_apart
+from runner.terminal.console import legible, table_console, distinguishable
 from runner.terminal.display import Display
 from runner.terminal.tables import Table, to_csv
 
@@ -149,7 +149,7 @@ def rank(
     from runner.data.images import FileImages
     from runner.data.store import StreamedStore
     from runner.training.learners import trained_learner
-    from runner.training.memory import told_to_halve
+    from runner.training.memory import advise_smaller_batch
     from runner.training.predicting import probabilities
 
     how, evaluated = bundle.preprocess, bundle.evaluated
@@ -161,7 +161,7 @@ def rank(
     learner = trained_learner(
         bundle, device=device, precision=precision, threads=threads, code=code
     )
-    with told_to_halve("--batch-size ", batch_size):
+    with advise_smaller_batch("--batch-size ", batch_size):
         found = probabilities(
             learner,
             _Files(source),
@@ -383,7 +383,7 @@ def _raise_if_broken(rankings: Sequence[Ranking]) -> None:
     broken = [ranking for ranking in rankings if ranking.error]
     if not broken:
         return
-    names = told_apart([ranking.image for ranking in broken[:_LISTED]])
+    names = distinguishable([ranking.image for ranking in broken[:_LISTED]])
     lines = [
         f"  {_shortened(name)}: {ranking.error}"
         for name, ranking in zip(names, broken, strict=False)

@@ -17,7 +17,7 @@ from runner.machine.processes import Processes, from_environment, joined
 from runner.records import evaluations
 from runner.records.identity import evaluation_identity, folder_name, identity
 from runner.records.run_folder import RunFolder, unfinished_on_other_data
-from runner.terminal.console import told_apart
+from runner.terminal.console import distinguishable
 from runner.terminal.display import Display
 from runner.terminal.start import hydra_command
 from runner.terminal.usage import EXIT_CODES, Usage
@@ -85,7 +85,7 @@ def _run(
     name = folder_name(config, what["identity"])
     folder = RunFolder(place or outputs / name)
     folder.check(what)
-    result = None if config.force else folder.result()
+    result = None if config.force else folder.whole_result()
     if result is not None:
         folder.drop_checkpoints()  # left by a process that was killed after writing the result
         requested = evaluation_identity(config)
@@ -94,10 +94,10 @@ def _run(
             display.line("finished before; force=true runs it anew")
             return folder, "skipped", evaluations.joined(result, evaluation)
         display.line("trained before: only the evaluation with this tta is missing")
-    elif not folder.is_begun and (beside := unfinished_on_other_data(outputs, name, what)):
+    elif not folder.is_begun and (unfinished := unfinished_on_other_data(outputs, name, what)):
         display.line(
-            f"note: {beside.path.name} has the same settings and is unfinished, but its data were "
-            "others: it is not continued, and a new run begins"
+            f"note: {unfinished.path.name} has the same settings and is unfinished, but was trained on "
+            "other data: it is not continued, and a new run begins"
         )
     from runner.training.experiment import Experiment
     from runner.training.session import evaluate_finished, train_and_evaluate
@@ -130,10 +130,12 @@ def _print_notes(dataset: "Dataset", batch_size: int, display: Display) -> None:
     if dataset.skipped:
         display.line(f"warning: {len(dataset.skipped)} broken images left out:")
         shown = dataset.skipped[:10]
-        for name, (_, reason) in zip(told_apart([name for name, _ in shown]), shown, strict=True):
+        for name, (_, reason) in zip(
+            distinguishable([name for name, _ in shown]), shown, strict=True
+        ):
             display.line(f"  {name}: {reason}")
     if dataset.leaked:
-        first, second = told_apart(dataset.leaked[0])
+        first, second = distinguishable(dataset.leaked[0])
         display.line(
             f"warning: {len(dataset.leaked)} of {len(dataset.val)} validation images are in "
             f"training too, such as {first} = {second}"

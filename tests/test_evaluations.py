@@ -149,7 +149,7 @@ def test_a_process_that_was_killed_before_the_evaluation_is_continued_by_it(
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[" * 100_000, '{"record_version": 99}', '{"record_version": 4}']
+    "content", ["", "{", "[" * 100_000, '{"record_version": 99}', '{"record_version": 5}']
 )
 def test_a_damaged_evaluation_is_named_and_harms_no_other(
     command: Command, words: list[str], trained: Callable[..., tuple[str, Path]], content: str

@@ -25,7 +25,7 @@ def by_name(outputs: Path) -> dict[str, dict[str, object]]:
     return {row["name"]: row for row in rows(outputs)}
 
 
-def test_every_state_of_a_run_is_told_apart(tmp_path: Path) -> None:
+def test_every_state_of_a_run_is_distinguishable(tmp_path: Path) -> None:
     begun(tmp_path, "killed")
     begun(tmp_path, "failed").write_status("failed", "the loss is not finite\nwhere: epoch 1")
     begun(tmp_path, "stopped").write_status("interrupted", "SIGTERM after step 3 of 9")

@@ -41,7 +41,7 @@ _Loader.add_implicit_resolver(
 def words_without_effect(config: RunConfig, words: Sequence[str]) -> list[str]:
     """Keys that ``words`` set and nothing reads in ``config``, each with what would make it act.
 
-    A value that equals the default is included: who types ``mixup.alpha=0.4`` expects mixup.
+    A value that equals the default is included: a user who types ``mixup.alpha=0.4`` expects mixup.
 
     Args:
         config: what the words were made to.

@@ -27,7 +27,7 @@ from runner.data.store import (
 )
 from runner.errors import DataError
 from runner.machine.hardware import num_cores
-from runner.terminal.console import told_apart
+from runner.terminal.console import distinguishable
 from runner.terminal.tables import inert
 
 _SPLIT_SEED = 0  # one split for all seeds of an experiment, so that their differences are paired
@@ -161,7 +161,7 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
     _check_not_empty(listing, train, val, data)
     leaked = _leaks(listing, digests, train, val)
     if leaked and data.on_leak == "error":
-        pairs = "\n".join("  " + " = ".join(told_apart(pair)) for pair in leaked[:_SHOWN])
+        pairs = "\n".join("  " + " = ".join(distinguishable(pair)) for pair in leaked[:_SHOWN])
         raise DataError(
             f"{len(leaked)} of {len(val)} validation images are in training too:\n{pairs}",
             where="data.on_leak=error",
@@ -222,7 +222,7 @@ def _fingerprint(manifest: tuple[tuple[str, str, str, str], ...]) -> str:
 
 
 def _broken_images(broken: tuple[tuple[str, str], ...], data: Data) -> DataError:
-    names = told_apart([name for name, _ in broken[:_SHOWN]])
+    names = distinguishable([name for name, _ in broken[:_SHOWN]])
     lines = [f"  {name}: {reason}" for name, (_, reason) in zip(names, broken, strict=False)]
     if len(broken) > _SHOWN:
         lines.append(f"  and {len(broken) - _SHOWN} more")

@@ -67,6 +67,8 @@ def _live(work: Callable[[], None], parent: int, mask: "set[int | signal.Signals
         end_with_parent()
         if os.getppid() == parent:
             signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+            # Else a terminal with `stty tostop` would stop it at its first line.
+            signal.signal(signal.SIGTTOU, signal.SIG_IGN)
             raise_on_signals()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             work()
@@ -80,22 +82,29 @@ def _live(work: Callable[[], None], parent: int, mask: "set[int | signal.Signals
         os._exit(code)
 
 
+def _send(child: int, signum: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(child, signum)
+
+
 def _pass_on(
     child: int, on_signal: Callable[[int], bool]
 ) -> dict[signal.Signals, "signal._HANDLER"]:
     """Pass signals on to ``child`` from now on; return the handlers so far."""
 
     def end(signum: int, frame: FrameType | None) -> None:
-        is_first = on_signal(signum)
-        with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGTERM if is_first else signal.SIGKILL)
+        is_first = True
+        try:
+            is_first = on_signal(signum)
+        finally:  # also if the signal cannot be recorded, as on a full disk
+            _send(child, signal.SIGTERM if is_first else signal.SIGKILL)
         if not is_first:
             os._exit(128 + signum)
 
     def suspend(signum: int, frame: FrameType | None) -> None:
-        os.kill(child, signal.SIGSTOP)
+        _send(child, signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
-        os.kill(child, signal.SIGCONT)
+        _send(child, signal.SIGCONT)
 
     with suppress(OSError):  # the child does it too; whichever comes first
         os.setpgid(child, child)

@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 from runner.errors import ArtefactError
 from runner.machine import fields
 from runner.machine.files import read_whole
-from runner.records.run_folder import VERSION, RunFolder, packed, redacted_words, unpacked
+from runner.records.run_folder import (
+    LARGEST_JSON,
+    VERSION,
+    RunFolder,
+    packed,
+    redacted_words,
+    require_metrics,
+    unpacked,
+)
 
 _FOLDER = "evaluations"
 
@@ -34,18 +42,22 @@ def names(folder: RunFolder) -> list[str]:
 
 
 def read(folder: RunFolder, name: str) -> dict[str, Any] | None:
-    """The content of ``NAME.json``; None if there is no such evaluation.
+    """The content of ``NAME.json``; None if there is no such evaluation, or no ``NAME.npz``.
 
     Raises:
         ArtefactError: the file exists but is not an evaluation with that name.
     """
     path = folder.path / _FOLDER / f"{name}.json"
     try:
-        found = fields.parsed(read_whole(path))
+        found = fields.parsed(read_whole(path, at_most=LARGEST_JSON))
         if fields.value(found, "record_version") != VERSION:
             raise ValueError(f"its record version is {found['record_version']}, not {VERSION}")
         if fields.text(found, "evaluation") != name:
             raise ValueError(f"it is evaluation {found['evaluation']}")
+        require_metrics(fields.section(found, "metrics"))
+        fields.section(found, "tta")
+        fields.texts(found, "tricks")
+        fields.text(found, "predictions")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -54,7 +66,7 @@ def read(folder: RunFolder, name: str) -> dict[str, Any] | None:
             where=str(path.absolute()),
             fix="remove the file, and run the command with that tta again",
         ) from error
-    return found
+    return found if path.with_suffix(".npz").is_file() else None
 
 
 def joined(result: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -103,6 +115,20 @@ def probabilities(folder: RunFolder, name: str) -> NDArray[Any]:
     """The (n, K) combined probabilities of an evaluation.
 
     Raises:
-        ArtefactError: the file is missing or was changed.
+        ArtefactError: a file is missing or was changed.
     """
-    return unpacked(folder.path / _FOLDER / f"{name}.npz", ("tta",))["tta"]
+    path, content = folder.path / _FOLDER / f"{name}.npz", read(folder, name)
+    try:
+        is_whole = (
+            content is not None
+            and hashlib.sha256(read_whole(path)).hexdigest() == content["predictions"]
+        )
+    except OSError:
+        is_whole = False
+    if not is_whole:
+        raise ArtefactError(
+            "not the probabilities of this evaluation",
+            where=str(path.absolute()),
+            fix="remove the file, and run the command with that tta again",
+        )
+    return unpacked(path, ("tta",))["tta"]

@@ -72,7 +72,7 @@ _FILES = (
     "predictions.npz", "checkpoints", "bundle", "evaluations",
 )  # fmt: skip
 _FOLDERS = ("checkpoints", "bundle", "evaluations")
-_LARGEST_JSON = 2**26  # bytes; a result with ten thousand classes has two million
+LARGEST_JSON = 2**26  # bytes; a result with ten thousand classes has two million
 _LARGEST_LOG = 2**26  # bytes; a hundred thousand rows
 _LARGEST_ROW = 2**16  # bytes at the end of a log that hold its last row
 _SECRETS = ("token", "secret", "password", "passwd", "api_key", "apikey", "credential")
@@ -114,7 +114,7 @@ class RunFolder:
         """
         path = self.path / "result.json"
         try:
-            found = fields.parsed(read_whole(path, at_most=_LARGEST_JSON))
+            found = fields.parsed(read_whole(path, at_most=LARGEST_JSON))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -130,6 +130,35 @@ class RunFolder:
             )
         return found
 
+    def whole_result(self) -> dict[str, Any] | None:
+        """The result of a finished run with all that is shown of it, or None.
+
+        Raises:
+            ArtefactError: the file exists but is not such a result.
+        """
+        found = self.result()
+        if found is None:
+            return None
+        try:
+            require_metrics(fields.section(fields.section(found, "metrics"), "plain"))
+            budget = fields.section(found, "budget")
+            for key in ("epochs", "images", "seconds", "images_per_second"):
+                fields.number(budget, key, at_least=0)
+            fields.whole(fields.section(found, "data"), "num_val", at_least=1)
+            fields.texts(found, "tricks")
+            fields.whole(found, "seed")
+            fields.section(found, "bundle")
+            fields.section(found, "environment")
+            if found.get("code") is not None:
+                fields.text(fields.section(found, "code"), "file")
+        except ValueError as error:
+            raise ArtefactError(
+                f"not the result of a run: {error}",
+                where=str((self.path / "result.json").absolute()),
+                fix="force=true to run anew",
+            ) from error
+        return found
+
     def status(self) -> dict[str, Any]:
         """The content of ``status.json``, with ``status`` corrected by the evidence.
 
@@ -138,7 +167,7 @@ class RunFolder:
         begun.
         """
         try:
-            found = fields.parsed(read_whole(self.path / "status.json", at_most=_LARGEST_JSON))
+            found = fields.parsed(read_whole(self.path / "status.json", at_most=LARGEST_JSON))
         except (OSError, ValueError):
             found = {}
         status = str(found.get("status", "new"))
@@ -163,7 +192,7 @@ class RunFolder:
         """
         path = self.path / "run.json"
         try:
-            found = fields.parsed(read_whole(path, at_most=_LARGEST_JSON))
+            found = fields.parsed(read_whole(path, at_most=LARGEST_JSON))
             identity = fields.text(found, "identity")
             fingerprint, values = fields.text(found, "fingerprint"), fields.section(found, "values")
             version = fields.value(found, "record_version")
@@ -399,6 +428,20 @@ class RunFolder:
             )
 
 
+def require_metrics(metrics: Mapping[str, Any]) -> None:
+    """Require what is shown of the metrics of one view.
+
+    Raises:
+        ValueError: a value is missing or impossible.
+    """
+    fields.number(metrics, "accuracy", at_least=0, at_most=1)
+    fields.numbers(metrics, "accuracy_ci", count=2)
+    for key in ("nll", "brier", "ece", "forward_passes"):
+        fields.number(metrics, key, at_least=0)
+    if "top5" in metrics:
+        fields.number(metrics, "top5", at_least=0, at_most=1)
+
+
 def packed(**arrays: Any) -> bytes:
     """The content of a compressed file of numpy's with ``arrays``."""
     content = io.BytesIO()
@@ -433,7 +476,9 @@ def run_folders(outputs: Path) -> Iterator[RunFolder]:
                 yield RunFolder(path)
 
 
-_OF_THE_DATA = {"data.presize", "model.num_outputs"}  # where they are not set
+_OF_THE_DATA = {  # where they are not set
+    "data.presize", "data.depth", "data.window", "model.num_outputs",
+}  # fmt: skip
 
 
 def unfinished_on_other_data(
@@ -451,7 +496,7 @@ def unfinished_on_other_data(
         if folder.path.name.rpartition("-")[0] != stem or folder.path.name == name:
             continue
         with suppress(OSError, ValueError, ArtefactError):
-            found = fields.parsed(read_whole(folder.path / "run.json"))
+            found = fields.parsed(read_whole(folder.path / "run.json", at_most=LARGEST_JSON))
             before = leaves(_of_training(fields.section(found, "values")))
             differing = {key for key in {*before, *values} if before.get(key) != values.get(key)}
             if (

@@ -140,8 +140,8 @@ class Comparison:
         price: images, pixels and seconds relative to the reference, median of the seeds, as
             machines are shared; and ``forward_passes``.
         is_equal_budget: whether both trained on equally many images and pixels.
-        is_timed: whether the ratio of seconds tells of the change, and not of the machine's other
-            work.
+        is_timed: whether the ratio of seconds is the price of the change, and not an effect of
+            other work of the machine.
         more: runs that would settle the comparison.
     """
 

@@ -16,7 +16,7 @@ from runner.machine import fields
 from runner.machine.files import read_whole
 from runner.records import evaluations
 from runner.records.identity import NEUTRAL, with_defaults
-from runner.records.run_folder import VERSION, RunFolder
+from runner.records.run_folder import LARGEST_JSON, VERSION, RunFolder
 
 METRICS = ("accuracy", "nll", "brier", "ece")
 VIEWS = ("plain", "tta")
@@ -301,7 +301,7 @@ def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
         ArtefactError: a file does not hold the values of a finished run.
     """
     try:
-        what = fields.parsed(read_whole(path / "run.json"))
+        what = fields.parsed(read_whole(path / "run.json", at_most=LARGEST_JSON))
         values = with_defaults(fields.section(what, "values"))
         if what["identity"] != result["identity"]:
             raise ValueError("run.json and result.json are of different runs")
@@ -351,14 +351,18 @@ def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
 def _version(path: Path) -> int:
     """Record version of a run; the version of this program if it cannot be read."""
     with suppress(OSError, ValueError):
-        return fields.whole(fields.parsed(read_whole(path / "run.json")), "record_version")
+        return fields.whole(
+            fields.parsed(read_whole(path / "run.json", at_most=LARGEST_JSON)), "record_version"
+        )
     return VERSION
 
 
 def _finished(path: Path) -> str:
     """The time at which a run ended; empty if it cannot be read."""
     with suppress(OSError, ValueError):
-        return fields.text(fields.parsed(read_whole(path / "status.json")), "time")
+        return fields.text(
+            fields.parsed(read_whole(path / "status.json", at_most=LARGEST_JSON)), "time"
+        )
     return ""
 
 

@@ -24,7 +24,7 @@ def legible(name: str) -> str:
     return printable(name).replace("\n", "\\n")
 
 
-def told_apart(names: Sequence[str]) -> list[str]:
+def distinguishable(names: Sequence[str]) -> list[str]:
     """``names``, legible, spelled in ASCII where another one only differs in its Unicode form."""
     forms: dict[str, set[str]] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""Standard output and error that outlive whoever listens: a run does not depend on a terminal.
+"""Standard output and error that no reader has to stay for: a run does not depend on a terminal.
 
 A pipe may close, a disk may be full, and the terminal of a run under ``nohup`` goes away. Writing
 then raises, in any print of any library. Here it does not: what cannot be written is dropped, and

@@ -111,11 +111,15 @@ def build_learner(
         # Compiled in place, which keeps the names of the weights. One program for each image size.
         model.compile(mode=config.compile, dynamic=False)
     precision = used_precision(config.precision, device.type, config.size)
-    # By default, cuDNN sums some gradients of fp32 in an order that differs from run to run.
-    torch.backends.cudnn.deterministic = precision == "fp32"
+    set_determinism(precision)
     preprocess = _preprocess(config, dataset, processes)
     learner = Learner(model, groups, num_outputs, preprocess, device, precision, processes, idea)
     return learner, loaded
+
+
+def set_determinism(precision: str) -> None:
+    """Let a GPU sum in an order that does not differ from run to run, for ``fp32``."""
+    torch.backends.cudnn.deterministic = precision == "fp32"
 
 
 def trained_learner(

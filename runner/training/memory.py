@@ -1,4 +1,4 @@
-"""Memory that ran out: recognized in whatever torch raises, and told with the key to lower."""
+"""Recognize that memory ran out in whatever torch raises, and advise which key to lower."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ def ran_out(error: Exception) -> bool:
 
 
 @contextmanager
-def told_to_halve(key: str, batch_size: int) -> Iterator[None]:
+def advise_smaller_batch(key: str, batch_size: int) -> Iterator[None]:
     """Tell the user to halve ``key`` if memory runs out in the block, or if a reader dies there.
 
     Args:

@@ -6,7 +6,9 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from runner.config.idea import blamed, failed
 from runner.config.schema import RunConfig, to_dict
@@ -23,7 +25,7 @@ from runner.records.identity import evaluation_identity
 from runner.records.run_folder import RunFolder
 from runner.terminal.display import Display
 from runner.training.experiment import Experiment
-from runner.training.learners import build_learner, trained_learner
+from runner.training.learners import build_learner, set_determinism, trained_learner
 from runner.training.loop import Training
 from runner.training.memory import ran_out
 from runner.training.meter import Meter
@@ -49,7 +51,7 @@ def train_and_evaluate(
     Returns:
         How the run came to its result, and the content of ``result.json`` with the requested
         evaluation, see :func:`evaluated`. The former is ``finished``, ``resumed`` (and finished),
-        or ``skipped`` if another process has just finished the run.
+        or that of :func:`evaluated` if another process has just finished the run.
 
     Raises:
         BusyError: another process is working on this run.
@@ -78,9 +80,9 @@ def train_and_evaluate(
         )
     with _owned(folder, processes):
         # Another process may have finished the run while this one was starting.
-        if not config.force and (finished := folder.result()) is not None:
+        if not config.force and (finished := folder.whole_result()) is not None:
             folder.check(experiment.identity)
-            return "skipped", evaluated(experiment, folder, finished, display, processes)[1]
+            return evaluated(experiment, folder, finished, display, processes)
         attempt = None
         try:
             attempt = Attempt(experiment, folder, stages, learner, display)
@@ -170,12 +172,14 @@ def evaluated(
         if learner is None:
             learner = _finished_learner(experiment, folder, finished, processes)
         with deferred() as should_stop:
+            for difference in (changes := _changes_since(finished, learner)):
+                display.line(f"note: {difference}: the result is the same except for rounding")
             (found,) = evaluate_variants(
                 learner,
                 resident(experiment.dataset, learner.device),
                 config,
                 [config.tta],
-                plain=folder.predictions()["plain"],
+                plain=_plain(folder, len(experiment.dataset.val), learner.num_outputs),
                 progress=display.evaluation,
                 should_stop=should_stop,
             )
@@ -188,10 +192,33 @@ def evaluated(
     content = {
         **_origin(experiment),
         **evaluation(config, found, experiment.dataset.classes, machine),
+        "differences": changes,
     }
     if processes.is_first:
         content = evaluations.write(folder, name, content, found.tta)
     return "evaluated", evaluations.joined(finished, content)
+
+
+def _changes_since(finished: Mapping[str, Any], learner: Learner) -> list[str]:
+    """What may change the last bits of an evaluation since the run was trained."""
+    now = environment(learner.device, learner.precision, learner.processes)
+    return differences(finished["environment"], now)
+
+
+def _plain(folder: RunFolder, num_images: int, num_outputs: int) -> NDArray[np.float32]:
+    """The saved probabilities of the plain view, (num_images, num_outputs)."""
+    plain = folder.predictions()["plain"]
+    if (
+        plain.shape != (num_images, num_outputs)
+        or plain.dtype != np.float32
+        or not np.isfinite(plain).all()
+    ):
+        raise ArtefactError(
+            "the predictions are not of this run",
+            where=str((folder.path / "predictions.npz").absolute()),
+            fix="force=true to run anew",
+        )
+    return plain
 
 
 def _finished_learner(
@@ -200,7 +227,7 @@ def _finished_learner(
     """The network of a finished run, which computes as it did in training."""
     bundle = read_bundle(folder.path / "bundle", finished["bundle"])
     needs_code = bundle.architecture.code is not None
-    return trained_learner(
+    learner = trained_learner(
         bundle,
         device=experiment.config.device,
         precision=experiment.identity["values"]["precision"],
@@ -208,6 +235,10 @@ def _finished_learner(
         code=experiment.idea.file if needs_code else None,
         processes=processes,
     )
+    set_determinism(learner.precision)
+    if experiment.config.compile != "none":
+        learner.model.compile(mode=experiment.config.compile, dynamic=False)
+    return learner
 
 
 def _require_divisible(stages: tuple[Stage, ...], config: RunConfig, processes: Processes) -> None:
@@ -310,7 +341,7 @@ class Attempt:
         self._meter = Meter(stages, experiment.config.eval.every)
         # Taken now, before the code that it describes can change.
         self._environment = environment(learner.device, learner.precision, learner.processes)
-        self._resumed: list[dict[str, Any]] = []  # where the environment was another afterwards
+        self._resumed: list[dict[str, Any]] = []  # with a changed environment
         self._saved = (0, False)  # steps done at the last checkpoint, and whether unevaluated
         self._saved_at, self._save_seconds = time.monotonic(), 0.0
 

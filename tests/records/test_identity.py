@@ -109,7 +109,7 @@ def test_what_a_run_is_says_all_that_decides_its_result(composed: Composed) -> N
 
 
 @pytest.mark.parametrize("key", ["size", "crop"])
-def test_values_that_are_neutral_in_one_run_only_are_told_apart(
+def test_values_that_are_neutral_in_one_run_only_are_distinguishable(
     composed: Composed, key: str
 ) -> None:
     # What null means for the one depends on the other: no pair of them may meet another pair.

@@ -119,7 +119,7 @@ def test_labels(tricks: tuple[str, ...], label: str) -> None:
     assert trick_label(tricks) == label
 
 
-def test_two_kinds_of_one_trick_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+def test_two_kinds_of_one_trick_are_distinguishable_by_what_differs(tmp_path: Path) -> None:
     for alpha in (0.2, 0.4):
         write_run(tmp_path, mixup=Mixup(probability=1.0, alpha=alpha), num_images=30)
     write_run(tmp_path, "label_smoothing", num_images=30)

@@ -76,7 +76,7 @@ def told(found: Found) -> Answer:
 # ── States ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_state_of_a_run_is_told_apart(tmp_path: Path) -> None:
+def test_every_state_of_a_run_is_distinguishable(tmp_path: Path) -> None:
     write_run(tmp_path, name="finished")
     write_run(tmp_path, name="killed", seed=1, finish=False)
     failed = write_run(tmp_path, name="failed", seed=2, finish=False)

@@ -5,7 +5,7 @@ import torch
 
 from runner.config.idea import MODULE
 from runner.errors import ProcessError
-from runner.training.memory import ran_out, told_to_halve
+from runner.training.memory import ran_out, advise_smaller_batch
 
 
 def raised_by_the_users_code(error: Exception) -> Exception:
@@ -32,11 +32,11 @@ def test_what_means_that_memory_ran_out(error: Exception, is_memory: bool) -> No
 
 
 def test_the_key_to_halve_is_told() -> None:
-    with pytest.raises(ProcessError) as caught, told_to_halve("eval.batch_size=", 9):
+    with pytest.raises(ProcessError) as caught, advise_smaller_batch("eval.batch_size=", 9):
         raise MemoryError
     assert (caught.value.where, caught.value.fix) == ("eval.batch_size=9", "eval.batch_size=4")
-    with pytest.raises(ProcessError) as caught, told_to_halve("--batch-size ", 1):
+    with pytest.raises(ProcessError) as caught, advise_smaller_batch("--batch-size ", 1):
         raise MemoryError
     assert caught.value.fix == "a machine with more memory"
-    with pytest.raises(RuntimeError, match="other"), told_to_halve("--batch-size ", 1):
+    with pytest.raises(RuntimeError, match="other"), advise_smaller_batch("--batch-size ", 1):
         raise RuntimeError("other")
