@@ -26,7 +26,7 @@ from runner.errors import ArtefactError, DataError
 from runner.machine.hardware import num_cores
 from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
-from runner.terminal.console import legible, table_console, distinguishable
+from runner.terminal.console import distinguishable, legible, table_console
 from runner.terminal.display import Display
 from runner.terminal.tables import Table, to_csv
 

@@ -96,8 +96,8 @@ def _run(
         display.line("trained before: only the evaluation with this tta is missing")
     elif not folder.is_begun and (unfinished := unfinished_on_other_data(outputs, name, what)):
         display.line(
-            f"note: {unfinished.path.name} has the same settings and is unfinished, but was trained on "
-            "other data: it is not continued, and a new run begins"
+            f"note: {unfinished.path.name} has the same settings and is unfinished, but was "
+            "trained on other data: it is not continued, and a new run begins"
         )
     from runner.training.experiment import Experiment
     from runner.training.session import evaluate_finished, train_and_evaluate

@@ -5,7 +5,7 @@ import torch
 
 from runner.config.idea import MODULE
 from runner.errors import ProcessError
-from runner.training.memory import ran_out, advise_smaller_batch
+from runner.training.memory import advise_smaller_batch, ran_out
 
 
 def raised_by_the_users_code(error: Exception) -> Exception:
