@@ -418,6 +418,6 @@ class _Launch:
     def _wait_for_others(self, busy: Sequence[int]) -> None:
         """Wait until another process releases one of the runs of the jobs ``busy``."""
         folders = [RunFolder(Path(self._folder.read(number)["folder"])) for number in busy]
-        print(f"waiting for jobs that other processes run: {len(folders)}")
+        print(f"waiting for jobs that other processes run: {len(folders)}", flush=True)
         while all(is_held(folder.lock) for folder in folders) and not self._folder.stopped_by:
             time.sleep(_POLL_SECONDS)

@@ -50,8 +50,8 @@ def test_a_signal_is_passed_on_once_and_as_sigterm(signum: int, tmp_path: Path) 
     heard = list[int]()
 
     def work() -> None:
-        (tmp_path / "begun").touch()
         try:
+            (tmp_path / "begun").touch()
             time.sleep(30)
         except Interrupted as interrupt:
             (tmp_path / "signal").write_text(str(interrupt.signum))

@@ -299,7 +299,7 @@ def test_the_message_says_where_training_diverged(how):
         done.extend(step.done for step in steps)
     assert done == [1, 2, 3, 4, 5, 6]
     assert caught.value.exit_code == 5
-    assert caught.value.where == "epoch 2, step 3, lr 0.01"
+    assert caught.value.where.startswith("epoch 2, step 3, lr 0.01, images ")
     assert caught.value.fix == "a lower rate: optim.lr=0.001"
 
 
@@ -320,7 +320,7 @@ def test_a_step_that_only_the_device_knows_to_be_bad_is_told_soon(monkeypatch, b
         for _ in training:
             pass
     assert made[-1] == known_after
-    assert caught.value.where == f"epoch 1, step {bad}, lr 0.01"
+    assert caught.value.where.startswith(f"epoch 1, step {bad}, lr 0.01, images ")
 
 
 def test_nothing_is_saved_after_a_step_that_was_not_finite(monkeypatch):
