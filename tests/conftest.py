@@ -120,7 +120,7 @@ def process(tmp_path: Path) -> "Command":
     return run
 
 
-@pytest.fixture(params=["fork", pytest.param("process", marks=pytest.mark.whole)])
+@pytest.fixture(params=["fork", pytest.param("process", marks=pytest.mark.slow)])
 def command(
     request: pytest.FixtureRequest,
     process: "Command",

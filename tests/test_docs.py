@@ -36,6 +36,8 @@ def write_bundle(folder: Path, source: str, name: str) -> None:
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
                 torch.nn.init.uniform_(module.weight, 0.2, 0.6)
+            elif isinstance(module, torch.nn.Linear):  # a fresh head is too small to tell apart
+                torch.nn.init.normal_(module.weight, 0, 0.05)
     files = bundle_files(
         model,
         architecture=Architecture(source, name, len(CLASSES)),
