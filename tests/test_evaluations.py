@@ -176,6 +176,7 @@ def test_force_removes_what_was_evaluated_before(
     assert [found["tta"]["passes"] for found in kept(folder).values()] == [4]
 
 
+@pytest.mark.whole
 def test_a_sweep_over_tta_trains_once(process: Command, words: list[str], tmp_path: Path) -> None:
     done = process("-m", *words, ",".join(["tta=none", "flip", "book"]), "seed=0,1")
     assert done.returncode == 0, done.stderr

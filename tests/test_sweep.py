@@ -342,7 +342,7 @@ class Crashed:
 @pytest.fixture(
     scope="module",
     params=[
-        ("joblib", "kill"),
+        pytest.param(("joblib", "kill"), marks=pytest.mark.whole),
         pytest.param(("submitit_local", "segfault"), marks=pytest.mark.whole),
         pytest.param(("joblib", "segfault"), marks=pytest.mark.slow),
         pytest.param(("joblib", "exit"), marks=pytest.mark.slow),
