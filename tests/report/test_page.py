@@ -88,7 +88,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
     def write(*tricks: str, accuracy: float, seed: int, **changes: Any) -> None:
         words = (f"+trick=[{','.join(tricks)}]", "data.root=/my images/it's ü", f"seed={seed}")
-        changes = {"num_images": 700, "words": words, **changes}
+        changes = {"num_images": 1200, "words": words, **changes}
         write_run(outputs, *tricks, accuracy=accuracy, seed=seed, **changes)
 
     for seed in SEEDS:
