@@ -118,7 +118,7 @@ class SweepJob:
             remove(log)
         found = self.folder.read(number)
         if found["status"] == "crashed" or (code != 0 and found["status"] == "pending"):
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            how = _ending(code)
             said = str(found.get("error", "crashed: before it began")).partition(": ")[2]
             self.folder.write(number, "crashed", error=f"crashed ({how}): {said}")
 
@@ -259,6 +259,11 @@ class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
             raise ConfigError("\n".join(problems), where=first.where, fix=first.fix)
 
 
+def _ending(code: int) -> str:
+    """How a child with this exit code ended; see :func:`runner.machine.children.in_child`."""
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
 def _import_what_jobs_do(source: str) -> None:
     """Import torch and what trains, which takes seconds, once for all jobs; nothing is computed."""
     import runner.data.dataset
@@ -301,8 +306,10 @@ def _check_code(path: str) -> None:
         return len(signals) == 1
 
     try:
-        code = in_child(work, on_signal)
-        os.close(writer)
+        try:
+            code = in_child(work, on_signal)
+        finally:
+            os.close(writer)
         said = os.read(reader, 65_536)  # what a pipe holds; a message is shorter
     finally:
         os.close(reader)
@@ -312,9 +319,8 @@ def _check_code(path: str) -> None:
         kind, what, where, fix = json.loads(said)
         raise (CodeError if kind == "CodeError" else ConfigError)(what, where=where, fix=fix)
     if code != 0:
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
         raise ConfigError(
-            f"the file ends the process that imports it ({how})",
+            f"the file ends the process that imports it ({_ending(code)})",
             where=f"code={path}",
             fix="code that runs only in the functions of the file",
         )

@@ -185,7 +185,7 @@ def main() -> None:
         notes="Give the words with which you will train: the suggestions hold for them. Nothing is "
         "kept.\n\n" + EXIT_CODES,
     )
-    hydra_command("lr_find", _run, usage, can_sweep=False)
+    hydra_command("lr_find", _run, usage)
 
 
 if __name__ == "__main__":

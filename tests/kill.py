@@ -483,6 +483,14 @@ class Place:
         }
 
 
+def two_epochs(images: Path) -> tuple[str, ...]:
+    """Words of a run of two short epochs on a folder of images."""
+    return (
+        "data=folder", f"data.root={images}", "data.batch_size=16", "resize.size=16",
+        "model=timm", "model.name=test_resnet", "budget.epochs=2", "threads=1",
+    )  # fmt: skip
+
+
 def outcome(folder: Path) -> dict[str, bytes]:
     """All of a finished run that must not depend on what happened to it on the way, by name."""
     weights = load_file(folder / "bundle" / "model.safetensors")

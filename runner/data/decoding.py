@@ -12,9 +12,9 @@ import logging
 import struct
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,8 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 for _name in ("PIL", "tifffile"):  # without a handler, their words would go to standard error
     logging.getLogger(_name).addHandler(logging.NullHandler())
+
+T = TypeVar("T")
 
 
 class BrokenImageError(Exception):
@@ -89,21 +91,28 @@ def is_deep(file: BinaryIO) -> bool:
     Raises:
         BrokenImageError: the header cannot be read, or is not that of an image.
     """
-    start = file.read(512)
-    file.seek(0)
-    with border(start):
-        _register_plugins(start)
-        try:
-            with Image.open(file) as image:
-                return _deep_kind(image) is not None
-        except UnidentifiedImageError:
-            if start[:4] not in _TIFF:
-                raise
-            return True
+    return _from_header(file, lambda image: _deep_kind(image) is not None, lambda: True)
 
 
 def header_size(file: BinaryIO) -> tuple[int, int]:
     """Shorter and longer side of an image file, px, from its header.
+
+    Raises:
+        BrokenImageError: the header cannot be read.
+    """
+
+    def of_tiff() -> tuple[int, int]:
+        file.seek(0)
+        height, width = _of_tifffile(file.read(LARGEST_FILE)).values.shape[:2]
+        return min(height, width), max(height, width)
+
+    return _from_header(file, lambda image: (min(image.size), max(image.size)), of_tiff)
+
+
+def _from_header(
+    file: BinaryIO, of_image: Callable[[Image.Image], T], of_tiff: Callable[[], T]
+) -> T:
+    """What ``of_image`` says of an image that is not decoded; ``of_tiff``, where only tifffile can.
 
     Raises:
         BrokenImageError: the header cannot be read.
@@ -114,13 +123,11 @@ def header_size(file: BinaryIO) -> tuple[int, int]:
         _register_plugins(start)
         try:
             with Image.open(file) as image:
-                return min(image.size), max(image.size)
+                return of_image(image)
         except UnidentifiedImageError:
             if start[:4] not in _TIFF:
                 raise
-            file.seek(0)
-            height, width = _of_tifffile(file.read(LARGEST_FILE)).values.shape[:2]
-            return min(height, width), max(height, width)
+            return of_tiff()
 
 
 def orientation_of(image: Image.Image) -> int:

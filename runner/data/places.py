@@ -7,7 +7,7 @@ from pathlib import Path
 
 from runner.config.schema import Data
 from runner.data.download import fetch, unpack
-from runner.data.sealed import DamagedError, recall, remember, remove, turn
+from runner.data.sealed import DamagedError, discard, recall, remember, turn
 from runner.data.store import Progress
 from runner.errors import DataError
 from runner.machine.files import open_regular, stamp_of
@@ -67,14 +67,14 @@ def unpacked(
             return place
         if damage is not None:
             note(f"{archive.name} is unpacked again ({damage}): {place}")
-            remove(place)
+            discard(place)
         unpack(
             archive,
             place,
             progress=lambda done, total: progress(f"unpacking {archive.name}", done, total or 0),
         )
         if _remembered_content(archive, cache) != content:
-            remove(place)
+            discard(place)
             raise DataError(
                 "the archive has changed while it was unpacked",
                 where=str(archive.absolute()),

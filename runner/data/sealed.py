@@ -55,7 +55,7 @@ def remember(path: Path, key: str, value: Any) -> None:
         StorageError: the file cannot be written.
     """
     if path.is_dir() and not path.is_symlink():
-        remove(path)
+        discard(path)
     spelled = json.dumps(value)
     content = f"{_crc_of_text(key, spelled):08x} {key}\n{spelled}"
     replace_whole(path, content.encode(), fix=CACHE_FIX)
@@ -166,7 +166,7 @@ def _crc(file: BufferedReader) -> int:
     return crc
 
 
-def remove(path: Path) -> None:
+def discard(path: Path) -> None:
     """Remove whatever is at ``path``: a file, a folder with its content, or a link alone.
 
     Raises:

@@ -27,10 +27,10 @@ from runner.data.preprocess import Interpolation
 from runner.data.sealed import (
     CACHE_FIX,
     DamagedError,
+    discard,
     opened,
     recall,
     remember,
-    remove,
     seal,
     turn,
 )
@@ -334,7 +334,7 @@ def _build(
         survey = {"broken": broken, "converted": dict(sorted(converted.items()))}
         (building / "survey.json").write_text(json.dumps(survey))
         seal(building, key)
-        remove(target)
+        discard(target)
         building.rename(target)
         sync_folder(target.parent)
     except OSError as error:

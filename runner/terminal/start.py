@@ -24,7 +24,7 @@ Work = Callable[[RunConfig, list[str]], dict[str, Any]]
 """Does one job: takes its configuration and the user's words, returns a summary."""
 
 
-def hydra_command(name: str, work: Work, usage: Usage, *, can_sweep: bool = True) -> None:
+def hydra_command(name: str, work: Work, usage: Usage) -> None:
     """Run ``work`` for the command line, once or as a sweep, and end as every command ends.
 
     ``hydra.main`` is not used: its parser has options that run code, and accepts abbreviations.
@@ -32,8 +32,7 @@ def hydra_command(name: str, work: Work, usage: Usage, *, can_sweep: bool = True
     Args:
         name: of the command, for its usage.
         work: does one job.
-        usage: of the command, for ``--help``.
-        can_sweep: whether ``-m`` and several processes are allowed.
+        usage: of the command, for ``--help``, and whether ``-m`` and several processes are allowed.
     """
 
     def job(composed: DictConfig) -> dict[str, Any]:
@@ -56,7 +55,7 @@ def hydra_command(name: str, work: Work, usage: Usage, *, can_sweep: bool = True
         if arguments.help:
             print(usage.text(program(name), folder))
             return
-        _check_mode(arguments.multirun, arguments.cfg, can_sweep)
+        _check_mode(arguments.multirun, arguments.cfg, usage.can_sweep)
         options = [] if folder is None else [compose.own_options(folder)]
         words = [*checked_words(arguments.words, folder=folder), *options]
         compose.register()
@@ -77,9 +76,9 @@ def hydra_command(name: str, work: Work, usage: Usage, *, can_sweep: bool = True
         body,
         translated,
         if_interrupted="interrupted; the same command goes on from here"
-        if can_sweep
+        if usage.can_sweep
         else "interrupted",
-        prints_result=not can_sweep,  # those that can keep their results in folders
+        prints_result=not usage.can_sweep,  # those that can keep their results in folders
     )
 
 

@@ -26,7 +26,7 @@ from runner.training.optim import (
     restore_optimizer,
     set_rates,
 )
-from runner.training.schedule import Moment, Stage, moment
+from runner.training.schedule import Moment, Stage, batch_key, moment
 from runner.training.step import (
     Batch,
     Learner,
@@ -263,11 +263,7 @@ def _require_statistics(learner: Learner, stages: Sequence[Stage], config: RunCo
         if stage.batch_size > 1:
             continue
         size = min(stage.size(0.0), stage.size(1.0))
-        key = (
-            "data.batch_size"
-            if config.data.batch_size == stage.batch_size
-            else "resize.first_batch_size"
-        )
+        key = batch_key(config, stage.batch_size)
         trial = copy.deepcopy(learner.model).train()
         try:
             with torch.random.fork_rng(), torch.no_grad(), learner.autocast():

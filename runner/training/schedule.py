@@ -146,6 +146,11 @@ def constant(progress: float, value: float) -> float:
     return value
 
 
+def batch_key(config: RunConfig, batch_size: int) -> str:
+    """The key that sets batches of this size."""
+    return "data.batch_size" if config.data.batch_size == batch_size else "resize.first_batch_size"
+
+
 def plan(config: RunConfig, num_train: int) -> tuple[Stage, ...]:
     """Plan the stages of a run on ``num_train`` images.
 

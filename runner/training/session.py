@@ -32,7 +32,7 @@ from runner.training.meter import Meter
 from runner.training.metrics import classification_metrics
 from runner.training.outcome import Outcome, evaluation, result, write_files
 from runner.training.predicting import evaluate, evaluate_variants
-from runner.training.schedule import Stage, plan
+from runner.training.schedule import Stage, batch_key, plan
 from runner.training.step import Learner
 from runner.tricks.ema import is_too_short
 
@@ -171,8 +171,10 @@ def evaluated(
     try:
         if learner is None:
             learner = _finished_learner(experiment, folder, finished, processes)
+        machine = environment(learner.device, learner.precision, processes)
+        changes = differences(finished["environment"], machine)
         with deferred() as should_stop:
-            for difference in (changes := _changes_since(finished, learner)):
+            for difference in changes:
                 display.line(f"note: {difference}: the result is the same except for rounding")
             (found,) = evaluate_variants(
                 learner,
@@ -188,7 +190,6 @@ def evaluated(
         if problem is None:
             raise
         raise problem from error
-    machine = environment(learner.device, learner.precision, processes)
     content = {
         **_origin(experiment),
         **evaluation(config, found, experiment.dataset.classes, machine),
@@ -197,12 +198,6 @@ def evaluated(
     if processes.is_first:
         content = evaluations.write(folder, name, content, found.tta)
     return "evaluated", evaluations.joined(finished, content)
-
-
-def _changes_since(finished: Mapping[str, Any], learner: Learner) -> list[str]:
-    """What may change the last bits of an evaluation since the run was trained."""
-    now = environment(learner.device, learner.precision, learner.processes)
-    return differences(finished["environment"], now)
 
 
 def _plain(folder: RunFolder, num_images: int, num_outputs: int) -> NDArray[np.float32]:
@@ -245,7 +240,7 @@ def _require_divisible(stages: tuple[Stage, ...], config: RunConfig, processes: 
     """Raise ConfigError if a batch has fewer images than there are processes."""
     smallest = min(stage.batch_size for stage in stages)
     if smallest < processes.count:
-        key = _batch_key(config, smallest)
+        key = batch_key(config, smallest)
         raise ConfigError(
             f"batches of {smallest} images cannot be divided among {processes.count} processes",
             where=f"{key}={smallest}",
@@ -284,11 +279,6 @@ def _origin(experiment: Experiment) -> dict[str, Any]:
         "identity": experiment.identity["identity"],
         "command": ["python", "-m", "runner.train", *experiment.overrides],
     }
-
-
-def _batch_key(config: RunConfig, batch_size: int) -> str:
-    """The key that sets batches of this size."""
-    return "data.batch_size" if config.data.batch_size == batch_size else "resize.first_batch_size"
 
 
 def _user_error(error: Exception, experiment: Experiment) -> RunnerError | None:

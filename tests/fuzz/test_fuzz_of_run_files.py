@@ -44,10 +44,7 @@ OTHERS = (None, [], {}, "", "x", "\0", "\ud800", [[]], {"a": 1}, *NUMBERS)
 
 @pytest.fixture(scope="module")
 def words(tiny_folder: Path) -> tuple[str, ...]:
-    return (
-        "data=folder", f"data.root={tiny_folder}", "data.batch_size=16", "resize.size=16",
-        "model=timm", "model.name=test_resnet", "budget.epochs=2", "threads=1",
-    )  # fmt: skip
+    return kill.two_epochs(tiny_folder)
 
 
 @pytest.fixture(scope="module")
