@@ -23,6 +23,7 @@ FLOORS = [
     {"models"},
     {"training"},
     {"report", "export"},
+    {"compare"},
     {"train", "lr_find", "show", "evaluate", "predict", "export.__main__", "report.__main__",
      "data.__main__", "__main__"},
 ]  # fmt: skip
@@ -30,7 +31,7 @@ HYDRA = {"compose.py", "complaints.py", "overrides.py", "start.py", "trick_runne
 NO_TORCH = {
     "errors", "randomness", "machine", "config", "terminal", "training.metrics",
     "records.run_folder", "records.identity", "records.sweep_folder",
-    "__main__", "train", "lr_find", "show", "report", "report.__main__",
+    "__main__", "train", "lr_find", "show", "report", "report.__main__", "compare",
     "evaluate", "predict", "export.__main__", "data.__main__",
 }  # fmt: skip
 
