@@ -29,6 +29,16 @@ from runner.report.factors import (
     looks_of,
 )
 from runner.report.groups import Arm, RunGroup, group_runs, trick_label
+from runner.report.measures import (
+    PRICES,
+    Mean,
+    Pair,
+    is_timed,
+    mean_of,
+    pair_of,
+    price_ratios,
+    ratio,
+)
 from runner.report.runs import METRICS, FinishedRun, Found, Unranked, content_with_digest
 from runner.report.scores import ScoreBook
 from runner.report.statistics import (
@@ -36,42 +46,16 @@ from runner.report.statistics import (
     Outlook,
     Verdict,
     difference,
-    gained_and_lost,
     holm,
     holm_levels,
-    mcnemar,
     outlook,
-    t_interval,
     verdict,
 )
 
-Interval = tuple[float, float]
-PRICES = ("images", "pixels", "seconds")
 FIRST_SEEDS = 5
 """Number of seeds to advise after one seed, which does not show how many are needed."""
 _MOST_NAMED = 3  # most factors that a suggested command names; for more it says "all"
-_FEWEST_TIMED = 3  # seeds from which a price in seconds is shown
-_LARGEST_SPREAD = 1.2  # largest ratio of seconds over the seeds / smallest, for the same
 _EQUAL_BUDGET = 0.005  # relative difference that rounding to whole steps may make
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A metric over the seeds: its mean and 95 % t-interval (None for one seed)."""
-
-    mean: float
-    interval: Interval | None
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One seed with and without: the numbers of images that only one has right, exact McNemar p."""
-
-    seed: int
-    difference: float
-    gained: int
-    lost: int
-    p: float
 
 
 @dataclass(frozen=True)
@@ -386,14 +370,10 @@ def _compare(
         np.stack([book.scores(side.runs[seed]).correct[side.view] for seed in seeds])
         for side in (arm, reference)
     )
-    pairs = []
-    for seed, new, old in zip(seeds, ours, theirs, strict=True):
-        gained, lost = gained_and_lost(new, old)
-        pairs.append(Pair(seed, (gained - lost) / len(new), gained, lost, mcnemar(gained, lost)))
-    ratios = {
-        key: [_ratio(arm.runs[one].budget[key], reference.runs[one].budget[key]) for one in seeds]
-        for key in PRICES
-    }
+    pairs = [pair_of(seed, new, old) for seed, new, old in zip(seeds, ours, theirs, strict=True)]
+    ratios = price_ratios(
+        [arm.runs[seed] for seed in seeds], [reference.runs[seed] for seed in seeds]
+    )
     price = {key: float(np.median(values)) for key, values in ratios.items()}
     is_equal = all(abs(price[key] - 1) <= _EQUAL_BUDGET for key in ("images", "pixels"))
     passes = [_forward_passes(side) for side in (arm, reference)]
@@ -409,38 +389,19 @@ def _compare(
         verdict="cannot tell",
         outlook=None,
         others={
-            key: _mean([new[seed] - old[seed] for seed in seeds])
+            key: mean_of([new[seed] - old[seed] for seed in seeds])
             for key in METRICS[1:]
             for new, old in [(arm.metric(key), reference.metric(key))]
         },
-        price={**price, "forward_passes": _ratio(*passes)},
+        price={**price, "forward_passes": ratio(*passes)},
         is_equal_budget=is_equal,
-        is_timed=_is_timed(arm, reference, seeds, ratios["seconds"]),
+        is_timed=arm.training == reference.training
+        or is_timed(
+            [arm.runs[seed] for seed in seeds],
+            [reference.runs[seed] for seed in seeds],
+            ratios["seconds"],
+        ),
         more=(),
-    )
-
-
-def _is_timed(arm: Arm, reference: Arm, seeds: Sequence[int], ratios: Sequence[float]) -> bool:
-    """Whether runs on equal hardware took turns, and the ratios of their seconds agree.
-
-    A machine that does other work for an hour makes every run of that hour slow. Runs that took
-    turns share it, and if they do not share it alike, the ratios of the seeds differ.
-    """
-    if arm.training == reference.training:
-        return True
-    ours, theirs = ([side.runs[seed] for seed in seeds] for side in (arm, reference))
-    machines = {
-        tuple(run.environment.get(key) for key in ("device", "threads", "cores", "processes"))
-        for run in (*ours, *theirs)
-    }
-    took_turns = max(run.finished for run in ours) >= min(run.finished for run in theirs) and max(
-        run.finished for run in theirs
-    ) >= min(run.finished for run in ours)
-    return (
-        len(seeds) >= _FEWEST_TIMED
-        and len(machines) == 1
-        and took_turns
-        and max(ratios) <= _LARGEST_SPREAD * min(ratios)
     )
 
 
@@ -488,7 +449,7 @@ def _row(arm: Arm, varying: Sequence[str]) -> Row:
         changes=arm.names,
         values={key: arm.look.values.get(key) for key in varying},
         seeds=tuple(sorted(runs)),
-        metrics={name: _mean(list(arm.metric(name).values())) for name in METRICS},
+        metrics={name: mean_of(list(arm.metric(name).values())) for name in METRICS},
         price={key: float(np.median([run.budget[key] for run in runs.values()])) for key in PRICES},
         forward_passes=_forward_passes(arm),
     )
@@ -678,13 +639,3 @@ def _hydra_text(text: str) -> str:
 
 def _forward_passes(arm: Arm) -> float:
     return float(np.mean(list(arm.metric("forward_passes").values())))
-
-
-def _mean(values: Sequence[float]) -> Mean:
-    return Mean(float(np.mean(values)), t_interval(values))
-
-
-def _ratio(ours: float, theirs: float) -> float:
-    if not theirs:
-        return float("nan") if ours else 1.0
-    return ours / theirs

@@ -6,17 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from runner.report.answer import (
-    PRICES,
-    Answer,
-    Comparison,
-    GroupAnswer,
-    Interval,
-    Mean,
-    MoreRuns,
-    Row,
-)
+from runner.report.answer import Answer, Comparison, GroupAnswer, MoreRuns, Row
 from runner.report.curves import Lead
+from runner.report.measures import PRICES, Interval, Mean
 from runner.report.runs import METRICS
 from runner.report.statistics import LEVEL, MOST_SEEDS
 from runner.terminal.console import printable

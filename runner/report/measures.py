@@ -1,0 +1,87 @@
+"""Measures of paired runs: means over seeds, one pair of a seed, and what a change costs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runner.report.runs import FinishedRun
+from runner.report.statistics import gained_and_lost, mcnemar, t_interval
+
+Interval = tuple[float, float]
+PRICES = ("images", "pixels", "seconds")
+_FEWEST_TIMED = 3  # seeds from which a price in seconds is shown
+_LARGEST_SPREAD = 1.2  # largest ratio of seconds over the seeds / smallest, for the same
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A metric over the seeds: its mean and 95 % t-interval (None for one seed)."""
+
+    mean: float
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One seed with and without: the numbers of images that only one has right, exact McNemar p."""
+
+    seed: int
+    difference: float
+    gained: int
+    lost: int
+    p: float
+
+
+def mean_of(values: Sequence[float]) -> Mean:
+    """The mean over seeds of one value per seed, at least one."""
+    return Mean(float(np.mean(values)), t_interval(values))
+
+
+def pair_of(seed: int, new: NDArray[np.bool_], old: NDArray[np.bool_]) -> Pair:
+    """Compare which of the N images two runs of one seed have right, (N,) each."""
+    gained, lost = gained_and_lost(new, old)
+    return Pair(seed, (gained - lost) / len(new), gained, lost, mcnemar(gained, lost))
+
+
+def ratio(ours: float, theirs: float) -> float:
+    """A price relative to another; NaN for a ratio to nothing."""
+    if not theirs:
+        return float("nan") if ours else 1.0
+    return ours / theirs
+
+
+def price_ratios(
+    ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]
+) -> Mapping[str, list[float]]:
+    """Images, pixels and seconds of paired runs relative to the reference, by seed."""
+    return {
+        key: [
+            ratio(new.budget[key], old.budget[key]) for new, old in zip(ours, theirs, strict=True)
+        ]
+        for key in PRICES
+    }
+
+
+def is_timed(
+    ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun], ratios: Sequence[float]
+) -> bool:
+    """Whether runs on equal hardware took turns, and the ratios of their seconds agree.
+
+    A machine that does other work for an hour makes every run of that hour slow. Runs that took
+    turns share it, and if they do not share it alike, the ratios of the seeds differ.
+    """
+    machines = {
+        tuple(run.environment.get(key) for key in ("device", "threads", "cores", "processes"))
+        for run in (*ours, *theirs)
+    }
+    took_turns = max(run.finished for run in ours) >= min(run.finished for run in theirs) and max(
+        run.finished for run in theirs
+    ) >= min(run.finished for run in ours)
+    return (
+        len(ours) >= _FEWEST_TIMED
+        and len(machines) == 1
+        and took_turns
+        and max(ratios) <= _LARGEST_SPREAD * min(ratios)
+    )
