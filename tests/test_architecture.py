@@ -30,7 +30,7 @@ FLOORS = [
 HYDRA = {"compose.py", "complaints.py", "overrides.py", "start.py", "trick_runner.py"}
 NO_TORCH = {
     "errors", "randomness", "machine", "config", "terminal", "training.metrics",
-    "records.run_folder", "records.identity", "records.sweep_folder",
+    "records.run_folder", "records.identity", "records.sweep_folder", "records.comparison_folder",
     "__main__", "train", "lr_find", "show", "report", "report.__main__", "compare",
     "evaluate", "predict", "export.__main__", "data.__main__",
 }  # fmt: skip
