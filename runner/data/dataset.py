@@ -41,10 +41,14 @@ class Split:
     Attributes:
         indices: (n,) int64 into the store.
         labels: (n,) int64 in 0..K-1.
+        groups: (n,) int64, the group of each image: images of one group are alike, as frames of one
+            film, and count as one draw when a difference is judged. None if every image is a group
+            of its own.
     """
 
     indices: NDArray[np.int64]
     labels: NDArray[np.int64]
+    groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -111,11 +115,20 @@ class Dataset:
         return replace(data, depth=cast("Literal['auto', 'bits', 'legacy']", rule))
 
     def manifest_csv(self) -> bytes:
-        """The manifest as gzipped CSV, equal bytes for equal manifests."""
+        """The manifest as gzipped CSV, equal bytes for equal manifests.
+
+        It has a column ``group`` if the data names groups.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["split", "image", "label", "sha256"])
-        writer.writerows([inert(cell) for cell in row] for row in self.manifest)
+        columns = ["split", "image", "label", "sha256"]
+        rows: list[tuple[str, ...]] = [*self.manifest]
+        if self.train.groups is not None and self.val.groups is not None:
+            columns = [*columns, "group"]
+            groups = [*self.train.groups.tolist(), *self.val.groups.tolist()]
+            rows = [(*row, str(group)) for row, group in zip(rows, groups, strict=True)]
+        writer.writerow(columns)
+        writer.writerows([inert(cell) for cell in row] for row in rows)
         return gzip.compress(text.getvalue().encode(errors="backslashreplace"), mtime=0)
 
 
@@ -210,7 +223,8 @@ def _depth(
 
 def _split(listing: Listing, members: NDArray[np.bool_]) -> Split:
     indices = np.flatnonzero(members)
-    return Split(indices, listing.labels[indices])
+    groups = None if listing.groups is None else listing.groups[indices]
+    return Split(indices, listing.labels[indices], groups)
 
 
 def _fingerprint(manifest: tuple[tuple[str, str, str, str], ...]) -> str:

@@ -24,6 +24,8 @@ class Listing:
         is_val: (n,) bool, True for validation.
         num_ignored: files that are not images, such as Thumbs.db.
         notes: what the user should know, one sentence each.
+        groups: (n,) int64, the group of each image, such as the patient or the film that it is of;
+            None if every image is a group of its own. No source names groups yet.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Listing:
     is_val: NDArray[np.bool_]
     num_ignored: int = 0
     notes: tuple[str, ...] = ()
+    groups: NDArray[np.int64] | None = None
 
 
 def stratified_split(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:

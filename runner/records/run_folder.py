@@ -9,7 +9,8 @@
     split.csv.gz     every image with its split, label and SHA-256
     code.py          a copy of the file of code=FILE, to be read; no command runs it
     checkpoints/     the state from which an unfinished run resumes (runner/records/checkpoint.py)
-    predictions.npz  labels (n,), plain (n, K): probabilities per validation image
+    predictions.npz  labels (n,), plain (n, K): probabilities per validation image; groups (n,) if
+                     the data names groups of images
     bundle/          the trained network with everything that is needed to use it
     result.json      written last: its presence is the only proof that the run finished
     evaluations/     evaluations of the finished run with TTA (runner/records/evaluations.py)
@@ -368,12 +369,21 @@ class RunFolder:
                 fix="force=true to run anew",
             ) from error
 
-    def write_predictions(self, labels: NDArray[np.int64], plain: NDArray[np.float32]) -> None:
-        """Write ``predictions.npz``; its rows are the validation rows of ``split.csv.gz``."""
-        self.write_bytes("predictions.npz", packed(labels=labels, plain=plain))
+    def write_predictions(
+        self,
+        labels: NDArray[np.int64],
+        plain: NDArray[np.float32],
+        groups: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Write ``predictions.npz``; its rows are the validation rows of ``split.csv.gz``.
+
+        ``groups`` is the (n,) group of each image; without it, every image is its own.
+        """
+        named = {} if groups is None else {"groups": groups}
+        self.write_bytes("predictions.npz", packed(labels=labels, plain=plain, **named))
 
     def predictions(self) -> dict[str, NDArray[Any]]:
-        """Read what :meth:`write_predictions` wrote: ``labels`` and ``plain``.
+        """Read what :meth:`write_predictions` wrote: ``labels``, ``plain``, maybe ``groups``.
 
         Runs of earlier versions with TTA also have ``tta``, with the shape of ``plain``.
 
@@ -381,7 +391,7 @@ class RunFolder:
             ArtefactError: the file is missing or was changed.
         """
         path = self.path / "predictions.npz"
-        return unpacked(path, ("labels", "plain"), optional=("tta",))
+        return unpacked(path, ("labels", "plain"), optional=("groups", "tta"))
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write ``result.json``, last and whole; return its content."""

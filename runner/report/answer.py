@@ -264,22 +264,26 @@ def _readable(
     runs: Iterable[FinishedRun], book: ScoreBook
 ) -> tuple[list[FinishedRun], list[Unranked]]:
     """The runs with readable predictions for the same images, and the other runs."""
-    labels: dict[str, str] = {}
+    images: dict[str, tuple[str, str]] = {}
     good: list[FinishedRun] = []
     bad: list[Unranked] = []
     for run in runs:
         try:
-            labels[run.identity] = book.scores(run).labels
+            scores = book.scores(run)
+            images[run.identity] = (scores.labels, scores.grouping)
             good.append(run)
         except ArtefactError as error:
             bad.append(Unranked(run.name, "unreadable", error.what))
-    of_data: dict[str, Counter[str]] = defaultdict(Counter)
+    of_data: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     for run in good:
-        of_data[run.fingerprint][labels[run.identity]] += 1
+        of_data[run.fingerprint][images[run.identity]] += 1
     usual = {data: counts.most_common(1)[0][0] for data, counts in of_data.items()}
-    odd = [run for run in good if labels[run.identity] != usual[run.fingerprint]]
-    reason = "its labels are not those of most runs on this data"
-    bad += [Unranked(run.name, "unreadable", reason) for run in odd]
+    odd = [run for run in good if images[run.identity] != usual[run.fingerprint]]
+    for run in odd:
+        is_alike = images[run.identity][0] == usual[run.fingerprint][0]
+        what = "groups of images" if is_alike else "labels"
+        reason = f"its {what} are not those of most runs on this data"
+        bad.append(Unranked(run.name, "unreadable", reason))
     return [run for run in good if run not in odd], bad
 
 

@@ -34,10 +34,12 @@ class StoredPredictions:
     Attributes:
         labels: (N,) int64.
         views: (N, K) float32 probabilities of ``plain`` and of ``tta``, by name.
+        groups: (N,) int64, the group of each image; None if every image is a group of its own.
     """
 
     labels: NDArray[np.int64]
     views: Mapping[str, NDArray[np.float32]]
+    groups: NDArray[np.int64] | None = None
 
     def correct(self, view: str) -> NDArray[np.bool_]:
         """Whether the most probable class of each image is its label, (N,)."""
@@ -100,7 +102,7 @@ class FinishedRun:
         folder = RunFolder(self.path)
         found = folder.predictions()
         labels, plain = found["labels"], found["plain"]
-        tta = found.get("tta", plain)
+        tta, groups = found.get("tta", plain), found.get("groups")
         if self.evaluation is not None:
             tta = evaluations.probabilities(folder, self.evaluation)
         views = {"plain": plain, "tta": tta}
@@ -113,10 +115,12 @@ class FinishedRun:
             and all(view.shape == shape and np.isfinite(view).all() for view in views.values())
             and len(self.classes) <= shape[1]
             and 0 <= labels.min() <= labels.max() < len(self.classes)
+            and (groups is None or (groups.shape == labels.shape and groups.dtype.kind in "iu"))
         )
         if not is_sound:
             raise ArtefactError("the predictions are not of this run", where=str(self.path))
-        return StoredPredictions(labels.astype(np.int64), views)
+        named = None if groups is None else groups.astype(np.int64)
+        return StoredPredictions(labels.astype(np.int64), views, named)
 
     @cached_property
     def epochs(self) -> list[dict[str, float]]:

@@ -1,7 +1,8 @@
 """Scores: which validation images each run has right, saved so that a second report is quick.
 
 Unpacking a run's predictions takes a millisecond or more, which is too slow for a thousand runs. So
-one file below ``cache`` holds one bit per image: whether the prediction is right.
+one file below ``cache`` holds one bit per image: whether the prediction is right. Groups of images are
+in the file once, because all runs on the same data share them.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from runner.records import evaluations
 from runner.records.run_folder import RunFolder
 from runner.report.runs import VIEWS, FinishedRun
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,14 @@ class Scores:
     Attributes:
         labels: hash of the labels; equal for runs on the same images in the same order.
         correct: (N,) bool, whether each prediction is right, by view.
+        groups: (N,) int64, the group of each image; None if every image is a group of its own.
+        grouping: hash of ``groups``; empty without groups.
     """
 
     labels: str
     correct: Mapping[str, NDArray[np.bool_]]
+    groups: NDArray[np.int64] | None = None
+    grouping: str = ""
 
 
 class ScoreBook:
@@ -51,6 +56,7 @@ class ScoreBook:
         self._path = path
         self._stamps: dict[str, list[Any]] = {}
         self._bits: dict[str, NDArray[np.uint8]] = {}
+        self._groups: dict[str, NDArray[np.int64]] = {}  # by their hash
         self._read: dict[str, Scores] = {}
         self._is_changed = False
         with suppress(Exception):  # a damaged cache is made again
@@ -69,36 +75,56 @@ class ScoreBook:
     def _scores(self, run: FinishedRun) -> Scores:
         stamp = self._stamp(run)
         remembered = self._stamps.get(run.identity)
-        if remembered is None or remembered[:-1] != stamp:
+        if remembered is None or remembered[:-2] != stamp:
             predictions = run.predictions()
-            labels = hashlib.sha256(predictions.labels.tobytes()).hexdigest()[:16]
+            grouping = ""
+            if predictions.groups is not None:
+                grouping = _digest(predictions.groups)
+                self._groups[grouping] = predictions.groups
             rows = np.stack([predictions.correct(view) for view in VIEWS])
-            remembered = [*stamp, labels]
+            remembered = [*stamp, _digest(predictions.labels), grouping]
             self._stamps[run.identity] = remembered
             self._bits[run.identity] = np.packbits(rows, axis=1)
             self._is_changed = True
         rows = np.unpackbits(self._bits[run.identity], axis=1, count=run.num_val).astype(bool)
-        return Scores(str(remembered[-1]), dict(zip(VIEWS, rows, strict=True)))
+        labels, grouping = remembered[-2:]
+        correct = dict(zip(VIEWS, rows, strict=True))
+        return Scores(labels, correct, self._groups[grouping] if grouping else None, grouping)
 
     def save(self) -> None:
         """Write the file if there are new scores; do nothing if it cannot be written."""
         if not self._is_changed:
             return
-        index = {"format": _FORMAT, "stamps": self._stamps}
+        used = {stamp[-1] for stamp in self._stamps.values()}
+        groups = {name: found for name, found in self._groups.items() if name in used}
+        index = {
+            "format": _FORMAT,
+            "stamps": self._stamps,
+            "groups": {name: len(found) for name, found in groups.items()},
+        }
         content = io.BytesIO()
         np.savez(
             content,
             index=np.frombuffer(json.dumps(index).encode(), np.uint8),
             bits=np.concatenate([self._bits[identity].ravel() for identity in self._stamps]),
+            groups=np.concatenate([np.zeros(0, np.int64), *groups.values()]),
         )
         with suppress(StorageError):
             replace_whole(self._path, content.getvalue())
 
     def _load(self) -> None:
-        file = read_npz(self._path, ("index", "bits"))
+        file = read_npz(self._path, ("index", "bits", "groups"))
         index, bits = fields.parsed(file["index"].tobytes()), file["bits"]
         if index["format"] != _FORMAT or bits.dtype != np.uint8:
             return
+        groups: dict[str, NDArray[np.int64]] = {}
+        start = 0
+        for name in index["groups"]:
+            end = start + fields.whole(index["groups"], name)
+            groups[name] = file["groups"][start:end]
+            if _digest(groups[name]) != name:
+                return
+            start = end
         found: dict[str, NDArray[np.uint8]] = {}
         start = 0
         for identity, stamp in index["stamps"].items():
@@ -106,7 +132,10 @@ class ScoreBook:
             end = start + len(VIEWS) * width
             found[identity] = bits[start:end].reshape(len(VIEWS), width)
             start = end
-        self._stamps, self._bits = index["stamps"], found  # both or, after an error, neither
+            if stamp[-1] and len(groups[stamp[-1]]) != stamp[0]:
+                return
+        # All or, after an error, none.
+        self._stamps, self._bits, self._groups = index["stamps"], found, groups
 
     @staticmethod
     def _stamp(run: FinishedRun) -> list[Any]:
@@ -119,3 +148,7 @@ class ScoreBook:
             else:
                 stamp += [status.st_size, status.st_mtime_ns]
         return stamp
+
+
+def _digest(numbers: NDArray[np.int64]) -> str:
+    return hashlib.sha256(numbers.tobytes()).hexdigest()[:16]

@@ -44,7 +44,7 @@ def write_files(folder: RunFolder, experiment: Experiment, outcome: Outcome) -> 
         StorageError: a file cannot be written.
     """
     config, learner, found = experiment.config, outcome.learner, outcome.predictions
-    folder.write_predictions(found.labels, found.plain)
+    folder.write_predictions(found.labels, found.plain, found.groups)
     bundle = bundle_files(
         learner.model,
         architecture=Architecture(

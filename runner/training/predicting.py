@@ -43,6 +43,7 @@ class Predictions:
         passes_plain: forward passes per image for ``plain``.
         passes_tta: forward passes per image for ``tta``.
         seconds: time that the evaluation took.
+        groups: (n,) int64, the group of each image; None if every image is a group of its own.
     """
 
     labels: NDArray[np.int64]
@@ -51,6 +52,7 @@ class Predictions:
     passes_plain: int
     passes_tta: int
     seconds: float
+    groups: NDArray[np.int64] | None = None
 
 
 def evaluate(
@@ -134,6 +136,7 @@ def evaluate_variants(
             passes_plain=1,
             passes_tta=len(looks_used([tta], crop)),
             seconds=seconds,
+            groups=split.groups,
         )
         for tta, combined in zip(variants, found.combined, strict=True)
     ]

@@ -3,12 +3,14 @@ import gzip
 import hashlib
 import io
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from pictures import encoded, random_pixels
 
 from runner.config.schema import Data
+from runner.data import dataset as dataset_module
 from runner.data.dataset import load_dataset
 from runner.data.store import CachedStore, StreamedStore
 from runner.errors import DataError
@@ -148,6 +150,28 @@ def test_the_manifest_is_a_table_of_every_image(root, load, tmp_path):
     assert [row[0] for row in rows[1:]] == ["train"] * 5 + ["val"] * 3
     another_byte(root)
     assert load(root).manifest_csv() != first
+
+
+def test_groups_of_images_come_from_the_source(root, load, monkeypatch):
+    plain = load(root)
+    assert plain.train.groups is plain.val.groups is None
+    original = dataset_module.list_images
+
+    def named(*arguments):
+        listing = original(*arguments)
+        return replace(listing, groups=np.arange(10, 10 + len(listing.labels)) // 2)
+
+    monkeypatch.setattr(dataset_module, "list_images", named)
+    (root / "train" / "cat" / "1.png").write_bytes(b"")
+    found = load(root, on_corrupt="skip")
+
+    assert len(found.val.groups) == len(found.val)
+    for split in (found.train, found.val):
+        assert split.groups.tolist() == ((split.indices + 10) // 2).tolist()
+    rows = list(csv.DictReader(io.StringIO(gzip.decompress(found.manifest_csv()).decode())))
+    expected = [*found.train.groups.tolist(), *found.val.groups.tolist()]
+    assert [int(row["group"]) for row in rows] == expected
+    assert [row["sha256"] for row in rows] == [row[3] for row in found.manifest]
 
 
 def test_the_split_does_not_depend_on_the_seed_of_a_run_or_on_the_size(make_images, load, tmp_path):

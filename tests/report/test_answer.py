@@ -632,6 +632,19 @@ def test_other_labels_under_one_fingerprint_are_refused(tmp_path: Path) -> None:
     assert "labels" in bad.reason
 
 
+def test_runs_that_name_other_groups_are_refused(tmp_path: Path) -> None:
+    for number, name in enumerate("abc"):
+        folder = write_run(tmp_path, name=name, seed=number, num_images=30)
+        found = folder.predictions()
+        groups = None if name == "a" else np.arange(30) // 3
+        folder.write_predictions(found["labels"], found["plain"], groups)
+    answered = ask(tmp_path)
+    assert only(answered).rows[0].seeds == (1, 2)
+    (bad,) = answered.unranked
+    assert (bad.name, bad.status) == ("a", "unreadable")
+    assert bad.reason == "its groups of images are not those of most runs on this data"
+
+
 def test_other_data_may_have_other_labels(tmp_path: Path) -> None:
     write_run(tmp_path, num_images=30)
     write_run(tmp_path, num_images=33, fingerprint="a" * 64)

@@ -327,6 +327,11 @@ PREDICTIONS: dict[str, dict[str, Any]] = {
     "label negative": {"labels": LABELS - 1, "plain": VIEW, "tta": VIEW},
     "labels fractions": {"labels": LABELS / 2, "plain": VIEW, "tta": VIEW},
     "labels texts": {"labels": LABELS.astype(str), "plain": VIEW, "tta": VIEW},
+    "groups of others": {"labels": LABELS, "plain": VIEW, "groups": LABELS[1:]},
+    "groups a table": {"labels": LABELS, "plain": VIEW, "groups": LABELS[:, None]},
+    "groups fractions": {"labels": LABELS, "plain": VIEW, "groups": LABELS / 2},
+    "groups texts": {"labels": LABELS, "plain": VIEW, "groups": LABELS.astype(str)},
+    "groups pickled": {"labels": LABELS, "plain": VIEW, "groups": np.full(30, None)},
     "NaN": {"labels": LABELS, "plain": filled(np.nan), "tta": VIEW},
     "infinite": {"labels": LABELS, "plain": VIEW, "tta": filled(np.inf)},
     "texts": {"labels": LABELS, "plain": np.full((30, 3), "a"), "tta": VIEW},
@@ -350,7 +355,9 @@ def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
         ]
         assert found.correct(view).tolist() == right
     np.savez(folder.path / "predictions.npz", labels=LABELS, plain=VIEW, tta=VIEW)
-    run.predictions()  # the arrays of the tests below, undamaged
+    assert run.predictions().groups is None
+    np.savez(folder.path / "predictions.npz", labels=LABELS, plain=VIEW, groups=LABELS + 7)
+    np.testing.assert_array_equal(run.predictions().groups, LABELS + 7)
 
 
 @pytest.mark.parametrize("arrays", PREDICTIONS.values(), ids=PREDICTIONS)

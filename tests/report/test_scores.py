@@ -14,7 +14,7 @@ from fabricated import predictions, saved, write_run
 
 from runner.errors import ArtefactError
 from runner.records import evaluations
-from runner.records.run_folder import RunFolder
+from runner.records.run_folder import RunFolder, packed
 from runner.report.runs import FinishedRun, StoredPredictions, find_runs
 from runner.report.scores import ScoreBook
 
@@ -65,6 +65,10 @@ def check(path: Path, runs: list[FinishedRun]) -> None:
         scores = found.scores(run)
         for view in ("plain", "tta"):
             assert scores.correct[view].tolist() == right(run, view)
+        named = RunFolder(run.path).predictions().get("groups")
+        assert (scores.groups is None) == (named is None)
+        if named is not None:
+            np.testing.assert_array_equal(scores.groups, named)
     assert len({found.scores(run).labels for run in runs}) == 1
 
 
@@ -74,6 +78,12 @@ def fill(path: Path, runs: list[FinishedRun]) -> None:
         written.scores(run)
     written.save()
     assert path.is_file()
+
+
+def name_groups(run: FinishedRun, groups: np.ndarray) -> None:
+    """Add groups of images to the predictions of a run."""
+    folder = RunFolder(run.path)
+    folder.write_bytes("predictions.npz", packed(**{**folder.predictions(), "groups": groups}))
 
 
 def rewrite(run: FinishedRun, accuracy: float, *, seconds: int = 2, shift: int = 0) -> None:
@@ -146,6 +156,27 @@ def test_other_labels_are_told(runs: list[FinishedRun], book: Path) -> None:
     assert found.scores(runs[0]).labels != found.scores(runs[1]).labels
 
 
+def test_groups_are_remembered_once_and_told_apart(
+    runs: list[FinishedRun], book: Path, reads: list[str]
+) -> None:
+    halves, thirds = np.arange(NUM_IMAGES) // 2, np.arange(NUM_IMAGES) // 3
+    for run, groups in zip(runs, (halves, halves, thirds), strict=True):
+        name_groups(run, groups)
+    fill(book, runs)
+    with np.load(book) as file:
+        assert len(file["groups"]) == 2 * NUM_IMAGES, "runs on the same data share them"
+    reads.clear()
+    check(book, runs)
+    found = [ScoreBook(book).scores(run).grouping for run in runs]
+    assert found[0] == found[1] != found[2]
+    assert reads == []
+    name_groups(runs[2], halves)
+    fill(book, runs)
+    with np.load(book) as file:
+        assert len(file["groups"]) == NUM_IMAGES, "what no run uses is dropped"
+    check(book, runs)
+
+
 @pytest.mark.parametrize("damage", ["removed", "emptied"])
 def test_predictions_that_are_gone_are_not_remembered(
     damage: str, runs: list[FinishedRun], book: Path
@@ -186,9 +217,10 @@ def archive(**arrays: Any) -> bytes:
 def changed(whole: bytes, change: Callable[[dict[str, Any], np.ndarray], Any]) -> bytes:
     """The file with its index, or its bits where ``change`` gives any, replaced."""
     with np.load(io.BytesIO(whole)) as file:
-        index, bits = json.loads(file["index"].tobytes()), file["bits"]
+        index, bits, groups = json.loads(file["index"].tobytes()), file["bits"], file["groups"]
     bits = given if (given := change(index, bits)) is not None else bits
-    return archive(index=np.frombuffer(json.dumps(index).encode(), np.uint8), bits=bits)
+    packed = np.frombuffer(json.dumps(index).encode(), np.uint8)
+    return archive(index=packed, bits=bits, groups=groups)
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
@@ -201,6 +233,16 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "index no JSON": lambda whole: archive(index=np.zeros(3, np.uint8), bits=np.zeros(9, np.uint8)),
     "nested index": lambda whole: archive(
         index=np.frombuffer(b"[" * 200_000, np.uint8), bits=np.zeros(9, np.uint8)
+    ),
+    "the format before groups": lambda whole: changed(
+        whole, lambda index, bits: index.update(format=1)
+    ),
+    "other groups": lambda whole: changed(
+        whole, lambda index, bits: index.update(groups=dict.fromkeys(index["groups"], 36))
+    ),
+    "no such groups": lambda whole: changed(
+        whole,
+        lambda index, bits: [stamp.append("0" * 16) for stamp in index["stamps"].values()] and None,
     ),
     "another format": lambda whole: changed(whole, lambda index, bits: index.update(format=0)),
     "no stamps": lambda whole: changed(whole, lambda index, bits: index.pop("stamps") and None),
@@ -219,6 +261,8 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_cache_is_made_anew(damage: str, runs: list[FinishedRun], book: Path) -> None:
+    for run in runs:
+        name_groups(run, np.arange(NUM_IMAGES) // 2)
     fill(book, runs)
     book.write_bytes(DAMAGE[damage](book.read_bytes()))
     check(book, runs)

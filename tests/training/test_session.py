@@ -198,6 +198,21 @@ def test_the_budget_is_what_was_used(finished):
     assert budget["images_per_second"] == pytest.approx(64 / budget["train_seconds"])
 
 
+def test_groups_of_images_are_recorded(finished, config, tmp_path):
+    assert "groups" not in predictions(finished[0])
+    dataset, folder = small_dataset(), RunFolder(tmp_path / "run")
+    groups = np.arange(len(dataset.val))[::-1] // 4
+    train = replace(dataset.train, groups=np.arange(len(dataset.train)))
+    dataset = replace(dataset, train=train, val=replace(dataset.val, groups=groups))
+    run(folder, config, dataset=dataset)
+    np.testing.assert_array_equal(folder.predictions()["groups"], groups)
+    for name, values in predictions(finished[0]).items():
+        np.testing.assert_array_equal(predictions(folder)[name], values)  # and change nothing else
+    with gzip.open(folder.path / "split.csv.gz", "rt") as file:
+        found = [row["group"] for row in csv.DictReader(file) if row["split"] == "val"]
+    assert found == [str(group) for group in groups]
+
+
 def test_the_metrics_are_of_the_predictions(finished):
     folder, result = finished
     found = predictions(folder)
