@@ -1,12 +1,83 @@
-"""The words of a comparison as a baseline and arms, checked before anything is written."""
+"""The words of a comparison as a baseline and arms, checked before anything is written.
 
-from dataclasses import dataclass
+What decides on which images, with which seeds and in which place all runs are made belongs to the
+baseline, wherever it stands among the words. Every other word after a ``--try`` belongs to an arm.
+"""
+
+import math
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, Literal
 
-from runner.config.schema import RunConfig
+from runner.config import checks, compose
+from runner.config.complaints import translated
+from runner.config.idea import read_idea
+from runner.config.options import OVERLAYS, option_names
+from runner.config.overlays import all_tricks, words_without_effect
+from runner.config.overrides import is_sweep
+from runner.config.schema import RunConfig, trick_groups
+from runner.config.words import spelled
+from runner.errors import ConfigError, RunnerError
+from runner.machine.hardware import require_device
+from runner.records.identity import evaluation_identity, identity
 
 BASE = "base"
 """The label of the baseline: no arm has it."""
+AGAIN = "baseline again (A/A)"
+"""The label of the arm that is the baseline under other seeds."""
+AGAIN_OFFSET = 1000
+"""What that arm adds to a seed: more than the most seeds of a comparison."""
+LARGEST_OFFSET = 1_000_000
+"""No run of a comparison has a seed that is larger than the first by more than this."""
+FEWEST_SEEDS = 3
+MOST_SEEDS: dict[str, int] = {"max-seeds": 20, "seeds": 100}
+"""Seeds per arm at most, by the option that sets their number."""
+
+_IMAGE_KEYS = (
+    "name", "root", "variant", "label_noise", "val_fraction", "path_column", "label_column",
+    "split_column", "on_corrupt", "on_leak",
+)  # fmt: skip
+"""Keys of ``data`` that decide which images there are, and how they are split and labeled."""
+_PLACE_KEYS = ("seed", "outputs", "run_dir", "device", "threads", "force")
+_SHARED = {
+    "data", *(f"data.{key}" for key in _IMAGE_KEYS), *_PLACE_KEYS,
+    "data.cache_gb", "data.num_workers", "eval.batch_size", "eval.every", "checkpoint.minutes",
+}  # fmt: skip
+"""Keys whose words belong to the baseline wherever they stand."""
+_WORD = re.compile(r"[+~]*[\w./@]+=.*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command line of a comparison.
+
+    Attributes:
+        words: of the baseline.
+        tries: the words after each ``--try``; none for the tricks, each alone.
+        margin: smallest difference that matters, in percentage points.
+        metric: what is compared.
+        max_seeds: value of ``--max-seeds``; None if it was not given.
+        seeds: value of ``--seeds``; None if it was not given.
+        budget: value of ``--budget``; None if it was not given.
+        tune: the value of each ``--tune``.
+        name: of the comparison; None if it was not given.
+        config_dir: folder with option files of the user's own; None if there is none.
+    """
+
+    words: tuple[str, ...] = ()
+    tries: tuple[tuple[str, ...], ...] = ()
+    margin: str = "0.5"
+    metric: str = "accuracy"
+    max_seeds: str | None = None
+    seeds: str | None = None
+    budget: str | None = None
+    tune: tuple[str, ...] = ()
+    name: str | None = None
+    config_dir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +116,7 @@ class Question:
         tune: keys with the values of their grid.
         name: of the comparison, if the user gave one.
         budget: seconds after which no further training begins; None for no limit.
+        notes: what the user should know, a sentence each.
     """
 
     base_words: tuple[str, ...]
@@ -61,21 +133,7 @@ class Question:
     tune: tuple[tuple[str, tuple[str, ...]], ...]
     name: str | None
     budget: float | None
-
-
-def joined_words(base: tuple[str, ...], words: tuple[str, ...]) -> tuple[str, ...]:
-    """The words of a run: those of the baseline, changed by ``words``.
-
-    A word replaces that of the baseline with the same key, and overlays are joined:
-    ``+trick=mixup`` and ``+trick=tta`` are ``+trick=[mixup,tta]``.
-
-    Args:
-        base: words of the baseline.
-        words: of an arm, of tuning, or ``seed=3``.
-    """
-    keys = {word.lstrip("+~").partition("=")[0] for word in words}
-    kept = [word for word in base if word.lstrip("+~").partition("=")[0] not in keys]
-    return (*kept, *words)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,3 +151,557 @@ class Job:
     seed: int
     words: tuple[str, ...]
     is_tuning: bool = False
+
+
+def joined_words(base: Sequence[str], words: Sequence[str]) -> tuple[str, ...]:
+    """The words of a run: those of the baseline, changed by ``words``.
+
+    A word replaces that of the baseline with the same key, and overlays are joined:
+    ``+trick=mixup`` and ``+trick=tta`` are ``+trick=[mixup,tta]``.
+
+    Args:
+        base: words of the baseline.
+        words: of an arm, of tuning, or ``seed=3``.
+    """
+    kept, changed = list(base), list[str]()
+    for word in words:
+        key = _key(word)
+        same = [other for other in kept if _key(other) == key]
+        kept = [other for other in kept if _key(other) != key]
+        if key in OVERLAYS and word.startswith("+") and not word.startswith("++"):
+            joined = [name for other in [*same, word] for name in _overlay_names(other)]
+            names = list(dict.fromkeys(joined))
+            word = f"+{key}={names[0]}" if len(names) == 1 else f"+{key}=[{','.join(names)}]"
+        changed.append(word)
+    return (*kept, *changed)
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~ ").partition("=")[0].strip()
+
+
+def _overlay_names(word: str) -> list[str]:
+    """The names in ``+trick=mixup`` or ``+trick=[mixup,tta]``."""
+    text = word.partition("=")[2].strip().removeprefix("[").removesuffix("]")
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def separate_words(argument: str) -> list[str]:
+    """The words of one argument of ``--try``: several if each piece is one, such as ``KEY=VALUE``.
+
+    ``'code=my file.py'`` and ``'+trick=[mixup, tta]'`` are one word.
+    """
+    try:
+        pieces = shlex.split(argument)
+    except ValueError:  # a quote without its end
+        return [argument]
+    if len(pieces) > 1 and all(map(_WORD.fullmatch, pieces)):
+        return pieces
+    return [argument]
+
+
+def question(asked: Asked) -> Question:
+    """Check what a user asks. Nothing is written, and no data is read.
+
+    Raises:
+        ConfigError: naming the word or the option, and the arm.
+        CodeError: see :func:`runner.config.idea.read_idea`.
+    """
+    margin, (max_seeds, is_fixed) = _margin(asked.margin), _seeds(asked)
+    _check_metric(asked.metric)
+    budget = None if asked.budget is None else _seconds(asked.budget)
+    if asked.name is not None:
+        _check_name(asked.name)
+    words, tries = _sorted_words(asked)
+    for word in words:
+        _check_base_word(word)
+    compose.register()
+    launcher = tuple(word for word in words if re.split(r"[./]", _key(word))[0] == "hydra")
+    own = tuple(word for word in words if word not in launcher)
+    base = _config([*own, *launcher], asked.config_dir)
+    _check_base(base, words)
+    base_words = tuple(word for word in own if _key(word) != "seed")
+    arms, notes = _arms(base_words, base, tries, asked.config_dir)
+    return Question(
+        base_words=base_words,
+        base=base,
+        arms=arms,
+        launcher=launcher,
+        config_dir=asked.config_dir,
+        outputs=Path(base.outputs).expanduser(),
+        first_seed=base.seed,
+        max_seeds=max_seeds,
+        is_fixed=is_fixed,
+        margin=margin,
+        metric=asked.metric,
+        tune=_grid(asked.tune, own, base, arms, asked.config_dir),
+        name=asked.name,
+        budget=budget,
+        notes=(*words_without_effect(base, base_words), *notes),
+    )
+
+
+def _margin(text: str) -> float:
+    try:
+        points = float(text)
+    except ValueError:
+        points = math.nan
+    if not 0 < points < 100:
+        raise ConfigError(
+            "the margin must be a number of percentage points above 0 and below 100",
+            where=f"--margin {text}",
+            fix="--margin 0.5",
+        )
+    return points / 100
+
+
+def _seeds(asked: Asked) -> tuple[int, bool]:
+    """The number of seeds, and whether the design is fixed."""
+    if asked.seeds is not None and asked.max_seeds is not None:
+        raise ConfigError(
+            "--max-seeds adds seeds until each arm is decided, --seeds gives every arm all of "
+            "them: one of the two",
+            where=f"--max-seeds {asked.max_seeds} --seeds {asked.seeds}",
+            fix=f"--max-seeds {asked.max_seeds}",
+        )
+    option, text = ("seeds", asked.seeds) if asked.seeds is not None else ("max-seeds", "10")
+    if asked.max_seeds is not None:
+        text = asked.max_seeds
+    most = MOST_SEEDS[option]
+    number = int(text) if re.fullmatch(r"\d{1,6}", str(text), re.ASCII) else 0
+    if not FEWEST_SEEDS <= number <= most:
+        reason = (
+            ": with fewer than three no arm can be decided" if 0 < number < FEWEST_SEEDS else ""
+        )
+        raise ConfigError(
+            f"--{option} takes a whole number from {FEWEST_SEEDS} to {most}{reason}",
+            where=f"--{option} {text}",
+            fix=f"--{option} {FEWEST_SEEDS if 0 < number < FEWEST_SEEDS else 10}",
+        )
+    return number, option == "seeds"
+
+
+def _check_metric(name: str) -> None:
+    if name != "accuracy":
+        raise ConfigError("no such metric", where=f"--metric {name}", fix="--metric accuracy")
+
+
+_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+
+
+def _seconds(text: str) -> float:
+    """The seconds of a time such as ``2h``, ``90m``, ``45s`` or ``1h30m``."""
+    number = r"(\d{1,6}(?:\.\d{1,6})?)"
+    pattern = r"\s*".join(f"(?:{number}\\s*{unit})?" for unit in _UNITS)
+    found = re.fullmatch(pattern, text.strip(), re.ASCII | re.IGNORECASE)
+    parts = found.groups() if found else (None,)
+    seconds = sum(
+        float(part) * unit
+        for part, unit in zip(parts, _UNITS.values(), strict=False)
+        if part is not None
+    )
+    if seconds <= 0:
+        bare = re.fullmatch(r"\d{1,6}", text.strip(), re.ASCII)
+        raise ConfigError(
+            "a budget is a time above 0, with its unit: d, h, m or s",
+            where=f"--budget {text}",
+            fix=f"--budget {int(bare[0])}m" if bare and int(bare[0]) else "--budget 1h30m",
+        )
+    return seconds
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name, re.ASCII):
+        raise ConfigError(
+            "the name of a comparison is that of a folder: up to 100 letters, digits, and _ . -",
+            where=f"--name {name}",
+            fix="--name second-look",
+        )
+
+
+def _sorted_words(asked: Asked) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The words of the baseline, and those of each arm.
+
+    Raises:
+        ConfigError: an arm has no word of its own, or a word for all has two values.
+    """
+    base = list(asked.words)
+    tries = list[tuple[str, ...]]()
+    for arguments in asked.tries:
+        words = [word for argument in arguments for word in separate_words(argument)]
+        if not words:
+            raise ConfigError(
+                "--try needs one or more words",
+                where="--try",
+                fix="--try +trick=mixup, or --try '' for the baseline again (an A/A control)",
+            )
+        if words == [""]:
+            tries.append(())
+            continue
+        words = [word for word in words if word.strip()]
+        shared = [word for word in words if _is_shared(word)]
+        arm = tuple(word for word in words if word not in shared)
+        if not arm:
+            raise _not_an_arm(shared or [""])
+        tries.append(arm)
+        base += shared
+    for word in base:
+        others = [other for other in base if _key(other) == _key(word) and other != word]
+        if _is_shared(word) and others:
+            raise ConfigError(
+                f"{_key(word)} has two values, and must be equal for the baseline and all arms",
+                where=shlex.join([word, others[0]]),
+                fix="one of them, or a comparison for each",
+            )
+    if any(_is_shared(word) for word in base):
+        base = [
+            word for number, word in enumerate(base)
+            if not (_is_shared(word) and word in base[:number])
+        ]  # fmt: skip
+    return base, tries
+
+
+def _is_shared(word: str) -> bool:
+    key = _key(word)
+    return key in _SHARED or re.split(r"[./]", key)[0] == "hydra"
+
+
+def _not_an_arm(words: Sequence[str]) -> ConfigError:
+    """The error for an arm whose words all belong to the baseline."""
+    first, where = words[0], f"--try {shlex.join(words)}"
+    if _key(first) == "seed":
+        return ConfigError(
+            "an arm has the seeds of the baseline, so a seed is no change",
+            where=where,
+            fix="--try '' for the baseline again under other seeds (an A/A control)",
+        )
+    if _key(first).startswith("data"):
+        return ConfigError(
+            f"{_key(first)} decides the images, and all arms are compared on the same images",
+            where=where,
+            fix=f"{shlex.quote(first)} before --try, or a comparison for each",
+        )
+    return ConfigError(
+        f"{_key(first) or 'an empty word'} changes no result, so there is nothing to compare",
+        where=where,
+        fix=f"{shlex.quote(first)} before --try, where it is for the baseline and all arms",
+    )
+
+
+def _check_base_word(word: str) -> None:
+    """Refuse what makes no baseline: no word, and several values."""
+    _check_form(word)
+    if is_sweep(word):
+        key = _key(word)
+        raise ConfigError(
+            "a comparison has one baseline, so its words are no sweep",
+            where=word,
+            fix=f"{key}=FIRST, the first seed; the number of seeds is --max-seeds or --seeds"
+            if key == "seed"
+            else f"--try {key}=VALUE for each value",
+        )
+
+
+def _check_form(word: str) -> None:
+    """Refuse a word without a value, and say what was probably meant."""
+    if "=" in word or word.startswith("~"):
+        return
+    fix = "KEY=VALUE, or see --help"
+    if word in option_names("trick"):
+        fix = f"+trick={word}"
+    elif word.endswith(".py"):
+        fix = f"code={shlex.quote(word)}"
+    raise ConfigError(f"not an option: {word}", where=word, fix=fix)
+
+
+def _config(words: Sequence[str], folder: Path | None) -> RunConfig:
+    try:
+        return compose.config_of(words, folder)
+    except RunnerError:
+        raise
+    except Exception as error:  # Hydra's own; what it is not is raised as it is
+        problem = translated(error)
+        if problem is None:
+            raise
+        raise problem from error
+
+
+def _check_base(base: RunConfig, words: Sequence[str]) -> None:
+    typed = {_key(word): word for word in words}
+    if base.run_dir is not None:
+        raise ConfigError(
+            "a comparison has many runs, and run_dir is the folder of one",
+            where=typed.get("run_dir", f"run_dir={base.run_dir}"),
+            fix="outputs=FOLDER",
+        )
+    if base.force:
+        raise ConfigError(
+            "a comparison uses every run that exists; force=true would train them all again",
+            where=typed.get("force", "force=true"),
+            fix="outputs=ANOTHER_FOLDER, or python -m runner.train force=true … for single runs",
+        )
+    if base.seed >= 2**63 - LARGEST_OFFSET:
+        raise ConfigError(
+            "there must be room for more seeds above the first",
+            where=typed.get("seed", f"seed={base.seed}"),
+            fix="seed=0",
+        )
+    require_device(base.device)
+    if base.code is not None:
+        read_idea(base.code)
+
+
+def _arms(
+    base_words: Sequence[str],
+    base: RunConfig,
+    tries: Sequence[tuple[str, ...]],
+    folder: Path | None,
+) -> tuple[tuple[Arm, ...], list[str]]:
+    """The arms, and notes on them.
+
+    Raises:
+        ConfigError: naming every arm that cannot be.
+    """
+    is_default = not tries
+    if is_default:
+        tries = [(f"+trick={name}",) for name in _tricks()]
+    labels = _labels(tries)
+    seed = () if base.seed == 0 else (f"seed={base.seed}",)
+    found, notes = list[Arm](), list[str]()
+    problems: dict[str, ConfigError] = {}
+    known = {_meaning(base): BASE}
+    for words, label in zip(tries, labels, strict=True):
+        try:
+            config = _arm_config(base_words, words, base, seed, folder)
+            meaning = AGAIN if not words else _meaning(config)
+            own_notes = words_without_effect(config, words)
+            if meaning in known:
+                if is_default and known[meaning] == BASE:
+                    continue  # the baseline has this trick
+                raise _equal(known[meaning], words, own_notes)
+        except RunnerError as error:
+            problem = ConfigError(error.what, where=error.where, fix=error.fix)
+            problems.setdefault(f"{error.what}  [--try {shlex.join(words or [''])}]", problem)
+            continue
+        known[meaning] = label
+        notes += [f"{label}: {text}" for text in own_notes]
+        found.append(Arm(label, words, 0 if words else AGAIN_OFFSET, config))
+    if problems:
+        first = next(iter(problems.values()))
+        where = first.where or f"--try {next(iter(problems)).partition('--try ')[2][:-1]}"
+        raise ConfigError("\n".join(problems), where=where, fix=first.fix)
+    if not found:
+        raise ConfigError(
+            "the baseline has all tricks already, so there is nothing to try",
+            where=" ".join(base_words),
+            fix="--try WORDS, such as --try mixup=none",
+        )
+    return tuple(found), notes
+
+
+def _tricks() -> list[str]:
+    """The tricks that are tried if none is named, in the order in which they act."""
+    order = [name for names in trick_groups().values() for name in names]
+    return sorted(all_tricks(), key=order.index)
+
+
+def _labels(tries: Sequence[tuple[str, ...]]) -> list[str]:
+    """What the arms are called: short, each another, none like the baseline."""
+    short = [" ".join(map(_short, words)) or AGAIN for words in tries]
+    counts = Counter(short)
+    taken = {BASE}
+    labels = list[str]()
+    for words, label in zip(tries, short, strict=True):
+        if counts[label] > 1 or label in taken:
+            label = " ".join(words) or AGAIN
+        unique, number = label, 2
+        while unique in taken:
+            unique, number = f"{label} ({number})", number + 1
+        taken.add(unique)
+        labels.append(unique)
+    return labels
+
+
+def _short(word: str) -> str:
+    """A word as a name: ``+trick=[mixup,tta]`` as ``mixup+tta``, a file without its folder."""
+    key, value = _key(word), word.partition("=")[2]
+    if key == "trick" and (names := _overlay_names(word)):
+        return "+".join(names)
+    if key == "code" and value != "null" and (name := Path(value.strip("'\"")).name):
+        return name
+    return word
+
+
+def _arm_config(
+    base_words: Sequence[str],
+    words: Sequence[str],
+    base: RunConfig,
+    seed: Sequence[str],
+    folder: Path | None,
+) -> RunConfig:
+    for word in words:
+        _check_form(word)
+        if is_sweep(word):
+            raise ConfigError(
+                "an arm is one change, and this word has several values",
+                where=word,
+                fix=f"--try {_key(word)}=VALUE for each value",
+            )
+    if not words:
+        return base
+    config = _config([*joined_words(base_words, words), *seed], folder)
+    for key in _IMAGE_KEYS:
+        if getattr(config.data, key) != getattr(base.data, key):
+            raise ConfigError(
+                f"the arm trains on other images: data.{key}={spelled(getattr(config.data, key))}",
+                where=" ".join(words),
+                fix="the same word before the first --try, for the baseline and all arms",
+            )
+    for key in _PLACE_KEYS:
+        if getattr(config, key) != getattr(base, key):
+            raise ConfigError(
+                f"an arm cannot change {key}: {key}={spelled(getattr(config, key))}",
+                where=" ".join(words),
+                fix=f"{key}={spelled(getattr(config, key))} before the first --try",
+            )
+    if config.code is not None:
+        read_idea(config.code)
+    return config
+
+
+def _meaning(config: RunConfig) -> str:
+    """Equal for configurations that lead to equal results, as far as the data need not be read."""
+    weights = (config.model.weights, config.model.pretrained) if config.names_weights else None
+    code = None if config.code is None else read_idea(config.code).sha256
+    presize = config.data.presize or 2 * config.largest_size
+    training = identity(config, 0, presize, "", None if weights is None else repr(weights), code)[
+        "identity"
+    ]
+    return f"{training} {evaluation_identity(config)}"
+
+
+def _equal(other: str, words: Sequence[str], notes: Iterable[str]) -> ConfigError:
+    reasons = "".join(f"; {note}" for note in notes)
+    if not words:
+        return ConfigError(
+            "the baseline again is tried twice", where="--try ''", fix="one --try ''"
+        )
+    if other == BASE:
+        return ConfigError(
+            f"the arm is equal to the baseline{reasons}",
+            where=f"--try {shlex.join(words)}",
+            fix="another change, or --try '' for the baseline again under other seeds",
+        )
+    return ConfigError(
+        f"the arm is equal to the arm {other}{reasons}",
+        where=f"--try {shlex.join(words)}",
+        fix="leave one of them out",
+    )
+
+
+def _grid(
+    options: Sequence[str],
+    base_words: Sequence[str],
+    base: RunConfig,
+    arms: Sequence[Arm],
+    folder: Path | None,
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The keys that are tuned, with their values.
+
+    Raises:
+        ConfigError: a key cannot be tuned, or a value is wrong for the baseline or an arm.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for option in options:
+        try:
+            key, values = _tuned(option, base_words, base, arms, folder)
+        except RunnerError as error:
+            where = f"--tune {shlex.quote(option)}"
+            raise ConfigError(error.what, where=where, fix=error.fix) from error
+        if key in found:
+            raise ConfigError(
+                f"{key} is tuned twice",
+                where=f"--tune {shlex.quote(option)}",
+                fix=f"--tune {key}={','.join([*found[key], *values])}",
+            )
+        found[key] = values
+    return tuple(found.items())
+
+
+def _tuned(
+    option: str,
+    base_words: Sequence[str],
+    base: RunConfig,
+    arms: Sequence[Arm],
+    folder: Path | None,
+) -> tuple[str, tuple[str, ...]]:
+    """The key that one ``--tune`` names, and its values."""
+    key = _key(option)
+    kind = _tunable(key, option, arms)
+    try:
+        values = tuple(job[0].partition("=")[2] for job in compose.jobs([option]))
+    except RunnerError:
+        raise
+    except Exception as error:  # Hydra's own
+        problem = translated(error)
+        if problem is None:
+            raise
+        raise problem from error
+    if len(values) < 2:
+        example = values[0] if values else "A"
+        raise ConfigError(
+            "a search needs two or more different values", fix=f"--tune {key}={example},ANOTHER"
+        )
+    composed = [_config(joined_words(base_words, [f"{key}={value}"]), folder) for value in values]
+    settings = [_setting(config, key, kind) for config in composed]
+    if any(setting in settings[:number] for number, setting in enumerate(settings)):
+        raise ConfigError("two values are equal", fix="each value once")
+    group, _, name = key.rpartition(".")
+    is_read = False
+    for label, config in ((BASE, base), *((arm.label, arm.config) for arm in arms)):
+        for setting in settings:
+            try:
+                changed = checks.changed(config, setting)
+            except ConfigError as error:
+                raise ConfigError(f"{label}: {error.what}", fix=error.fix) from error
+        is_read = is_read or (group, name) not in checks.ignored(changed)
+    if not is_read:
+        raise ConfigError(
+            f"{key} has no effect in the baseline and in all arms",
+            fix="a key that at least one of them uses, such as optim.lr",
+        )
+    return key, values
+
+
+def _tunable(key: str, option: str, arms: Sequence[Arm]) -> Literal["key", "group"]:
+    """What ``key`` names."""
+    if "=" not in option:
+        raise ConfigError("--tune takes a key and its values", fix="--tune optim.lr=1e-3,3e-3,1e-2")
+    if key in _SHARED or key in (*OVERLAYS, "code") or re.split(r"[./]", key)[0] == "hydra":
+        raise ConfigError(
+            f"{key} cannot be tuned" + (": tuning has seeds of its own" if key == "seed" else ""),
+            fix="--tune optim.lr=1e-3,3e-3,1e-2",
+        )
+    for arm in arms:
+        if key in map(_key, arm.words):
+            raise ConfigError(
+                f"the arm {arm.label} sets {key}, which the search would replace",
+                fix="another key, or the arm without it",
+            )
+    if key in RunConfig().groups:
+        return "group"
+    if key not in checks.known_keys():
+        message, fix = checks.unknown_key(key, option.partition("=")[2])
+        raise ConfigError(message, fix=f"--tune {fix}" if "=" in fix else fix)
+    return "key"
+
+
+def _setting(config: RunConfig, key: str, kind: Literal["key", "group"]) -> dict[str, Any]:
+    """The value of ``key`` in ``config``, for :func:`runner.config.checks.changed`."""
+    group, _, name = key.rpartition(".")
+    if kind == "group":
+        value = getattr(config, key)
+        return {key: {item.name: getattr(value, item.name) for item in fields(value)}}
+    if not group:
+        return {key: getattr(config, key)}
+    return {group: {name: getattr(getattr(config, group), name)}}

@@ -92,16 +92,21 @@ def _plain(composed: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def config_of(words: Sequence[str]) -> RunConfig:
+def config_of(words: Sequence[str], folder: Path | None = None) -> RunConfig:
     """The configuration that the words of one run describe; call :func:`register` before.
+
+    Args:
+        words: of the run.
+        folder: with option files of the user's own; None if there is none.
 
     Raises:
         ConfigError: see :func:`run_config`. Hydra raises errors of its own;
             :func:`runner.config.complaints.translated` converts them.
     """
-    checked = checked_words(words)
+    options = [] if folder is None else [own_options(folder)]
+    checked = checked_words(words, folder=folder)
     with opened():
-        return run_config(composed(checked))
+        return run_config(composed([*checked, *options]))
 
 
 def jobs(words: Sequence[str]) -> list[list[str]]:

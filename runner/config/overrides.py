@@ -100,6 +100,15 @@ def checked_words(words: Sequence[str], *, folder: Path | None = None) -> list[s
     return checked
 
 
+def is_sweep(word: str) -> bool:
+    """Whether a word has several values, which a sweep would run one after the other.
+
+    Raises:
+        ConfigError: it is no word that Hydra can read.
+    """
+    return bool(_parsed(word).is_sweep_override())
+
+
 def check_composed(hydra: DictConfig) -> None:
     """Refuse a composed ``hydra`` node in which anything but the launcher was changed.
 
