@@ -1,8 +1,8 @@
 """Scores: which validation images each run has right, saved so that a second report is quick.
 
 Unpacking a run's predictions takes a millisecond or more, which is too slow for a thousand runs. So
-one file below ``cache`` holds one bit per image: whether the prediction is right. Groups of images are
-in the file once, because all runs on the same data share them.
+one file below ``cache`` holds one bit per image: whether the prediction is right. All runs on the
+same data share the groups of images, so these are in the file once.
 """
 
 import hashlib
