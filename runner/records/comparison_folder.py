@@ -253,7 +253,7 @@ class ComparisonFolder:
             if (found := self.plan()).question != plan.question:
                 raise _other_question(self, found, plan)
             return
-        self._write(_PLAN, _plan_content(plan), "")
+        self._write(_PLAN, plan_content(plan), "")
 
     def plan(self) -> ComparisonPlan:
         """Read the question.
@@ -262,7 +262,7 @@ class ComparisonFolder:
             ArtefactError: the file is missing, damaged or was edited.
         """
         fix = f"mv {shlex.quote(str(self.path))} ELSEWHERE; a new comparison finds the same runs"
-        return self._read(_PLAN, "", _plan_of, fix)
+        return self._read(_PLAN, "", plan_of, fix)
 
     def runs(self) -> dict[str, dict[int, PairedRun]]:
         """Read the runs of the base and of each arm, by label and by seed; empty at the start.
@@ -549,7 +549,8 @@ def _tune_words(plan: ComparisonPlan) -> str:
     return " ".join(f"{key}={','.join(values)}" for key, values in plan.tune) or "nothing"
 
 
-def _plan_content(plan: ComparisonPlan) -> dict[str, Any]:
+def plan_content(plan: ComparisonPlan) -> dict[str, Any]:
+    """The question as JSON."""
     return {
         "name": plan.name,
         "base": {
@@ -578,7 +579,12 @@ def _plan_content(plan: ComparisonPlan) -> dict[str, Any]:
     }
 
 
-def _plan_of(content: Mapping[str, Any]) -> ComparisonPlan:
+def plan_of(content: Mapping[str, Any]) -> ComparisonPlan:
+    """The question that :func:`plan_content` made JSON of; other keys are ignored.
+
+    Raises:
+        ValueError: a value is missing or impossible.
+    """
     base = fields.section(content, "base")
     if (design := fields.text(content, "design")) not in ("sequential", "fixed"):
         raise ValueError(f"design must be sequential or fixed, not {design!r}")
@@ -673,7 +679,7 @@ def _tuned_of(content: Mapping[str, Any]) -> Tuned:
 
 
 def _identity_of(plan: ComparisonPlan) -> str:
-    return _hash(_plan_content(plan))
+    return _hash(plan_content(plan))
 
 
 def _hash(content: Any) -> str:
