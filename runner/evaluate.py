@@ -244,7 +244,7 @@ def evaluate_run(
     """
     from runner.machine.environment import differences, environment
     from runner.records.bundle import read_bundle
-    from runner.report.statistics import holm
+    from runner.report.family import holm
     from runner.training.learners import trained_learner
     from runner.training.memory import advise_smaller_batch
     from runner.training.predicting import evaluate_variants, images_per_pass

@@ -28,6 +28,7 @@ from runner.report.factors import (
     level_of,
     looks_of,
 )
+from runner.report.family import FEWEST_SEEDS, Outlook, Verdict, judged
 from runner.report.groups import Arm, RunGroup, group_runs, trick_label
 from runner.report.measures import (
     PRICES,
@@ -43,13 +44,7 @@ from runner.report.runs import METRICS, FinishedRun, Found, Unranked, content_wi
 from runner.report.scores import ScoreBook
 from runner.report.statistics import (
     Difference,
-    Outlook,
-    Verdict,
     difference,
-    holm,
-    holm_levels,
-    outlook,
-    verdict,
 )
 
 FIRST_SEEDS = 5
@@ -308,14 +303,16 @@ def _group_answer(
             for arm in ordered[1:]
         ]
         within = list(_leave_one_out(group, reference))
-    compared = _compare_all(against_baseline, book, margin)
+    both = [_compare_all(asked, book, margin) for asked in (against_baseline, within)]
+    judged_all = _judged([*both[0], *both[1]], margin)
+    compared, contributions = judged_all[: len(both[0])], judged_all[len(both[0]) :]
     varying = differing_keys([arm.all_values for arm in ordered])
     return GroupAnswer(
         group,
         tuple(_row(arm, varying) for arm in ordered),
         reference.label if reference else None,
         compared,
-        _compare_all(within, book, margin),
+        contributions,
         tuple(_notes(group, reference, compared, baseline, is_hinted=is_hinted)),
     )
 
@@ -409,41 +406,48 @@ def _compare(
     )
 
 
-def _compare_all(asked: Sequence[Asked], book: ScoreBook, margin: float) -> tuple[Comparison, ...]:
-    """The comparisons of one table, with p-values corrected for their number."""
-    compared = [
+def _compare_all(
+    asked: Sequence[Asked], book: ScoreBook, margin: float
+) -> list[tuple[Comparison, Arm, Arm]]:
+    """The comparisons of one table with their two arms, without verdicts yet."""
+    return [
         (comparison, arm, reference)
         for arm, reference, label in asked
         if (comparison := _compare(arm, reference, label, book, margin))
     ]
-    tested = [one.found for one, _, _ in compared if one.found.n > 1]
-    zero = [found.p_zero for found in tested if found.p_zero is not None]
-    equal = [found.p_margin for found in tested if found.p_margin is not None]
-    corrected = zip(holm(zero), holm(equal), holm_levels(zero), holm_levels(equal), strict=True)
-    return tuple(
-        _judged(one, next(corrected), arm, reference, margin)
-        if one.found.n > 1
-        else replace(one, more=_more_runs(arm, reference, FIRST_SEEDS))
-        for one, arm, reference in compared
-    )
 
 
 def _judged(
-    one: Comparison,
-    corrected: tuple[float, float, float, float],
-    arm: Arm,
-    reference: Arm,
-    margin: float,
-) -> Comparison:
-    """Add the verdict to a comparison, or if it is cannot tell, the runs that would settle it."""
-    p_zero, p_margin, *levels = corrected
-    said = verdict(one.found.mean, p_zero, p_margin)
-    one = replace(one, p_zero=p_zero, p_margin=p_margin, verdict=said)
-    if said != "cannot tell":
-        return one
-    expected = outlook(one.found, margin, arm.num_images, *levels)
-    wanted = expected.seeds if expected else None
-    return replace(one, outlook=expected, more=_more_runs(arm, reference, wanted) if wanted else ())
+    compared: Sequence[tuple[Comparison, Arm, Arm]], margin: float
+) -> tuple[Comparison, ...]:
+    """Add the verdicts, or if one is cannot tell, the runs that would settle it.
+
+    All comparisons of a group are one family. One that is in both tables, or in one of them
+    reversed, counts once.
+    """
+    distinct = {frozenset({one.arm, one.reference}): one.found for one, _, _ in compared}
+    num_images = compared[0][1].num_images if compared else 0
+    found = dict(zip(distinct, judged(list(distinct.values()), margin, num_images), strict=True))
+    results = []
+    for one, arm, reference in compared:
+        said = found[frozenset({one.arm, one.reference})]
+        kind = said.verdict
+        if kind in ("helps", "hurts"):
+            kind = "helps" if one.found.mean > 0 else "hurts"
+        wanted = said.outlook.seeds if said.outlook else None
+        if one.found.n < FEWEST_SEEDS:
+            wanted = FIRST_SEEDS
+        results.append(
+            replace(
+                one,
+                p_zero=said.p_zero,
+                p_margin=said.p_margin,
+                verdict=kind,
+                outlook=said.outlook,
+                more=_more_runs(arm, reference, wanted) if wanted else (),
+            )
+        )
+    return tuple(results)
 
 
 def _row(arm: Arm, varying: Sequence[str]) -> Row:

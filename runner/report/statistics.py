@@ -1,4 +1,4 @@
-"""Paired differences with their uncertainty, and the verdict that they allow.
+"""Paired differences with their uncertainty, one pair of arms at a time.
 
 The data are scores, say 1 for a right and 0 for a wrong prediction, of n seeds on N validation
 images, with a trick and without it. The same seed means the same initial weights, data order and
@@ -17,7 +17,7 @@ The second interval rests on a model with two random effects, d(s, i) = θ + a(s
 The spread of the d̄(s) contains a and c, the spread of the image means contains b and c. To count c
 only once, the result of resampling is scaled to the part of b, as in Davison & Hinkley (1997, 3.8).
 Many images give a good estimate of c, so the spread of the d̄(s) is never taken to be less than
-c/√N: three seeds often agree by luck, and t alone would then be overconfident.
+c/√N, the *floor*: three seeds often agree by luck, and t alone would then be overconfident.
 
 If predictions differ on few images, the spread of the differences says little about the images that
 were not drawn: none of 48 may differ although 2 % of all do. Then the error of the images counts z²
@@ -25,30 +25,33 @@ more differing images, as Agresti & Coull (1998) do for a proportion, and is nor
 "no difference" was wrong in up to 20 % of such cases; with it in 5 %
 (``tests/report/test_statistics.py`` simulates both).
 
-This module does not import scipy.stats, which takes too long; scipy.special has what is needed.
+Images of one group (frames of one video, photographs of one patient) are alike in how hard they are
+and in what suits them. Where the images have groups, groups take the place of images: they are
+resampled, and all variances come from their sums. Resampling single images would make the interval
+the more too short the larger the groups are.
+
+:mod:`runner.report.family` decides about several arms together. This module does not import
+scipy.stats, which takes too long; scipy.special has what is needed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from math import ceil, sqrt
-from typing import Any, Literal
+from math import sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, ndtr, ndtri, stdtr, stdtrit
+from scipy.special import bdtr, ndtri, stdtr, stdtrit
 
 FloatArray = NDArray[np.floating[Any]]
-Verdict = Literal["helps", "hurts", "no difference", "cannot tell"]
 
 LEVEL = 0.05
 """Level of every test; intervals have 95 %."""
-POWER = 0.8
-"""Probability of an answer that :func:`outlook` plans for."""
-MOST_SEEDS = 100
 
 _NUM_RESAMPLES = 1000
 _FEW = 30  # differing images; their number is Poisson, so with fewer it is known to 20 % at best
+_ROUNDING = 1e-12  # part of the mean square below which a variance is one of rounding
 _BLOCK = 4_000_000  # images drawn at a time, to bound the memory
 
 
@@ -67,6 +70,10 @@ class Difference:
             one-sided tests (Schuirmann 1987); None for one seed.
         seed_deviation: standard deviation of one seed's difference on these images; 0 for one seed.
         image_error: standard error of the mean that comes from the choice of images.
+        variance: variance of the seeds' mean differences, with n - 1; 0 for one seed.
+        floor: the part of ``variance`` that is known from the images alone, so that the true
+            variance is at least this; 0 for one seed, and if all seeds differ on equal images.
+        means: (resamples,) means over the resampled images.
     """
 
     n: int
@@ -77,6 +84,9 @@ class Difference:
     p_margin: float | None
     seed_deviation: float
     image_error: float
+    variance: float
+    floor: float
+    means: FloatArray = field(repr=False, compare=False)
 
 
 def t_interval(values: Sequence[float] | FloatArray) -> tuple[float, float] | None:
@@ -89,13 +99,19 @@ def t_interval(values: Sequence[float] | FloatArray) -> tuple[float, float] | No
     return mean - half, mean + half
 
 
-def difference(scores: FloatArray, reference: FloatArray, margin: float) -> Difference:
+def difference(
+    scores: FloatArray,
+    reference: FloatArray,
+    margin: float,
+    groups: NDArray[np.int64] | None = None,
+) -> Difference:
     """Compare paired scores.
 
     Args:
         scores: (n, N) scores with the trick, seeds by images.
         reference: (n, N) scores without the trick, for the same seeds and images.
         margin: smallest difference that matters, > 0, in units of the scores.
+        groups: (N,) the group of each image; None if each image is a group of its own.
 
     Raises:
         ValueError: the shapes differ or are empty, or the margin is not positive.
@@ -105,14 +121,14 @@ def difference(scores: FloatArray, reference: FloatArray, margin: float) -> Diff
     if not margin > 0:
         raise ValueError(f"margin must be positive, got {margin}")
     per_image = np.asarray(scores, np.float32) - np.asarray(reference, np.float32)
-    n, num_images = per_image.shape
     per_seed = per_image.mean(axis=1, dtype=np.float64)
-    mean = float(per_seed.mean())
-    of_images = per_image.mean(axis=0, dtype=np.float64)
-    luck = _luck_of_images(of_images)
+    units = _images(per_image) if groups is None else _grouped(per_image, per_seed, groups)
+    n, mean = len(per_seed), float(per_seed.mean())
+    luck = _luck(units)
     if n == 1:
-        image_error = _with_rare(sqrt(_variance(of_images) / num_images), of_images)
-        low, high = np.quantile(mean + image_error * luck, (LEVEL / 2, 1 - LEVEL / 2))
+        image_error = _with_rare(sqrt(_variance(units.mean) / units.count), units)
+        means = mean + image_error * luck
+        low, high = np.quantile(means, (LEVEL / 2, 1 - LEVEL / 2))
         return Difference(
             n=1,
             mean=mean,
@@ -122,60 +138,130 @@ def difference(scores: FloatArray, reference: FloatArray, margin: float) -> Diff
             p_margin=None,
             seed_deviation=0.0,
             image_error=image_error,
+            variance=0.0,
+            floor=0.0,
+            means=means,
         )
-    seed_deviation, image_error = _components(per_image, per_seed, of_images)
-    image_error = _with_rare(image_error, of_images)
-    mixture = _Mixture(mean + image_error * luck, seed_deviation / sqrt(n), n - 1)
+    variance = float(per_seed.var(ddof=1))
+    floor, image_error = _components(units, per_seed)
+    image_error = _with_rare(image_error, units)
+    seed_deviation = sqrt(max(variance, floor))
+    means = mean + image_error * luck
+    mixture = Mixture(means, seed_deviation / sqrt(n), n - 1)
     return Difference(
         n=n,
         mean=mean,
         over_seeds=t_interval(per_seed),
         over_both=(mixture.quantile(LEVEL / 2), mixture.quantile(1 - LEVEL / 2)),
-        p_zero=min(1.0, 2 * min(mixture.below(0.0), mixture.above(0.0))),
-        p_margin=max(mixture.below(-margin), mixture.above(margin)),
+        p_zero=mixture.p_zero(),
+        p_margin=mixture.p_margin(margin),
         seed_deviation=seed_deviation,
         image_error=image_error,
+        variance=variance,
+        floor=floor if floor > _ROUNDING * float(np.square(units.values).mean()) else 0.0,
+        means=means,
     )
 
 
-def _components(
-    per_image: NDArray[np.float32], per_seed: FloatArray, of_images: FloatArray
-) -> tuple[float, float]:
-    """Deviation of one seed's mean on these images, and the error that b causes in the mean.
+@dataclass(frozen=True)
+class _Units:
+    """What is resampled: images, or groups of images.
 
-    Both are estimated by the mean squares of a two-way layout; a negative component of a or b is
-    set to 0.
+    Attributes:
+        values: (n, units) difference of each seed, whose mean over the units is that over images.
+        mean: (units,) mean of ``values`` over the seeds.
+        differing: number of units that differ in the mean over the seeds.
+        largest: the largest difference that a unit may make in ``values``.
     """
-    n, num_images = per_image.shape
-    residuals = per_image - of_images - per_seed[:, None] + per_seed.mean()
-    interaction = float((residuals**2).sum()) / ((n - 1) * max(num_images - 1, 1))
-    variance_of_b = max(0.0, _variance(of_images) - interaction / n)
-    variance_of_seeds = max(float(per_seed.var(ddof=1)), interaction / num_images)
-    return sqrt(variance_of_seeds), sqrt(variance_of_b / num_images)
+
+    values: FloatArray
+    mean: FloatArray
+    differing: int
+    largest: float
+
+    @property
+    def count(self) -> int:
+        return len(self.mean)
+
+    @property
+    def are_few(self) -> bool:
+        """Whether so few units differ that their spread is a poor estimate."""
+        return self.differing < _FEW
 
 
-def _are_few(of_images: FloatArray) -> bool:
-    """Whether so few images differ that their spread is a poor estimate."""
-    return int((of_images != 0).sum()) < _FEW
+def _images(per_image: NDArray[np.float32]) -> _Units:
+    mean = per_image.mean(axis=0, dtype=np.float64)
+    return _Units(per_image, mean, int((mean != 0).sum()), 1.0)
 
 
-def _with_rare(image_error: float, of_images: FloatArray) -> float:
-    """The error of the images, with z² differing images more if few images differ."""
+def _grouped(
+    per_image: NDArray[np.float32], per_seed: FloatArray, groups: NDArray[np.int64]
+) -> _Units:
+    """Groups as units. Larger groups count more: the mean is a ratio of sums, made linear.
+
+    The largest difference is that of any group in any seed, or of a whole group if none differs:
+    an image that differs has a difference of 1, whereas few images of a group may differ.
+    """
+    _, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    count, num_images = len(sizes), len(place)
+    if count == num_images:
+        return _images(per_image)
+    sums = np.stack([np.bincount(place, weights=row, minlength=count) for row in per_image])
+    scale = count / num_images
+    values = scale * (sums - per_seed[:, None] * sizes) + per_seed[:, None]
+    differing = int((sums.mean(axis=0) != 0).sum())
+    largest = scale * float(np.abs(sums).max()) if differing else scale * float(sizes.max())
+    return _Units(values, values.mean(axis=0), differing, largest)
+
+
+def _components(units: _Units, per_seed: FloatArray) -> tuple[float, float]:
+    """The floor of the variance of one seed's mean, and the error that b causes in the mean.
+
+    Both are estimated by the mean squares of a two-way layout; a negative component of b is set to
+    0.
+    """
+    n = len(per_seed)
+    residuals = units.values - units.mean - per_seed[:, None] + per_seed.mean()
+    interaction = float((residuals**2).sum()) / ((n - 1) * max(units.count - 1, 1))
+    variance_of_b = max(0.0, _variance(units.mean) - interaction / n)
+    return interaction / units.count, sqrt(variance_of_b / units.count)
+
+
+def _with_rare(image_error: float, units: _Units) -> float:
+    """The error of the images, with z² differing units more if few units differ."""
     z = -float(ndtri(LEVEL / 2))
-    return sqrt(image_error**2 + (z / len(of_images)) ** 2) if _are_few(of_images) else image_error
+    return (
+        sqrt(image_error**2 + (z * units.largest / units.count) ** 2)
+        if units.are_few
+        else image_error
+    )
 
 
 def _variance(values: FloatArray) -> float:
     return float(values.var(ddof=1)) if len(values) > 1 else 0.0
 
 
-class _Mixture:
-    """Distribution of the true difference: a t over the seeds around the mean of each resample."""
+class Mixture:
+    """Distribution of the true difference: a t over the seeds around the mean of each resample.
 
-    def __init__(self, means: FloatArray, error: float, degrees: int) -> None:
+    Args:
+        means: (resamples,) means over the resampled images.
+        error: standard error of the mean over the seeds.
+        degrees: degrees of freedom of ``error``, > 0.
+    """
+
+    def __init__(self, means: FloatArray, error: float, degrees: float) -> None:
         self._means = means
         self._error = error
         self._degrees = degrees
+
+    def p_zero(self) -> float:
+        """Two-sided p-value of no difference."""
+        return min(1.0, 2 * min(self.below(0.0), self.above(0.0)))
+
+    def p_margin(self, margin: float) -> float:
+        """P-value of a difference of at least ``margin`` in either direction (Schuirmann 1987)."""
+        return max(self.below(-margin), self.above(margin))
 
     def below(self, x: float) -> float:
         """Probability of at most ``x``."""
@@ -200,16 +286,16 @@ class _Mixture:
         return float((low + high) / 2)
 
 
-def _luck_of_images(of_images: FloatArray) -> FloatArray:
+def _luck(units: _Units) -> FloatArray:
     """(2 · resamples,): deviations of the mean over resampled images, in units of their spread.
 
     Each resample counts together with its mirror image, so that mean and spread are exact. If few
     images differ, the deviations are those of a normal distribution.
     """
-    if _are_few(of_images):
+    if units.are_few:
         places = np.arange(1, _NUM_RESAMPLES) / _NUM_RESAMPLES  # an odd number, symmetric around 0
         return np.asarray(ndtri(places), np.float64)
-    means = _resampled_counts(len(of_images)) @ of_images.astype(np.float32)
+    means = _resampled_counts(units.count) @ units.mean.astype(np.float32)
     deviations = means.astype(np.float64) - means.mean(dtype=np.float64)
     spread = float(deviations.std())
     unit = deviations / spread if spread > 0 else np.zeros_like(deviations)
@@ -245,106 +331,3 @@ def mcnemar(gained: int, lost: int) -> float:
     if gained < 0 or lost < 0:
         raise ValueError(f"counts must not be negative, got {gained} and {lost}")
     return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
-
-
-def holm_levels(p_values: Sequence[float]) -> list[float]:
-    """The level that each p-value must fall below at its place in Holm's order."""
-    levels = [0.0] * len(p_values)
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    for rank, index in enumerate(order):
-        levels[index] = LEVEL / (len(p_values) - rank)
-    return levels
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values: the level holds for all tests together (Holm 1979)."""
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
-
-
-def verdict(mean: float, p_zero: float | None, p_margin: float | None) -> Verdict:
-    """The verdict at the 5 % level; ``p_zero`` and ``p_margin`` are corrected by Holm.
-
-    A significant difference that is smaller than the margin still helps or hurts.
-    """
-    if p_zero is not None and p_zero < LEVEL:
-        return "helps" if mean > 0 else "hurts"
-    if p_margin is not None and p_margin < LEVEL:
-        return "no difference"
-    return "cannot tell"
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """The data that would probably settle a comparison whose verdict is cannot tell.
-
-    Attributes:
-        would_show: the result that more data would probably show.
-        seeds: total number of seeds that this takes; None if it takes more than ``MOST_SEEDS``.
-        images: total number of validation images below which no number of seeds is enough; None if
-            seeds can be enough.
-    """
-
-    would_show: Literal["a difference", "no difference"]
-    seeds: int | None
-    images: int | None
-
-
-def outlook(
-    found: Difference,
-    margin: float,
-    num_images: int,
-    level_zero: float = LEVEL,
-    level_margin: float = LEVEL,
-) -> Outlook | None:
-    """How many seeds would give an answer with a probability of 80 %, if the estimates are right.
-
-    The planning takes the estimates of the mean, the deviation of seeds and the error of images for
-    the truth, although few seeds give only rough estimates.
-
-    Args:
-        found: the difference so far.
-        margin: smallest difference that matters, as for :func:`difference`.
-        num_images: number of validation images.
-        level_zero: level of the test of no difference, in 0..1; see :func:`holm_levels`.
-        level_margin: level of the test of a difference of the margin.
-
-    Returns:
-        None for one seed, which shows nothing about the spread.
-    """
-    if found.n < 2:
-        return None
-    effect = abs(found.mean)
-    for n in range(found.n + 1, MOST_SEEDS + 1):
-        seeds_error = found.seed_deviation / sqrt(n)
-        error = sqrt(seeds_error**2 + found.image_error**2)
-        far = -float(stdtrit(n - 1, level_zero / 2)) * error
-        if _probability_below(effect - far, seeds_error) >= POWER:
-            return Outlook("a difference", n, None)
-        room = margin + float(stdtrit(n - 1, level_margin)) * error
-        below = _probability_below(room - effect, seeds_error)
-        above = _probability_below(room + effect, seeds_error)
-        if below + above - 1 >= POWER:
-            return Outlook("no difference", n, None)
-    # Without an error of seeds, the error of images must fall to one of these; it falls as 1/√N.
-    for_difference = effect / -float(ndtri(level_zero / 2))
-    for_none = (margin - effect) / -float(ndtri(level_margin))
-    would_show: Literal["a difference", "no difference"] = (
-        "a difference" if for_difference > for_none else "no difference"
-    )
-    enough = max(for_difference, for_none)
-    if found.image_error < enough:
-        return Outlook(would_show, None, None)
-    return Outlook(would_show, None, ceil(num_images * (found.image_error / enough) ** 2))
-
-
-def _probability_below(limit: float, deviation: float) -> float:
-    """The probability that a normal variable around 0 falls below ``limit``."""
-    if deviation == 0:
-        return float(limit > 0)
-    return float(ndtr(limit / deviation))

@@ -8,9 +8,10 @@ from typing import Any
 
 from runner.report.answer import Answer, Comparison, GroupAnswer, MoreRuns, Row
 from runner.report.curves import Lead
+from runner.report.family import MOST_SEEDS
 from runner.report.measures import PRICES, Interval, Mean
 from runner.report.runs import METRICS
-from runner.report.statistics import LEVEL, MOST_SEEDS
+from runner.report.statistics import LEVEL
 from runner.terminal.console import printable
 from runner.terminal.tables import Table, markdown_text, to_csv
 
@@ -343,8 +344,8 @@ def to_json(found: Answer) -> str:
                 "values": dict(group.group.values),
                 "baseline": group.baseline,
                 "arms": [asdict(row) for row in group.rows],
-                "comparisons": [asdict(one) for one in group.comparisons],
-                "contributions": [asdict(one) for one in group.contributions],
+                "comparisons": [_without_resamples(one) for one in group.comparisons],
+                "contributions": [_without_resamples(one) for one in group.contributions],
                 "notes": group.notes,
                 "runs": [
                     {"run": run.name, "seed": seed, "arm": arm.label,
@@ -360,6 +361,13 @@ def to_json(found: Answer) -> str:
         "foreign": found.foreign,
     }  # fmt: skip
     return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
+
+
+def _without_resamples(one: Comparison) -> dict[str, Any]:
+    """The fields of a comparison, except the thousands of resampled means."""
+    found = asdict(one)
+    del found["found"]["means"]
+    return found
 
 
 def _finite(value: Any) -> Any:

@@ -39,6 +39,9 @@ def comparison(label: str, mean: float, half: float, *, seeds: int = 3) -> Compa
         p_margin=0.5,
         seed_deviation=half,
         image_error=half,
+        variance=half**2,
+        floor=half**2,
+        means=np.full(2, mean),
     )
     return Comparison(
         label, label, "baseline", tuple(range(seeds)), found, (), 0.5, 0.5, "cannot tell", None,

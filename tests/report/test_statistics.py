@@ -12,17 +12,8 @@ from scipy import stats
 from simulated import BASELINE, experiment
 
 from runner.report import statistics
-from runner.report.statistics import (
-    Difference,
-    Outlook,
-    difference,
-    holm,
-    holm_levels,
-    mcnemar,
-    outlook,
-    t_interval,
-    verdict,
-)
+from runner.report.family import holm, verdict
+from runner.report.statistics import difference, mcnemar, t_interval
 
 MARGIN = 0.005
 
@@ -51,7 +42,6 @@ def test_one_value_has_no_interval_over_seeds() -> None:
     found = difference(scores(1, 50, 0.8, 1), scores(1, 50, 0.6, 2), MARGIN)
     assert (found.over_seeds, found.p_zero, found.p_margin) == (None, None, None)
     assert verdict(found.mean, found.p_zero, found.p_margin) == "cannot tell"
-    assert outlook(found, MARGIN, 50) is None
 
 
 def test_with_one_seed_the_interval_is_of_the_images() -> None:
@@ -223,87 +213,6 @@ def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
 def test_mcnemar_refuses_what_is_no_count() -> None:
     with pytest.raises(ValueError, match="negative"):
         mcnemar(-1, 3)
-
-
-@given(st.lists(st.floats(0, 1), max_size=8))
-def test_holm_rejects_what_stepping_down_rejects(p_values: list[float]) -> None:
-    adjusted = holm(p_values)
-    for level in (0.01, 0.05, 0.3):
-        rejected = set()
-        for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-            if p_values[index] * (len(p_values) - rank) > level:
-                break
-            rejected.add(index)
-        assert rejected == {index for index, p in enumerate(adjusted) if p <= level}
-    assert all(after >= before for before, after in zip(p_values, adjusted, strict=True))
-
-
-def test_holm_levels_are_what_holm_adjusts_by() -> None:
-    p_values = [0.02, 0.2, 0.001, 0.03]
-    assert holm_levels(p_values) == pytest.approx([0.05 / 3, 0.05, 0.05 / 4, 0.05 / 2])
-    assert holm_levels([]) == []
-
-
-@pytest.mark.parametrize(
-    ("mean", "p_zero", "p_margin", "expected"),
-    [
-        (0.02, 0.01, 0.9, "helps"),
-        (-0.02, 0.01, 0.9, "hurts"),
-        (0.001, 0.01, 0.01, "helps"),
-        (0.001, 0.5, 0.01, "no difference"),
-        (0.02, 0.05, 0.05, "cannot tell"),
-        (0.02, None, None, "cannot tell"),
-    ],
-)
-def test_the_verdict(
-    mean: float, p_zero: float | None, p_margin: float | None, expected: str
-) -> None:
-    assert verdict(mean, p_zero, p_margin) == expected
-
-
-def looks(mean: float, deviation: float, image_error: float, n: int = 3) -> Difference:
-    return Difference(n, mean, None, (0.0, 0.0), 0.5, 0.5, deviation, image_error)
-
-
-def test_the_outlook() -> None:
-    shown = outlook(looks(0.02, 0.01, 0.001), MARGIN, 1000)
-    assert shown is not None
-    assert (shown.would_show, shown.images) == ("a difference", None)
-    assert shown.seeds is not None
-    # By the noncentral t: the power that the planned number has, and one seed less has not.
-    power = [
-        stats.nct.sf(stats.t.isf(0.025, n - 1), n - 1, 0.02 / (0.01 / np.sqrt(n)))
-        for n in (shown.seeds - 1, shown.seeds)
-    ]
-    assert power[0] < 0.85
-    assert power[1] > 0.72
-
-    none = outlook(looks(0.0, 0.01, 0.0), MARGIN, 1000)
-    assert none is not None
-    assert none.would_show == "no difference"
-    assert none.seeds is not None
-    # Two one-sided tests, by simulation: about 80 % of experiments of that size show it.
-    rng = np.random.default_rng(0)
-    means = rng.normal(0, 0.01 / np.sqrt(none.seeds), 20_000)
-    squares = rng.chisquare(none.seeds - 1, 20_000) / (none.seeds - 1)
-    reach = stats.t.isf(0.05, none.seeds - 1) * 0.01 * np.sqrt(squares / none.seeds)
-    assert np.mean(np.abs(means) + reach < MARGIN) == pytest.approx(0.8, abs=0.06)
-    stricter = outlook(looks(0.02, 0.01, 0.001), MARGIN, 1000, level_zero=0.01)
-    assert stricter is not None
-    assert stricter.seeds is not None
-    assert stricter.seeds > shown.seeds
-
-    more_images = outlook(looks(0.004, 0.001, 0.01), MARGIN, 1000)
-    assert more_images is not None
-    assert more_images.seeds is None
-    assert more_images.images is not None
-    # With that many images, the error of images would be just small enough.
-    error = 0.01 * np.sqrt(1000 / more_images.images)
-    assert error == pytest.approx(0.004 / stats.norm.isf(0.025), rel=1e-3)
-
-    assert outlook(looks(0.0046, 0.02, 0.0001), MARGIN, 1000) == Outlook(
-        "a difference", seeds=None, images=None
-    )
 
 
 def simulate(n: int, repetitions: int, num_images: int, effect: float) -> dict[str, float]:

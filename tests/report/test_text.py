@@ -113,8 +113,11 @@ def test_json_has_the_whole_answer(found: Answer) -> None:
             ("comparisons", expected.comparisons),
             ("contributions", expected.contributions),
         ):
+            fields = [asdict(value) for value in values]
+            for one in fields if key != "arms" else ():
+                del one["found"]["means"]
             # Through JSON and back, which makes lists of tuples and changes nothing else.
-            assert group[key] == json.loads(json.dumps([asdict(value) for value in values]))
+            assert group[key] == json.loads(json.dumps(fields))
         assert group["notes"] == list(expected.notes)
     assert said["not_compared"] == [
         {"name": "failed", "status": "failed", "reason": "the loss is not finite"}
