@@ -8,7 +8,7 @@ from typing import Any
 
 from runner.report.answer import Answer, Comparison, GroupAnswer, MoreRuns, Row
 from runner.report.curves import Lead
-from runner.report.family import MOST_SEEDS
+from runner.report.family import FEWEST_SEEDS, MOST_SEEDS
 from runner.report.measures import PRICES, Interval, Mean
 from runner.report.runs import METRICS
 from runner.report.statistics import LEVEL
@@ -16,6 +16,7 @@ from runner.terminal.console import printable
 from runner.terminal.tables import Table, markdown_text, to_csv
 
 UNEQUAL = "≠"
+_FEW_SEEDS = {1: "one seed", 2: "two seeds"}
 _COURSES = {
     "ahead": "ahead all the way",
     "behind": "behind all the way",
@@ -53,8 +54,8 @@ def p_text(p_value: float | None) -> str:
 
 def verdict_text(one: Comparison, margin: float) -> str:
     """The verdict in words."""
-    if len(one.seeds) == 1:
-        return "one seed: cannot tell"
+    if len(one.seeds) < FEWEST_SEEDS:
+        return f"{_FEW_SEEDS[len(one.seeds)]}: no verdict"
     if one.verdict == "no difference":
         return f"no difference larger than {100 * margin:g}"
     if one.verdict == "cannot tell":
@@ -68,7 +69,7 @@ def advice(one: Comparison, margin: float) -> str:
     if one.verdict != "cannot tell":
         return ""
     if one.outlook is None:
-        return "one seed shows nothing about the change"
+        return "a verdict takes three seeds or more"
     what: str = one.outlook.would_show
     if what == "no difference":
         what = f"no difference larger than {100 * margin:g} points"

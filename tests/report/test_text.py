@@ -192,7 +192,9 @@ def test_verdicts_in_words(found: Answer) -> None:
     assert said("no difference", 0.01) == "no difference larger than 5"
     assert said("cannot tell") == "cannot tell"
     alone = replace(one, seeds=(0,), verdict="cannot tell")
-    assert text.verdict_text(alone, MARGIN) == "one seed: cannot tell"
+    assert text.verdict_text(alone, MARGIN) == "one seed: no verdict"
+    two = replace(one, seeds=(0, 1), verdict="cannot tell")
+    assert text.verdict_text(two, MARGIN) == "two seeds: no verdict"
 
 
 def test_numbers_in_words() -> None:
