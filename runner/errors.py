@@ -11,9 +11,14 @@ from typing import ClassVar
 
 
 class RunnerError(Exception):
-    """An error with a cause outside this code: one line each for what, where and fix."""
+    """An error with a cause outside this code: one line each for what, where and fix.
+
+    Attributes:
+        run: the folder of the run that met the error, if it is known.
+    """
 
     exit_code: ClassVar[int] = 1
+    run: str | None = None
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         super().__init__(what)
@@ -60,6 +65,10 @@ class TrainingError(RunnerError):
     """Training could not continue: non-finite loss or gradient, out of memory, lost worker."""
 
     exit_code = 5
+
+
+class DivergedError(TrainingError):
+    """The loss, a gradient, a prediction or a weight is NaN or infinite."""
 
 
 class CodeError(TrainingError):

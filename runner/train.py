@@ -34,12 +34,14 @@ def run(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
         with joined(processes, device_kind(config.device)):
             folder, status, result = _run(config, overrides, processes, display)
         display.result(result, str(folder.path))
-    metrics = result["metrics"]
+    metrics, evaluation = result["metrics"], result.get("evaluation")
     return {
         "status": status,
         "folder": str(folder.path),
         "accuracy": metrics["plain"]["accuracy"],
         "tta": metrics["tta"]["accuracy"] if "tta" in result["tricks"] else None,
+        "evaluation": evaluation["name"] if evaluation else None,
+        "seconds": result["budget"]["seconds"] + (evaluation["seconds"] if evaluation else 0.0),
     }
 
 

@@ -37,10 +37,10 @@ from kill import (
 )
 from omegaconf import OmegaConf
 
-from hydra_plugins import trick_runner
 from runner.config.complaints import translated
 from runner.config.options import CONF_DIR, LAUNCHERS
 from runner.errors import ConfigError
+from runner.jobs import launch as launching
 from runner.records.sweep_folder import SweepFolder
 
 pytestmark = [
@@ -482,7 +482,7 @@ def test_what_died_beside_others_is_tried_alone(tmp_path: Path) -> None:
                     raise RuntimeError("a process died")
 
     config = OmegaConf.create({"hydra": {"launcher": {"_target_": "JoblibLauncher", "n_jobs": 2}}})
-    launch = trick_runner._Launch(config, None, None, jobs, folder)
+    launch = launching._Launch(config, None, None, jobs, folder)
     launch._launcher = Brittle
     launch.until_whole()
     assert rounds == [[0, 1, 2, 3], [2, 3], [0], [1]]
@@ -579,11 +579,11 @@ def test_cores_are_divided_among_the_jobs(
     cores: int,
     expected: tuple[int, int],
 ) -> None:
-    monkeypatch.setattr(trick_runner, "num_cores", lambda: cores)
-    monkeypatch.setattr(trick_runner, "num_gpus", lambda: 0)
+    monkeypatch.setattr(launching, "num_cores", lambda: cores)
+    monkeypatch.setattr(launching, "num_gpus", lambda: 0)
     config = OmegaConf.create({"hydra": {"launcher": {"gpus_per_node": None, **launcher}}})
     jobs = [[f"seed={seed}"] for seed in range(4)]
-    launch = trick_runner._Launch(config, None, None, jobs, SweepFolder(tmp_path))
+    launch = launching._Launch(config, None, None, jobs, SweepFolder(tmp_path))
     assert (launch._task.num_slots, launch._task.threads) == expected
 
 

@@ -59,6 +59,11 @@ def in_child(work: Callable[[], None], on_signal: Callable[[int], bool]) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
+def ending(code: int) -> str:
+    """How a child with this code of :func:`in_child` ended, in words."""
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
 def _live(work: Callable[[], None], parent: int, mask: "set[int | signal.Signals]") -> None:
     """Do ``work`` as the child, and end; never returns."""
     code = 1

@@ -58,6 +58,7 @@ def read(folder: RunFolder, name: str) -> dict[str, Any] | None:
         fields.section(found, "tta")
         fields.texts(found, "tricks")
         fields.text(found, "predictions")
+        fields.number(found, "seconds", at_least=0)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -70,11 +71,15 @@ def read(folder: RunFolder, name: str) -> dict[str, Any] | None:
 
 
 def joined(result: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The result of a run with the tricks and metrics of one of its evaluations, if any."""
+    """The result of a run with the tricks and metrics of one of its evaluations, if any.
+
+    Its name and its seconds are under ``evaluation``.
+    """
     if evaluation is None:
         return dict(result)
     metrics = {**result["metrics"], "tta": evaluation["metrics"]}
-    return {**result, "tricks": evaluation["tricks"], "metrics": metrics}
+    facts = {"name": evaluation.get("evaluation"), "seconds": evaluation["seconds"]}
+    return {**result, "tricks": evaluation["tricks"], "metrics": metrics, "evaluation": facts}
 
 
 def write(

@@ -32,8 +32,9 @@ from runner.machine.locks import locked
 from runner.records.run_folder import redacted_words
 
 ALIVE = ("waiting", "running")
-_ENDED = ("finished", "skipped", "resumed", "evaluated", "failed", "crashed")
-_KNOWN = (*ALIVE, *_ENDED, "interrupted", "busy", "pending")
+GOOD = ("finished", "skipped", "resumed", "evaluated")
+ENDED = (*GOOD, "failed", "crashed")
+_KNOWN = (*ALIVE, *ENDED, "interrupted", "busy", "pending")
 _LARGEST = 2**20  # bytes of a file that is read, or of its end
 _STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
@@ -84,9 +85,11 @@ class SweepFolder:
             if status not in _KNOWN:
                 raise ValueError(f"unknown status: {status}")
             fields.whole(found, "pid", at_least=1)
-            for key in ("host", *(key for key in ("folder", "error") if key in found)):
-                fields.text(found, key)
-            for key in ("accuracy", "tta"):
+            fields.text(found, "host")
+            for key in ("folder", "evaluation", "error", "error_kind"):
+                if found.get(key) is not None:
+                    fields.text(found, key)
+            for key in ("accuracy", "tta", "seconds"):
                 if found.get(key) is not None:
                     fields.number(found, key)
         except (OSError, ValueError):
@@ -158,7 +161,7 @@ def _is_alive(job: Mapping[str, Any]) -> bool:
 
 
 class Watch:
-    """Reports each job that ends in another process, and stops the jobs after a signal.
+    """Reports each job that begins or ends in another process, and stops them after a signal.
 
     Processes started in the block do not see a SIGINT or SIGTERM that is sent to all processes at
     once, as by Ctrl-C in a terminal. After the first signal here, they are sent SIGTERM, at which
@@ -167,7 +170,8 @@ class Watch:
     Args:
         folder: the folder of the sweep.
         numbers: numbers of the jobs that run now.
-        on_end: called with the number of each job that has ended.
+        on_end: called with the number of each job that has ended, after ``on_begin`` for that job.
+        on_begin: called with the number of each job that has begun.
         can_stop: whether the jobs are processes of this machine; if not, they are left to their
             queue.
     """
@@ -178,10 +182,13 @@ class Watch:
         numbers: Sequence[int],
         on_end: Callable[[int], None],
         *,
+        on_begin: Callable[[int], None] = lambda number: None,
         can_stop: bool,
     ) -> None:
         self._folder = folder
         self._left = list(numbers)
+        self._begun = set[int]()
+        self._on_begin = on_begin
         self._on_end = on_end
         self._can_stop = can_stop
         self._is_over = threading.Event()
@@ -205,12 +212,12 @@ class Watch:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
-        self._report_ended()
+        self._report()
 
     def _watch(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
         while not self._is_over.wait(0.5):
-            self._report_ended()
+            self._report()
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
         is_second = self._folder.stopped_by is not None
@@ -226,9 +233,13 @@ class Watch:
         jobs = [self._folder.read(number) for number in self._left]
         return [job for job in jobs if job["status"] in ALIVE]
 
-    def _report_ended(self) -> None:
+    def _report(self) -> None:
         for number in list(self._left):
-            if self._folder.read(number)["status"] in _ENDED:
+            status = self._folder.read(number)["status"]
+            if number not in self._begun and status in ("running", *ENDED):
+                self._begun.add(number)
+                self._on_begin(number)
+            if status in ENDED:
                 self._left.remove(number)
                 self._on_end(number)
 

@@ -1,6 +1,7 @@
 """The start of every command that takes its words through Hydra."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
@@ -23,6 +24,35 @@ from runner.terminal.usage import Usage, WordsParser
 Work = Callable[[RunConfig, list[str]], dict[str, Any]]
 """Does one job: takes its configuration and the user's words, returns a summary."""
 
+Task = Callable[[DictConfig], dict[str, Any]]
+"""Does one job that Hydra composed; returns a summary, or ``{"error": ERROR}``."""
+
+
+def task_of(work: Work) -> Task:
+    """The task that does ``work``; it can be pickled if ``work`` can."""
+    return partial(_done, work)
+
+
+def _done(work: Work, composed: DictConfig) -> dict[str, Any]:
+    try:
+        # A launcher passes on the node of a job's own configuration only.
+        node = composed.hydra if "hydra" in composed else HydraConfig.get()
+        return work(compose.run_config(composed), [str(word) for word in node.overrides.task])
+    except RunnerError as error:
+        # Returned, not raised: Hydra would add its own lines to the message.
+        return {"error": error}
+    except Exception as error:
+        if (problem := blamed(error)) is None:
+            raise
+        problem.__cause__ = error
+        return {"error": problem}
+
+
+def hydra_context() -> HydraContext:
+    """What Hydra's plugins want to know, inside :func:`runner.config.compose.opened`."""
+    loader = GlobalHydra.instance().config_loader()
+    return HydraContext(config_loader=loader, callbacks=Callbacks())
+
 
 def hydra_command(name: str, work: Work, usage: Usage) -> None:
     """Run ``work`` for the command line, once or as a sweep, and end as every command ends.
@@ -34,20 +64,7 @@ def hydra_command(name: str, work: Work, usage: Usage) -> None:
         work: does one job.
         usage: of the command, for ``--help``, and whether ``-m`` and several processes are allowed.
     """
-
-    def job(composed: DictConfig) -> dict[str, Any]:
-        try:
-            # A launcher passes on the node of a job's own configuration only.
-            node = composed.hydra if "hydra" in composed else HydraConfig.get()
-            return work(compose.run_config(composed), [str(word) for word in node.overrides.task])
-        except RunnerError as error:
-            # Returned, not raised: Hydra would add its own lines to the message.
-            return {"error": error}
-        except Exception as error:
-            if (problem := blamed(error)) is None:
-                raise
-            problem.__cause__ = error
-            return {"error": problem}
+    job = task_of(work)
 
     def body() -> None:
         arguments = WordsParser(program(name)).parse_intermixed_args()
@@ -82,13 +99,10 @@ def hydra_command(name: str, work: Work, usage: Usage) -> None:
     )
 
 
-def _sweep(composed: DictConfig, job: Callable[[DictConfig], dict[str, Any]]) -> None:
+def _sweep(composed: DictConfig, job: Task) -> None:
     """Run all jobs of a sweep; inside :func:`runner.config.compose.opened`."""
-    loader = GlobalHydra.instance().config_loader()
     sweeper = Plugins.instance().instantiate_sweeper(
-        hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
-        task_function=job,
-        config=composed,
+        hydra_context=hydra_context(), task_function=job, config=composed
     )
     sweeper.sweep([str(word) for word in composed.hydra.overrides.task])
 

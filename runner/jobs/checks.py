@@ -1,0 +1,109 @@
+"""The words and the code of jobs, checked before anything is written."""
+
+import json
+import os
+from collections.abc import Sequence
+
+from hydra.core.config_loader import ConfigLoader
+from omegaconf import DictConfig
+
+from runner.config import compose
+from runner.config.complaints import translated
+from runner.config.idea import read_idea
+from runner.config.schema import RunConfig
+from runner.errors import CodeError, ConfigError, RunnerError
+from runner.machine.children import can_fork, ending, in_child
+from runner.machine.signals import Interrupted
+
+
+def check_jobs(
+    jobs: Sequence[Sequence[str]], loader: ConfigLoader, config: DictConfig
+) -> list[RunConfig]:
+    """The configuration of every job, checked, its code as well.
+
+    Args:
+        jobs: the words of each job.
+        loader: Hydra's, inside :func:`runner.config.compose.opened`.
+        config: the composed configuration of the command that has these jobs.
+
+    Raises:
+        ConfigError: with the mistakes of all jobs.
+        Interrupted: a signal came.
+    """
+    problems: dict[str, RunnerError] = {}
+    codes, trainings = set[str](), set[str]()
+    configs = list[RunConfig]()
+    for job in jobs:
+        try:
+            one = compose.run_config(loader.load_sweep_config(config, list(job)))
+            if one.force and repr(one.training) in trainings:
+                raise ConfigError(
+                    "jobs that differ only in their evaluation are one training, which "
+                    "force=true would repeat for each of them",
+                    where="-m force=true",
+                    fix="force=true for one of them, then all of them without it",
+                )
+            trainings.add(repr(one.training))
+            if one.code is not None and one.code not in codes:
+                codes.add(one.code)
+                check_code(one.code)
+            configs.append(one)
+        except Exception as error:  # of Hydra, of any kind; those that are not known are raised
+            problem = error if isinstance(error, RunnerError) else translated(error)
+            if problem is None:
+                raise
+            problems.setdefault(f"{problem.what}  [{' '.join(job)}]", problem)
+    if problems:
+        first = next(iter(problems.values()))
+        raise ConfigError("\n".join(problems), where=first.where, fix=first.fix)
+    return configs
+
+
+def check_code(path: str) -> None:
+    """Run an idea file as its jobs will; imports torch, so only when there is one.
+
+    In a child: what the file computes would start threads, which children of this process lack.
+
+    Raises:
+        ConfigError: the file is refused.
+    """
+    from runner.tricks.idea import load_idea
+
+    file = read_idea(path)
+    if not can_fork():
+        load_idea(file)
+        return
+    reader, writer = os.pipe()
+
+    def work() -> None:
+        try:
+            load_idea(file)
+        except RunnerError as error:
+            said = [type(error).__name__, error.what, error.where, error.fix]
+            os.write(writer, json.dumps(said).encode())
+
+    signals = list[int]()
+
+    def on_signal(signum: int) -> bool:
+        signals.append(signum)
+        return len(signals) == 1
+
+    try:
+        try:
+            code = in_child(work, on_signal)
+        finally:
+            os.close(writer)
+        said = os.read(reader, 65_536)  # what a pipe holds; a message is shorter
+    finally:
+        os.close(reader)
+    if signals:
+        raise Interrupted(signals[0])
+    if said:
+        kind, what, where, fix = json.loads(said)
+        raise (CodeError if kind == "CodeError" else ConfigError)(what, where=where, fix=fix)
+    if code != 0:
+        raise ConfigError(
+            f"the file ends the process that imports it ({ending(code)})",
+            where=f"code={path}",
+            fix="code that runs only in the functions of the file",
+        )

@@ -1,0 +1,213 @@
+"""One job, as Hydra's launchers call it: in this process, in a child, or anywhere else."""
+
+import faulthandler
+import gc
+import math
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from runner.errors import BusyError, CodeError, ConfigError, RunnerError
+from runner.machine.children import can_fork, ending, in_child
+from runner.machine.files import open_log, remove
+from runner.machine.processes import from_environment
+from runner.machine.signals import outliving_parent, raise_on_signals
+from runner.records.sweep_folder import GOOD, SweepFolder
+from runner.terminal.start import Task
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """The task of every job of a sweep: runs the job, and records its state and how it ended.
+
+    Attributes:
+        task: the task of the command; returns a summary, or a summary with an error.
+        folder: the folder of the sweep.
+        jobs: the words of each job of the sweep.
+        sweeper: process and machine of the sweep itself.
+        threads: threads for each process of a job if the configuration does not set them; 0 leaves
+            the number open.
+        num_slots: how many jobs may run at the same time if the launcher starts all of them at
+            once; 0 for no limit.
+        is_worker: whether a job runs in a child of the sweep that waits for a further job
+            afterwards.
+        forks: whether the launcher calls this in the process of the sweep, which then runs each job
+            in a child: a job that crashes ends no other.
+        is_quiet: whether the output of a job that forks goes to its log. The output of a job in a
+            process of its own always does.
+        until: no job begins after this time, in seconds since the epoch: other machines have clocks
+            of their own, but agree on this one.
+    """
+
+    task: Task
+    folder: SweepFolder
+    jobs: list[list[str]]
+    sweeper: tuple[int, str]
+    threads: int
+    num_slots: int
+    is_worker: bool
+    forks: bool = False
+    is_quiet: bool = False
+    until: float = math.inf
+
+    @property
+    def number(self) -> int:
+        """The number of the job that Hydra runs now."""
+        return self.jobs.index(list(HydraConfig.get().overrides.task))
+
+    def __call__(self, composed: DictConfig) -> None:
+        """Run one job; Hydra's launchers call this."""
+        number = self.number
+        if time.time() >= self.until:
+            if from_environment().is_first:
+                self.folder.write(number, "pending")
+        elif not self.forks:
+            self._run(composed, number)
+        elif can_fork():
+            self._fork(composed, number)
+        else:
+            self._run_here(composed, number)
+
+    def _fork(self, composed: DictConfig, number: int) -> None:
+        """Run one job in a child, and record how it ended if it could not."""
+
+        def work() -> None:
+            with ExitStack() as stack:
+                log = stack.enter_context(open_log(self.folder.log(number)))
+                if self.is_quiet:
+                    _write_to(self.folder.log(number))
+                faulthandler.enable(log)
+                stack.callback(faulthandler.disable)
+                self._run(composed, number, is_child=True)
+
+        def on_signal(signum: int) -> bool:
+            is_first = self.folder.stopped_by is None
+            self.folder.stop(signum)
+            return is_first
+
+        if self.folder.stopped_by is not None:
+            self.folder.write(number, "pending")
+            return
+        if number and self.folder.read(number - 1)["status"] not in ("skipped", "pending"):
+            _import_what_jobs_do(str(composed.model.source))
+        try:
+            code = in_child(work, on_signal)
+        except OSError as error:  # no process or no memory for one; Hydra would not say so
+            reason = f"cannot start a process: {error.strerror or error}"
+            self.folder.write(number, "failed", error=reason)
+            return
+        log, found = self.folder.log(number), self.folder.read(number)
+        is_told = self.is_quiet and found["status"] in GOOD  # the log has progress only
+        if log.exists() and (is_told or log.stat().st_size == 0):
+            remove(log)
+        if found["status"] == "crashed" or (code != 0 and found["status"] == "pending"):
+            how = ending(code)
+            said = str(found.get("error", "crashed: before it began")).partition(": ")[2]
+            self.folder.write(number, "crashed", error=f"crashed ({how}): {said}")
+
+    def _run_here(self, composed: DictConfig, number: int) -> None:
+        """Run one job in this process, which cannot fork."""
+        with ExitStack() as stack:
+            if self.is_quiet:
+                log = stack.enter_context(open_log(self.folder.log(number)))
+                stack.enter_context(redirect_stdout(log))
+                stack.enter_context(redirect_stderr(log))
+            self._run(composed, number)
+
+    def _run(self, composed: DictConfig, number: int, *, is_child: bool = False) -> None:
+        speaks = from_environment().is_first
+        status, more = "pending", dict[str, Any]()
+        with ExitStack() as stack:
+            is_sweep = (os.getpid(), socket.gethostname()) == self.sweeper
+            try:
+                if not (is_sweep or is_child):
+                    self._move_in(stack, number if speaks else None)
+                if speaks:  # written before the check for a stop, so that no stop is missed
+                    self.folder.write(number, "running")
+                if self.folder.stopped_by is None:
+                    status = "interrupted"
+                    status, more = self._do(composed, number)
+            except KeyboardInterrupt as interrupt:
+                if is_sweep:  # a cluster may end one job without meaning the others
+                    self.folder.stop(getattr(interrupt, "signum", signal.SIGINT))
+            finally:  # also when submitit raises SystemExit to queue the job again
+                if speaks:
+                    self.folder.write(number, status, **more)
+
+    def _do(self, composed: DictConfig, number: int) -> tuple[str, dict[str, Any]]:
+        if self.threads and not composed.threads:
+            composed.threads = self.threads
+        try:
+            summary = dict(self.task(composed))
+            error = summary.pop("error", None)
+        except Exception as caught:
+            error = caught
+        if error is None:
+            return str(summary.pop("status")), summary
+        if isinstance(error, BusyError):
+            return "busy", {"folder": str(Path(error.where).parent)}
+        with open_log(self.folder.log(number)) as log:
+            log.writelines(traceback.format_exception(error))
+        reason = error.what if isinstance(error, RunnerError) else f"a bug of ours: {error!r}"
+        if isinstance(error, CodeError):  # the line of the user's file is what matters
+            reason += f" ({error.where})"
+        more = {"error": reason, "error_kind": type(error).__name__}
+        if isinstance(error, RunnerError) and error.run is not None:
+            more["folder"] = error.run
+        return "failed", more
+
+    def _move_in(self, stack: ExitStack, number: int | None) -> None:
+        """Set up a process that the launcher started: its signals, output and slot."""
+        raise_on_signals()
+        # Ctrl-C in a terminal, and its end, reach all processes; the sweep passes on SIGTERM.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        if self.is_worker:
+            stack.enter_context(outliving_parent(self.sweeper[0]))
+        log = stack.enter_context(
+            Path(os.devnull).open("a")  # noqa: SIM115  the stack closes it
+            if number is None
+            else open_log(self.folder.log(number))
+        )
+        stack.enter_context(redirect_stdout(log))
+        stack.enter_context(redirect_stderr(log))
+        faulthandler.enable(log)
+        stack.callback(faulthandler.disable)
+        if number is not None and self.num_slots:
+            self.folder.write(number, "waiting")
+            stack.enter_context(self.folder.slot(self.num_slots))
+
+
+def _write_to(path: Path) -> None:
+    """Let a forked process, and those that it starts, write to the file alone from now on.
+
+    Another thread of the parent may have held a lock of the parent's streams when the process was
+    forked, such as a table that is refreshed. So nothing of them is used again, not even to flush.
+    """
+    log = open_log(path)
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    sys.stdout = sys.stderr = log
+
+
+def _import_what_jobs_do(source: str) -> None:
+    """Import torch and what trains, which takes seconds, once for all jobs; nothing is computed."""
+    import runner.data.dataset
+    import runner.training.session  # noqa: F401
+    from runner.models.build import import_timm
+
+    if source == "timm":
+        with suppress(ConfigError):  # the job says that it is not installed
+            import_timm()
+    gc.freeze()  # a collection in a child would copy all that it shares with this process

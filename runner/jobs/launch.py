@@ -1,0 +1,413 @@
+"""Runs jobs through one of Hydra's launchers until none is missing, and says how each ended."""
+
+import math
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
+from omegaconf import DictConfig, read_write
+
+from runner.config import compose
+from runner.config.overrides import checked_words
+from runner.errors import RunnerError, SweepError, first_line
+from runner.jobs.checks import check_jobs
+from runner.jobs.job import SweepJob
+from runner.machine.hardware import num_cores, num_gpus
+from runner.machine.locks import is_held
+from runner.machine.signals import Interrupted
+from runner.records.run_folder import RunFolder
+from runner.records.sweep_folder import ALIVE, ENDED, GOOD, SweepFolder, Watch
+from runner.terminal.start import Task, Work, hydra_context, task_of
+from runner.terminal.sweeps import print_job, print_sweep
+
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        status: ``finished``, ``resumed`` (and finished), ``evaluated`` or ``skipped`` (finished
+            before) of a job with a result; ``failed`` or ``crashed``; ``interrupted`` by a signal;
+            ``pending`` if the job has not begun.
+        folder: folder of the run; None if it is not known.
+        evaluation: name of the evaluation in that folder; None for the plain view alone.
+        accuracy: of the plain view, 0..1; None without a result.
+        error: why the job failed, or how it crashed; else empty.
+        error_kind: name of the class of the error of a failed job; else empty.
+        seconds: of training and evaluation, in all attempts at the run; 0 without a result.
+    """
+
+    status: str
+    folder: str | None = None
+    evaluation: str | None = None
+    accuracy: float | None = None
+    error: str = ""
+    error_kind: str = ""
+    seconds: float = 0.0
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the job has a result."""
+        return self.status in GOOD
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether the job failed or crashed; another attempt would probably end likewise."""
+        return self.status in ENDED and self.status not in GOOD
+
+    @property
+    def is_diverged(self) -> bool:
+        """Whether the training failed because a number was not finite."""
+        return self.error_kind == "DivergedError"
+
+
+@dataclass(frozen=True)
+class JobsResult:
+    """How the jobs of one call ended.
+
+    Attributes:
+        outcomes: of each job, in the order of the jobs.
+        folder: with the state and the log of each job.
+        stopped_by: the signal that stopped the jobs; None if they were not stopped.
+    """
+
+    outcomes: list[Outcome]
+    folder: SweepFolder
+    stopped_by: int | None
+
+
+def run_jobs(
+    jobs: Sequence[Sequence[str]],
+    work: Work,
+    launcher: Sequence[str],
+    outputs: Path,
+    *,
+    config_dir: Path | None = None,
+    on_begin: Callable[[int], None] | None = None,
+    on_end: Callable[[int, Outcome], None] | None = None,
+    is_quiet: bool = False,
+    deadline: float | None = None,
+) -> JobsResult:
+    """Run jobs through a launcher, until none is missing, a signal comes or time is up.
+
+    A job that fails or crashes stops no other. A run that another process is at is waited for.
+
+    Args:
+        jobs: the words of each job, checked, and all different; ``outputs=`` is among them.
+        work: what each job does: ``runner.train.run``.
+        launcher: words such as ``hydra/launcher=joblib hydra.launcher.n_jobs=2``; none for one job
+            after the other, each in a child of this process.
+        outputs: folder of the runs; the states and logs of the jobs go to its ``sweeps``.
+        config_dir: folder with option files of the user's own.
+        on_begin: called in this process with the number of a job that begins.
+        on_end: called in this process with the number and the outcome of a job that has ended,
+            once. Both may be called from another thread, but never at the same time; what they
+            raise ends the work once the jobs that run have ended.
+        is_quiet: write nothing to the terminal, the output of jobs included, which their logs get.
+            A table may then be refreshed there by another thread.
+        deadline: time of :func:`time.monotonic` after which no job begins; None for none.
+
+    Returns:
+        The outcomes. After a first signal, running jobs save and end, and ``stopped_by`` says so; a
+        second signal ends this process and its jobs at once.
+
+    Raises:
+        ConfigError: the words of the launcher are refused.
+        SweepError: the launcher could not begin.
+        StorageError: the folder of the jobs cannot be written.
+    """
+    options = [] if config_dir is None else [compose.own_options(config_dir)]
+    words = [*checked_words(launcher, folder=config_dir), *options]
+    compose.register()
+    with compose.opened():
+        config = compose.composed(words, is_sweep=True)
+        config.outputs = str(outputs)
+        folder = SweepFolder.create(outputs, jobs)
+
+        def ended(number: int) -> None:
+            if on_end is not None:
+                on_end(number, _outcome(folder, number))
+
+        launch = _Launch(
+            config,
+            hydra_context(),
+            task_of(work),
+            [list(job) for job in jobs],
+            folder,
+            on_begin=on_begin,
+            on_end=ended,
+            is_quiet=is_quiet,
+            deadline=math.inf if deadline is None else deadline,
+        )
+        launch.run()
+    outcomes = [_outcome(folder, number) for number in range(len(jobs))]
+    launch.raise_problem()
+    return JobsResult(outcomes, folder, folder.stopped_by)
+
+
+def _outcome(folder: SweepFolder, number: int) -> Outcome:
+    found = folder.read(number)
+    status = str(found["status"])
+    return Outcome(
+        status="pending" if status in ("busy", *ALIVE) else status,
+        folder=found.get("folder") if status != "busy" else None,
+        evaluation=found.get("evaluation"),
+        accuracy=found.get("accuracy"),
+        error=found.get("error", ""),
+        error_kind=found.get("error_kind", ""),
+        seconds=found.get("seconds") or 0.0,
+    )
+
+
+def run_sweep(
+    config: DictConfig, context: HydraContext, task: Task, grid: Sequence[Sequence[str]]
+) -> None:
+    """Check all jobs, launch them until none is missing, and print how each job ended.
+
+    Args:
+        config: the composed configuration of the sweep.
+        context: Hydra's.
+        task: what each job does.
+        grid: the words of each job; equal jobs are run once.
+
+    Raises:
+        ConfigError: the configuration of a job is wrong; nothing has been written.
+        SweepError: jobs failed; the other jobs have finished.
+        Interrupted: a signal came; unfinished jobs resume when the sweep is run again.
+    """
+    jobs = [list(job) for job in dict.fromkeys(map(tuple, grid))]
+    check_jobs(jobs, context.config_loader, config)
+    folder = SweepFolder.create(Path(config.outputs), jobs)
+
+    def on_end(number: int) -> None:
+        if not launch.is_here:  # what such a job prints is read already
+            print_job(jobs[number], folder.read(number), jobs)
+
+    launch = _Launch(config, context, task, jobs, folder, on_end=on_end)
+    launch.run()
+    outcomes = [{"job": job, **folder.read(number)} for number, job in enumerate(jobs)]
+    print_sweep(outcomes, folder.log, Path(config.outputs))
+    if (signum := folder.stopped_by) is not None:
+        raise Interrupted(signum)
+    if failed := [outcome for outcome in outcomes if outcome["status"] in _BAD]:
+        raise SweepError(
+            f"{len(failed)} of {len(outcomes)} jobs failed",
+            where=str(folder.path),
+            fix="fix the cause and run the same command again: finished jobs are not repeated",
+        )
+
+
+_BAD = ("failed", "crashed", "interrupted", "pending", *ALIVE)
+
+
+class _Launch:
+    """Launches jobs, in as many rounds as it takes.
+
+    Args:
+        config: the composed configuration of the command, with the launcher.
+        context: Hydra's.
+        task: what each job does.
+        jobs: the words of each job.
+        folder: the folder of the jobs.
+        on_begin: see :func:`run_jobs`.
+        on_end: called with the number of a job that has ended.
+        is_quiet: see :func:`run_jobs`.
+        deadline: see :func:`run_jobs`.
+
+    Attributes:
+        is_here: whether the jobs share the terminal of this process.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig,
+        context: HydraContext,
+        task: Task,
+        jobs: list[list[str]],
+        folder: SweepFolder,
+        *,
+        on_begin: Callable[[int], None] | None = None,
+        on_end: Callable[[int], None] | None = None,
+        is_quiet: bool = False,
+        deadline: float = math.inf,
+    ) -> None:
+        self._config = config
+        self._context = context
+        self._jobs = jobs
+        self._folder = folder
+        self._on_begin = on_begin
+        self._on_end = on_end
+        self._is_quiet = is_quiet
+        self._until = time.time() + (deadline - time.monotonic())
+        self._problem: Exception | None = None  # of a callback
+        self._gave_up: Exception | None = None
+        self._kind = str(config.hydra.launcher._target_).rpartition(".")[2]
+        self.is_here = self._kind == "BasicLauncher"
+        at_once, threads = self._share_cores()
+        self._task = SweepJob(
+            task,
+            folder,
+            jobs,
+            sweeper=(os.getpid(), socket.gethostname()),
+            threads=threads,
+            num_slots=at_once,
+            is_worker=self._kind == "JoblibLauncher",
+            forks=self.is_here,
+            is_quiet=is_quiet,
+            until=self._until,
+        )
+
+    def _share_cores(self) -> tuple[int, int]:
+        """How many jobs may run at once, and the threads of each process.
+
+        Either is 0 if the launcher or the job itself takes care of the number.
+        """
+        launcher, cores = self._config.hydra.launcher, num_cores()
+        if self._kind == "JoblibLauncher":
+            at_once = launcher.n_jobs if launcher.n_jobs > 0 else num_gpus() or cores
+            with read_write(self._config):
+                launcher.n_jobs = min(at_once, len(self._jobs))
+            return 0, max(1, cores // launcher.n_jobs)
+        if self._kind == "LocalLauncher":
+            per_task = launcher.cpus_per_task or 1
+            if launcher.gpus_per_node:
+                return 1, per_task
+            return max(1, cores // (per_task * launcher.tasks_per_node)), per_task
+        return 0, 0
+
+    def run(self) -> None:
+        """Launch the jobs until none is missing, a signal comes or time is up."""
+        try:
+            self.until_whole()
+        except KeyboardInterrupt as interrupt:
+            self._folder.stop(getattr(interrupt, "signum", signal.SIGINT))
+
+    def raise_problem(self) -> None:
+        """Raise what a callback raised; and, if a job could have begun and did not, the reason.
+
+        Raises:
+            SweepError: the launcher gave up.
+        """
+        if self._problem is not None:
+            raise self._problem
+        states = [self._folder.read(number)["status"] for number in range(len(self._jobs))]
+        error = self._gave_up
+        if error is None or "pending" not in states or not self._may_begin:
+            return
+        if isinstance(error, RunnerError):
+            raise error
+        raise SweepError(
+            f"{self._kind} could not begin the jobs: {type(error).__name__}: {first_line(error)}",
+            where=str(self._folder.path),
+            fix="another hydra/launcher, or none",
+        ) from error
+
+    def until_whole(self) -> None:
+        """Launch the unfinished jobs, in as many rounds as it takes, until the jobs are stopped.
+
+        A launcher may give up when one of its processes dies, and end other jobs with it. So each
+        job that died is tried again alone: a job that dies alone has crashed.
+        """
+        todo, suspects = list(range(len(self._jobs))), list[int]()
+        try:
+            while (todo or suspects) and self._may_begin:
+                batch = todo or suspects[:1]
+                self._round(batch)
+                if not todo:
+                    del suspects[0]
+                status = {number: str(self._folder.read(number)["status"]) for number in batch}
+                if len(batch) > 1 and not self.is_here:  # there, each job was alone
+                    suspects += [number for number in batch if status[number] == "crashed"]
+                todo = [number for number in batch if status[number] in ("busy", "pending")]
+                if todo == batch and "busy" not in status.values():
+                    return  # the launcher did nothing, so another round would change nothing
+                if todo and all(status[number] == "busy" for number in todo):
+                    self._wait_for_others(todo)
+        finally:
+            for number in suspects:  # nothing is known against them
+                self._folder.write(number, "pending")
+
+    @property
+    def _may_begin(self) -> bool:
+        is_stopped = self._folder.stopped_by is not None or self._problem is not None
+        return not is_stopped and time.time() < self._until
+
+    def _round(self, numbers: list[int]) -> None:
+        launcher = self._launcher()
+        jobs = [self._jobs[number] for number in numbers]
+        if self.is_here:
+            launcher.launch(jobs, initial_job_idx=0)
+            return
+
+        def on_end(number: int) -> None:
+            is_alone = len(numbers) == 1
+            if is_alone or self._folder.read(number)["status"] != "crashed":
+                self._tell(self._on_end, number)
+
+        def on_begin(number: int) -> None:
+            self._tell(self._on_begin, number)
+
+        can_stop = self._kind in ("JoblibLauncher", "LocalLauncher")
+        with Watch(self._folder, numbers, on_end, on_begin=on_begin, can_stop=can_stop):
+            try:
+                launcher.launch(jobs, initial_job_idx=0)
+            except Exception as error:
+                # The files of the jobs say how each ended; a launcher raises the first error only.
+                self._gave_up = error
+                if not self._is_quiet:
+                    print(f"note: {self._kind} gave up: {type(error).__name__}", file=sys.stderr)
+            while any(map(self._is_running_here, numbers)):
+                time.sleep(_POLL_SECONDS)
+
+    def _run_here(self, composed: DictConfig) -> None:
+        """Run one job for the launcher that runs them in this process."""
+        number = self._task.number
+        if not self._may_begin:
+            self._folder.write(number, "pending")
+            return
+        self._tell(self._on_begin, number)
+        try:
+            self._task(composed)
+        except Exception as error:  # such as a full disk, which Hydra would not tell
+            self._gave_up = self._gave_up or error
+            return
+        if self._folder.read(number)["status"] in ENDED:
+            self._tell(self._on_end, number)
+
+    def _tell(self, callback: Callable[[int], None] | None, number: int) -> None:
+        if callback is None or self._problem is not None:
+            return
+        try:
+            callback(number)
+        except Exception as error:  # Hydra or a thread would lose it; see :meth:`raise_problem`
+            self._problem = error
+
+    def _is_running_here(self, number: int) -> bool:
+        # A job on another machine cannot be checked here; its launcher has waited for it.
+        job = self._folder.read(number)
+        return job["status"] in ALIVE and job["host"] == socket.gethostname()
+
+    def _launcher(self) -> Launcher:
+        task = self._run_here if self.is_here else self._task
+        launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self._context, task_function=task, config=self._config
+        )
+        return launcher
+
+    def _wait_for_others(self, busy: Sequence[int]) -> None:
+        """Wait until another process releases one of the runs of the jobs ``busy``."""
+        folders = [RunFolder(Path(self._folder.read(number)["folder"])) for number in busy]
+        if not self._is_quiet:
+            print(f"waiting for jobs that other processes run: {len(folders)}", flush=True)
+        while all(is_held(folder.lock) for folder in folders) and self._may_begin:
+            time.sleep(_POLL_SECONDS)
