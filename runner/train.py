@@ -4,7 +4,6 @@ The command line is Hydra's. Torch is imported only when training starts, so tha
 configuration errors and finished runs appear at once.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from runner.machine.files import require_writable
 from runner.machine.hardware import device_kind, require_device
 from runner.machine.processes import Processes, from_environment, joined
 from runner.records import evaluations
-from runner.records.identity import evaluation_identity, folder_name, identity
+from runner.records.identity import evaluation_identity, folder_name, identified
 from runner.records.run_folder import RunFolder, unfinished_on_other_data
 from runner.terminal.console import distinguishable
 from runner.terminal.display import Display
@@ -72,17 +71,8 @@ def _run(
     with processes.first_alone():
         dataset = load_dataset(config.data, config.largest_size, outputs / "cache", display.work)
     _print_notes(dataset, config.data.batch_size, display)
-    config = replace(config, data=dataset.resolved(config.data))
-    what = identity(
-        config,
-        len(dataset.classes),
-        dataset.presize,
-        dataset.fingerprint,
-        weights.identity if weights else None,
-        code.sha256 if code else None,
-    )
+    config, what = identified(config, dataset, weights.identity if weights else None, code)
     if code is not None:
-        what["code"] = code.facts
         display.line(f"code: {', '.join(code.lines)} of {code.name}, SHA-256 {code.sha256[:8]}…")
     name = folder_name(config, what["identity"])
     folder = RunFolder(place or outputs / name)

@@ -31,8 +31,8 @@ AGAIN = "baseline again (A/A)"
 """The label of the arm that is the baseline under other seeds."""
 AGAIN_OFFSET = 1000
 """What that arm adds to a seed: more than the most seeds of a comparison."""
-LARGEST_OFFSET = 1_000_000
-"""No run of a comparison has a seed that is larger than the first by more than this."""
+_LARGEST_SEED = 2**31 - 2**24
+"""Of the first pair: there is room above it for the seeds of rounds, tuning and controls."""
 FEWEST_SEEDS = 3
 MOST_SEEDS: dict[str, int] = {"max-seeds": 20, "seeds": 100}
 """Seeds per arm at most, by the option that sets their number."""
@@ -440,9 +440,9 @@ def _check_base(base: RunConfig, words: Sequence[str]) -> None:
             where=typed.get("force", "force=true"),
             fix="outputs=ANOTHER_FOLDER, or python -m runner.train force=true … for single runs",
         )
-    if base.seed >= 2**63 - LARGEST_OFFSET:
+    if base.seed > _LARGEST_SEED:
         raise ConfigError(
-            "there must be room for more seeds above the first",
+            f"the first seed of a comparison is at most {_LARGEST_SEED:,}, because more follow",
             where=typed.get("seed", f"seed={base.seed}"),
             fix="seed=0",
         )
@@ -469,16 +469,21 @@ def _arms(
     seed = () if base.seed == 0 else (f"seed={base.seed}",)
     found, notes = list[Arm](), list[str]()
     problems: dict[str, ConfigError] = {}
+    of_all = {note.split(" ")[0] for note in words_without_effect(base, base_words)}
     known = {_meaning(base): BASE}
     for words, label in zip(tries, labels, strict=True):
         try:
             config = _arm_config(base_words, words, base, seed, folder)
             meaning = AGAIN if not words else _meaning(config)
-            own_notes = words_without_effect(config, words)
+            own_notes = [
+                note
+                for note in words_without_effect(config, words)
+                if note.split(" ")[0] not in of_all
+            ]
             if meaning in known:
                 if is_default and known[meaning] == BASE:
                     continue  # the baseline has this trick
-                raise _equal(known[meaning], words, own_notes)
+                raise equal_arms(known[meaning], words, own_notes)
         except RunnerError as error:
             problem = ConfigError(error.what, where=error.where, fix=error.fix)
             problems.setdefault(f"{error.what}  [--try {shlex.join(words or [''])}]", problem)
@@ -580,7 +585,14 @@ def _meaning(config: RunConfig) -> str:
     return f"{training} {evaluation_identity(config)}"
 
 
-def _equal(other: str, words: Sequence[str], notes: Iterable[str]) -> ConfigError:
+def equal_arms(other: str, words: Sequence[str], notes: Iterable[str]) -> ConfigError:
+    """The error for an arm that is equal to the baseline or another arm.
+
+    Args:
+        other: label of the other arm, or ``base``.
+        words: of the arm.
+        notes: why it could be equal, such as a key that has no effect.
+    """
     reasons = "".join(f"; {note}" for note in notes)
     if not words:
         return ConfigError(

@@ -8,13 +8,18 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner.config import checks, schema
+from runner.config.idea import IdeaFile
 from runner.config.schema import RunConfig
 from runner.machine.hardware import device_kind, used_precision
 from runner.records.run_folder import VERSION, leaves
+
+if TYPE_CHECKING:
+    from runner.data.dataset import Dataset
 
 # Keys that a result does not depend on, or only in its last bits: where it is written and how it is
 # computed. The content of data.root counts, through the data fingerprint, and that of code, through
@@ -77,6 +82,35 @@ def identity(
         del values[group]
     name = hash_of(values, neutral_values(type(config)()), fingerprint)
     return {"identity": name, "fingerprint": fingerprint, "values": values}
+
+
+def identified(
+    config: RunConfig, dataset: "Dataset", weights: str | None, code: IdeaFile | None
+) -> tuple[RunConfig, dict[str, Any]]:
+    """The identity of a training on data that was read.
+
+    Args:
+        config: the requested configuration, adapted to its pretrained weights if it has any.
+        dataset: the data of ``config``.
+        weights: identity of the pretrained weights, if any.
+        code: the file with the user's own code, if any.
+
+    Returns:
+        ``config`` with the rule that the data chose for deep images; and what :func:`identity`
+        returns, with the facts of the code.
+    """
+    config = replace(config, data=dataset.resolved(config.data))
+    what = identity(
+        config,
+        len(dataset.classes),
+        dataset.presize,
+        dataset.fingerprint,
+        weights,
+        code.sha256 if code else None,
+    )
+    if code is not None:
+        what["code"] = code.facts
+    return config, what
 
 
 def evaluation_identity(config: RunConfig) -> str | None:

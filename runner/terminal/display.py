@@ -12,6 +12,19 @@ from runner.terminal.tables import Table
 _REFRESH_SECONDS = 0.5  # not at each step: reading the loss on a GPU waits for the step
 
 
+def duration(seconds: float) -> str:
+    """A time for people, such as ``45 s``, ``12 min``, ``1 h 35 min`` or ``2 d 3 h``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    hours, days = minutes // 60, round(minutes / 60) // 24
+    if days >= 2:
+        return f"{days} d {round(minutes / 60) % 24} h"
+    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"
+
+
 class Display:
     """Shows the progress of one run; use it as a context manager.
 
