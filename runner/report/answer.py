@@ -371,6 +371,7 @@ def _compare(
         np.stack([book.scores(side.runs[seed]).correct[side.view] for seed in seeds])
         for side in (arm, reference)
     )
+    groups = book.scores(arm.runs[seeds[0]]).groups  # those of all runs: the others are left out
     pairs = [pair_of(seed, new, old) for seed, new, old in zip(seeds, ours, theirs, strict=True)]
     ratios = price_ratios(
         [arm.runs[seed] for seed in seeds], [reference.runs[seed] for seed in seeds]
@@ -383,7 +384,7 @@ def _compare(
         arm=arm.label,
         reference=reference.label,
         seeds=seeds,
-        found=difference(ours.astype(np.float32), theirs.astype(np.float32), margin),
+        found=difference(ours.astype(np.float32), theirs.astype(np.float32), margin, groups),
         pairs=tuple(pairs),
         p_zero=None,
         p_margin=None,

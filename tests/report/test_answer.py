@@ -17,7 +17,7 @@ from scipy.stats import binomtest, t, ttest_rel
 
 from runner.config.schema import Mixup, Tta
 from runner.errors import ConfigError
-from runner.records.run_folder import RunFolder
+from runner.records.run_folder import RunFolder, run_folders
 from runner.report import text
 from runner.report.answer import FIRST_SEEDS, Answer, Comparison, GroupAnswer, answer
 from runner.report.family import MOST_SEEDS, Outlook, moderated
@@ -686,6 +686,22 @@ def test_runs_that_name_other_groups_are_refused(tmp_path: Path) -> None:
     (bad,) = answered.unranked
     assert (bad.name, bad.status) == ("a", "unreadable")
     assert bad.reason == "its groups of images are not those of most runs on this data"
+
+
+def test_images_of_one_group_are_resampled_together(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path, name=f"a{seed}", seed=seed, num_images=90)
+        write_run(tmp_path, "mixup", name=f"b{seed}", seed=seed, num_images=90, accuracy=0.9)
+    alone = only(ask(tmp_path)).comparisons[0].found
+    groups = np.arange(90) // 5
+    for folder in run_folders(tmp_path):
+        found = folder.predictions()
+        folder.write_predictions(found["labels"], found["plain"], groups)
+    (together,) = only(ask(tmp_path)).comparisons
+    right = [run.predictions().correct("plain") for run in find_runs([tmp_path]).runs]  # by name
+    theirs, ours = (np.array(part, np.float32) for part in (right[:3], right[3:]))
+    assert together.found == difference(ours, theirs, MARGIN, groups)
+    assert together.found.over_both != alone.over_both
 
 
 def test_other_data_may_have_other_labels(tmp_path: Path) -> None:
