@@ -35,7 +35,8 @@ POWER = 0.8
 MOST_SEEDS = 100
 """Largest number of seeds that :func:`outlook` plans."""
 
-_PRIOR = 4  # degrees of freedom of the prior; with the own p-value beside, more gain nothing
+PRIOR = 4
+"""Degrees of freedom of the prior; with the own p-value alongside, more gain nothing."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,9 @@ def _pooled(found: Sequence[Difference]) -> list[Difference]:
 
 def _moderated(one: Difference, margin: float, ratio: float, degrees: int) -> Moderated:
     own = one.n - 1
-    drawn = (_PRIOR * ratio + own * one.variance / one.floor) / (_PRIOR + own)
+    drawn = (PRIOR * ratio + own * one.variance / one.floor) / (PRIOR + own)
     deviation = sqrt(one.floor * max(1.0, drawn))
-    return _tested(one, margin, deviation, min(_PRIOR + own, degrees))
+    return _tested(one, margin, deviation, min(PRIOR + own, degrees))
 
 
 def _own(one: Difference, margin: float) -> Moderated:
@@ -238,7 +239,7 @@ def outlook(
 
     def reach(n: int, tail: float, own_tail: float) -> float:
         """The distance from the mean that both tests exclude."""
-        degrees = min(_PRIOR + n - 1, num_sharing * (n - 1))
+        degrees = min(PRIOR + n - 1, num_sharing * (n - 1))
         return max(
             -float(stdtrit(degrees, tail)) * sqrt(shared.deviation**2 / n + found.image_error**2),
             -float(stdtrit(n - 1, own_tail))

@@ -37,7 +37,7 @@ scipy.stats, which takes too long; scipy.special has what is needed.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from math import sqrt
+from math import pi, sqrt
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ LEVEL = 0.05
 """Level of every test; intervals have 95 %."""
 
 _NUM_RESAMPLES = 1000
+_MOST_TERMS = 60  # degrees of freedom up to which a finite sum is faster
 _FEW = 30  # differing images; their number is Poisson, so with fewer it is known to 20 % at best
 _ROUNDING = 1e-12  # part of the mean square below which a variance is one of rounding
 _BLOCK = 4_000_000  # images drawn at a time, to bound the memory
@@ -87,6 +88,18 @@ class Difference:
     variance: float
     floor: float
     means: FloatArray = field(repr=False, compare=False)
+
+    def interval(self, confidence: float) -> tuple[float, float] | None:
+        """The interval over seeds and images with another confidence, in 0..1, than 95 %.
+
+        None for one seed.
+        """
+        if self.n < 2:
+            return None
+        error = self.seed_deviation / sqrt(self.n)
+        around_zero = Mixture(self.means - self.mean, error, self.n - 1)
+        half = around_zero.quantile((1 + confidence) / 2)  # each resample has its mirror image
+        return self.mean - half, self.mean + half
 
 
 def t_interval(values: Sequence[float] | FloatArray) -> tuple[float, float] | None:
@@ -274,7 +287,7 @@ class Mixture:
     def _mass(self, distances: FloatArray) -> float:
         if self._error == 0:  # seeds that agree on every image
             return float((distances >= 0).mean())
-        return float(stdtr(self._degrees, distances / self._error).mean())
+        return float(_student(self._degrees, distances / self._error).mean())
 
     def quantile(self, q: float) -> float:
         """The value with probability ``q`` below it."""
@@ -284,6 +297,25 @@ class Mixture:
             middle = (low + high) / 2
             low, high = (middle, high) if self.below(middle) < q else (low, middle)
         return float((low + high) / 2)
+
+
+def _student(degrees: float, t: FloatArray) -> FloatArray:
+    """Student's distribution function, ten times faster than scipy's for whole degrees.
+
+    Then it is a finite sum (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4).
+    """
+    if degrees != int(degrees) or degrees > _MOST_TERMS:
+        return np.asarray(stdtr(degrees, t), np.float64)
+    sine, square_of_cosine = t / np.sqrt(degrees + t * t), degrees / (degrees + t * t)
+    terms = np.ones_like(t)
+    for i in range(int(degrees) - 2, 1, -2):
+        terms = 1 + terms * square_of_cosine * ((i - 1) / i)
+    if degrees % 2 == 0:
+        within = sine * terms
+    else:
+        rest = sine * np.sqrt(square_of_cosine) * terms if degrees > 1 else 0.0
+        within = (np.arctan2(t, sqrt(degrees)) + rest) * 2 / pi
+    return np.maximum(0.0, (1 + within) / 2)  # rounding can make it negative far below
 
 
 def _luck(units: _Units) -> FloatArray:

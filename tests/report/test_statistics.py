@@ -13,7 +13,7 @@ from simulated import BASELINE, experiment
 
 from runner.report import statistics
 from runner.report.family import holm, verdict
-from runner.report.statistics import difference, mcnemar, t_interval
+from runner.report.statistics import Mixture, difference, mcnemar, t_interval
 
 MARGIN = 0.005
 
@@ -109,6 +109,24 @@ def test_seeds_that_agree_by_luck_are_not_believed() -> None:
     assert low < 0 < high
     assert found.p_zero is not None
     assert found.p_zero > 0.05
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 12, 23, 60, 61, 99, 6.5])
+def test_a_mixture_of_one_is_a_t_distribution(degrees: float) -> None:
+    mixture = Mixture(np.array([0.5]), 2.0, degrees)
+    for x in (-1e9, -300.0, -7.0, -0.5, 0.5, 0.6, 3.0, 90.0):
+        expected = stats.t.cdf(x, degrees, loc=0.5, scale=2.0)
+        assert mixture.below(x) == pytest.approx(expected, abs=1e-14)
+        assert mixture.above(x) == pytest.approx(1 - expected, abs=1e-14)
+
+
+def test_an_interval_may_have_another_confidence() -> None:
+    ours, theirs = scores(4, 500, 0.8, 1), scores(4, 500, 0.78, 2)
+    found = difference(ours, theirs, MARGIN)
+    assert found.interval(0.95) == pytest.approx(found.over_both, abs=1e-8)
+    wider = found.interval(1 - found.p_zero)  # the confidence of the interval that ends at zero
+    assert min(abs(end) for end in wider) == pytest.approx(0, abs=1e-8)
+    assert difference(ours[:1], theirs[:1], MARGIN).interval(0.9) is None
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
