@@ -30,10 +30,8 @@ from runner.machine import fields
 from runner.machine.files import (
     own_folder,
     read_whole,
-    remove,
     remove_leftovers,
     replace_whole,
-    unwritable,
 )
 from runner.machine.locks import Lock, is_held, locked
 from runner.records.run_folder import LARGEST_JSON
@@ -49,7 +47,7 @@ METRICS = ("accuracy",)
 
 _PLAN, _RUNS, _TUNING, _ANSWER = "comparison.json", "runs.json", "tuning.json", "answer.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_LARGEST_SEED = 2**31
+_LARGEST_SEED = 2**63 - 1
 _T = TypeVar("_T")
 
 
@@ -129,7 +127,7 @@ class ComparisonPlan:
     @property
     def question(self) -> str:
         """Sixteen hex digits: equal for equal questions, whatever their words and names."""
-        return _hash(
+        return hash_of(
             [
                 self.base_question,
                 sorted(arm.key for arm in self.arms),
@@ -146,7 +144,7 @@ class ComparisonPlan:
     def base_question(self) -> str:
         """Sixteen hex digits: equal for equal bases on equal data, whatever their seed."""
         values = {key: value for key, value in self.values.items() if key != "seed"}
-        return _hash([values, self.fingerprint, self.num_val])
+        return hash_of([values, self.fingerprint, self.num_val])
 
     def shares_runs(self, other: "ComparisonPlan") -> bool:
         """Whether runs of an arm can belong to this comparison and to ``other``."""
@@ -284,7 +282,7 @@ class ComparisonFolder:
                     raise ValueError(f"{label} has seed {min(foreign)}, which is not compared")
             return runs
 
-        return self._read(_RUNS, _identity_of(plan), parse, self._removing(_RUNS))
+        return self._read(_RUNS, identity_of(plan), parse, self._removing(_RUNS))
 
     def write_runs(self, runs: Mapping[str, Mapping[int, PairedRun]]) -> None:
         """Write the runs of the base and of each arm, by label and by seed.
@@ -294,7 +292,7 @@ class ComparisonFolder:
         """
         plan = self.plan()
         content = {label: _runs_content(runs.get(label, {})) for label in (BASE, *plan.labels)}
-        self._write(_RUNS, {"runs": content}, _identity_of(plan))
+        self._write(_RUNS, {"runs": content}, identity_of(plan))
 
     def tuning(self) -> dict[str, Tuned] | None:
         """Read the search of the base and of each arm, by label; None before it has ended.
@@ -312,7 +310,7 @@ class ComparisonFolder:
                 raise ValueError(f"it has other arms than {_PLAN}")
             return {label: _tuned_of(fields.section(found, label)) for label in found}
 
-        return self._read(_TUNING, _identity_of(plan), parse, self._removing(_TUNING))
+        return self._read(_TUNING, identity_of(plan), parse, self._removing(_TUNING))
 
     def write_tuning(self, tuning: Mapping[str, Tuned]) -> None:
         """Write the search of the base and of each arm, once and whole.
@@ -330,7 +328,7 @@ class ComparisonFolder:
             }
             for label, one in tuning.items()
         }
-        self._write(_TUNING, {"tuning": content}, _identity_of(self.plan()))
+        self._write(_TUNING, {"tuning": content}, identity_of(self.plan()))
 
     def chosen(self) -> dict[str, tuple[str, ...]]:
         """The words that the search chose for the base and each arm; empty without a search.
@@ -350,7 +348,7 @@ class ComparisonFolder:
             return None
         return self._read(
             _ANSWER,
-            _identity_of(self.plan()),
+            identity_of(self.plan()),
             lambda content: fields.section(content, "answer"),
             self._removing(_ANSWER),
         )
@@ -361,18 +359,7 @@ class ComparisonFolder:
         Raises:
             StorageError: the folder cannot be written, or the lock is gone.
         """
-        self._write(_ANSWER, {"answer": dict(answer)}, _identity_of(self.plan()))
-
-    def remove_answer(self) -> None:
-        """Remove the answer, because a run that it stands on is gone.
-
-        Raises:
-            StorageError: the file cannot be removed.
-        """
-        try:
-            remove(self.path / _ANSWER)
-        except OSError as error:
-            raise unwritable(self.path / _ANSWER, error) from error
+        self._write(_ANSWER, {"answer": dict(answer)}, identity_of(self.plan()))
 
     def _removing(self, name: str) -> str:
         path = shlex.quote(str(self.path / name))
@@ -382,7 +369,7 @@ class ComparisonFolder:
         if self._held is not None:
             self._held.require()
         whole = {"format": FORMAT, **content}
-        whole["identity"] = _hash([whole, question])
+        whole["identity"] = hash_of([whole, question])
         replace_whole(self.path / name, (json.dumps(whole, indent=2) + "\n").encode())
 
     def _read(
@@ -396,7 +383,7 @@ class ComparisonFolder:
                 raise ValueError(f"its format is {version!r}, this program reads {FORMAT}")
             identity = fields.text(found, "identity")
             rest = {key: value for key, value in found.items() if key != "identity"}
-            if _hash([rest, question]) != identity:
+            if hash_of([rest, question]) != identity:
                 raise ValueError("it was edited, or is of another comparison")
             return parse(found)
         except (OSError, ValueError) as error:
@@ -647,7 +634,7 @@ def _runs_content(runs: Mapping[int, PairedRun]) -> dict[str, Any]:
 def _runs_of(content: Mapping[str, Any]) -> dict[int, PairedRun]:
     found = {}
     for seed in content:
-        if not re.fullmatch(r"0|[1-9][0-9]{0,10}", seed):
+        if not re.fullmatch(r"0|[1-9][0-9]{0,18}", seed):
             raise ValueError(f"a seed must be a whole number, not {seed!r:.80}")
         found[int(seed)] = _run_of(fields.section(content, seed))
     return found
@@ -678,10 +665,12 @@ def _tuned_of(content: Mapping[str, Any]) -> Tuned:
     )
 
 
-def _identity_of(plan: ComparisonPlan) -> str:
-    return _hash(plan_content(plan))
+def identity_of(plan: ComparisonPlan) -> str:
+    """Sixteen hex digits over the whole question, which every file of a comparison has."""
+    return hash_of(plan_content(plan))
 
 
-def _hash(content: Any) -> str:
+def hash_of(content: Any) -> str:
+    """Sixteen hex digits over values of JSON."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
