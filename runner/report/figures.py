@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from runner.report.answer import Comparison
 from runner.report.curves import Curve
 from runner.report.details import SeriesPoint
+from runner.report.paired import Comparison
 from runner.terminal.console import printable
 
 _INK, _FAINT, _BAND = "#010203", "#010204", "#010205"

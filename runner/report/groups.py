@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from runner.config import schema
 from runner.config.overlays import all_tricks
 from runner.errors import ConfigError
@@ -75,6 +77,11 @@ class Arm:
     def num_images(self) -> int:
         """Number of validation images."""
         return self.look.run.num_val
+
+    @property
+    def forward_passes(self) -> float:
+        """Forward passes per validation image, mean of the runs."""
+        return float(np.mean(list(self.metric("forward_passes").values())))
 
     def metric(self, name: str) -> dict[int, float]:
         """A metric by seed."""

@@ -20,9 +20,10 @@ from markupsafe import Markup
 from runner import __version__
 from runner.errors import ArtefactError
 from runner.report import figures, text
-from runner.report.answer import Answer, Comparison, GroupAnswer
+from runner.report.answer import Answer, GroupAnswer
 from runner.report.curves import AXES, curve, leads
 from runner.report.details import Confused, Confusion, GroupDetails, find_codes, find_series
+from runner.report.paired import Comparison
 from runner.terminal.console import printable
 from runner.terminal.tables import Table
 

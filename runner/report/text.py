@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from runner.report.answer import Answer, Comparison, GroupAnswer, MoreRuns, Row
+from runner.report.answer import Answer, GroupAnswer, Row
 from runner.report.curves import Lead
 from runner.report.family import FEWEST_SEEDS, MOST_SEEDS
 from runner.report.measures import PRICES, Interval, Mean
+from runner.report.more_runs import MoreRuns
+from runner.report.paired import Comparison
 from runner.report.runs import METRICS
 from runner.report.statistics import LEVEL
 from runner.terminal.console import printable

@@ -19,8 +19,9 @@ from runner.config.schema import Mixup, Tta
 from runner.errors import ConfigError
 from runner.records.run_folder import RunFolder, run_folders
 from runner.report import text
-from runner.report.answer import FIRST_SEEDS, Answer, Comparison, GroupAnswer, answer
+from runner.report.answer import Answer, GroupAnswer, answer
 from runner.report.family import MOST_SEEDS, Outlook, moderated
+from runner.report.paired import FIRST_SEEDS, Comparison
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
 from runner.report.statistics import difference

@@ -18,9 +18,10 @@ from runner.config.options import CONF_DIR, OVERLAYS
 from runner.config.schema import Augment, Data, Eval, Mixup, Model, Optim, Resize, Tta
 from runner.errors import ConfigError
 from runner.report import text
-from runner.report.answer import Answer, Comparison, GroupAnswer, answer
+from runner.report.answer import Answer, GroupAnswer, answer
 from runner.report.factors import Factor, looks_of, nearest_option, trick_factors, view_groups
 from runner.report.page import page
+from runner.report.paired import Comparison
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
 from runner.terminal.tables import Table

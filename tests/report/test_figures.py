@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from runner.report import figures
-from runner.report.answer import Comparison
 from runner.report.curves import Curve
+from runner.report.paired import Comparison
 from runner.report.statistics import Difference
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -1,0 +1,168 @@
+"""Comparisons of two arms, paired by seed, and the verdicts on those of one group."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from runner.report.family import Judged, Outlook, Verdict, judged
+from runner.report.groups import Arm
+from runner.report.measures import (
+    Mean,
+    Pair,
+    is_timed,
+    mean_of,
+    pair_of,
+    price_ratios,
+    ratio,
+)
+from runner.report.more_runs import MoreRuns, more_runs
+from runner.report.runs import METRICS
+from runner.report.scores import ScoreBook
+from runner.report.statistics import Difference, difference
+
+FIRST_SEEDS = 5
+"""Number of seeds to advise where there are too few to say how many are needed."""
+_EQUAL_BUDGET = 0.005  # relative difference that rounding to whole steps may make
+
+Asked = tuple[Arm, Arm, str]
+"""An arm, what it is compared with, and what the comparison is called."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison of an arm with a reference, paired by seed.
+
+    Attributes:
+        label: label of the trick, or of the arm.
+        arm: label of the arm.
+        reference: label of the reference.
+        seeds: seeds that both have.
+        found: the difference in accuracy.
+        pairs: the difference of each seed.
+        p_zero: p-value of no difference, corrected for the comparisons of all tables of the group;
+            None for fewer than three seeds.
+        p_margin: p-value of the equivalence test, corrected in the same way.
+        verdict: the verdict on accuracy.
+        outlook: data that would settle the comparison, if the verdict is cannot tell.
+        others: difference in nll, brier and ece.
+        price: images, pixels and seconds relative to the reference, median of the seeds, as
+            machines are shared; and ``forward_passes``.
+        is_equal_budget: whether both trained on equally many images and pixels.
+        is_timed: whether the ratio of seconds is the price of the change, and not an effect of
+            other work of the machine.
+        more: runs that would settle the comparison.
+    """
+
+    label: str
+    arm: str
+    reference: str
+    seeds: tuple[int, ...]
+    found: Difference
+    pairs: tuple[Pair, ...]
+    p_zero: float | None
+    p_margin: float | None
+    verdict: Verdict
+    outlook: Outlook | None
+    others: Mapping[str, Mean]
+    price: Mapping[str, float]
+    is_equal_budget: bool
+    is_timed: bool
+    more: tuple[MoreRuns, ...]
+
+
+def _compare(
+    arm: Arm, reference: Arm, label: str, book: ScoreBook, margin: float
+) -> Comparison | None:
+    """Compare two arms, without a verdict yet; None if they have no common seed."""
+    seeds = tuple(sorted(set(arm.runs) & set(reference.runs)))
+    if not seeds:
+        return None
+    ours, theirs = (
+        np.stack([book.scores(side.runs[seed]).correct[side.view] for seed in seeds])
+        for side in (arm, reference)
+    )
+    groups = book.scores(arm.runs[seeds[0]]).groups  # those of all runs: the others are left out
+    pairs = [pair_of(seed, new, old) for seed, new, old in zip(seeds, ours, theirs, strict=True)]
+    ratios = price_ratios(
+        [arm.runs[seed] for seed in seeds], [reference.runs[seed] for seed in seeds]
+    )
+    price = {key: float(np.median(values)) for key, values in ratios.items()}
+    is_equal = all(abs(price[key] - 1) <= _EQUAL_BUDGET for key in ("images", "pixels"))
+    passes = [side.forward_passes for side in (arm, reference)]
+    return Comparison(
+        label=label,
+        arm=arm.label,
+        reference=reference.label,
+        seeds=seeds,
+        found=difference(ours.astype(np.float32), theirs.astype(np.float32), margin, groups),
+        pairs=tuple(pairs),
+        p_zero=None,
+        p_margin=None,
+        verdict="cannot tell",
+        outlook=None,
+        others={
+            key: mean_of([new[seed] - old[seed] for seed in seeds])
+            for key in METRICS[1:]
+            for new, old in [(arm.metric(key), reference.metric(key))]
+        },
+        price={**price, "forward_passes": ratio(*passes)},
+        is_equal_budget=is_equal,
+        is_timed=arm.training == reference.training
+        or is_timed(
+            [arm.runs[seed] for seed in seeds],
+            [reference.runs[seed] for seed in seeds],
+            ratios["seconds"],
+        ),
+        more=(),
+    )
+
+
+def compare_tables(
+    tables: Sequence[Sequence[Asked]], book: ScoreBook, margin: float
+) -> list[tuple[Comparison, ...]]:
+    """Compare the arms of all tables of one group, whose comparisons are one family.
+
+    Args:
+        tables: what each table compares. Pairs of arms without a common seed are left out. A
+            comparison that is in several tables, or in one of them reversed, counts once.
+        book: the scores of the runs.
+        margin: smallest difference in accuracy that matters, 0..1.
+    """
+    compared = [
+        [
+            (one, arm, reference)
+            for arm, reference, label in table
+            if (one := _compare(arm, reference, label, book, margin))
+        ]
+        for table in tables
+    ]
+    family: dict[frozenset[str], Difference] = {}
+    for one, _, _ in (pair for table in compared for pair in table):
+        family.setdefault(_key(one), one.found)
+    num_images = next((arm.num_images for table in compared for _, arm, _ in table), 0)
+    answers = dict(zip(family, judged(list(family.values()), margin, num_images), strict=True))
+    return [
+        tuple(_judged(one, answers[_key(one)], arm, reference) for one, arm, reference in table)
+        for table in compared
+    ]
+
+
+def _key(one: Comparison) -> frozenset[str]:
+    return frozenset({one.arm, one.reference})
+
+
+def _judged(one: Comparison, said: Judged, arm: Arm, reference: Arm) -> Comparison:
+    """Add the verdict to a comparison, or if it is cannot tell, the runs that would settle it."""
+    kind = said.verdict
+    if kind in ("helps", "hurts"):  # it may have been found in the reverse direction
+        kind = "helps" if one.found.mean > 0 else "hurts"
+    wanted = FIRST_SEEDS if said.p_zero is None else said.outlook and said.outlook.seeds
+    return replace(
+        one,
+        p_zero=said.p_zero,
+        p_margin=said.p_margin,
+        verdict=kind,
+        outlook=said.outlook,
+        more=more_runs(arm, reference, wanted) if wanted else (),
+    )
