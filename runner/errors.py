@@ -62,7 +62,7 @@ class StorageError(RunnerError):
 
 
 class TrainingError(RunnerError):
-    """Training could not continue: non-finite loss or gradient, out of memory, lost worker."""
+    """Training could not continue: numbers that are not finite, out of memory, lost worker."""
 
     exit_code = 5
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from runner.config.idea import read_idea
 from runner.config.overlays import own_overlays, words_without_effect
 from runner.config.schema import RunConfig
+from runner.errors import RunnerError
 from runner.machine.files import require_writable
 from runner.machine.hardware import device_kind, require_device
 from runner.machine.processes import Processes, from_environment, joined
@@ -97,9 +98,13 @@ def _run(
 
     idea = load_idea(code) if code is not None else NO_IDEA
     experiment = Experiment(config, dataset, what, overrides, weights, idea)
-    if result is not None:
-        return folder, *evaluate_finished(experiment, folder, result, display, processes)
-    return folder, *train_and_evaluate(experiment, folder, display, processes)
+    try:
+        if result is not None:
+            return folder, *evaluate_finished(experiment, folder, result, display, processes)
+        return folder, *train_and_evaluate(experiment, folder, display, processes)
+    except RunnerError as error:
+        error.run = str(folder.path)
+        raise
 
 
 def _print_notes(dataset: "Dataset", batch_size: int, display: Display) -> None:

@@ -24,7 +24,8 @@ def in_child(work: Callable[[], None], on_signal: Callable[[int], bool]) -> int:
     """Do ``work`` in a child that this process forks, and wait for its end.
 
     This process must not have computed with torch: the threads of a parent do not live on in its
-    child. What it has imported is there at once.
+    child. What it has imported is there at once. Another thread may be at work, such as one that
+    refreshes a table, if the child uses none of its locks: not the streams that it writes to.
 
     The child is a process group of its own, so a signal to all processes of a terminal or a job
     reaches this process alone. It is passed on, once, as SIGTERM; the child then saves and ends.
@@ -42,21 +43,45 @@ def in_child(work: Callable[[], None], on_signal: Callable[[int], bool]) -> int:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()  # what is buffered would be printed by both
-    parent = os.getpid()
+    parent, child = os.getpid(), _Child()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+    # Before the child exists: other threads of this process do not block signals.
+    handlers = _pass_on(child, on_signal)
     try:
-        child = os.fork()
-        if child == 0:
-            _live(work, parent, mask)
-        handlers = _pass_on(child, on_signal)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    try:
-        _, status = os.waitpid(child, 0)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _live(work, parent, mask)
+            child.exists_as(pid)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _, status = os.waitpid(pid, 0)
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
     return os.waitstatus_to_exitcode(status)
+
+
+class _Child:
+    """A child that may not exist yet; signals wait until it does."""
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._waiting = list[signal.Signals]()
+
+    def exists_as(self, pid: int) -> None:
+        with suppress(OSError):  # the child does it too; whichever comes first
+            os.setpgid(pid, pid)
+        self._pid = pid
+        for signum in self._waiting:
+            self.send(signum)
+
+    def send(self, signum: signal.Signals) -> None:
+        if not self._pid:
+            self._waiting.append(signum)
+            return
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signum)
 
 
 def ending(code: int) -> str:
@@ -87,13 +112,8 @@ def _live(work: Callable[[], None], parent: int, mask: "set[int | signal.Signals
         os._exit(code)
 
 
-def _send(child: int, signum: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(child, signum)
-
-
 def _pass_on(
-    child: int, on_signal: Callable[[int], bool]
+    child: _Child, on_signal: Callable[[int], bool]
 ) -> dict[signal.Signals, "signal._HANDLER"]:
     """Pass signals on to ``child`` from now on; return the handlers so far."""
 
@@ -102,17 +122,15 @@ def _pass_on(
         try:
             is_first = on_signal(signum)
         finally:  # also if the signal cannot be recorded, as on a full disk
-            _send(child, signal.SIGTERM if is_first else signal.SIGKILL)
+            child.send(signal.SIGTERM if is_first else signal.SIGKILL)
         if not is_first:
             os._exit(128 + signum)
 
     def suspend(signum: int, frame: FrameType | None) -> None:
-        _send(child, signal.SIGSTOP)
+        child.send(signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
-        _send(child, signal.SIGCONT)
+        child.send(signal.SIGCONT)
 
-    with suppress(OSError):  # the child does it too; whichever comes first
-        os.setpgid(child, child)
     wanted = {**dict.fromkeys(_PASSED_ON, end), signal.SIGTSTP: suspend}
     return {
         signum: signal.signal(signum, handler)

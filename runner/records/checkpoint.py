@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.errors import ArtefactError, TrainingError
+from runner.errors import ArtefactError, DivergedError
 from runner.machine import fields
 from runner.machine.files import (
     own_folder,
@@ -79,13 +79,13 @@ def write(
         state: everything else, as values for JSON.
 
     Raises:
-        TrainingError: a tensor is not finite; the older checkpoints stay as they are.
+        DivergedError: a tensor is not finite; the older checkpoints stay as they are.
         StorageError: the disk is full or not writable; the older checkpoints stay as they are.
     """
     for group, members in tensors.items():
         for name, tensor in members.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise TrainingError(
+                raise DivergedError(
                     f"{name} of the {group} is not finite after step {done}",
                     where=str(folder),
                     fix="a lower optim.lr",

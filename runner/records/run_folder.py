@@ -3,7 +3,8 @@
     run.json         the identity of the run and the values behind it; never changes
     config.yaml      the resolved configuration
     overrides.txt    the words of the command, one per line
-    status.json      running, finished, failed or interrupted; the reason, process and machine
+    status.json      running, finished, failed or interrupted; the reason, the kind of the error,
+                     process and machine
     metrics.jsonl    a row per evaluation (eval.every); equal for equal runs, however interrupted
     timings.jsonl    a row per evaluation: values that depend on the machine and its load
     split.csv.gz     every image with its split, label and SHA-256
@@ -178,7 +179,7 @@ class RunFolder:
             status = "running"
         elif status in ("running", "finished"):
             status = "killed"
-        return {"reason": "", **found, "status": status}
+        return {"reason": "", "error_kind": "", **found, "status": status}
 
     def check(self, what: Mapping[str, Any]) -> None:
         """Refuse a folder that belongs to something else.
@@ -295,11 +296,18 @@ class RunFolder:
         with suppress(OSError):
             remove(self.checkpoints)
 
-    def write_status(self, status: str, reason: str = "") -> None:
-        """Record the status: ``running``, ``finished``, ``failed`` or ``interrupted``."""
+    def write_status(self, status: str, reason: str = "", error_kind: str = "") -> None:
+        """Record the status: ``running``, ``finished``, ``failed`` or ``interrupted``.
+
+        Args:
+            status: one of these.
+            reason: why the run failed, or where it was interrupted.
+            error_kind: name of the class of the error with which the run failed.
+        """
         content = {
             "status": status,
             "reason": reason,
+            "error_kind": error_kind,
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),

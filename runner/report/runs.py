@@ -223,6 +223,8 @@ def _sort_in(path: Path, found: Found) -> None:
             reason = str(status["reason"]).partition("\n")[0] or _REASONS.get(name, "")
             if name == "running":
                 reason = f"{folder.last_row().get('epoch', 0)} epochs done"
+            elif name == "failed" and status["error_kind"] == "DivergedError":
+                name = "diverged"
             elif name in ("killed", "interrupted") and (version := _version(path)) < VERSION:
                 reason = _OLDER.format(version)
             found.unranked.append(Unranked(path.name, name, reason))

@@ -14,7 +14,7 @@ from runner.config.schema import RunConfig
 from runner.data.batches import read_ahead, training_order
 from runner.data.dataset import Dataset
 from runner.data.resident import ResidentStore
-from runner.errors import ConfigError, TrainingError, first_line
+from runner.errors import ConfigError, DivergedError, TrainingError, first_line
 from runner.machine.processes import ALONE, Processes
 from runner.randomness import generator, torch_seed
 from runner.training.averages import weights_over_time
@@ -30,7 +30,6 @@ from runner.training.schedule import Moment, Stage, batch_key, moment
 from runner.training.step import (
     Batch,
     Learner,
-    NotFiniteError,
     after_step,
     require_finite,
     seed_global_generators,
@@ -101,7 +100,7 @@ class Training:
         """All tensors that the remaining steps depend on; ``done`` is the rest of the state.
 
         Raises:
-            TrainingError: the last step was not finite, so no run must resume from it.
+            DivergedError: the last step was not finite, so no run must resume from it.
         """
         self._look_at_the_last_loss()
         optimizer = optimizer_tensors(self._in_stage[1]) if self._in_stage else self._saved
@@ -131,7 +130,7 @@ class Training:
         """Yield each :class:`Step` when it is finished; the caller may evaluate, save or stop.
 
         Raises:
-            TrainingError: training diverged; the message says where.
+            DivergedError: training diverged; the message says where.
         """
         while self.done < self.total:
             first = moment(self._stages, self.done)
@@ -216,7 +215,7 @@ class Training:
             yield
         except TrainingError as error:
             what = error.what
-            if isinstance(error, NotFiniteError):
+            if isinstance(error, DivergedError):
                 what += f"; {self._last_loss()}"
                 place += f", images {self._images_of(now)}"
             raise type(error)(

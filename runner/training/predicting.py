@@ -23,7 +23,7 @@ from runner.data.dataset import Dataset
 from runner.data.resident import ResidentStore
 from runner.data.store import Store
 from runner.data.views import View, plain_view
-from runner.errors import TrainingError
+from runner.errors import DivergedError
 from runner.training.step import Learner, augmented, by_parts, source_pixels
 from runner.tricks import augment as augmentation
 from runner.tricks.resize import to_size
@@ -103,7 +103,7 @@ def evaluate_variants(
 
     Raises:
         Interrupted: ``should_stop`` returned true in one of the processes.
-        TrainingError: a prediction is not finite; the last update took the weights too far.
+        DivergedError: a prediction is not finite; the last update took the weights too far.
     """
     started = time.perf_counter()
     split = dataset.val
@@ -121,7 +121,7 @@ def evaluate_variants(
         should_stop=should_stop,
     )
     if not all(np.isfinite(part).all() for part in (found.plain, *found.combined)):
-        raise TrainingError(
+        raise DivergedError(
             "a prediction is not finite",
             where=f"evaluation of {len(split)} validation images, optim.lr={config.optim.lr:g}",
             fix=f"a lower rate: optim.lr={config.optim.lr / 10:g}",

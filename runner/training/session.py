@@ -55,7 +55,8 @@ def train_and_evaluate(
 
     Raises:
         BusyError: another process is working on this run.
-        TrainingError: training diverged or memory ran out; ``status.json`` says so too.
+        DivergedError: training diverged; ``status.json`` says so too.
+        TrainingError: memory ran out.
         ArtefactError: there are checkpoints, but none can be used.
         Interrupted: a signal came; a checkpoint has been written.
     """
@@ -104,14 +105,15 @@ def train_and_evaluate(
                 if ended is None:
                     folder.write_status("interrupted", f"{error or 'ended'} {attempt.progress}")
                 else:
-                    folder.write_status("failed", str(ended))
+                    folder.write_status("failed", str(ended), type(ended).__name__)
             if ended is not None:  # sys.exit() in the code of the run
                 raise ended from error
             raise
         except Exception as error:
             problem = _user_error(error, experiment)
             if processes.is_first and folder.can_record:
-                folder.write_status("failed", str(problem or f"{type(error).__name__}: {error}"))
+                kind = type(problem or error).__name__
+                folder.write_status("failed", str(problem or f"{kind}: {error}"), kind)
             if problem is None:
                 raise
             raise problem from error
@@ -395,7 +397,7 @@ class Attempt:
 
         Raises:
             Interrupted: one of the processes was asked to end; a checkpoint was written.
-            TrainingError: training diverged.
+            DivergedError: training diverged.
         """
         try:
             with closing(iter(self._training)) as steps:

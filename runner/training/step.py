@@ -19,7 +19,7 @@ from runner.data.batches import (
 )
 from runner.data.preprocess import Preprocess
 from runner.data.store import Store
-from runner.errors import TrainingError
+from runner.errors import DivergedError
 from runner.machine.hardware import on_device
 from runner.machine.processes import ALONE, Processes
 from runner.randomness import torch_seed
@@ -105,7 +105,7 @@ def train_step(
     NaN in that case, and :func:`require_finite` raises later.
 
     Raises:
-        TrainingError: the loss or a gradient is not finite, on a CPU.
+        DivergedError: the loss or a gradient is not finite, on a CPU.
         CodeError: a function of the user returns a wrong value.
     """
     device, idea, progress = learner.device, learner.idea, batch.moment.progress
@@ -168,7 +168,7 @@ def updated(learner: Learner, optimizer: torch.optim.Optimizer, loss: Tensor) ->
         ``loss``; on a GPU, NaN if the weights stayed unchanged.
 
     Raises:
-        TrainingError: the loss or a gradient is not finite, on a CPU.
+        DivergedError: the loss or a gradient is not finite, on a CPU.
     """
     gradients = [p.grad for group in learner.groups for p in group if p.grad is not None]
     witness = loss + torch.stack(_sizes(gradients)).sum()
@@ -191,18 +191,14 @@ def _sizes(gradients: list[Tensor]) -> list[Tensor]:
     return list(torch._foreach_norm(gradients, 1))
 
 
-class NotFiniteError(TrainingError):
-    """A loss or a gradient is NaN or infinite; the weights have not been changed by it."""
-
-
 def require_finite(loss: Tensor) -> None:
     """Raise if ``loss`` is not finite. Synchronizes with a GPU.
 
     Raises:
-        NotFiniteError: the loss or a gradient is not finite.
+        DivergedError: the loss or a gradient is not finite.
     """
     if not torch.isfinite(loss):
-        raise NotFiniteError("the loss or a gradient is not finite")
+        raise DivergedError("the loss or a gradient is not finite")
 
 
 def augmented(

@@ -434,8 +434,11 @@ def test_a_status_goes_by_the_evidence(folder, prepare, expected, reason):
     assert folder.status()["status"] == expected
 
 
-def test_a_status_says_who_when(folder):
+def test_a_status_says_who_when_and_which_error(folder):
     begin(folder)
+    assert folder.status()["error_kind"] == ""
+    folder.write_status("failed", "not finite", "DivergedError")
+    assert folder.status()["error_kind"] == "DivergedError"
     assert {"pid", "host", "time"} < set(folder.status())
     assert folder.status()["pid"] == status(folder)["pid"]
 

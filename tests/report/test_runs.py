@@ -81,6 +81,8 @@ def test_every_state_of_a_run_is_distinguishable(tmp_path: Path) -> None:
     write_run(tmp_path, name="killed", seed=1, finish=False)
     failed = write_run(tmp_path, name="failed", seed=2, finish=False)
     failed.write_status("failed", "the loss is not finite\nwhere: epoch 1")
+    diverged = write_run(tmp_path, name="diverged", seed=5, finish=False)
+    diverged.write_status("failed", "not finite", "DivergedError")
     stopped = write_run(tmp_path, name="stopped", seed=3, finish=False)
     stopped.write_status("interrupted", "SIGTERM after step 3 of 9")
     running = write_run(tmp_path, name="running", seed=4, finish=False)
@@ -90,6 +92,7 @@ def test_every_state_of_a_run_is_distinguishable(tmp_path: Path) -> None:
     assert found.foreign == []
     assert {name: status for name, (status, _) in listed(found).items()} == {
         "killed": "killed", "failed": "failed", "stopped": "interrupted", "running": "running",
+        "diverged": "diverged",
     }  # fmt: skip
     assert listed(found)["failed"][1] == "the loss is not finite"
     assert listed(found)["stopped"][1] == "SIGTERM after step 3 of 9"

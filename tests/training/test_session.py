@@ -41,7 +41,14 @@ from runner.config.schema import (
     to_dict,
 )
 from runner.data import preprocess
-from runner.errors import ArtefactError, BusyError, ConfigError, StorageError, TrainingError
+from runner.errors import (
+    ArtefactError,
+    BusyError,
+    ConfigError,
+    DivergedError,
+    StorageError,
+    TrainingError,
+)
 from runner.machine import hardware
 from runner.machine.locks import locked
 from runner.machine.processes import Processes
@@ -651,11 +658,12 @@ def test_a_run_that_diverges_is_marked_failed(tmp_path, batch_size):
     wild = small_config(
         optim=Optim(lr=1e30, schedule="constant"), data=Data(batch_size=batch_size, default_size=16)
     )
-    with pytest.raises(TrainingError, match="not finite") as caught:
+    with pytest.raises(DivergedError, match="not finite") as caught:
         run(folder, wild)
     assert caught.value.exit_code == 5
     assert "1e+30" in caught.value.where
     assert_failed(folder, "not finite")
+    assert status(folder)["error_kind"] == "DivergedError"
 
     result = run(folder, small_config())  # another attempt finds a clean folder
     assert result["status"] == "finished"
