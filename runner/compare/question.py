@@ -218,7 +218,11 @@ def question(asked: Asked) -> Question:
     compose.register()
     launcher = tuple(word for word in words if re.split(r"[./]", _key(word))[0] == "hydra")
     own = tuple(word for word in words if word not in launcher)
-    base = _config([*own, *launcher], asked.config_dir)
+    try:
+        base = _config([*own, *launcher], asked.config_dir)
+    except ConfigError as error:
+        where = error.where or shlex.join(own)
+        raise ConfigError(error.what, where=where, fix=error.fix) from error
     _check_base(base, words)
     base_words = tuple(word for word in own if _key(word) != "seed")
     arms, notes = _arms(base_words, base, tries, asked.config_dir)

@@ -25,18 +25,8 @@ _REFUSED = {
 to check for an option after Hydra has parsed it would depend on every spelling of it."""
 
 
-class WordsParser(Parser):
-    """Parses options around the words of a configuration."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog=prog, add_help=False)
-        self.add_argument("words", nargs="*")
-        self.add_argument("--help", "-h", action="store_true")
-        self.add_argument("--version", action="version", version=f"trick-runner {__version__}")
-        self.add_argument("--multirun", "-m", action="store_true")
-        self.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
-        self.add_argument("--resolve", action="store_true")
-        self.add_argument("--config-dir", "-cd", type=Path, metavar="DIR")
+class KeysParser(Parser):
+    """Knows that an option that does not exist is perhaps a key or a group of the configuration."""
 
     def unknown_option(self, option: str, following: Sequence[str]) -> ConfigError:
         """The error for an option that does not exist: perhaps a key or a group was meant."""
@@ -56,6 +46,20 @@ class WordsParser(Parser):
             where=f"{option} {value}" if not separator and value != "VALUE" else option,
             fix=shlex.quote(f"{meant}={value}"),
         )
+
+
+class WordsParser(KeysParser):
+    """Parses options around the words of a configuration."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog=prog, add_help=False)
+        self.add_argument("words", nargs="*")
+        self.add_argument("--help", "-h", action="store_true")
+        self.add_argument("--version", action="version", version=f"trick-runner {__version__}")
+        self.add_argument("--multirun", "-m", action="store_true")
+        self.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+        self.add_argument("--resolve", action="store_true")
+        self.add_argument("--config-dir", "-cd", type=Path, metavar="DIR")
 
 
 def _meant(key: str) -> str | None:
