@@ -16,14 +16,14 @@ from runner.report.factors import (
     differing_keys,
     looks_of,
 )
-from runner.report.groups import Arm, RunGroup, group_runs, trick_label
+from runner.report.groups import Arm, RunGroup, assign_failed, group_runs, trick_label
 from runner.report.measures import (
     PRICES,
     Mean,
     mean_of,
 )
-from runner.report.notes import group_notes, other_comparisons
-from runner.report.paired import Asked, Comparison, compare_tables
+from runner.report.notes import family_notes, group_notes, other_comparisons
+from runner.report.paired import Asked, Comparison, Family, compare_tables
 from runner.report.runs import METRICS, FinishedRun, Found, Unranked
 from runner.report.scores import ScoreBook
 
@@ -37,6 +37,7 @@ class Row:
         changes: differences from the baseline: tricks, or ``KEY=VALUE``.
         values: values of the factors that differ in the group, by dotted key.
         seeds: seeds of the arm's runs.
+        failed: seeds without a run because the training failed, with the reasons.
         metrics: accuracy, nll, brier and ece.
         price: images, pixels and seconds of training with its evaluations, median of the runs.
         forward_passes: forward passes per validation image.
@@ -46,6 +47,7 @@ class Row:
     changes: tuple[str, ...]
     values: Mapping[str, Any]
     seeds: tuple[int, ...]
+    failed: Mapping[int, str]
     metrics: Mapping[str, Mean]
     price: Mapping[str, float]
     forward_passes: float
@@ -61,6 +63,7 @@ class GroupAnswer:
         baseline: label of the baseline; None if there is none.
         comparisons: comparisons of arms with the baseline.
         contributions: comparisons within combinations: an arm with the arm that lacks one change.
+        family: all these comparisons, as they were judged together.
         notes: limits of the comparison, a sentence each.
     """
 
@@ -69,6 +72,7 @@ class GroupAnswer:
     baseline: str | None
     comparisons: tuple[Comparison, ...]
     contributions: tuple[Comparison, ...]
+    family: Family
     notes: tuple[str, ...]
 
 
@@ -125,6 +129,7 @@ def answer(
             fix=f"--baseline {factors.all[0].name if factors.all else 'KEY'}=VALUE",
         )
     groups = group_runs(runs, factors, baseline)
+    assign_failed(groups, found.failed)
     references = [_baseline(group, baseline) for group in groups]
     if baseline and not any(references):
         labels = dict.fromkeys(arm.label for group in groups for arm in group.arms)
@@ -213,7 +218,8 @@ def _group_answer(
             for arm in ordered[1:]
         ]
         within = list(_leave_one_out(group, reference))
-    compared, contributions = compare_tables((against_baseline, within), book, margin)
+    family = compare_tables((against_baseline, within), book, margin)
+    compared, contributions = family.tables
     varying = differing_keys([arm.all_values for arm in ordered])
     return GroupAnswer(
         group,
@@ -221,7 +227,11 @@ def _group_answer(
         reference.label if reference else None,
         compared,
         contributions,
-        tuple(group_notes(group, reference, compared, baseline, is_hinted=is_hinted)),
+        family,
+        (
+            *group_notes(group, reference, compared, baseline, is_hinted=is_hinted),
+            *family_notes(group, family, margin),
+        ),
     )
 
 
@@ -271,6 +281,7 @@ def _row(arm: Arm, varying: Sequence[str]) -> Row:
         changes=arm.names,
         values={key: arm.look.values.get(key) for key in varying},
         seeds=tuple(sorted(runs)),
+        failed=dict(sorted(arm.failed.items())),
         metrics={name: mean_of(list(arm.metric(name).values())) for name in METRICS},
         price={key: float(np.median([run.budget[key] for run in runs.values()])) for key in PRICES},
         forward_passes=arm.forward_passes,

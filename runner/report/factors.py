@@ -14,7 +14,7 @@ from runner.config.options import CONF_DIR, OVERLAYS
 from runner.errors import ConfigError
 from runner.records.identity import NEUTRAL, decisive_values
 from runner.records.run_folder import leaves
-from runner.report.runs import FinishedRun
+from runner.report.runs import FailedRun, FinishedRun
 
 ALL = "all"
 """The word for everything that differs between the runs."""
@@ -133,17 +133,21 @@ def view_groups() -> frozenset[str]:
     return schema.evaluation_groups() & set(schema.trick_groups())
 
 
+def without_views(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, by name or dotted key, that are not those of views of the images."""
+    return {
+        key: value for key, value in values.items() if key.partition(".")[0] not in view_groups()
+    }
+
+
 def looks_of(run: FinishedRun) -> list[Look]:
     """The looks of a run: its plain view, and its TTA if it has one."""
     values = {"fingerprint": run.fingerprint, **leaves(run.values)}
     del values["seed"]
-    plain = {
-        key: value for key, value in values.items() if key.partition(".")[0] not in view_groups()
-    }
     neutral = {
         key: value for key, value in _neutral().items() if key.partition(".")[0] in view_groups()
     }
-    found = [Look(run, "plain", {**plain, **neutral})]
+    found = [Look(run, "plain", {**without_views(values), **neutral})]
     if has_view(run.tricks):
         found.append(Look(run, "tta", values))
     return found
@@ -228,21 +232,42 @@ def _check(key: str, known: set[str]) -> None:
 
 def shared_values(look: Look, factors: Factors) -> dict[str, Any]:
     """The values that must be equal for a comparison by ``factors``, by dotted key."""
-    values = look.values if factors.are_tricks else _asked(look, factors.groups)
-    return {key: value for key, value in values.items() if factors.of(key) is None}
+    return _shared(look.values, look.run, factors)
 
 
-def _asked(look: Look, groups: set[str] | None = None) -> dict[str, Any]:
-    """Values of a look; a value that follows from ``groups`` (None: from any group) is null."""
-    values = dict(look.values)
+def training_of_failed(
+    run: FailedRun, factors: Factors
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The :func:`shared_values` of a run that failed, and its values of the factors.
+
+    Both are without the values of views, which its training does not depend on.
+    """
+    values = {"fingerprint": run.fingerprint, **leaves(run.values)}
+    del values["seed"]
+    values = without_views(values)
+    return _shared(values, run, factors), without_views(factors.values(values))
+
+
+def _shared(
+    values: Mapping[str, Any], run: FinishedRun | FailedRun, factors: Factors
+) -> dict[str, Any]:
+    meant = values if factors.are_tricks else _asked(values, run, factors.groups)
+    return {key: value for key, value in meant.items() if factors.of(key) is None}
+
+
+def _asked(
+    values: Mapping[str, Any], run: FinishedRun | FailedRun, groups: set[str] | None = None
+) -> dict[str, Any]:
+    """Values of a run; a value that follows from ``groups`` (None: from any group) is null."""
+    values = dict(values)
     for key, sources in _FOLLOWS.items():
-        is_left = _config_value(look.run, key) in (None, "auto")
+        is_left = _config_value(run, key) in (None, "auto")
         if is_left and (groups is None or groups & {*sources}):
             values[key] = None
     return values
 
 
-def _config_value(run: FinishedRun, key: str) -> Any:
+def _config_value(run: FinishedRun | FailedRun, key: str) -> Any:
     """The value in the run's configuration, before null was replaced by its meaning."""
     group, _, name = key.rpartition(".")
     values = run.config.get(group) if group else run.config
@@ -256,7 +281,7 @@ def differing_factors(found: Iterable[Look]) -> list[str]:
     """
     of_data: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for look in found:
-        of_data[look.values["fingerprint"]].append(_asked(look))
+        of_data[look.values["fingerprint"]].append(_asked(look.values, look.run))
     keys = [key for alike in of_data.values() for key in differing_keys(alike)]
     by_group: dict[str, set[str]] = {name: set() for name in NEUTRAL}
     for key in keys:

@@ -20,6 +20,7 @@ changes is another test; ``python -m runner.compare`` makes that one.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
+from statistics import median
 from typing import Literal
 
 from scipy.special import ndtr, ndtri, stdtrit
@@ -37,6 +38,7 @@ MOST_SEEDS = 100
 
 PRIOR = 4
 """Degrees of freedom of the prior; with the own p-value alongside, more gain nothing."""
+_PLANNED = 10  # seeds that are usually affordable
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,24 @@ def judged(found: Sequence[Difference], margin: float, num_images: int) -> list[
         next(answers) if one.n >= FEWEST_SEEDS else Judged(None, None, "cannot tell", None)
         for one in found
     ]
+
+
+def smallest_margin(found: Sequence[Difference]) -> float | None:
+    """The smallest margin for which ten seeds can show no difference on these images, about.
+
+    It is that of a typical comparison without effect: the median over those with enough seeds, of
+    the reach of the one-sided 5 % test. More than ten seeds count as they are.
+
+    Returns:
+        The margin in units of the scores; None if no comparison has enough seeds.
+    """
+    tested = [one for one in found if one.n >= FEWEST_SEEDS]
+    if not tested:
+        return None
+    errors = [
+        sqrt(one.seed_deviation**2 / max(_PLANNED, one.n) + one.image_error**2) for one in tested
+    ]
+    return -float(ndtri(LEVEL)) * median(errors)
 
 
 def holm_levels(p_values: Sequence[float]) -> list[float]:

@@ -28,10 +28,12 @@ from runner.report.factors import (
     nearest_option,
     shared_values,
     short_text,
+    training_of_failed,
     trick_factors,
     view_groups,
+    without_views,
 )
-from runner.report.runs import FinishedRun
+from runner.report.runs import FailedRun, FinishedRun
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Arm:
         names: all differences in order: tricks, or ``KEY=VALUE``; empty for the baseline.
         values: values of the factors, by factor and dotted key.
         runs: the runs by seed.
+        failed: the seeds without a run because the training failed, with the reasons.
         label: name of the arm in tables; unique within a group.
     """
 
@@ -52,6 +55,7 @@ class Arm:
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     runs: dict[int, FinishedRun] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
     label: str = ""
 
     @property
@@ -62,11 +66,7 @@ class Arm:
     @property
     def training(self) -> dict[str, Any]:
         """The values that training depends on."""
-        return {
-            name: values
-            for name, values in self.values.items()
-            if name.partition(".")[0] not in view_groups()
-        }
+        return without_views(self.values)
 
     @property
     def all_values(self) -> dict[str, Any]:
@@ -100,6 +100,7 @@ class RunGroup:
             run has the requested values.
         differs: shared values that differ in another group of the same data set, by dotted key.
         code: name of the user's own code in the title, if groups of one data set differ in it.
+        failed: runs that failed, and belong to an arm of which no run finished.
     """
 
     values: Mapping[str, Any]
@@ -108,6 +109,7 @@ class RunGroup:
     reference: Arm | None = None
     differs: dict[str, Any] = field(default_factory=dict)
     code: str = ""
+    failed: list[FailedRun] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -231,6 +233,25 @@ def group_runs(
     return [
         groups[key] for key in sorted(groups, key=lambda key: (-num_runs[key], groups[key].title))
     ]
+
+
+def assign_failed(groups: Sequence[RunGroup], failed: Iterable[FailedRun]) -> None:
+    """Note at each arm the seeds that it lacks because their training failed.
+
+    A training counts for all its arms: the plain view and those with TTA.
+    """
+    keys = [canonical_text(without_views(group.values)) for group in groups]
+    for run in failed if groups else ():
+        shared, training = training_of_failed(run, groups[0].factors)
+        for group, key in zip(groups, keys, strict=True):
+            if key != canonical_text(shared):
+                continue
+            arms = [arm for arm in group.arms if arm.training == training]
+            for arm in arms:
+                if run.seed not in arm.runs:
+                    arm.failed[run.seed] = run.reason
+            if not arms:
+                group.failed.append(run)
 
 
 def _tell_apart(groups: Sequence[RunGroup]) -> None:

@@ -16,7 +16,7 @@ from runner.report.factors import (
 )
 from runner.report.groups import Arm, RunGroup
 from runner.report.more_runs import MoreRuns, words_but_seed
-from runner.report.paired import Comparison
+from runner.report.paired import Comparison, Family
 
 _MOST_NAMED = 3  # most factors that a suggested command names; for more it says "all"
 
@@ -62,6 +62,37 @@ def group_notes(
         values = {str(run.environment.get(key)) for arm in group.arms for run in arm.runs.values()}
         if len(values) > 1:
             yield f"the runs differ in {key}: {', '.join(sorted(values))}"
+
+
+def family_notes(group: RunGroup, family: Family, margin: float) -> Iterable[str]:
+    """What holds for all comparisons of a group together: failures, images, number of tests."""
+    for arm in group.arms:
+        if arm.failed:
+            reasons = "; ".join(dict.fromkeys(arm.failed.values()))
+            yield (
+                f"{arm.label}: {len(arm.failed)} of {len(arm.failed) + len(arm.runs)} seeds failed "
+                f"({reasons}): what is said of it is said of the seeds that finished"
+            )
+    if group.failed:
+        names = ", ".join(run.path.name for run in group.failed)
+        yield f"failed, and no seed of the same arm finished: {names}"
+    if family.image_groups is not None:
+        yield (
+            f"the {group.any_run.num_val:,} images are of {family.image_groups:,} groups, which "
+            "were resampled whole, since images of one group are alike"
+        )
+    if family.num_tested > 1:
+        both = ", those of both tables" if all(family.tables) else ""
+        yield (
+            f"the p-values are corrected for {family.num_tested} comparisons, all of this group"
+            f"{both}; the largest of several differences overstates its size"
+        )
+    if family.smallest_margin is not None and family.smallest_margin > margin:
+        yield (
+            f"{group.any_run.num_val:,} images are too few to show no difference larger than "
+            f"{100 * margin:g} points: ten seeds show it for margins from about "
+            f"{100 * family.smallest_margin:.2g} points"
+        )
 
 
 def _note_on_the_baseline(group: RunGroup, reference: Arm) -> Iterable[str]:

@@ -86,6 +86,7 @@ def page(found: Answer) -> str:
         compared=" and ".join(found.by) or "trick",
         margin=100 * found.margin,
         legend=text.LEGEND,
+        sequential=text.SEQUENTIAL,
         style=Markup(style),  # noqa: S704  ours
         script=Markup(script),  # noqa: S704  ours
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; "

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from runner.report.family import Judged, Outlook, Verdict, judged
+from runner.report.family import Judged, Outlook, Verdict, judged, smallest_margin
 from runner.report.groups import Arm
 from runner.report.measures import (
     Mean,
@@ -118,9 +118,26 @@ def _compare(
     )
 
 
-def compare_tables(
-    tables: Sequence[Sequence[Asked]], book: ScoreBook, margin: float
-) -> list[tuple[Comparison, ...]]:
+@dataclass(frozen=True)
+class Family:
+    """The comparisons of one group, judged together.
+
+    Attributes:
+        tables: the comparisons of each table.
+        num_tested: number of different comparisons with a p-value, for which these are corrected.
+        smallest_margin: smallest margin that these images can show no difference for, 0..1; see
+            :func:`runner.report.family.smallest_margin`.
+        image_groups: number of groups of images, which were resampled instead of images; None if
+            each image is a group of its own.
+    """
+
+    tables: tuple[tuple[Comparison, ...], ...]
+    num_tested: int
+    smallest_margin: float | None
+    image_groups: int | None
+
+
+def compare_tables(tables: Sequence[Sequence[Asked]], book: ScoreBook, margin: float) -> Family:
     """Compare the arms of all tables of one group, whose comparisons are one family.
 
     Args:
@@ -140,12 +157,19 @@ def compare_tables(
     family: dict[frozenset[str], Difference] = {}
     for one, _, _ in (pair for table in compared for pair in table):
         family.setdefault(_key(one), one.found)
-    num_images = next((arm.num_images for table in compared for _, arm, _ in table), 0)
+    arms = [arm for table in compared for _, arm, _ in table]
+    num_images = arms[0].num_images if arms else 0
     answers = dict(zip(family, judged(list(family.values()), margin, num_images), strict=True))
-    return [
-        tuple(_judged(one, answers[_key(one)], arm, reference) for one, arm, reference in table)
-        for table in compared
-    ]
+    groups = book.scores(next(iter(arms[0].runs.values()))).groups if arms else None
+    return Family(
+        tuple(
+            tuple(_judged(one, answers[_key(one)], arm, reference) for one, arm, reference in table)
+            for table in compared
+        ),
+        sum(said.p_zero is not None for said in answers.values()),
+        smallest_margin(list(family.values())),
+        None if groups is None else len(np.unique(groups)),
+    )
 
 
 def _key(one: Comparison) -> frozenset[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from runner.errors import ArtefactError, DataError
@@ -22,6 +23,7 @@ METRICS = ("accuracy", "nll", "brier", "ece")
 VIEWS = ("plain", "tta")
 _REASONS = {"killed": "ended without a word; the same command goes on with it"}
 _OLDER = "begun with record version {}: train again, or continue it with trick-runner 0.1.0"
+_LARGEST_CONFIG = 2**20  # bytes
 _SMALL_HEADS = 5  # record version since which all heads are drawn alike
 OURS = ("cache", "sweeps")
 """Folders of ours below ``outputs`` that are not runs."""
@@ -139,6 +141,33 @@ class FinishedRun:
 
 
 @dataclass(frozen=True)
+class FailedRun:
+    """A training that failed, for instance because its loss was not finite.
+
+    Attributes:
+        path: path of the run's folder.
+        seed: seed of the run's random draws.
+        values: all values that decide the result, by group and key, as for :class:`FinishedRun`.
+        fingerprint: fingerprint of the run's data.
+        reason: the first line of the reason.
+    """
+
+    path: Path
+    seed: int
+    values: Mapping[str, Any]
+    fingerprint: str
+    reason: str
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The requested configuration; empty if it cannot be read."""
+        with suppress(OSError, ValueError, RecursionError, yaml.YAMLError):
+            found = yaml.safe_load(read_whole(self.path / "config.yaml", at_most=_LARGEST_CONFIG))
+            return found if isinstance(found, dict) else {}
+        return {}
+
+
+@dataclass(frozen=True)
 class Unranked:
     """A run that is not compared, or a folder that cannot be read, with the reason."""
 
@@ -154,11 +183,13 @@ class Found:
     Attributes:
         runs: finished runs, sorted by name.
         unranked: other runs.
+        failed: those among the other runs whose training failed.
         foreign: names of entries that are not runs, without hidden ones and ours.
     """
 
     runs: list[FinishedRun] = field(default_factory=list)
     unranked: list[Unranked] = field(default_factory=list)
+    failed: list[FailedRun] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
 
 
@@ -228,6 +259,8 @@ def _sort_in(path: Path, found: Found) -> None:
             elif name in ("killed", "interrupted") and (version := _version(path)) < VERSION:
                 reason = _OLDER.format(version)
             found.unranked.append(Unranked(path.name, name, reason))
+            if name == "failed" and (failed := _failed(path, reason)):
+                found.failed.append(failed)
         else:
             run = _run(path, result)
             found.runs.append(run)
@@ -308,19 +341,9 @@ def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
     """
     try:
         what = fields.parsed(read_whole(path / "run.json", at_most=LARGEST_JSON))
-        values = with_defaults(fields.section(what, "values"))
+        values = _values(what)
         if what["identity"] != result["identity"]:
             raise ValueError("run.json and result.json are of different runs")
-        for group, neutral in NEUTRAL.items():
-            if isinstance(values[group], dict) != isinstance(neutral, dict):
-                raise TypeError(f"{group} is a group in one place, and a value in another")
-        for group in ("data", "model"):
-            fields.text(values[group], "name")
-        if fields.value(what, "record_version") < _SMALL_HEADS:  # their numbers are of other heads
-            values["model"] = {**values["model"], "head": "as its library draws it"}
-        fields.whole(values["data"], "presize")
-        for key in ("device", "precision"):
-            fields.text(values, key)
         data, metrics = fields.section(result, "data"), fields.section(result, "metrics")
         # Runs of earlier versions have the values of their TTA in run.json, and its metrics here.
         is_whole = "tta" in fields.section(what, "values")
@@ -352,6 +375,36 @@ def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
         raise ArtefactError(
             f"not the files of a finished run: {reason}", where=str(path)
         ) from error
+
+
+def _values(what: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of ``run.json`` with all defaults.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: they are not the values of a run.
+    """
+    values = with_defaults(fields.section(what, "values"))
+    for group, neutral in NEUTRAL.items():
+        if isinstance(values[group], dict) != isinstance(neutral, dict):
+            raise TypeError(f"{group} is a group in one place, and a value in another")
+    for group in ("data", "model"):
+        fields.text(values[group], "name")
+    if fields.value(what, "record_version") < _SMALL_HEADS:  # their numbers are of other heads
+        values["model"] = {**values["model"], "head": "as its library draws it"}
+    fields.whole(values["data"], "presize")
+    for key in ("device", "precision"):
+        fields.text(values, key)
+    return values
+
+
+def _failed(path: Path, reason: str) -> FailedRun | None:
+    """Read a run that failed; None if its values cannot be read: then it has no arm."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        what = fields.parsed(read_whole(path / "run.json", at_most=LARGEST_JSON))
+        values = _values(what)
+        seed, fingerprint = fields.whole(values, "seed"), fields.text(what, "fingerprint")
+        return FailedRun(path, seed, values, fingerprint, reason)
+    return None
 
 
 def _version(path: Path) -> int:

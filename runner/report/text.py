@@ -121,9 +121,10 @@ def answer_table(found: GroupAnswer, margin: float) -> Table:
 
 
 def _count(row: Row, one: Comparison | None) -> str:
-    """Number of seeds of the comparison, and of the arm if it has more."""
+    """Number of seeds of the comparison, of the arm if it has more, and of those that failed."""
     own, paired = len(row.seeds), len(one.seeds) if one else len(row.seeds)
-    return str(own) if own == paired else f"{paired} of {own}"
+    finished = str(own) if own == paired else f"{paired} of {own}"
+    return f"{finished} (+{len(row.failed)} failed)" if row.failed else finished
 
 
 def contribution_table(found: GroupAnswer, margin: float) -> Table:
@@ -160,10 +161,7 @@ def price_table(found: GroupAnswer) -> Table:
     rows = []
     for row in found.rows:
         one = compared.get(row.label)
-        metrics = [
-            f"{row.metrics[name].mean:.4f}{_arrow(one.others[name] if one else None)}"
-            for name in METRICS[1:]
-        ]
+        metrics = [f"{row.metrics[name].mean:.4f}" for name in METRICS[1:]]
         prices = [_relative(key, row, first, one) for key in PRICES]
         rows.append((row.label, *metrics, *prices, f"{row.forward_passes:g}"))
     return Table(
@@ -176,14 +174,6 @@ def price_table(found: GroupAnswer) -> Table:
         tuple(rows),
         (change(found),),
     )  # fmt: skip
-
-
-def _arrow(paired: Mean | None) -> str:
-    """An arrow if the 95 % interval of a paired difference lies on one side of zero."""
-    if paired is None or paired.interval is None:
-        return ""
-    low, high = paired.interval
-    return " ↓" if high < 0 else " ↑" if low > 0 else ""
 
 
 def _relative(key: str, row: Row, first: Row, one: Comparison | None) -> str:
@@ -232,10 +222,28 @@ def remarks(group: GroupAnswer, margin: float) -> Iterator[str]:
     compared = (*group.comparisons, *group.contributions)
     if any(not one.is_equal_budget for one in compared):
         yield f"{UNEQUAL} trained on more or fewer images or pixels than the reference"
+    few = [one.label for one in compared if len(one.seeds) < FEWEST_SEEDS]
+    if few:
+        yield f"{', '.join(few)}: a verdict takes three seeds or more"
     for one in compared:
-        if len(one.seeds) > 1 and (said := advice(one, margin)):
+        said = advice(one, margin)
+        if said and len(one.seeds) >= FEWEST_SEEDS and not _is_noted(one, group, margin):
             yield f"{one.label}: {said}"
-    yield from (f"    {more.command}" for more in _merged(compared))
+    if more := _merged(compared):
+        yield SEQUENTIAL
+        yield from (f"    {one.command}" for one in more)
+
+
+def _is_noted(one: Comparison, group: GroupAnswer, margin: float) -> bool:
+    """Whether a note of the group already says that there are too few images for its margin."""
+    smallest = group.family.smallest_margin
+    too_few = smallest is not None and smallest > margin
+    return (
+        too_few
+        and one.outlook is not None
+        and one.outlook.images is not None
+        and one.outlook.would_show == "no difference"
+    )
 
 
 def _merged(compared: Iterable[Comparison]) -> list[MoreRuns]:
@@ -247,13 +255,19 @@ def _merged(compared: Iterable[Comparison]) -> list[MoreRuns]:
     return [MoreRuns(words, tuple(sorted(found))) for words, found in seeds.items()]
 
 
+SEQUENTIAL = (
+    "more seeds, to be chosen beforehand; python -m runner.compare adds seeds until there is a "
+    "verdict, and corrects for that:"
+)
 LEGEND = (
     "n: seeds. Points: difference in percentage points of accuracy, paired by seed, with 95 % "
     "intervals: over seeds for these images, and over seeds and images; the second decides. "
-    "p-values are corrected by Holm within each table; below 5 % a change helps or hurts. ↓ ↑: the "
-    "95 % interval over seeds of the difference in this measure, of which less is better, lies "
-    "below or above zero (not corrected). Seconds are compared where at least three seeds "
-    "took turns on one machine and agree to 20 %, else –."
+    "p-values are corrected by Holm over all comparisons of a group, which share the spread of "
+    "their seeds for that, and are never below the comparison's own; each group is a family of its "
+    "own. Below 5 % a change helps or hurts: then the second interval leaves out zero. A verdict "
+    "takes three seeds, and is for a number of seeds fixed beforehand. Log loss, Brier score and "
+    "ECE are described, not tested; less is better. Seconds are compared where at least three "
+    "seeds took turns on one machine and agree to 20 %, else –."
 )
 
 
@@ -275,7 +289,7 @@ def is_command(sentence: str) -> bool:
 
 _INTERVALS = ("over_seeds", "over_both")
 CSV_COLUMNS = (
-    "group", "table", "arm", "reference", "seeds", "paired_seeds",
+    "group", "table", "arm", "reference", "seeds", "paired_seeds", "failed_seeds",
     "accuracy", "accuracy_low", "accuracy_high",
     "difference", *(f"{name}_{end}" for name in _INTERVALS for end in ("low", "high")),
     "p_holm", "p_margin_holm", "verdict", "is_equal_budget",
@@ -304,6 +318,7 @@ def _csv_line(group: GroupAnswer, table: str, row: Row, one: Comparison | None) 
         "table": table,
         "arm": one.label if one else row.label,
         "seeds": len(row.seeds),
+        "failed_seeds": len(row.failed),
         "accuracy": accuracy.mean,
         **_ends("accuracy", accuracy.interval),
         **{name: row.metrics[name].mean for name in METRICS[1:]},
@@ -349,6 +364,9 @@ def to_json(found: Answer) -> str:
                 "arms": [asdict(row) for row in group.rows],
                 "comparisons": [_without_resamples(one) for one in group.comparisons],
                 "contributions": [_without_resamples(one) for one in group.contributions],
+                "num_tested": group.family.num_tested,
+                "smallest_margin": group.family.smallest_margin,
+                "image_groups": group.family.image_groups,
                 "notes": group.notes,
                 "runs": [
                     {"run": run.name, "seed": seed, "arm": arm.label,
