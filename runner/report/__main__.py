@@ -14,6 +14,8 @@ from pathlib import Path
 from runner.errors import ConfigError
 from runner.report import text
 from runner.report.answer import Answer, answer
+from runner.report.comparisons import find_comparisons
+from runner.report.forest import Forest
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
 from runner.terminal.arguments import Parser
@@ -73,6 +75,7 @@ def _report(arguments: argparse.Namespace) -> None:
     places = arguments.outputs or [Path("outputs")]
     cache = places[0] / "cache"
     book = ScoreBook(cache / "report.npz")
+    comparisons = find_comparisons(places, book)
     found = answer(
         find_runs(places),
         book,
@@ -80,6 +83,7 @@ def _report(arguments: argparse.Namespace) -> None:
         arguments.baseline,
         arguments.by,
         ("python", "-m", "runner.report", *map(str, arguments.outputs)),
+        comparisons,
     )
     if cache.is_dir():  # the folder is an ``outputs`` folder, not a copy of some runs
         book.save()
@@ -109,7 +113,9 @@ def _print(found: Answer, console: PipeConsole) -> None:
         if all(row.forward_passes == 1 for group in found.groups for row in group.rows):
             left_out.append("passes per image")
     for part in text.content(found):
-        if isinstance(part, str):
+        if isinstance(part, Forest):
+            part.print(console)
+        elif isinstance(part, str):
             console.print(
                 printable(part), markup=False, emoji=False, soft_wrap=text.is_command(part)
             )

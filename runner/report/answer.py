@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from runner.errors import ArtefactError, ConfigError
+from runner.report.comparisons import ComparisonAnswer, FoundComparisons
 from runner.report.factors import (
     ALL,
     Factors,
@@ -87,6 +88,8 @@ class Answer:
         margin: smallest difference in accuracy that matters, 0..1.
         by: names of the factors; empty for the tricks.
         notes: hints at other possible comparisons; commands to paste are indented.
+        comparisons: the answers of the comparisons that ``runner.compare`` made or makes.
+        compared_runs: for each of ``comparisons``, its runs; None where one can no longer be read.
     """
 
     groups: tuple[GroupAnswer, ...]
@@ -95,6 +98,8 @@ class Answer:
     margin: float
     by: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    comparisons: tuple[ComparisonAnswer, ...] = ()
+    compared_runs: tuple[RunGroup | None, ...] = ()
 
 
 def answer(
@@ -104,6 +109,7 @@ def answer(
     baseline: Sequence[str] = (),
     by: Sequence[str] = (),
     command: Sequence[str] = ("python", "-m", "runner.report"),
+    comparisons: FoundComparisons | None = None,
 ) -> Answer:
     """Compare the runs of every group.
 
@@ -116,6 +122,9 @@ def answer(
             with default values.
         by: groups and keys that are compared, or ``all``; empty for the tricks.
         command: the command that was called, from which notes build others.
+        comparisons: the comparisons among the runs. An arm all of whose runs belong to them is not
+            judged again, because their number of seeds was not fixed beforehand; it stays as what
+            other arms are compared with.
 
     Raises:
         ConfigError: no group has that baseline, or a key is unknown.
@@ -139,18 +148,37 @@ def answer(
             where=" ".join(f"--baseline {word}" for word in baseline),
             fix=f"one of: {', '.join(labels) or 'none, there are no finished runs'}",
         )
-    hints = tuple(other_comparisons(groups, by, command))
+    kept = [
+        (replace(group, arms=arms), reference)
+        for group, reference in zip(groups, references, strict=True)
+        if (arms := _arms_to_judge(group, reference, comparisons or FoundComparisons()))
+    ]
+    hints = tuple(other_comparisons([group for group, _ in kept], by, command))
     return Answer(
         tuple(
             _group_answer(group, reference, book, margin, baseline, is_hinted=bool(hints))
-            for group, reference in zip(groups, references, strict=True)
+            for group, reference in kept
         ),
-        (*found.unranked, *damaged),
+        (*found.unranked, *damaged, *(comparisons.damaged if comparisons else ())),
         tuple(found.foreign),
         margin,
         tuple(factor.name for factor in factors.all) if by else (),
         hints,
+        comparisons.answers if comparisons else (),
+        comparisons.groups if comparisons else (),
     )
+
+
+def _arms_to_judge(
+    group: RunGroup, reference: Arm | None, comparisons: FoundComparisons
+) -> list[Arm]:
+    """The arms with a run that belongs to no comparison, and what they are compared with."""
+    single = {
+        id(arm)
+        for arm in group.arms
+        if not all(comparisons.holds(run, arm.view) for run in arm.runs.values())
+    }
+    return [arm for arm in group.arms if single and (id(arm) in single or arm is reference)]
 
 
 def _check_compared(

@@ -8,6 +8,7 @@ aloud. Matplotlib escapes names of classes and tricks.
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 
 from runner.report.curves import Curve
 from runner.report.details import SeriesPoint
-from runner.report.paired import Comparison
 from runner.terminal.console import printable
 
 _INK, _FAINT, _BAND = "#010203", "#010204", "#010205"
@@ -50,55 +50,68 @@ _HANDLE = 6  # width of the mark before a label, in characters
 _MOST_LINEAR = 8  # largest value / smallest of a linear axis
 
 
-def forest(
-    name: str, comparisons: Sequence[Comparison], margin: float, *, is_narrow: bool = False
-) -> str:
-    """Draw the differences with both intervals, a line each, around zero and the margin.
+@dataclass(frozen=True)
+class Effect:
+    """One line of a forest plot.
+
+    Attributes:
+        label: what is compared.
+        mean: mean difference, 0..1.
+        interval: its interval; None if there is none.
+        over_seeds: its interval over seeds, for these images; None if there is none.
+    """
+
+    label: str
+    mean: float
+    interval: tuple[float, float] | None
+    over_seeds: tuple[float, float] | None = None
+
+
+def forest(name: str, effects: Sequence[Effect], margin: float, *, is_narrow: bool = False) -> str:
+    """Draw the differences with their intervals, a line each, around zero and the margin.
 
     A narrow figure, for phones, has the labels above their lines.
     """
-    labels = [_in_two_lines(one.label) for one in comparisons]
+    labels = [_in_two_lines(one.label) for one in effects]
     num_lines = 1 + any("\n" in label for label in labels)
     size = (
-        (4.3, 0.7 + (0.35 + 0.25 * num_lines) * len(comparisons))
+        (4.3, 0.7 + (0.35 + 0.25 * num_lines) * len(effects))
         if is_narrow
-        else (_WIDTH, 0.9 + 0.36 * len(comparisons))
+        else (_WIDTH, 0.9 + 0.36 * len(effects))
     )
     with mpl.rc_context({**_STYLE, "font.size": 12.5 if is_narrow else _STYLE["font.size"]}):
         figure = Figure(size, layout="constrained")
         axes = figure.subplots()
         axes.axvspan(-100 * margin, 100 * margin, color=_BAND, lw=0)
         axes.axvline(0, color=_FAINT, lw=1)
-        for place, one in enumerate(comparisons):
-            found = one.found
-            axes.plot(_percent(found.over_both), [place] * 2, color=_SERIES[0], lw=1.3)
-            if found.over_seeds:
-                axes.plot(
-                    _percent(found.over_seeds), [place] * 2, color=_SERIES[0], lw=4, alpha=0.55
-                )
-            axes.plot(100 * found.mean, place, "o", color=_INK, ms=5)
+        for place, one in enumerate(effects):
+            if one.interval:
+                axes.plot(_percent(one.interval), [place] * 2, color=_SERIES[0], lw=1.3)
+            if one.over_seeds:
+                axes.plot(_percent(one.over_seeds), [place] * 2, color=_SERIES[0], lw=4, alpha=0.55)
+            axes.plot(100 * one.mean, place, "o", color=_INK, ms=5)
             if is_narrow:
-                start = axes.get_yaxis_transform()  # across the axes, down the comparisons
+                start = axes.get_yaxis_transform()  # across the axes, down the lines
                 axes.text(0, place - 0.25, labels[place], transform=start, linespacing=1.1)
         ticks = [] if is_narrow else range(len(labels))
         axes.set_yticks(ticks, [labels[place] for place in ticks])
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.set_ylim(len(comparisons) - 0.5, -0.7)
-        axes.set_xlim(*_limits(comparisons, margin))
+        axes.set_ylim(len(effects) - 0.5, -0.7)
+        axes.set_xlim(*_limits(effects, margin))
         axes.set_xlabel(
             "percentage points" if is_narrow else "difference in accuracy, percentage points"
         )
         return _svg(figure, name)
 
 
-def _limits(comparisons: Sequence[Comparison], margin: float) -> tuple[float, float]:
+def _limits(effects: Sequence[Effect], margin: float) -> tuple[float, float]:
     """The ends of the axis: they include every mean, and intervals unless these are very wide."""
-    reach = max(4 * margin, *(2.5 * abs(one.found.mean) for one in comparisons))
+    reach = max(4 * margin, *(2.5 * abs(one.mean) for one in effects))
     ends = [
         min(max(end, -reach), reach)
-        for one in comparisons
-        for end in (*one.found.over_both, one.found.mean, -margin, margin)
+        for one in effects
+        for end in (*(one.interval or ()), one.mean, -margin, margin)
     ]
     room = 0.04 * (max(ends) - min(ends))
     return 100 * (min(ends) - room), 100 * (max(ends) + room)

@@ -1,4 +1,4 @@
-"""Measures of paired runs: means over seeds, one pair of a seed, and what a change costs."""
+"""Measures of paired runs: means over seeds, one pair of a seed, what a change costs; as text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +73,10 @@ def is_timed(
     turns share it, and if they do not share it alike, the ratios of the seeds differ.
     """
     machines = {
-        tuple(run.environment.get(key) for key in ("device", "threads", "cores", "processes"))
+        tuple(
+            str(run.environment.get(key))  # anything in a file of others
+            for key in ("device", "threads", "cores", "processes")
+        )
         for run in (*ours, *theirs)
     }
     took_turns = max(run.finished for run in ours) >= min(run.finished for run in theirs) and max(
@@ -85,3 +88,28 @@ def is_timed(
         and took_turns
         and max(ratios) <= _LARGEST_SPREAD * min(ratios)
     )
+
+
+def points(value: float, *, signed: bool = True) -> str:
+    """A part of 1 as percent, or as signed percentage points."""
+    return f"{100 * value:+.2f}" if signed else f"{100 * value:.2f}"
+
+
+def interval_text(interval: Interval | None) -> str:
+    """An interval in percentage points."""
+    return "" if interval is None else f"[{points(interval[0])}, {points(interval[1])}]"
+
+
+def mean_text(mean: Mean) -> str:
+    """An accuracy in percent, with half its interval."""
+    if mean.interval is None:
+        return points(mean.mean, signed=False)
+    half = (mean.interval[1] - mean.interval[0]) / 2
+    return f"{points(mean.mean, signed=False)} ± {points(half, signed=False)}"
+
+
+def p_text(p_value: float | None) -> str:
+    """A p-value to three places."""
+    if p_value is None:
+        return ""
+    return f"{p_value:.3f}" if p_value >= 0.001 else "<0.001"

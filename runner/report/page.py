@@ -8,9 +8,9 @@ import base64
 import hashlib
 import shlex
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from markupsafe import Markup
 
 from runner import __version__
 from runner.errors import ArtefactError
-from runner.report import figures, text
+from runner.report import comparison_text, figures, measures, text
 from runner.report.answer import Answer, GroupAnswer
+from runner.report.comparisons import BASELINE, ComparisonAnswer, verdict_line
 from runner.report.curves import AXES, curve, leads
 from runner.report.details import Confused, Confusion, GroupDetails, find_codes, find_series
+from runner.report.groups import Arm, RunGroup
 from runner.report.paired import Comparison
 from runner.terminal.console import printable
 from runner.terminal.tables import Table
@@ -33,6 +35,21 @@ _SYMBOLS = {"helps": "▲", "hurts": "▼", "no difference": "=", "cannot tell":
 
 
 _MOST_DETAILED = 8  # most groups with all figures; with more, a page would take megabytes
+
+
+@dataclass(frozen=True)
+class _Details:
+    """The parts about the runs of one group or comparison; figures are SVG.
+
+    A brief section has none of them.
+    """
+
+    is_brief: bool = True
+    curves: Markup | None = None
+    leads: Table | None = None
+    reliability: Markup | None = None
+    confusions: Sequence[Confusion] = ()
+    confused: Sequence[Confused] = ()
 
 
 @dataclass(frozen=True)
@@ -47,12 +64,23 @@ class _Section:
     pairs: Table
     forest: tuple[Markup, Markup] | None
     forest_within: tuple[Markup, Markup] | None
-    is_brief: bool
-    curves: Markup | None
-    leads: Table | None
-    reliability: Markup | None
-    confusions: list[Confusion]
-    confused: list[Confused]
+    details: _Details
+
+
+@dataclass(frozen=True)
+class _ComparisonSection:
+    """The parts of the page about one comparison; figures are SVG."""
+
+    id: str
+    answer: ComparisonAnswer
+    title: str
+    forest: tuple[Markup, Markup] | None
+    verdicts: Table
+    prices: Table
+    looks: Table
+    pairs: Table
+    group: RunGroup | None
+    details: _Details
 
 
 def page(found: Answer) -> str:
@@ -68,13 +96,26 @@ def page(found: Answer) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"printable": printable, "points": text.points}
+    environment.filters |= {"printable": printable, "points": measures.points}
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in _INLINED)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    sections = [_section(group, number, found.margin) for number, group in enumerate(found.groups)]
+    compared = [
+        _comparison_section(one, group, number, is_brief=number >= _MOST_DETAILED)
+        for number, (one, group) in enumerate(
+            zip_longest(found.comparisons, found.compared_runs[: len(found.comparisons)])
+        )
+    ]
+    sections = [
+        _section(group, number, found.margin, is_brief=number + len(compared) >= _MOST_DETAILED)
+        for number, group in enumerate(found.groups)
+    ]
+    titles = [*(one.title for one in compared), *(one.found.group.title for one in sections)]
     values = find_series([group.group for group in found.groups], found.by)
     return environment.get_template("page.html").render(
         sections=sections,
+        comparisons=compared,
+        heading=titles[0] if titles else "no finished runs",
+        line=verdict_line,
         series=[
             (one, Markup(figures.series(f"series-{number}", one.key, one.lines)))  # noqa: S704
             for number, one in enumerate(values)
@@ -100,12 +141,8 @@ def page(found: Answer) -> str:
     )
 
 
-def _section(found: GroupAnswer, number: int, margin: float) -> _Section:
-    group, name = found.group, f"group-{number}"
-    details = None
-    if number < _MOST_DETAILED:
-        with suppress(ArtefactError):  # the files may have changed since the answer was made
-            details = GroupDetails(group)
+def _section(found: GroupAnswer, number: int, margin: float, *, is_brief: bool) -> _Section:
+    name = f"group-{number}"
     return _Section(
         id=name,
         found=found,
@@ -113,16 +150,50 @@ def _section(found: GroupAnswer, number: int, margin: float) -> _Section:
         contributions=text.contribution_table(found, margin) if found.contributions else None,
         prices=text.price_table(found),
         pairs=_pairs(found),
-        forest=_forest(f"{name}-forest", found.comparisons, margin),
-        forest_within=_forest(f"{name}-within", found.contributions, margin),
-        is_brief=details is None,
-        curves=_curves(found, name) if details else None,
-        leads=_leads(found) if details else None,
-        reliability=_drawn(figures.reliability, f"{name}-reliability", details.reliability())
-        if details
-        else None,
-        confusions=details.confusions() if details else [],
-        confused=details.most_confused() if details else [],
+        forest=_forest(f"{name}-forest", _effects(found.comparisons), margin),
+        forest_within=_forest(f"{name}-within", _effects(found.contributions), margin),
+        details=_Details() if is_brief else _details(found.group, name, lambda: _leads(found)),
+    )
+
+
+def _comparison_section(
+    answer: ComparisonAnswer, group: RunGroup | None, number: int, *, is_brief: bool
+) -> _ComparisonSection:
+    name = f"comparison-{number}"
+    effects = [
+        figures.Effect(one.label, one.mean, one.interval)
+        for one in answer.standings
+        if one.mean is not None
+    ]
+    return _ComparisonSection(
+        id=name,
+        answer=answer,
+        title=comparison_text.comparison_title(answer),
+        forest=_forest(f"{name}-forest", effects, answer.plan.margin),
+        verdicts=comparison_text.standings_table(answer),
+        prices=comparison_text.prices_table(answer),
+        looks=comparison_text.looks_table(answer),
+        pairs=comparison_text.pairs_table(answer),
+        group=group,
+        details=_Details()
+        if is_brief or group is None
+        else _details(group, name, lambda: _leads_of(group)),
+    )
+
+
+def _details(group: RunGroup, name: str, leads_of: Callable[[], Table | None]) -> _Details:
+    """Read the runs of a group once more; brief if their files have changed since."""
+    try:
+        details = GroupDetails(group)
+    except ArtefactError:
+        return _Details()
+    return _Details(
+        is_brief=False,
+        curves=_curves(group, name),
+        leads=leads_of(),
+        reliability=_drawn(figures.reliability, f"{name}-reliability", details.reliability()),
+        confusions=details.confusions(),
+        confused=details.most_confused(),
     )
 
 
@@ -131,22 +202,29 @@ def _drawn(draw: Callable[[str, Any], str], name: str, content: Any) -> Markup |
     return Markup(draw(name, content)) if content else None  # noqa: S704  escaped there
 
 
+def _effects(comparisons: Sequence[Comparison]) -> list[figures.Effect]:
+    return [
+        figures.Effect(one.label, one.found.mean, one.found.over_both, one.found.over_seeds)
+        for one in comparisons
+    ]
+
+
 def _forest(
-    name: str, comparisons: Sequence[Comparison], margin: float
+    name: str, effects: Sequence[figures.Effect], margin: float
 ) -> tuple[Markup, Markup] | None:
-    """The forest plot for wide and for narrow screens; None without comparisons."""
-    if not comparisons:
+    """The forest plot for wide and for narrow screens; None without a line."""
+    if not effects:
         return None
     wide, narrow = (
-        Markup(figures.forest(f"{name}-{is_narrow}", comparisons, margin, is_narrow=is_narrow))  # noqa: S704
+        Markup(figures.forest(f"{name}-{is_narrow}", effects, margin, is_narrow=is_narrow))  # noqa: S704
         for is_narrow in (False, True)
     )
     return wide, narrow
 
 
-def _curves(found: GroupAnswer, name: str) -> Markup | None:
+def _curves(group: RunGroup, name: str) -> Markup | None:
     """Draw the curves of plain views: training has no TTA."""
-    trained = [arm for arm in found.group.arms if arm.view == "plain"]
+    trained = [arm for arm in group.arms if arm.view == "plain"]
     by_axis = {}
     for axis in AXES:
         lines = {arm.label: curve(arm, axis) for arm in trained}
@@ -158,17 +236,28 @@ def _curves(found: GroupAnswer, name: str) -> Markup | None:
 def _leads(found: GroupAnswer) -> Table | None:
     """A table of the arms that are ahead of the baseline, and when."""
     arms = {arm.label: arm for arm in found.group.arms}
+    pairs = [(one.label, arms[one.label], arms[one.reference]) for one in found.comparisons]
+    return _leads_table(pairs, text.change(found), str(found.baseline))
+
+
+def _leads_of(group: RunGroup) -> Table | None:
+    """The same table for the arms of a comparison."""
+    first, *others = group.arms
+    pairs = [(arm.label, arm, first) for arm in others] if first.label == BASELINE else []
+    return _leads_table(pairs, "arm", BASELINE)
+
+
+def _leads_table(pairs: Sequence[tuple[str, Arm, Arm]], column: str, baseline: str) -> Table | None:
     rows = []
-    for one in found.comparisons:
-        arm, reference = arms[one.label], arms[one.reference]
+    for label, arm, reference in pairs:
         if arm.view == "plain":
             along = leads(arm, reference)
             cells = [text.lead_text(axis, along[axis]) if axis in along else "" for axis in AXES]
-            rows.append((one.label, *cells))
+            rows.append((label, *cells))
     if not rows:
         return None
-    columns = (text.change(found), "by epochs", "by seconds", "by pixels")
-    return Table(f"against {found.baseline}, mean over seeds", columns, tuple(rows), columns)
+    columns = (column, "by epochs", "by seconds", "by pixels")
+    return Table(f"against {baseline}, mean over seeds", columns, tuple(rows), columns)
 
 
 def _pairs(found: GroupAnswer) -> Table:
@@ -178,7 +267,7 @@ def _pairs(found: GroupAnswer) -> Table:
         (text.change(found), "without it", "seed", "difference", "gained", "lost", "McNemar p"),
         tuple(
             (
-                one.label, one.reference, str(pair.seed), text.points(pair.difference),
+                one.label, one.reference, str(pair.seed), measures.points(pair.difference),
                 str(pair.gained), str(pair.lost), f"{pair.p:.3g}",
             )
             for one in (*found.comparisons, *found.contributions)
@@ -191,7 +280,7 @@ def _pairs(found: GroupAnswer) -> Table:
 def _sentence(one: Comparison, margin: float) -> str:
     """One comparison in one sentence."""
     said = (
-        f"{text.points(one.found.mean)} points {text.interval_text(one.found.over_both)}, "
+        f"{measures.points(one.found.mean)} points {measures.interval_text(one.found.over_both)}, "
         f"{len(one.seeds)} seed{'s' * (len(one.seeds) > 1)}"
     )
     advice = text.advice(one, margin)

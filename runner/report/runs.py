@@ -25,7 +25,7 @@ _REASONS = {"killed": "ended without a word; the same command goes on with it"}
 _OLDER = "begun with record version {}: train again, or continue it with trick-runner 0.1.0"
 _LARGEST_CONFIG = 2**20  # bytes
 _SMALL_HEADS = 5  # record version since which all heads are drawn alike
-OURS = ("cache", "sweeps")
+OURS = ("cache", "sweeps", "comparisons")
 """Folders of ours below ``outputs`` that are not runs."""
 
 
@@ -217,6 +217,35 @@ def find_runs(places: Iterable[Path]) -> Found:
         _sort_in(path, found)
     _keep_one_of_each(found)
     return found
+
+
+def read_run(path: Path, evaluation: str | None = None) -> FinishedRun:
+    """Read one finished run.
+
+    Args:
+        path: path of the run's folder.
+        evaluation: name of the evaluation with TTA to read with it; None for the plain view alone.
+
+    Raises:
+        ArtefactError: the folder has no finished run, or no such evaluation; or a file is damaged.
+    """
+    folder = RunFolder(path)
+    result = folder.result()
+    if result is None:
+        raise ArtefactError(
+            "no finished run", where=str(path), fix="the command that trained it, once more"
+        )
+    run = _run(path, result)
+    if evaluation is None:
+        return run
+    content = evaluations.read(folder, evaluation)
+    if content is None:
+        raise ArtefactError(
+            f"the run has no evaluation {evaluation}",
+            where=str(path),
+            fix="the command that evaluated it, once more",
+        )
+    return _evaluated(run, evaluation, content)
 
 
 def _entries(place: Path) -> list[Path]:

@@ -57,7 +57,7 @@ class ScoreBook:
         self._stamps: dict[str, list[Any]] = {}
         self._bits: dict[str, NDArray[np.uint8]] = {}
         self._groups: dict[str, NDArray[np.int64]] = {}  # by their hash
-        self._read: dict[str, Scores] = {}
+        self._read: dict[tuple[Path, str], Scores] = {}
         self._is_changed = False
         with suppress(Exception):  # a damaged cache is made again
             self._load()
@@ -68,9 +68,10 @@ class ScoreBook:
         Raises:
             ArtefactError: the predictions of the run cannot be read.
         """
-        if run.identity not in self._read:
-            self._read[run.identity] = self._scores(run)
-        return self._read[run.identity]
+        key = (run.path, run.identity)  # a copy of a run may have been changed
+        if key not in self._read:
+            self._read[key] = self._scores(run)
+        return self._read[key]
 
     def _scores(self, run: FinishedRun) -> Scores:
         stamp = self._stamp(run)

@@ -7,9 +7,20 @@ from dataclasses import asdict
 from typing import Any
 
 from runner.report.answer import Answer, GroupAnswer, Row
+from runner.report.comparison_text import comparison_parts
+from runner.report.comparisons import ComparisonAnswer
+from runner.report.comparisons import to_json as comparison_json
 from runner.report.curves import Lead
 from runner.report.family import FEWEST_SEEDS, MOST_SEEDS
-from runner.report.measures import PRICES, Interval, Mean
+from runner.report.forest import Forest
+from runner.report.measures import (
+    PRICES,
+    Interval,
+    interval_text,
+    mean_text,
+    p_text,
+    points,
+)
 from runner.report.more_runs import MoreRuns
 from runner.report.paired import Comparison
 from runner.report.runs import METRICS
@@ -27,31 +38,6 @@ _COURSES = {
     "falls behind": "behind from {at} on",
 }
 _AXIS_UNITS = {"epoch": "epoch {:.1f}", "seconds": "{:.0f} s", "pixels": "{:.3g} pixels"}
-
-
-def points(value: float, *, signed: bool = True) -> str:
-    """A part of 1 as percent, or as signed percentage points."""
-    return f"{100 * value:+.2f}" if signed else f"{100 * value:.2f}"
-
-
-def interval_text(interval: Interval | None) -> str:
-    """An interval in percentage points."""
-    return "" if interval is None else f"[{points(interval[0])}, {points(interval[1])}]"
-
-
-def mean_text(mean: Mean) -> str:
-    """An accuracy in percent, with half its interval."""
-    if mean.interval is None:
-        return points(mean.mean, signed=False)
-    half = (mean.interval[1] - mean.interval[0]) / 2
-    return f"{points(mean.mean, signed=False)} ± {points(half, signed=False)}"
-
-
-def p_text(p_value: float | None) -> str:
-    """A p-value to three places."""
-    if p_value is None:
-        return ""
-    return f"{p_value:.3f}" if p_value >= 0.001 else "<0.001"
 
 
 def verdict_text(one: Comparison, margin: float) -> str:
@@ -193,8 +179,10 @@ def unranked_table(found: Answer) -> Table:
     )
 
 
-def content(found: Answer) -> Iterator[Table | str]:
-    """Yield tables, and sentences below them, in reading order."""
+def content(found: Answer) -> Iterator[Table | Forest | str]:
+    """Yield comparisons, then tables with the sentences below them, in reading order."""
+    for one in found.comparisons:
+        yield from comparison_parts(one)
     alone = [group for group in found.groups if found.by and len(group.rows) == 1]
     for group in found.groups:
         if group in alone:
@@ -208,7 +196,10 @@ def content(found: Answer) -> Iterator[Table | str]:
         names = "; ".join(f"{group.group.title}: {group.rows[0].label}" for group in alone)
         yield f"with nothing to compare: {names}"
     yield from found.notes
-    yield LEGEND if found.groups else "no finished runs"
+    if found.groups:
+        yield LEGEND
+    elif not found.comparisons:
+        yield "no finished runs"
     if found.unranked:
         yield unranked_table(found)
     if found.foreign:
@@ -276,8 +267,8 @@ def markdown(found: Answer) -> str:
     return "\n".join(f"{_markdown_part(part)}\n" for part in content(found))
 
 
-def _markdown_part(part: Table | str) -> str:
-    if isinstance(part, Table):
+def _markdown_part(part: Table | Forest | str) -> str:
+    if isinstance(part, Table | Forest):
         return part.markdown()
     return printable(part).replace("\n", " ") if is_command(part) else markdown_text(part)
 
@@ -295,12 +286,18 @@ CSV_COLUMNS = (
     "p_holm", "p_margin_holm", "verdict", "is_equal_budget",
     *METRICS[1:], *PRICES, "forward_passes",
     *(f"{name}_difference{end}" for name in METRICS[1:] for end in ("", "_low", "_high")),
+    "design", "reason",
 )  # fmt: skip
 
 
 def csv(found: Answer) -> str:
-    """Write one line per arm and per contribution as CSV; parts of 1, not percent."""
+    """Write one line per arm and per contribution as CSV; parts of 1, not percent.
+
+    The column ``design`` is sequential or fixed; arms of comparisons are before those of groups.
+    """
     lines: list[list[object]] = []
+    for comparison in found.comparisons:
+        lines += _csv_lines(comparison)
     for group in found.groups:
         compared = {one.label: one for one in group.comparisons}
         rows = {row.label: row for row in group.rows}
@@ -309,6 +306,38 @@ def csv(found: Answer) -> str:
         for one in group.contributions:
             lines.append(_csv_line(group, "combination", rows[one.arm], one))
     return to_csv(CSV_COLUMNS, lines)
+
+
+def _csv_lines(answer: ComparisonAnswer) -> Iterator[list[object]]:
+    """The lines of a comparison: the baseline, and each arm."""
+    plan = answer.plan
+    shared = {
+        "group": plan.name,
+        "table": "comparison",
+        "design": "fixed" if plan.is_fixed else "sequential",
+    }
+    accuracy = answer.base
+    base = {"arm": "baseline", "seeds": len(answer.base_seeds), **answer.base_price}
+    if accuracy is not None:
+        base |= {"accuracy": accuracy.mean, **_ends("accuracy", accuracy.interval)}
+    yield [{**shared, **base}.get(column) for column in CSV_COLUMNS]
+    for one in answer.standings:
+        line: dict[str, object] = {
+            **shared,
+            "arm": one.label,
+            "reference": "baseline",
+            "seeds": len(one.seeds) + len(one.failed),
+            "paired_seeds": len(one.seeds),
+            "difference": one.mean,
+            **_ends("over_both", one.interval),
+            "p_holm": one.p_zero,
+            "p_margin_holm": one.p_margin,
+            "verdict": one.verdict,
+            "reason": "open" if one.is_open else one.reason,
+        }
+        if one.accuracy is not None:
+            line |= {"accuracy": one.accuracy.mean, **_ends("accuracy", one.accuracy.interval)}
+        yield [line.get(column) for column in CSV_COLUMNS]
 
 
 def _csv_line(group: GroupAnswer, table: str, row: Row, one: Comparison | None) -> list[object]:
@@ -324,6 +353,7 @@ def _csv_line(group: GroupAnswer, table: str, row: Row, one: Comparison | None) 
         **{name: row.metrics[name].mean for name in METRICS[1:]},
         **row.price,
         "forward_passes": row.forward_passes,
+        "design": "fixed",
     }
     if one:
         line |= {
@@ -356,6 +386,7 @@ def to_json(found: Answer) -> str:
     content = {
         "margin": found.margin,
         "by": found.by,
+        "comparisons": [comparison_json(one) for one in found.comparisons],
         "groups": [
             {
                 "title": group.group.title,

@@ -1,5 +1,6 @@
 """Run folders as training writes them, without training: predictions are drawn."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,16 @@ import numpy as np
 
 from runner.config.schema import Data, Mixup, Normalize, Resize, RunConfig, Smoothing, Tta, to_dict
 from runner.records import evaluations
+from runner.records.comparison_folder import (
+    BASE,
+    ArmPlan,
+    ComparisonFolder,
+    ComparisonPlan,
+    PairedRun,
+)
 from runner.records.identity import evaluation_identity, folder_name, identity
 from runner.records.run_folder import RunFolder, packed
+from runner.report.sequential import looks
 from runner.training.metrics import classification_metrics
 
 CLASSES = ("bag", "coat", "dress")
@@ -150,3 +159,69 @@ def write_run(
             tta,
         )
     return folder
+
+
+Accuracies = Sequence[float | str | None]
+"""Of a run per seed: its accuracy; a text is the reason why it failed, None is no run yet."""
+
+
+def write_comparison(
+    outputs: Path,
+    arms: Mapping[str, Accuracies],
+    *,
+    base: Accuracies,
+    name: str = "question",
+    max_seeds: int = 10,
+    is_fixed: bool = False,
+    margin: float = 0.01,
+    num_images: int = 400,
+    offsets: Mapping[str, int] | None = None,
+    **more: Any,
+) -> ComparisonFolder:
+    """Write a comparison of arms, each a combination of tricks such as ``mixup``, with its runs.
+
+    ``offsets`` has the offset of the seeds of each arm that is the baseline again. ``more`` go to
+    the question. An arm with ``tta`` shares the trainings of the arm without.
+    """
+    offsets = offsets or {}
+    plan = ComparisonPlan(
+        name=name,
+        base_words=("data=folder",),
+        values={},
+        fingerprint=FINGERPRINT,
+        num_val=num_images,
+        arms=tuple(
+            ArmPlan(
+                label, () if label in offsets else (f"+trick=[{label}]",), offsets.get(label, 0)
+            )
+            for label in arms
+        ),
+        margin=margin,
+        metric="accuracy",
+        is_fixed=is_fixed,
+        max_seeds=max_seeds,
+        looks=(max_seeds,) if is_fixed else looks(max_seeds),
+        **more,
+    )
+    runs: dict[str, dict[int, PairedRun]] = {}
+    for label, accuracies in {BASE: base, **arms}.items():
+        tricks = () if label == BASE or label in offsets else label.split("+")
+        runs[label] = {}
+        for seed, accuracy in enumerate(accuracies):
+            if isinstance(accuracy, str):
+                runs[label][seed] = PairedRun(None, None, accuracy, is_diverged=True)
+            elif accuracy is not None:
+                own = seed + offsets.get(label, 0)
+                plain = base[seed] if tricks == ["tta"] else accuracy
+                assert isinstance(plain, float)
+                folder = write_run(
+                    outputs, *tricks, seed=own, accuracy=plain, tta_accuracy=accuracy,
+                    num_images=num_images,
+                )  # fmt: skip
+                views = evaluations.names(folder)
+                runs[label][seed] = PairedRun(folder.path.name, views[0] if views else None)
+    found = ComparisonFolder(outputs / "comparisons" / name)
+    with found.locked():
+        found.begin(plan)
+        found.write_runs(runs)
+    return found

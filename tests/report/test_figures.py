@@ -11,8 +11,6 @@ import pytest
 
 from runner.report import figures
 from runner.report.curves import Curve
-from runner.report.paired import Comparison
-from runner.report.statistics import Difference
 
 SVG = "{http://www.w3.org/2000/svg}"
 XLINK = "{http://www.w3.org/1999/xlink}"
@@ -29,29 +27,18 @@ NAMES = (
 SHOWN = (*NAMES[:5], "\\x1b[31m\\u202e", *NAMES[6:])
 
 
-def comparison(label: str, mean: float, half: float, *, seeds: int = 3) -> Comparison:
-    found = Difference(
-        n=seeds,
-        mean=mean,
-        over_seeds=(mean - half / 2, mean + half / 2) if seeds > 1 else None,
-        over_both=(mean - half, mean + half),
-        p_zero=0.5,
-        p_margin=0.5,
-        seed_deviation=half,
-        image_error=half,
-        variance=half**2,
-        floor=half**2,
-        means=np.full(2, mean),
+def effect(label: str, mean: float, half: float, *, seeds: int = 3) -> figures.Effect:
+    return figures.Effect(
+        label,
+        mean,
+        (mean - half, mean + half),
+        (mean - half / 2, mean + half / 2) if seeds > 1 else None,
     )
-    return Comparison(
-        label, label, "baseline", tuple(range(seeds)), found, (), 0.5, 0.5, "cannot tell", None,
-        {}, {}, is_equal_budget=True, is_timed=True, more=(),
-    )  # fmt: skip
 
 
 @cache
 def forest(name: str) -> str:
-    compared = [comparison(label, 0.01 * i, 0.02) for i, label in enumerate(NAMES)]
+    compared = [effect(label, 0.01 * i, 0.02) for i, label in enumerate(NAMES)]
     return figures.forest(name, compared, 0.005)
 
 
@@ -143,16 +130,14 @@ def test_names_are_text(draw: Draw) -> None:
 
 
 def test_long_names_are_cut() -> None:
-    text = figures.forest("one", [comparison("x" * 300, 0.01, 0.02)], 0.005)
+    text = figures.forest("one", [effect("x" * 300, 0.01, 0.02)], 0.005)
     assert f">{'x' * 40}…<" in text
 
 
 @pytest.mark.parametrize("is_narrow", [False, True])
 def test_long_labels_of_two_parts_are_in_two_lines(is_narrow: bool) -> None:
     parts = ("augment=inception with", "model.name=convnext_tiny")
-    text = figures.forest(
-        "one", [comparison(" ".join(parts), 0.01, 0.02)], 0.005, is_narrow=is_narrow
-    )
+    text = figures.forest("one", [effect(" ".join(parts), 0.01, 0.02)], 0.005, is_narrow=is_narrow)
     lines = ["".join(e.itertext()).strip() for e in parse(text).iter() if e.tag.endswith("text")]
     lines += ["".join(e.itertext()).strip() for e in parse(text).iter(f"{SVG}tspan")]
     assert {*parts} <= {*lines}
@@ -187,7 +172,7 @@ def test_same_input_gives_the_same_bytes(draw: Draw) -> None:
 
 def test_forest_without_an_interval_over_seeds() -> None:
     one, three = (
-        figures.forest("one", [comparison("mixup", 0.01, 0.02, seeds=n)], 0.005) for n in (1, 3)
+        figures.forest("one", [effect("mixup", 0.01, 0.02, seeds=n)], 0.005) for n in (1, 3)
     )
     assert three.count("var(--series-0)") == one.count("var(--series-0)") + 1
 
@@ -195,7 +180,7 @@ def test_forest_without_an_interval_over_seeds() -> None:
 @pytest.mark.parametrize("half", [0.0, 0.02, 5.0])
 @pytest.mark.parametrize("mean", [-0.3, 0.0, 0.001, 0.3])
 def test_forest_shows_zero_the_margin_and_every_mean(mean: float, half: float) -> None:
-    compared = [comparison("mixup", mean, half), comparison("tta", mean / 2, 0.001)]
+    compared = [effect("mixup", mean, half), effect("tta", mean / 2, 0.001)]
     low, high = figures._limits(compared, 0.005)
     for shown in (0, -0.5, 0.5, 100 * mean, 50 * mean):
         assert low < shown < high

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from runner.config.schema import Optim
 from runner.records.run_folder import RunFolder
-from runner.report import text
+from runner.report import measures, text
 from runner.report.answer import Answer, answer
 from runner.report.curves import Lead
 from runner.report.runs import Found, Unranked, find_runs
@@ -198,11 +198,11 @@ def test_verdicts_in_words(found: Answer) -> None:
 
 
 def test_numbers_in_words() -> None:
-    assert text.points(0.01234) == "+1.23"
-    assert text.points(-0.5) == "-50.00"
-    assert text.points(0.9, signed=False) == "90.00"
-    assert text.interval_text((-0.01, 0.02)) == "[-1.00, +2.00]"
-    assert text.interval_text(None) == ""
+    assert measures.points(0.01234) == "+1.23"
+    assert measures.points(-0.5) == "-50.00"
+    assert measures.points(0.9, signed=False) == "90.00"
+    assert measures.interval_text((-0.01, 0.02)) == "[-1.00, +2.00]"
+    assert measures.interval_text(None) == ""
     assert text.lead_text("epoch", Lead("overtakes", 2.25)) == "ahead from epoch 2.2 on"
     assert text.lead_text("seconds", Lead("falls behind", 31.4)) == "behind from 31 s on"
     assert text.lead_text("pixels", Lead("ahead", None)) == "ahead all the way"

@@ -1,0 +1,170 @@
+"""The answer of a comparison in words and tables, for the terminal and for Markdown."""
+
+from collections.abc import Iterator
+
+from runner.report.comparisons import BASELINE, ComparisonAnswer, Standing, verdict_line
+from runner.report.forest import Forest, ForestRow
+from runner.report.measures import interval_text, mean_text, p_text, points
+from runner.report.statistics import LEVEL
+from runner.terminal.tables import Table
+
+_PRICES = {
+    "images": "images ×",
+    "pixels": "pixels ×",
+    "seconds": "seconds ×",
+    "forward_passes": "passes ×",
+}
+
+
+def comparison_parts(answer: ComparisonAnswer) -> Iterator[Table | Forest | str]:
+    """Yield the answer in reading order: verdicts in words, their table, the plot, the price."""
+    yield comparison_title(answer)
+    for one in answer.standings:
+        yield f"- {verdict_line(one, answer.plan.margin)}"
+    yield standings_table(answer)
+    yield forest_of(answer)
+    yield prices_table(answer)
+    yield from answer.notes
+
+
+def comparison_title(answer: ComparisonAnswer) -> str:
+    """Say what is compared and how, in one line."""
+    plan = answer.plan
+    seeds = f"{plan.max_seeds} seeds each" if plan.is_fixed else f"up to {plan.max_seeds} seeds"
+    arms = f"{len(plan.arms)} arm{'s' * (len(plan.arms) > 1)} against the baseline"
+    state = "" if answer.is_ended else " (not ended)"
+    return f"comparison {plan.name}{state}: {arms}, {seeds}, margin {100 * plan.margin:g} points"
+
+
+def standing_text(one: Standing, margin: float) -> str:
+    """How an arm stands, in a few words."""
+    if one.reason == "failed":
+        return "failed"
+    if one.is_open:
+        return "open"
+    if one.verdict == "no difference":
+        return f"no difference larger than {100 * margin:g}"
+    is_small = one.p_margin is not None and one.p_margin < LEVEL
+    is_small = is_small and one.verdict in ("helps", "hurts")
+    return f"{one.verdict}, by less than {100 * margin:g}" if is_small else one.verdict
+
+
+def standings_table(answer: ComparisonAnswer) -> Table:
+    """The table of the arms: seeds, accuracy, difference with its interval, p-value, verdict."""
+    plan = answer.plan
+    base = [BASELINE, _count(answer.base_seeds, answer.base_failed)]
+    rows = [(*base, mean_text(answer.base) if answer.base else "", "", "", "", "")]
+    for one in answer.standings:
+        rows.append(
+            (
+                one.label,
+                _count(one.seeds, one.failed),
+                mean_text(one.accuracy) if one.accuracy else "",
+                points(one.mean) if one.mean is not None else "",
+                interval_text(one.interval),
+                p_text(one.p_zero),
+                standing_text(one, plan.margin),
+            )
+        )
+    over = "over seeds and images" if plan.is_fixed else "interval at the stop"
+    return Table(
+        "differences in percentage points, paired by seed",
+        ("arm", "n", "accuracy, %", "points", over, "p (Holm)", "verdict"),
+        tuple(rows),
+        ("arm", "verdict"),
+    )
+
+
+def _count(seeds: tuple[int, ...], failed: object) -> str:
+    """The number of seeds that count, and of those that failed."""
+    num_failed = len(failed) if isinstance(failed, dict) else 0
+    return f"{len(seeds)}, {num_failed} failed" if num_failed else str(len(seeds))
+
+
+def forest_of(answer: ComparisonAnswer) -> Forest:
+    """The forest plot of the arms."""
+    rows = [(one, "" if one.mean is None else f"{points(one.mean)}") for one in answer.standings]
+    width = max((len(size) for _, size in rows), default=0)
+    margin = answer.plan.margin
+    return Forest(
+        f"points of difference, margin {100 * margin:g}",
+        tuple(
+            ForestRow(
+                one.label,
+                one.mean,
+                one.interval,
+                f"{size:>{width}}  {_short(one)}",
+            )
+            for one, size in rows
+        ),
+        margin,
+    )
+
+
+def _short(one: Standing) -> str:
+    if one.reason == "failed":
+        return "failed"
+    return "open" if one.is_open else one.verdict
+
+
+def prices_table(answer: ComparisonAnswer) -> Table:
+    """The table of what each arm costs, relative to the baseline."""
+    counts = [f"{answer.num_trainings} training{'s' * (answer.num_trainings != 1)}"]
+    if answer.num_evaluations:
+        plural = "s" * (answer.num_evaluations > 1)
+        counts.append(f"{answer.num_evaluations} evaluation{plural} with TTA")
+    price = answer.base_price
+    base = [f"{price['images']:,.0f} images"] if "images" in price else []
+    base += [f"{price['seconds']:,.0f} s"] if "seconds" in price else []
+    relative = f"; cost of training relative to the baseline ({', '.join(base)})" if base else ""
+    return Table(
+        f"{' and '.join(counts)}{relative}",
+        ("arm", *_PRICES.values()),
+        tuple(
+            (one.label, *(f"{one.price[key]:.2f}" if key in one.price else "–" for key in _PRICES))
+            for one in answer.standings
+        ),
+        ("arm",),
+    )
+
+
+def looks_table(answer: ComparisonAnswer) -> Table:
+    """The table of what every look found."""
+    return Table(
+        "every look, with p-values corrected for arms and looks",
+        ("arm", "seeds", "pairs", "points", "p, no difference", "p, the margin", "verdict"),
+        tuple(
+            (
+                row.label,
+                str(row.n),
+                str(row.num_pairs),
+                points(row.mean),
+                p_text(row.p_zero),
+                p_text(row.p_margin),
+                row.verdict,
+            )
+            for row in answer.looks
+        ),
+        ("arm", "verdict"),
+    )
+
+
+def pairs_table(answer: ComparisonAnswer) -> Table:
+    """The table of every pair of runs."""
+    return Table(
+        "seed by seed",
+        ("arm", "seed", "difference", "gained", "lost", "McNemar p"),
+        tuple(
+            (
+                one.label,
+                str(pair.seed),
+                points(pair.difference),
+                str(pair.gained),
+                str(pair.lost),
+                f"{pair.p:.3g}",
+            )
+            for one in answer.standings
+            for pair in one.pairs
+        ),
+        ("arm",),
+    )

@@ -1,0 +1,1003 @@
+"""The answer of a comparison: how each arm stands against the base, from the runs so far.
+
+:func:`standings` pairs the runs of each arm with those of the base by seed, and replays every look
+that is complete. It is a pure function of the question and the runs: a comparison that was killed
+has the same answer as one that was not.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runner.errors import ArtefactError
+from runner.machine import fields
+from runner.records.comparison_folder import (
+    BASE,
+    ArmPlan,
+    ComparisonFolder,
+    ComparisonPlan,
+    PairedRun,
+    plan_content,
+    plan_of,
+)
+from runner.report.factors import Look, trick_factors
+from runner.report.family import FEWEST_SEEDS, Verdict, judged
+from runner.report.groups import Arm, RunGroup
+from runner.report.measures import (
+    Interval,
+    Mean,
+    Pair,
+    is_timed,
+    mean_of,
+    pair_of,
+    price_ratios,
+    ratio,
+)
+from runner.report.runs import FinishedRun, Unranked, read_run
+from runner.report.scores import ScoreBook, Scores
+from runner.report.sequential import State, looks, walk
+from runner.report.statistics import LEVEL, Difference, difference
+
+BASELINE = "baseline"
+"""What the base is called where people read."""
+REASONS = ("", "decided", "futile", "all seeds", "failed", "budget")
+_TIMELESS = ("images", "pixels")
+_FORMAT = 1
+_MOST_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One arm of a comparison now.
+
+    Attributes:
+        label: label of the arm.
+        words: what the arm changes in the base; empty for the base again under other seeds.
+        chosen: words that the arm's search for settings chose.
+        seeds: seeds of the pairs that count: those of the look that closed the arm, or of the last
+            look; before the first look, all so far.
+        failed: seeds that have no pair, because a training failed, each with the reason.
+        mean: mean difference in accuracy over these pairs, 0..1; None without a pair.
+        interval: interval of the difference: of a sequential design the repeated one, which holds
+            at every look together; None before the first look, and below three pairs.
+        p_zero: p-value of no difference, corrected for arms and looks; None where ``interval`` is.
+        p_margin: p-value of a difference of at least the margin, corrected likewise.
+        verdict: the verdict; "cannot tell" as long as the arm is open.
+        is_open: whether the arm needs more seeds.
+        reason: why the arm gets no more seeds, one of ``REASONS``: a verdict was reached, a verdict
+            by the last look is improbable, the last look is over, too many trainings failed. The
+            budget ends no arm: with that reason it is open. Otherwise empty.
+        is_early: whether the arm helps or hurts before the last look, so that its size is probably
+            overstated.
+        max_seeds: largest number of seeds of the design.
+        accuracy: accuracy of the arm over these seeds; None without a pair.
+        price: ``images``, ``pixels``, and ``forward_passes`` per validation image, relative to the
+            base; medians of the pairs. With :func:`timed`, also ``seconds``.
+        pairs: the difference of each of ``seeds``.
+    """
+
+    label: str
+    words: tuple[str, ...]
+    chosen: tuple[str, ...]
+    seeds: tuple[int, ...]
+    failed: Mapping[int, str]
+    mean: float | None
+    interval: Interval | None
+    p_zero: float | None
+    p_margin: float | None
+    verdict: Verdict
+    is_open: bool
+    reason: str
+    is_early: bool
+    max_seeds: int
+    accuracy: Mean | None = None
+    price: Mapping[str, float] = field(default_factory=dict)
+    pairs: tuple[Pair, ...] = ()
+
+
+@dataclass(frozen=True)
+class LookRow:
+    """One arm at one look.
+
+    Attributes:
+        n: number of seeds of the look.
+        label: label of the arm.
+        num_pairs: number of pairs, which is ``n`` without the failed ones.
+        mean: mean difference in accuracy, 0..1.
+        p_zero: p-value of no difference, corrected for arms and looks.
+        p_margin: p-value of a difference of at least the margin, corrected likewise.
+        verdict: the verdict after the look.
+    """
+
+    n: int
+    label: str
+    num_pairs: int
+    mean: float
+    p_zero: float
+    p_margin: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class ComparisonAnswer:
+    """The answer of a comparison, or its state so far.
+
+    Attributes:
+        plan: the question.
+        base: accuracy of the base over its seeds; None without a run.
+        base_seeds: seeds of the base's runs.
+        base_failed: seeds whose training of the base failed, with the reasons.
+        base_chosen: words that the base's search for settings chose.
+        base_price: ``images`` and ``pixels`` of the base, medians of its runs. With :func:`timed`,
+            also ``seconds``.
+        standings: the arms in the order of the plan.
+        looks: the arms at each look that is complete.
+        is_ended: whether no arm needs more seeds.
+        num_trainings: number of trainings, with the failed ones; arms that share one count it once.
+        num_evaluations: number of evaluations with TTA.
+        notes: what to bear in mind, a sentence each.
+    """
+
+    plan: ComparisonPlan
+    base: Mean | None
+    base_seeds: tuple[int, ...]
+    base_failed: Mapping[int, str]
+    base_chosen: tuple[str, ...]
+    base_price: Mapping[str, float]
+    standings: tuple[Standing, ...]
+    looks: tuple[LookRow, ...]
+    is_ended: bool
+    num_trainings: int
+    num_evaluations: int
+    notes: tuple[str, ...]
+
+
+def standings(
+    plan: ComparisonPlan,
+    runs: Mapping[str, Mapping[int, PairedRun]],
+    outputs: Path,
+    book: ScoreBook,
+    chosen: Mapping[str, tuple[str, ...]] | None = None,
+) -> ComparisonAnswer:
+    """Judge the arms of a comparison by the runs that there are.
+
+    A look is complete if every arm that is open before it has a run, or a failure, for each of its
+    seeds, and the base too. Runs beyond the last complete look change nothing.
+
+    Args:
+        plan: the question.
+        runs: the runs of the base and of each arm, by label and seed of the pair.
+        outputs: the folder of the runs.
+        book: the scores of the runs.
+        chosen: words that a search for settings chose, by label.
+
+    Raises:
+        ArtefactError: a run is missing, damaged, or is not the run of its place; or the looks of
+            the plan are not those of this program.
+    """
+    chosen = chosen or {}
+    paired = _Paired(plan, runs, outputs, book)
+    now = _fixed(paired) if plan.is_fixed else _sequential(paired)
+    found = tuple(_standing(paired, arm, now, chosen.get(arm.label, ())) for arm in plan.arms)
+    base_seeds = tuple(seed for seed in plan.seeds if paired.has_run(BASE, seed))
+    base_runs = [paired.run(BASE, seed) for seed in base_seeds]
+    everything = [one for by_seed in runs.values() for one in by_seed.values()]
+    trained = {one.run for one in everything if one.run is not None}
+    evaluated = {(one.run, one.evaluation) for one in everything if one.evaluation is not None}
+    base_failed = {seed: one.failed for seed, one in sorted(runs[BASE].items()) if one.run is None}
+    return ComparisonAnswer(
+        plan=plan,
+        base=mean_of([_accuracy(run) for run in base_runs]) if base_runs else None,
+        base_seeds=base_seeds,
+        base_failed=base_failed,
+        base_chosen=chosen.get(BASE, ()),
+        base_price={
+            key: float(np.median([run.budget[key] for run in base_runs]))
+            for key in (_TIMELESS if base_runs else ())
+        },
+        standings=found,
+        looks=tuple(now.rows),
+        is_ended=not any(one.is_open for one in found),
+        num_trainings=len(trained) + sum(one.run is None for one in everything),
+        num_evaluations=len(evaluated),
+        notes=tuple(_notes(plan, found, base_failed)),
+    )
+
+
+def out_of_budget(answer: ComparisonAnswer) -> ComparisonAnswer:
+    """The same answer, in which open arms say that the budget is used up."""
+    stopped = (replace(one, reason="budget") if one.is_open else one for one in answer.standings)
+    return replace(answer, standings=tuple(stopped))
+
+
+class _Paired:
+    """The runs of a comparison, paired by seed; each is read once, when it is needed."""
+
+    def __init__(
+        self,
+        plan: ComparisonPlan,
+        runs: Mapping[str, Mapping[int, PairedRun]],
+        outputs: Path,
+        book: ScoreBook,
+    ) -> None:
+        self.plan = plan
+        self._runs = runs
+        self._outputs = outputs
+        self._book = book
+        self._offsets = {arm.label: arm.seed_offset for arm in plan.arms}
+        self._read: dict[tuple[str, int], FinishedRun] = {}
+        self._images: tuple[str, str] | None = None
+
+    def has_run(self, label: str, seed: int) -> bool:
+        """Whether the base, or an arm, has a run for a seed."""
+        one = self._runs[label].get(seed)
+        return one is not None and one.run is not None
+
+    def is_complete(self, label: str, seeds: Sequence[int]) -> bool:
+        """Whether an arm and the base have a run or a failure for each seed."""
+        return all(seed in self._runs[side] for side in (label, BASE) for seed in seeds)
+
+    def pairs(self, label: str, seeds: Sequence[int]) -> tuple[int, ...]:
+        """The seeds for which both the arm and the base have a run."""
+        return tuple(s for s in seeds if self.has_run(label, s) and self.has_run(BASE, s))
+
+    def failures(self, label: str, seeds: Sequence[int]) -> dict[int, str]:
+        """The seeds for which the arm or the base failed, with the reasons."""
+        found = {}
+        for seed in seeds:
+            own, base = self._runs[label].get(seed), self._runs[BASE].get(seed)
+            if own is not None and own.run is None:
+                found[seed] = own.failed
+            elif base is not None and base.run is None:
+                found[seed] = f"the baseline failed: {base.failed}"
+        return found
+
+    def run(self, label: str, seed: int) -> FinishedRun:
+        """The run of the base, or of an arm, for a seed.
+
+        Raises:
+            ArtefactError: the run is missing or damaged, or is not the run of its place.
+        """
+        if (label, seed) not in self._read:
+            self._read[label, seed] = self._checked(label, seed)
+        return self._read[label, seed]
+
+    def _checked(self, label: str, seed: int) -> FinishedRun:
+        one = self._runs[label][seed]
+        run = read_run(self._outputs / str(one.run), one.evaluation)
+        expected = seed + self._offsets.get(label, 0)
+        for what, is_, should in (
+            ("its seed", run.seed, expected),
+            ("its number of validation images", run.num_val, self.plan.num_val),
+            ("the fingerprint of its data", run.fingerprint, self.plan.fingerprint),
+        ):
+            if is_ != should:
+                raise _foreign(run, label, seed, f"{what} is {is_}, not {should}")
+        return run
+
+    def scores(self, label: str, seed: int) -> Scores:
+        """The scores of a run.
+
+        Raises:
+            ArtefactError: the predictions cannot be read, or are for other images.
+        """
+        run = self.run(label, seed)
+        scores = self._book.scores(run)
+        images = (scores.labels, scores.grouping)
+        if self._images is None:
+            self._images = images
+        if images != self._images:
+            raise _foreign(run, label, seed, "its images are not those of the other runs")
+        return scores
+
+    def correct(self, label: str, seeds: Sequence[int]) -> NDArray[np.bool_]:
+        """Which images the runs have right, (seeds, N), in the view that is compared."""
+        rows = [self.scores(label, seed).correct[_view(self.run(label, seed))] for seed in seeds]
+        return np.stack(rows)
+
+    def difference(self, label: str, seeds: Sequence[int]) -> Difference:
+        """The difference between an arm and the base over these pairs."""
+        ours, theirs = self.correct(label, seeds), self.correct(BASE, seeds)
+        groups = self.scores(BASE, seeds[0]).groups
+        return _difference(
+            np.packbits(ours).tobytes(),
+            np.packbits(theirs).tobytes(),
+            ours.shape,
+            self.plan.margin,
+            None if groups is None else groups.tobytes(),
+        )
+
+
+@lru_cache(maxsize=512)
+def _difference(
+    ours: bytes, theirs: bytes, shape: tuple[int, int], margin: float, groups: bytes | None
+) -> Difference:
+    """A difference of packed scores, remembered because every look is replayed each time."""
+    scores, reference = (
+        np.unpackbits(np.frombuffer(bits, np.uint8), count=shape[0] * shape[1])
+        .reshape(shape)
+        .astype(np.float32)
+        for bits in (ours, theirs)
+    )
+    of_image = None if groups is None else np.frombuffer(groups, np.int64)
+    return difference(scores, reference, margin, of_image)
+
+
+@lru_cache(maxsize=64)
+def _walk(
+    history: tuple[tuple[Difference | None, ...], ...], max_seeds: int, margin: float
+) -> list[State]:
+    return walk(history, max_seeds, margin)
+
+
+def _foreign(run: FinishedRun, label: str, seed: int, why: str) -> ArtefactError:
+    return ArtefactError(
+        f"not the run of {label} with seed {seed}: {why}",
+        where=str(run.path),
+        fix=f"mv {run.name} ELSEWHERE; the same command trains it again",
+    )
+
+
+def _view(run: FinishedRun) -> str:
+    """The predictions of a run that are compared: with TTA where they were evaluated with it."""
+    return "plain" if run.evaluation is None else "tta"
+
+
+def _accuracy(run: FinishedRun) -> float:
+    return run.metrics[_view(run)]["accuracy"]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an arm stands.
+
+    Attributes:
+        n: seeds of the look that closed the arm, or of the last one; 0 before the first.
+        found: the difference over its pairs; None without a look, or without enough pairs.
+        state: verdict, p-values and interval.
+        reason: why it is closed; empty if it is open.
+    """
+
+    n: int = 0
+    found: Difference | None = None
+    verdict: Verdict = "cannot tell"
+    p_zero: float | None = None
+    p_margin: float | None = None
+    interval: Interval | None = None
+    reason: str = ""
+    is_early: bool = False
+
+
+@dataclass
+class _Places:
+    """Where all arms stand, and how they came there."""
+
+    by_label: dict[str, _Place]
+    rows: list[LookRow] = field(default_factory=list)
+
+
+def _sequential(paired: _Paired) -> _Places:
+    """Replay the complete looks of a sequential design."""
+    plan = paired.plan
+    if plan.looks != looks(plan.max_seeds):
+        raise ArtefactError(
+            "the comparison was planned with other looks than those of this version",
+            where=f"comparison {plan.name}: looks {', '.join(map(str, plan.looks))}",
+            fix="--name ANOTHER_NAME for a new comparison from the same runs",
+        )
+    now = _Places({arm.label: _Place() for arm in plan.arms})
+    history: list[tuple[Difference | None, ...]] = []
+    for n in plan.looks:
+        seeds = plan.seeds[:n]
+        still = [label for label, place in now.by_label.items() if not place.reason]
+        if not still or not all(paired.is_complete(label, seeds) for label in still):
+            break
+        pairs = {label: paired.pairs(label, seeds) for label in still}
+        row = {
+            label: paired.difference(label, those)
+            for label, those in pairs.items()
+            if len(those) >= FEWEST_SEEDS
+        }
+        history.append(tuple(row.get(label) for label in now.by_label))
+        states = _walk(tuple(history), plan.max_seeds, plan.margin)
+        for label, state in zip(now.by_label, states, strict=True):
+            if label not in still:
+                continue
+            found = row.get(label)
+            reason: str = state.reason
+            if found is None and _is_lost(len(pairs[label]), n, plan.max_seeds):
+                reason = "failed"
+            now.by_label[label] = _Place(
+                n=n,
+                found=found,
+                verdict=state.verdict,
+                p_zero=state.p_zero if found else None,
+                p_margin=state.p_margin if found else None,
+                interval=state.interval if found else None,
+                reason=reason,
+                is_early=state.is_early,
+            )
+            if found is not None:
+                now.rows.append(
+                    LookRow(
+                        n, label, found.n, found.mean, state.p_zero, state.p_margin, state.verdict
+                    )
+                )
+    return now
+
+
+def _is_lost(num_pairs: int, n: int, max_seeds: int) -> bool:
+    """Whether an arm without enough pairs at ``n`` seeds gets no further ones.
+
+    An arm of which every training failed would go on failing; an arm that cannot have enough pairs
+    by the last look has no verdict in any case. Neither is a verdict, so no error rate changes.
+    """
+    return num_pairs == 0 or num_pairs + max_seeds - n < FEWEST_SEEDS
+
+
+def _fixed(paired: _Paired) -> _Places:
+    """Judge a fixed design, once all of its runs are there."""
+    plan = paired.plan
+    now = _Places({arm.label: _Place() for arm in plan.arms})
+    if not all(paired.is_complete(label, plan.seeds) for label in now.by_label):
+        return now
+    pairs = {label: paired.pairs(label, plan.seeds) for label in now.by_label}
+    found = {label: paired.difference(label, those) for label, those in pairs.items() if those}
+    results = judged([*found.values()], plan.margin, plan.num_val)
+    said = dict(zip(found, results, strict=True))
+    for label, those in pairs.items():
+        is_failed = len(those) < min(FEWEST_SEEDS, plan.max_seeds)
+        place = _Place(n=plan.max_seeds, reason="failed" if is_failed else "all seeds")
+        if those:
+            one, own = found[label], said[label]
+            is_enough = one.n >= FEWEST_SEEDS
+            place = replace(
+                place,
+                found=one,
+                verdict=own.verdict,
+                p_zero=own.p_zero,
+                p_margin=own.p_margin,
+                interval=one.over_both if is_enough else None,
+                reason="decided" if own.verdict != "cannot tell" else place.reason,
+            )
+            if own.p_zero is not None and own.p_margin is not None:
+                now.rows.append(
+                    LookRow(
+                        plan.max_seeds, label, one.n, one.mean, own.p_zero, own.p_margin,
+                        own.verdict,
+                    )
+                )  # fmt: skip
+        now.by_label[label] = place
+    return now
+
+
+def _standing(paired: _Paired, arm: ArmPlan, now: _Places, chosen: tuple[str, ...]) -> Standing:
+    plan, label = paired.plan, arm.label
+    place = now.by_label[label]
+    asked = plan.seeds[: place.n] if place.n else plan.seeds
+    seeds = paired.pairs(label, asked)
+    pairs: tuple[Pair, ...] = ()
+    if seeds:
+        sides = paired.correct(label, seeds), paired.correct(BASE, seeds)
+        pairs = tuple(pair_of(*one) for one in zip(seeds, *sides, strict=True))
+    ours = [paired.run(label, seed) for seed in seeds]
+    theirs = [paired.run(BASE, seed) for seed in seeds]
+    return Standing(
+        label=label,
+        words=arm.words,
+        chosen=chosen,
+        seeds=seeds,
+        failed=paired.failures(label, asked),
+        mean=float(np.mean([pair.difference for pair in pairs])) if pairs else None,
+        interval=place.interval,
+        p_zero=place.p_zero,
+        p_margin=place.p_margin,
+        verdict=place.verdict,
+        is_open=not place.reason,
+        reason=place.reason,
+        is_early=place.is_early,
+        max_seeds=plan.max_seeds,
+        accuracy=mean_of([_accuracy(run) for run in ours]) if ours else None,
+        price=_price(ours, theirs),
+        pairs=pairs,
+    )
+
+
+def _price(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> dict[str, float]:
+    """The cost of an arm relative to the base; a ratio to nothing is left out."""
+    if not ours:
+        return {}
+    ratios = price_ratios(ours, theirs)
+    found = {key: float(np.median(ratios[key])) for key in _TIMELESS}
+    passes = [
+        float(np.mean([run.metrics[_view(run)]["forward_passes"] for run in side]))
+        for side in (ours, theirs)
+    ]
+    found["forward_passes"] = ratio(*passes)
+    return {key: value for key, value in found.items() if np.isfinite(value)}
+
+
+def timed(
+    answer: ComparisonAnswer, runs: Mapping[str, Mapping[int, PairedRun]], outputs: Path
+) -> ComparisonAnswer:
+    """The same answer with the seconds of its trainings, which differ each time they are run.
+
+    An arm has no ``seconds`` if its runs did not take turns with those of the base on one machine,
+    and if one can no longer be read.
+
+    Args:
+        answer: an answer of :func:`standings`, or of an earlier one from its record.
+        runs: the runs of the base and of each arm, as for :func:`standings`.
+        outputs: the folder of the runs.
+    """
+    known: dict[tuple[str, int], FinishedRun] = {}
+    for label, seed in {
+        *((BASE, seed) for seed in answer.base_seeds),
+        *((one.label, seed) for one in answer.standings for seed in one.seeds),
+    }:
+        with suppress(ArtefactError, KeyError):
+            one = runs[label][seed]
+            known[label, seed] = read_run(outputs / str(one.run), one.evaluation)
+    seconds = [run.budget["seconds"] for (label, _), run in known.items() if label == BASE]
+    price = {"seconds": float(np.median(seconds))} if seconds else {}
+
+    def with_seconds(one: Standing) -> Standing:
+        sides = [[known.get((label, seed)) for seed in one.seeds] for label in (one.label, BASE)]
+        ours, theirs = ([run for run in side if run is not None] for side in sides)
+        if not ours or len(ours) < len(one.seeds) or len(theirs) < len(one.seeds):
+            return one
+        ratios = price_ratios(ours, theirs)["seconds"]
+        is_one_training = [run.path for run in ours] == [run.path for run in theirs]
+        found = float(np.median(ratios))
+        if not np.isfinite(found) or not (is_one_training or is_timed(ours, theirs, ratios)):
+            return one
+        return replace(one, price={**one.price, "seconds": found})
+
+    return replace(
+        answer,
+        base_price={**answer.base_price, **price},
+        standings=tuple(with_seconds(one) for one in answer.standings),
+    )
+
+
+def _notes(
+    plan: ComparisonPlan, found: Sequence[Standing], base_failed: Mapping[int, str]
+) -> Iterator[str]:
+    for arm in plan.arms:
+        if not arm.words:
+            yield (
+                f"{arm.label} is the baseline again under other seeds (A/A): if it helps or hurts, "
+                "that is a false alarm"
+            )
+    if plan.shares_runs_with:
+        names = ", ".join(plan.shares_runs_with)
+        yield (
+            f"comparison {names} has seen some of these runs before: the error rate of 5 % holds "
+            "for each comparison alone, not for what was chosen after the earlier one"
+        )
+    if plan.tune:
+        keys = ", ".join(key for key, _ in plan.tune)
+        yield (
+            f"every arm and the baseline had the same search for {keys}, on seeds of its own that "
+            "no verdict uses"
+        )
+    if sum(one.verdict == "helps" for one in found) > 0 and len(found) > 1:
+        yield (
+            "the verdicts allow for the number of arms; the size of the best one does not: chosen "
+            "on the same images, it is probably overstated"
+        )
+    if base_failed:
+        seeds = ", ".join(map(str, sorted(base_failed)))
+        yield f"the baseline failed with seed {seeds}: no arm has a pair there"
+    if any(one.failed for one in found if one.seeds):
+        yield "where trainings failed, the difference is that of the seeds in which none did"
+
+
+# ── The comparisons of a report ────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class FoundComparisons:
+    """The comparisons below some folders.
+
+    Attributes:
+        answers: their answers, or their states so far.
+        members: the runs that belong to a comparison: path of the run, and evaluation.
+        damaged: comparisons that cannot be read, with the reasons.
+        groups: for each of ``answers``, its runs; None where one can no longer be read.
+    """
+
+    answers: tuple[ComparisonAnswer, ...] = ()
+    members: frozenset[tuple[Path, str | None]] = frozenset()
+    damaged: tuple[Unranked, ...] = ()
+    groups: tuple[RunGroup | None, ...] = ()
+
+    def holds(self, run: FinishedRun, view: str) -> bool:
+        """Whether a view of a run belongs to a comparison.
+
+        The plain view of a training belongs to it also where the comparison is of views with TTA.
+        """
+        evaluation = run.evaluation if view == "tta" else None
+        return (run.path, evaluation) in self.members
+
+
+def find_comparisons(places: Iterable[Path], book: ScoreBook) -> FoundComparisons:
+    """Read every comparison below ``places``, folders of runs; in others there is none.
+
+    A comparison with a damaged file or run is among ``damaged``. If its runs are known, they are
+    among ``members`` in any case: a verdict of a fixed design would be wrong for them.
+    """
+    answers: list[ComparisonAnswer] = []
+    members: set[tuple[Path, str | None]] = set()
+    damaged: list[Unranked] = []
+    groups: list[RunGroup | None] = []
+    known: dict[Path, None] = {}
+    for place in places:
+        for folder in ComparisonFolder.all_in(place.absolute()):
+            known.setdefault(folder.path)
+    for path in known:
+        folder, outputs = ComparisonFolder(path), path.parent.parent
+        try:
+            runs = folder.runs()
+            members |= _members(runs, outputs)
+            for one in (folder.tuning() or {}).values():
+                for by_seed in one.runs.values():
+                    members |= _members({BASE: by_seed}, outputs)
+            content = folder.answer()
+            if content is not None:
+                found = from_json(content)
+            else:
+                found = standings(folder.plan(), runs, outputs, book, folder.chosen())
+            answers.append(timed(found, runs, outputs))
+            groups.append(compared_runs(found, runs, outputs))
+        except ArtefactError as error:
+            damaged.append(Unranked(f"comparison {path.name}", "unreadable", error.what))
+    return FoundComparisons(tuple(answers), frozenset(members), tuple(damaged), tuple(groups))
+
+
+def compared_runs(
+    answer: ComparisonAnswer, runs: Mapping[str, Mapping[int, PairedRun]], outputs: Path
+) -> RunGroup | None:
+    """The runs that count in an answer, for the details of the page; the baseline is first.
+
+    None if there is no run, or one can no longer be read.
+    """
+    sides = {BASELINE: (BASE, answer.base_seeds)}
+    sides |= {one.label: (one.label, one.seeds) for one in answer.standings if one.seeds}
+    arms = []
+    try:
+        for name, (label, seeds) in sides.items():
+            found = {
+                seed: read_run(outputs / str(one.run), one.evaluation)
+                for seed in seeds
+                for one in [runs[label][seed]]
+            }
+            if found:
+                example = next(iter(found.values()))
+                look = Look(example, _view(example), {})
+                arms.append(Arm(look, {}, label=name, runs=found))
+    except (ArtefactError, KeyError):
+        return None
+    return RunGroup({}, arms, trick_factors()) if arms else None
+
+
+def _members(
+    runs: Mapping[str, Mapping[int, PairedRun]], outputs: Path
+) -> set[tuple[Path, str | None]]:
+    """Each run of a comparison as it is compared, and its plain view."""
+    return {
+        (outputs / one.run, evaluation)
+        for by_seed in runs.values()
+        for one in by_seed.values()
+        if one.run is not None
+        for evaluation in (None, one.evaluation)
+    }
+
+
+# ── In words ───────────────────────────────────────────────────────────────────────────────────
+
+
+def verdict_line(one: Standing, margin: float) -> str:
+    """Say in one line how an arm stands.
+
+    Args:
+        one: the arm.
+        margin: smallest difference that matters, 0..1.
+    """
+    limit, n = f"{100 * margin:g} points", _seeds(len(one.seeds))
+    if one.reason == "failed":
+        return f"{one.label} failed: {_failures(one)}"
+    if one.mean is None:
+        return f"{one.label}: {_failures(one) if one.failed else 'no seed yet'}"
+    if one.verdict in ("helps", "hurts"):
+        size, interval = abs(one.mean), one.interval
+        if one.mean < 0 and interval is not None:
+            interval = (-interval[1], -interval[0])
+        digits = _digits(size, *(interval or ()))
+        line = (
+            f"{one.label} {one.verdict} by about {100 * size:.{digits}f} points"
+            f"{_bracketed(interval, digits)} after {n}"
+        )
+        if one.p_margin is not None and one.p_margin < LEVEL:
+            line += f", by less than the margin of {limit}"
+        if one.is_early:
+            line += "; stopped early: the size is probably overstated"
+    elif one.verdict == "no difference":
+        within = _bracketed(one.interval, _digits(*(one.interval or ())))
+        line = f"{one.label}: no difference larger than {limit}{within} after {n}"
+    else:
+        line = _undecided(one, n)
+    return f"{line}; {_failures(one)}" if one.failed else line
+
+
+def _undecided(one: Standing, n: str) -> str:
+    assert one.mean is not None
+    digits = _digits(one.mean, *(one.interval or ()))
+    interval = _bracketed(one.interval, digits)
+    if one.is_open:
+        so_far = f"{one.label}: {100 * one.mean:+.{digits}f} points{interval} so far, after {n}"
+        return f"{so_far}; the budget is used up" if one.reason == "budget" else so_far
+    line = f"{one.label}: cannot tell after {n}{interval}"
+    if one.reason == "futile":
+        more = one.max_seeds - len(one.seeds) - len(one.failed)
+        return f"{line}; stopped early, because another {_seeds(more)} would probably not decide it"
+    if one.max_seeds < FEWEST_SEEDS:
+        return f"{line}: a verdict takes at least {FEWEST_SEEDS} seeds"
+    return f"{line}: more seeds than {one.max_seeds} would be needed"
+
+
+def _failures(one: Standing) -> str:
+    """The failed seeds of an arm, with the reason, such as ``1 of 5 seeds failed: …``."""
+    total = len(one.seeds) + len(one.failed)
+    reasons = Counter(reason.partition("\n")[0] for reason in one.failed.values())
+    reason, count = reasons.most_common(1)[0]
+    if not one.seeds:
+        if count == total:
+            return f"{reason} in {count} of {_seeds(total)}"
+        return f"in {len(one.failed)} of {_seeds(total)}, most often: {reason}"
+    most = ", most often" if len(reasons) > 1 else ""
+    return f"{len(one.failed)} of {_seeds(total)} failed{most}: {reason}"
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"
+
+
+def _digits(*values: float) -> int:
+    """Decimals of percentage points with which no value that is not zero looks like zero."""
+    for digits in range(1, _MOST_DIGITS):
+        if all(value == 0 or abs(100 * value) >= 0.5 * 10**-digits for value in values):
+            return digits
+    return _MOST_DIGITS
+
+
+def _bracketed(interval: Interval | None, digits: int) -> str:
+    if interval is None:
+        return ""
+    low, high = (f"{100 * end + 0.0:.{digits}f}" for end in interval)
+    return f" [{low}, {high}]"
+
+
+# ── As JSON ────────────────────────────────────────────────────────────────────────────────────
+
+
+def to_json(answer: ComparisonAnswer) -> dict[str, Any]:
+    """The answer as values of JSON; differences and accuracies are parts of 1, not percent.
+
+    The keys stay as they are; others may join them. Equal answers have equal values: nothing in
+    them depends on the clock, unless the answer is :func:`timed`.
+
+    ``format``
+        1.
+    ``plan``
+        the question, as ``comparison.json`` has it: ``name``, ``base``, ``arms``, ``margin``,
+        ``metric``, ``design``, ``max_seeds``, ``looks``, ``first_seed``, ``tune``,
+        ``shares_runs_with``.
+    ``base``
+        ``accuracy`` {``mean``, ``low``, ``high``} or null, ``seeds``, ``failed`` {seed: reason},
+        ``chosen``, ``price`` {``images``, ``pixels``, with :func:`timed` ``seconds``}.
+    ``arms``
+        a list in the order of the plan: ``label``, ``words``, ``chosen``, ``seeds``, ``failed``,
+        ``difference`` and its interval ``low`` and ``high``, ``p_zero``, ``p_margin`` (null where
+        there is none yet), ``verdict`` (helps, hurts, no difference, cannot tell), ``is_open``,
+        ``reason`` (decided, futile, all seeds, failed, budget or empty), ``is_early``,
+        ``max_seeds``, ``accuracy`` and ``price`` as for the base but relative to it, ``pairs``
+        [{``seed``, ``difference``, ``gained``, ``lost``, ``p``}], and ``line``, the verdict in
+        words.
+    ``looks``
+        a list: ``n``, ``label``, ``num_pairs``, ``mean``, ``p_zero``, ``p_margin``, ``verdict``.
+    ``is_ended``, ``num_trainings``, ``num_evaluations``, ``notes``
+        as in :class:`ComparisonAnswer`.
+    """
+    return {
+        "format": _FORMAT,
+        "plan": plan_content(answer.plan),
+        "base": {
+            "accuracy": _mean_content(answer.base),
+            "seeds": [*answer.base_seeds],
+            "failed": _failed_content(answer.base_failed),
+            "chosen": [*answer.base_chosen],
+            "price": dict(answer.base_price),
+        },
+        "arms": [
+            {
+                "label": one.label,
+                "words": [*one.words],
+                "chosen": [*one.chosen],
+                "seeds": [*one.seeds],
+                "failed": _failed_content(one.failed),
+                "difference": one.mean,
+                "low": one.interval[0] if one.interval else None,
+                "high": one.interval[1] if one.interval else None,
+                "p_zero": one.p_zero,
+                "p_margin": one.p_margin,
+                "verdict": one.verdict,
+                "is_open": one.is_open,
+                "reason": one.reason,
+                "is_early": one.is_early,
+                "max_seeds": one.max_seeds,
+                "accuracy": _mean_content(one.accuracy),
+                "price": dict(one.price),
+                "pairs": [vars(pair) for pair in one.pairs],
+                "line": verdict_line(one, answer.plan.margin),
+            }
+            for one in answer.standings
+        ],
+        "looks": [dict(vars(row)) for row in answer.looks],
+        "is_ended": answer.is_ended,
+        "num_trainings": answer.num_trainings,
+        "num_evaluations": answer.num_evaluations,
+        "notes": [*answer.notes],
+    }
+
+
+def _mean_content(mean: Mean | None) -> dict[str, float | None] | None:
+    if mean is None:
+        return None
+    low, high = mean.interval or (None, None)
+    return {"mean": mean.mean, "low": low, "high": high}
+
+
+def _failed_content(failed: Mapping[int, str]) -> dict[str, str]:
+    return {str(seed): reason for seed, reason in sorted(failed.items())}
+
+
+def from_json(content: Mapping[str, Any]) -> ComparisonAnswer:
+    """The answer that :func:`to_json` made.
+
+    Raises:
+        ArtefactError: ``content`` is not such an answer.
+    """
+    try:
+        return _answer_of(content)
+    except ValueError as error:
+        raise ArtefactError(f"not the answer of a comparison: {error}") from error
+
+
+def _answer_of(content: Mapping[str, Any]) -> ComparisonAnswer:
+    if (version := fields.value(content, "format")) != _FORMAT:
+        raise ValueError(f"its format is {version!r}, this program reads {_FORMAT}")
+    plan = plan_of(fields.section(content, "plan"))
+    base = fields.section(content, "base")
+    arms = fields.sections(content, "arms")
+    if [fields.text(one, "label") for one in arms] != [*plan.labels]:
+        raise ValueError("arms must be those of the plan, in their order")
+    return ComparisonAnswer(
+        plan=plan,
+        base=_mean_from(base, "accuracy"),
+        base_seeds=_wholes(base, "seeds"),
+        base_failed=_failed_from(base),
+        base_chosen=fields.texts(base, "chosen"),
+        base_price=_prices_from(base),
+        standings=tuple(_standing_from(one) for one in arms),
+        looks=tuple(
+            LookRow(
+                n=fields.whole(row, "n", at_least=1),
+                label=_one_of(row, "label", plan.labels),
+                num_pairs=fields.whole(row, "num_pairs"),
+                mean=fields.number(row, "mean", at_least=-1, at_most=1),
+                p_zero=fields.number(row, "p_zero", at_least=0, at_most=1),
+                p_margin=fields.number(row, "p_margin", at_least=0, at_most=1),
+                verdict=_verdict_from(row),
+            )
+            for row in fields.sections(content, "looks")
+        ),
+        is_ended=_flag(content, "is_ended"),
+        num_trainings=fields.whole(content, "num_trainings"),
+        num_evaluations=fields.whole(content, "num_evaluations"),
+        notes=fields.texts(content, "notes"),
+    )
+
+
+def _standing_from(one: Mapping[str, Any]) -> Standing:
+    low, high = (_maybe(one, key, -2, 2) for key in ("low", "high"))
+    return Standing(
+        label=fields.text(one, "label"),
+        words=fields.texts(one, "words"),
+        chosen=fields.texts(one, "chosen"),
+        seeds=_wholes(one, "seeds"),
+        failed=_failed_from(one),
+        mean=_maybe(one, "difference", -1, 1),
+        interval=None if low is None or high is None else (low, high),
+        p_zero=_maybe(one, "p_zero", 0, 1),
+        p_margin=_maybe(one, "p_margin", 0, 1),
+        verdict=_verdict_from(one),
+        is_open=_flag(one, "is_open"),
+        reason=_one_of(one, "reason", REASONS),
+        is_early=_flag(one, "is_early"),
+        max_seeds=fields.whole(one, "max_seeds", at_least=1),
+        accuracy=_mean_from(one, "accuracy"),
+        price=_prices_from(one),
+        pairs=tuple(
+            Pair(
+                seed=fields.whole(pair, "seed"),
+                difference=fields.number(pair, "difference", at_least=-1, at_most=1),
+                gained=fields.whole(pair, "gained"),
+                lost=fields.whole(pair, "lost"),
+                p=fields.number(pair, "p", at_least=0, at_most=1),
+            )
+            for pair in fields.sections(one, "pairs")
+        ),
+    )
+
+
+def _verdict_from(one: Mapping[str, Any]) -> Verdict:
+    verdicts: tuple[Verdict, ...] = get_args(Verdict)
+    found = _one_of(one, "verdict", verdicts)
+    return next(verdict for verdict in verdicts if verdict == found)
+
+
+def _one_of(values: Mapping[str, Any], key: str, options: Sequence[str]) -> str:
+    found = fields.text(values, key)
+    if found not in options:
+        raise ValueError(f"{key} must be one of {', '.join(options)}, not {found!r:.80}")
+    return found
+
+
+def _flag(values: Mapping[str, Any], key: str) -> bool:
+    found = fields.value(values, key)
+    if not isinstance(found, bool):
+        raise ValueError(f"{key} must be true or false")
+    return found
+
+
+def _maybe(values: Mapping[str, Any], key: str, low: float, high: float) -> float | None:
+    if fields.value(values, key) is None:
+        return None
+    return fields.number(values, key, at_least=low, at_most=high)
+
+
+def _wholes(values: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    found = fields.value(values, key)
+    if not isinstance(found, list):
+        raise ValueError(f"{key} must be a list of whole numbers")
+    return tuple(fields.whole({key: one}, key) for one in found)
+
+
+def _mean_from(values: Mapping[str, Any], key: str) -> Mean | None:
+    if fields.value(values, key) is None:
+        return None
+    found = fields.section(values, key)
+    low, high = (_maybe(found, end, -100, 100) for end in ("low", "high"))
+    interval = None if low is None or high is None else (low, high)
+    return Mean(fields.number(found, "mean", at_least=0, at_most=1), interval)
+
+
+def _failed_from(values: Mapping[str, Any]) -> dict[int, str]:
+    found = fields.section(values, "failed")
+    if foreign := [seed for seed in found if not re.fullmatch(r"0|[1-9][0-9]{0,10}", seed)]:
+        raise ValueError(f"a seed must be a whole number, not {foreign[0]!r:.80}")
+    return {int(seed): fields.text(found, seed) for seed in found}
+
+
+def _prices_from(values: Mapping[str, Any]) -> dict[str, float]:
+    found = fields.section(values, "price")
+    return {key: fields.number(found, key, at_least=0) for key in found}
