@@ -9,10 +9,11 @@ import socket
 import sys
 import time
 import traceback
-from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -180,13 +181,27 @@ class SweepJob:
             if number is None
             else open_log(self.folder.log(number))
         )
-        stack.enter_context(redirect_stdout(log))
-        stack.enter_context(redirect_stderr(log))
+        stack.enter_context(_output_to(log))
         faulthandler.enable(log)
         stack.callback(faulthandler.disable)
         if number is not None and self.num_slots:
             self.folder.write(number, "waiting")
             stack.enter_context(self.folder.slot(self.num_slots))
+
+
+@contextmanager
+def _output_to(log: TextIO) -> Iterator[None]:
+    """Send what this process writes in the block to ``log``, whatever writes it."""
+    own = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+    try:
+        for descriptor in own:
+            os.dup2(log.fileno(), descriptor)
+        with redirect_stdout(log), redirect_stderr(log):
+            yield
+    finally:
+        for descriptor, copy in own.items():
+            os.dup2(copy, descriptor)
+            os.close(copy)
 
 
 def _write_to(path: Path) -> None:

@@ -109,7 +109,8 @@ def run_jobs(
             after the other, each in a child of this process.
         outputs: folder of the runs; the states and logs of the jobs go to its ``sweeps``.
         config_dir: folder with option files of the user's own.
-        on_begin: called in this process with the number of a job that begins.
+        on_begin: called in this process with the number of a job that begins; again if the job is
+            tried again, as after another process was at its run or a neighbor died.
         on_end: called in this process with the number and the outcome of a job that has ended,
             once. Both may be called from another thread, but never at the same time; what they
             raise ends the work once the jobs that run have ended.
@@ -264,7 +265,7 @@ class _Launch:
             is_worker=self._kind == "JoblibLauncher",
             forks=self.is_here,
             is_quiet=is_quiet,
-            until=self._until,
+            until=math.inf if self.is_here else self._until,  # here, it is known before it begins
         )
 
     def _share_cores(self) -> tuple[int, int]:

@@ -1,0 +1,333 @@
+"""Jobs through launchers: how each ended, who is told when, and what the terminal shows.
+
+What a job does here is a function of this module; sweeps have tests with real trainings.
+"""
+
+import json
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import kill
+import pytest
+from kill import Setup
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from runner import train
+from runner.config.schema import RunConfig
+from runner.errors import ConfigError, DivergedError, StorageError, SweepError
+from runner.jobs.job import SweepJob
+from runner.jobs.launch import JobsResult, Outcome, run_jobs
+from runner.machine.signals import raise_on_signals
+from runner.records.sweep_folder import SweepFolder
+from runner.terminal.start import task_of
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+    pytest.mark.timeout(120),
+]
+
+Lingering = Callable[[tuple[str, ...], int], tuple[kill.Attempt, list[int]]]
+
+JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+LAUNCHERS = {
+    "here": (),
+    "joblib": JOBLIB,
+    "submitit": ("hydra/launcher=submitit_local",),
+}
+ELSEWHERE = [
+    pytest.param(LAUNCHERS["here"], id="here"),
+    pytest.param(LAUNCHERS["joblib"], id="joblib", marks=pytest.mark.whole),
+    pytest.param(LAUNCHERS["submitit"], id="submitit", marks=pytest.mark.slow),
+]
+SEEDS = {"good": 0, "evaluated": 1, "fails": 2, "diverges": 3, "dies": 4, "has a bug": 5}
+
+
+def work(config: RunConfig, words: list[str]) -> dict[str, Any]:
+    """A job that ends as its seed says, after it wrote in every way that there is."""
+    print(f"printed by {config.seed}", flush=True)
+    print(f"complained by {config.seed}", file=sys.stderr, flush=True)
+    os.write(1, b"from below\n")
+    with (Path(config.outputs) / "begun").open("a") as file:
+        file.write(f"{config.seed} {os.getpid()}\n")
+    end = {seed: name for name, seed in SEEDS.items()}.get(config.seed, "good")
+    if end == "fails":
+        raise ConfigError("no such thing", where="a=b")
+    if end == "diverges":
+        error = DivergedError("not finite")
+        error.run = "some/run"
+        raise error
+    if end == "dies":
+        os._exit(3)
+    if end == "has a bug":
+        raise ZeroDivisionError("a bug")
+    return {
+        "status": "evaluated" if end == "evaluated" else "finished",
+        "folder": f"run {config.seed}",
+        "accuracy": 0.5,
+        "tta": None,
+        "evaluation": "name" if end == "evaluated" else None,
+        "seconds": 1.5,
+    }
+
+
+def linger(config: RunConfig, words: list[str]) -> dict[str, Any]:
+    """A job that takes until the file ``hold`` is gone."""
+    (Path(config.outputs) / f"at-work-{os.getpid()}").touch()
+    while (Path(config.outputs) / "hold").exists():
+        time.sleep(0.01)
+    return {"status": "finished", "folder": "run", "accuracy": 0.5}
+
+
+def words(outputs: Path, *seeds: int) -> list[list[str]]:
+    return [[f"outputs={outputs}", f"seed={seed}"] for seed in seeds]
+
+
+def run(
+    outputs: Path, *seeds: int, launcher: tuple[str, ...] = (), **more: Any
+) -> tuple[JobsResult, list[tuple[int, Outcome | None]]]:
+    """The result, and what the callbacks were told, in this order."""
+    told: list[tuple[int, Outcome | None]] = []
+    parent = os.getpid()
+
+    def on_begin(number: int) -> None:
+        assert os.getpid() == parent
+        told.append((number, None))
+
+    def on_end(number: int, outcome: Outcome) -> None:
+        assert os.getpid() == parent
+        told.append((number, outcome))
+
+    done = run_jobs(
+        words(outputs, *seeds), work, launcher, outputs, on_begin=on_begin, on_end=on_end, **more
+    )
+    return done, told
+
+
+def begun(outputs: Path) -> list[int]:
+    """The seeds of the jobs that began."""
+    lines = (outputs / "begun").read_text().splitlines()
+    return sorted(int(line.split()[0]) for line in lines)
+
+
+# ── Outcomes ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("launcher", ELSEWHERE)
+def test_every_job_ends_in_its_way_and_is_told_once(
+    tmp_path: Path, launcher: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    done, told = run(tmp_path, *SEEDS.values(), launcher=launcher, is_quiet=True)
+    assert capfd.readouterr() == ("", "")
+    good, evaluated, failed, diverged, died, bug = done.outcomes
+    assert good == Outcome("finished", "run 0", None, 0.5, "", "", 1.5)
+    assert evaluated == Outcome("evaluated", "run 1", "name", 0.5, "", "", 1.5)
+    assert failed == Outcome("failed", error="no such thing", error_kind="ConfigError")
+    assert diverged == Outcome("failed", "some/run", None, None, "not finite", "DivergedError")
+    assert (died.status, died.error_kind) == ("crashed", "")
+    assert bug.error_kind == "ZeroDivisionError"
+    assert [one.is_good for one in done.outcomes] == [True] * 2 + [False] * 4
+    assert [one.is_failed for one in done.outcomes] == [False] * 2 + [True] * 4
+    assert [one.is_diverged for one in done.outcomes] == [False] * 3 + [True] + [False] * 2
+    assert done.stopped_by is None
+    for number, outcome in enumerate(done.outcomes):
+        *begins, end = [end for job, end in told if job == number]
+        assert end == outcome
+        assert begins == [None] or (launcher and set(begins) == {None}), "beside one that died"
+        log = done.folder.log(number)
+        if outcome.is_good and not launcher:
+            assert not log.exists()
+        else:
+            assert f"printed by {number}\n" in log.read_text()
+            assert f"complained by {number}\n" in log.read_text()
+            assert "from below\n" in log.read_text()
+    assert "Traceback" in done.folder.log(5).read_text()
+
+
+def test_jobs_that_are_not_quiet_have_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done, _ = run(tmp_path, 0)
+    out, err = capfd.readouterr()
+    assert out.split("\n") == ["printed by 0", "from below", ""]
+    assert err == "complained by 0\n"
+    assert [path.name for path in done.folder.path.iterdir() if path.suffix == ".log"] == []
+
+
+def test_where_no_process_can_be_forked_jobs_are_quiet_too(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = list[JobsResult]()
+    thread = threading.Thread(  # signals, and so forks, are for the main thread
+        target=lambda: found.append(run(tmp_path, 0, 2, is_quiet=True)[0])
+    )
+    thread.start()
+    thread.join()
+    assert capfd.readouterr() == ("from below\n" * 2, "")
+    assert [one.status for one in found[0].outcomes] == ["finished", "failed"]
+    assert "printed by 2" in found[0].folder.log(1).read_text()
+
+
+# ── Not all begin ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("launcher", ELSEWHERE)
+def test_no_job_begins_after_the_deadline(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    done, told = run(tmp_path, 0, 1, launcher=launcher, deadline=time.monotonic() - 1)
+    assert [one.status for one in done.outcomes] == ["pending"] * 2
+    assert done.stopped_by is None
+    assert told == []
+    assert not (tmp_path / "begun").exists()
+
+
+def test_a_job_that_runs_at_the_deadline_ends(tmp_path: Path) -> None:
+    deadline = time.monotonic() + 0.5
+    ended = list[float]()
+
+    def on_begin(number: int) -> None:
+        time.sleep(0.6)
+
+    done = run_jobs(
+        words(tmp_path, 0, 1), work, (), tmp_path, on_begin=on_begin,
+        on_end=lambda number, outcome: ended.append(time.monotonic()), deadline=deadline,
+    )  # fmt: skip
+    assert [one.status for one in done.outcomes] == ["finished", "pending"]
+    assert len(ended) == 1
+
+
+@pytest.mark.parametrize("which", ["on_begin", "on_end"])
+@pytest.mark.parametrize("launcher", ELSEWHERE[:2])
+def test_what_a_callback_raises_is_raised_and_no_further_job_begins(
+    tmp_path: Path, which: str, launcher: tuple[str, ...]
+) -> None:
+    def refuse(number: int, outcome: object = None) -> None:
+        raise StorageError("the disk is full")
+
+    with pytest.raises(StorageError, match="the disk is full"):
+        run_jobs(words(tmp_path, 0, 1, 6), work, launcher, tmp_path, **{which: refuse})
+    assert begun(tmp_path) == [0] or launcher
+
+
+@pytest.mark.whole
+def test_a_launcher_that_cannot_begin_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match="SlurmLauncher could not begin the jobs") as caught:
+        run(tmp_path, 0, launcher=("hydra/launcher=submitit_slurm",))
+    assert caught.value.exit_code == 6
+
+
+def test_words_of_a_launcher_are_checked_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Hydra's own"):
+        run(tmp_path / "outputs", 0, launcher=("hydra.run.dir=elsewhere",))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    job = SweepJob(task_of(train.run), SweepFolder(tmp_path), [["seed=0"]], (1, "host"), 1, 0, True)
+    sent = pickle.loads(pickle.dumps(job))  # noqa: S301  what has just been made
+    assert sent.task.args == (train.run,)
+    assert (sent.jobs, sent.sweeper, sent.until) == (job.jobs, job.sweeper, job.until)
+
+
+# ── Ended from outside ─────────────────────────────────────────────────────────────────────────
+
+
+def run_lingering(outputs: str, launcher: tuple[str, ...]) -> None:
+    """Instead of a command: three jobs that linger."""
+    raise_on_signals()
+    done = run_jobs(words(Path(outputs), 0, 1, 2), linger, launcher, Path(outputs), is_quiet=True)
+    leave(outputs, [done.stopped_by, [one.status for one in done.outcomes]])
+
+
+def leave(outputs: str, found: object) -> None:
+    (Path(outputs) / "done").write_text(json.dumps(found))
+    sys.stdout.flush()
+    os._exit(0)  # the end of a process of multiprocessing would wait for those of joblib
+
+
+def start(root: Path, instead: Setup) -> kill.Attempt:
+    """A process that has computed nothing yet, unlike this one."""
+    return kill.Attempt(root, (), setup=[instead])
+
+
+@pytest.fixture
+def lingering(tmp_path: Path) -> Iterator[Lingering]:
+    """Start jobs that linger; the process, and those of the jobs that run."""
+    (tmp_path / "hold").touch()
+
+    def start_jobs(launcher: tuple[str, ...], count: int) -> tuple[kill.Attempt, list[int]]:
+        attempt = start(tmp_path, partial(run_lingering, str(tmp_path), launcher))
+        attempt.wait_for(lambda: len(list(tmp_path.glob("at-work-*"))) == count)
+        return attempt, [int(path.name[8:]) for path in tmp_path.glob("at-work-*")]
+
+    yield start_jobs
+    for path in tmp_path.glob("at-work-*"):
+        with suppress(ProcessLookupError):
+            os.kill(int(path.name[8:]), signal.SIGKILL)
+    kill.end_all()
+
+
+def is_alive(pid: int) -> bool:
+    return kill.process_stat(pid)[0] != "Z"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "signum", "count"),
+    [
+        ((), signal.SIGTERM, 1),
+        pytest.param(JOBLIB, signal.SIGINT, 2, marks=pytest.mark.whole),
+    ],
+)
+def test_a_signal_saves_what_runs_and_is_told(
+    tmp_path: Path, lingering: Lingering, launcher: tuple[str, ...], signum: int, count: int
+) -> None:
+    attempt, jobs = lingering(launcher, count)
+    os.kill(attempt.pid, signum)
+    assert attempt.wait(30).code == 0
+    stopped_by, states = json.loads((tmp_path / "done").read_text())
+    assert stopped_by == signum
+    assert sorted(states) == ["interrupted"] * count + ["pending"] * (3 - count)
+    assert not any(map(is_alive, jobs))
+
+
+def test_jobs_end_with_the_process_that_has_them(tmp_path: Path, lingering: Lingering) -> None:
+    attempt, jobs = lingering((), 1)
+    attempt.kill()
+    kill.wait_until(lambda: not any(map(is_alive, jobs)), 10)
+    assert not (tmp_path / "done").exists()
+
+
+# ── Beside a live table ────────────────────────────────────────────────────────────────────────
+
+
+def run_beside_a_table(outputs: str, rate: int, count: int) -> None:
+    """Instead of a command: jobs below a table that another thread refreshes at this rate, Hz."""
+    console = Console(force_terminal=True, width=40)
+    table = Live(
+        get_renderable=lambda: Text("table " * 50), console=console, refresh_per_second=rate
+    )
+    jobs = words(Path(outputs), *range(10, 10 + count))
+    with table:
+        done = run_jobs(jobs, work, (), Path(outputs), is_quiet=True)
+    leave(outputs, [one.status for one in done.outcomes])
+
+
+@pytest.mark.parametrize(
+    ("rate", "count"), [(10, 3), pytest.param(50, 20, marks=pytest.mark.whole)]
+)
+def test_a_table_is_refreshed_while_jobs_are_forked(tmp_path: Path, rate: int, count: int) -> None:
+    done = start(tmp_path, partial(run_beside_a_table, str(tmp_path), rate, count)).wait(60)
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "done").read_text()) == ["finished"] * count
+    assert "table" in done.out
+    for text in ("printed", "complained", "from below"):
+        assert text not in done.out + done.err
