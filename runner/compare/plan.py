@@ -1,0 +1,350 @@
+"""The plan of a comparison, printed before anything is trained: runs, time, and what can be shown.
+
+The data is read for it, because the images are part of what a comparison is about. No network is
+built, and torch is imported only for pretrained weights.
+"""
+
+import math
+import shlex
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner.compare.question import BASE, Question, equal_arms
+from runner.config.idea import read_idea
+from runner.config.schema import Data, RunConfig, evaluation_groups
+from runner.errors import ConfigError
+from runner.machine import fields
+from runner.records.comparison_folder import ArmPlan, ComparisonPlan
+from runner.records.identity import decisive_values, evaluation_identity, folder_name, identified
+from runner.records.run_folder import RunFolder
+from runner.report.sequential import design, looks
+from runner.terminal.console import legible
+from runner.terminal.display import Display, duration
+
+if TYPE_CHECKING:
+    from runner.data.dataset import Dataset
+
+_WIDTH = 80
+_NUM_TUNING_SEEDS = 2
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A comparison with all that its data decides.
+
+    Attributes:
+        question: what the user asks.
+        comparison: what the folder of the comparison records; its name is still open.
+        folders: folder of the run by label, ``base`` for the baseline, and by seed of the pair,
+            before tuning; arms that share a training share its folder.
+        evaluations: name of the evaluation with TTA by label; None for the plain view.
+        notes: what the data has that the user should know.
+    """
+
+    question: Question
+    comparison: ComparisonPlan
+    folders: Mapping[str, Mapping[int, RunFolder]]
+    evaluations: Mapping[str, str | None]
+    notes: tuple[str, ...]
+
+    def trainings(self, num_seeds: int) -> list[RunFolder]:
+        """The different trainings of the first ``num_seeds`` seeds, those that exist as well."""
+        found = {
+            folder.path: folder
+            for folders in self.folders.values()
+            for folder in list(folders.values())[:num_seeds]
+        }
+        return list(found.values())
+
+    def shares(self, label: str) -> str | None:
+        """The label of the baseline or an earlier arm whose trainings this arm uses."""
+        own = [folder.path for folder in self.folders[label].values()]
+        for other, folders in self.folders.items():
+            if other == label:
+                return None
+            if [folder.path for folder in folders.values()] == own:
+                return other
+        return None
+
+    def seconds(self, label: str) -> tuple[float, str] | None:
+        """Seconds of one training, and the run that took them; None if nothing is measured.
+
+        A run of the arm itself counts, or else one of the baseline.
+        """
+        configs = {BASE: self.question.base, **{a.label: a.config for a in self.question.arms}}
+        for other in dict.fromkeys((label, BASE)):
+            for folder in self.folders[other].values():
+                if epoch := measured_epoch(folder):
+                    return epoch * configs[label].budget.epochs, folder.path.name
+        return None
+
+
+def measured_epoch(folder: RunFolder) -> float | None:
+    """Seconds per epoch of a run, its evaluations included; None before its first evaluation."""
+    with suppress(ValueError):
+        for row in folder.rows("timings.jsonl")[-1:]:
+            total = fields.number(row, "total_seconds", at_least=0)
+            return total / fields.whole(row, "epoch", at_least=1)
+    return None
+
+
+def planned(question: Question, display: Display) -> Planned:
+    """Read the data of a comparison, and find where its runs are or will be.
+
+    Raises:
+        ConfigError: arms are equal on this data, or not on the same images.
+        DataError: see :func:`runner.data.dataset.load_dataset`.
+    """
+    from runner.data.dataset import load_dataset
+
+    @cache
+    def load(data: Data, size: int) -> "Dataset":
+        return load_dataset(data, size, question.outputs / "cache", display.work)
+
+    folders: dict[str, dict[int, RunFolder]] = {}
+    identities: dict[str, str] = {}
+    evaluations: dict[str, str | None] = {}
+    values: dict[str, object] = {}
+    seeds = range(question.first_seed, question.first_seed + question.max_seeds)
+    every = [(BASE, 0, question.base)]
+    every += [(arm.label, arm.seed_offset, arm.config) for arm in question.arms]
+    dataset = load(question.base.data, question.base.largest_size)
+    for label, offset, config in every:
+        code = None if config.code is None else read_idea(config.code)
+        weights = None
+        if config.names_weights:
+            from runner.training.learners import fitted_to_weights
+
+            config, found = fitted_to_weights(config, display, code)
+            weights = found.identity if found else None
+        own = load(config.data, config.largest_size)
+        if own.fingerprint != dataset.fingerprint:
+            raise ConfigError(
+                "the arm trains on other images than the baseline",
+                where=f"--try {shlex.join(_words(question, label))}",
+                fix="the words on data before the first --try",
+            )
+        evaluations[label] = evaluation_identity(config)
+        folders[label] = {}
+        for seed in seeds:
+            one, what = identified(replace(config, seed=seed + offset), own, weights, code)
+            name = folder_name(one, what["identity"])
+            folders[label][seed] = RunFolder(question.outputs / name)
+        _, what = identified(replace(config, seed=0), own, weights, code)
+        identities[label] = f"{what['identity']}-{evaluations[label] or 'plain'}"
+        if label == BASE:
+            values = {**what["values"], **_evaluation_values(config)}
+    _check_different(question, identities)
+    comparison = ComparisonPlan(
+        name="",
+        base_words=question.base_words,
+        values=values,
+        fingerprint=dataset.fingerprint,
+        num_val=len(dataset.val),
+        arms=tuple(
+            ArmPlan(arm.label, arm.words, arm.seed_offset, identities[arm.label])
+            for arm in question.arms
+        ),
+        margin=question.margin,
+        metric=question.metric,
+        is_fixed=question.is_fixed,
+        max_seeds=question.max_seeds,
+        looks=(question.max_seeds,) if question.is_fixed else looks(question.max_seeds),
+        first_seed=question.first_seed,
+        tune=question.tune,
+    )
+    return Planned(question, comparison, folders, evaluations, tuple(_data_notes(dataset)))
+
+
+def _words(question: Question, label: str) -> tuple[str, ...]:
+    return next(arm.words for arm in question.arms if arm.label == label)
+
+
+def _evaluation_values(config: RunConfig) -> dict[str, object]:
+    """The values that only the evaluation reads, if the baseline has such an evaluation."""
+    if evaluation_identity(config) is None:
+        return {}
+    decisive = decisive_values(config)
+    return {name: decisive[name] for name in evaluation_groups()}
+
+
+def _check_different(question: Question, identities: Mapping[str, str]) -> None:
+    """Refuse arms that turn out equal once the data is known, such as another size to store."""
+    known = {identities[BASE]: BASE}
+    for arm in question.arms:
+        if not arm.words:
+            continue
+        if (other := known.get(identities[arm.label])) is not None:
+            raise equal_arms(other, arm.words, ())
+        known[identities[arm.label]] = arm.label
+
+
+def _data_notes(dataset: "Dataset") -> Iterator[str]:
+    yield from dataset.notes
+    if dataset.skipped:
+        yield f"{len(dataset.skipped)} broken images are left out"
+    if dataset.leaked:
+        yield (f"{len(dataset.leaked)} of {len(dataset.val)} validation images are in training too")
+
+
+def lines(plan: Planned) -> list[str]:
+    """The plan in words, in lines of at most 80 characters."""
+    question, comparison = plan.question, plan.comparison
+    found = [*_item("baseline", _baseline(plan))]
+    for number, arm in enumerate(question.arms, 1):
+        words = shlex.join(arm.words)
+        text = f"{number} {arm.label}" + (f"  ({words})" if words not in ("", arm.label) else "")
+        if not arm.words:
+            text += f"  (seeds from {question.first_seed + arm.seed_offset})"
+        if (other := plan.shares(arm.label)) is not None:
+            text += f"  uses the trainings of {other}"
+        found += _item("arms" if number == 1 else "", text, indent=2)
+    if question.tune:
+        grid = ", ".join(f"{key} in {', '.join(values)}" for key, values in question.tune)
+        found += _item("tuning", f"{grid}: for the baseline and each arm, on seeds of its own")
+    found += _item("seeds", _seeds(comparison))
+    found += _item("trainings", _trainings(plan))
+    found += _item("time", _time(plan))
+    found += _item("finds", _power(comparison))
+    found += _item("can show", _provable(comparison))
+    for note in (*question.notes, *plan.notes):
+        found += _item("note", note)
+    return found
+
+
+def _item(name: str, text: str, indent: int = 0) -> list[str]:
+    """A name and its text, which goes on below itself."""
+    head, rest = f"{name:<10}", " " * (10 + indent)
+    wrapped = textwrap.wrap(
+        legible(text), _WIDTH, initial_indent=head, subsequent_indent=rest, break_on_hyphens=False
+    )
+    return [line.rstrip() for line in wrapped]
+
+
+def _baseline(plan: Planned) -> str:
+    config, words = plan.question.base, shlex.join(plan.question.base_words)
+    epochs = "1 epoch" if config.budget.epochs == 1 else f"{config.budget.epochs:g} epochs"
+    tricks = f", with {' + '.join(config.tricks)}" if config.tricks else ""
+    return (
+        f"{config.data.name}, {config.model.name}, {config.size} px, {epochs}{tricks}, "
+        f"{plan.comparison.num_val:,} validation images" + (f"  ({words})" if words else "")
+    )
+
+
+def _seeds(comparison: ComparisonPlan) -> str:
+    first, *later = comparison.looks
+    begin = f"from {comparison.first_seed}" if comparison.first_seed else ""
+    if comparison.is_fixed:
+        return " ".join(filter(None, [f"{first} for every arm, one look at the end", begin]))
+    text = " ".join(filter(None, [f"{first} per arm", begin]))
+    if not later:
+        return f"{text}, one look at the end"
+    return f"{text}, then {', '.join(map(str, later))}, until each arm is decided"
+
+
+def _trainings(plan: Planned) -> str:
+    comparison = plan.comparison
+    every, first = plan.trainings(comparison.max_seeds), plan.trainings(comparison.looks[0])
+    text = f"{len(every)} at most"
+    if len(first) < len(every):
+        text += f", {len(first)} in the first round"
+    if comparison.tune:
+        return f"{text}; before them {num_searched(plan)} at most to tune"
+    existing = sum(is_finished(folder) for folder in every)
+    if existing == len(every):
+        return f"{text}; all of them exist already"
+    return text + (f"; {existing} of them exist already" if existing else "")
+
+
+def num_searched(plan: Planned) -> int:
+    """The number of trainings of the search for values, at most."""
+    combinations = math.prod(len(values) for _, values in plan.comparison.tune)
+    return len(plan.trainings(1)) * combinations * _NUM_TUNING_SEEDS if plan.comparison.tune else 0
+
+
+def is_finished(folder: RunFolder) -> bool:
+    """Whether the run has a result."""
+    return (folder.path / "result.json").is_file()
+
+
+def remaining_seconds(plan: Planned, num_seeds: int) -> tuple[float, str] | None:
+    """Seconds of the trainings that do not exist yet, one after the other, and a measured run.
+
+    None if nothing is measured, and where a search for values decides what is trained.
+    """
+    if plan.comparison.tune:
+        return None
+    labels: dict[Path, tuple[str, RunFolder]] = {}
+    for label, folders in plan.folders.items():
+        for folder in list(folders.values())[:num_seeds]:
+            labels.setdefault(folder.path, (label, folder))
+    total, name = 0.0, ""
+    for label, folder in labels.values():
+        if not is_finished(folder):
+            if (found := plan.seconds(label)) is None:
+                return None
+            total, name = total + found[0], found[1]
+    return total, name
+
+
+def _time(plan: Planned) -> str:
+    found = remaining_seconds(plan, plan.comparison.max_seeds)
+    one = plan.seconds(BASE)
+    if plan.comparison.tune and one is not None:
+        number = num_searched(plan) + len(plan.trainings(plan.comparison.max_seeds))
+        return (
+            f"{duration(number * one[0])} at most, one training after the other (a training of the "
+            f"baseline takes {duration(one[0])}, by {one[1]})"
+        )
+    if found is None or one is None:
+        return "not known before the first epoch, which measures it"
+    if found[0] == 0:
+        return "that of the looks: nothing is left to train"
+    first = remaining_seconds(plan, plan.comparison.looks[0])
+    text = f"{duration(found[0])} at most, one training after the other"
+    if first is not None and len(plan.comparison.looks) > 1:
+        text += f"; the first round {duration(first[0])}"
+    return f"{text} (a training of the baseline takes {duration(one[0])}, by {one[1]})"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _power(comparison: ComparisonPlan) -> str:
+    found = design(
+        len(comparison.arms),
+        comparison.num_val,
+        comparison.max_seeds,
+        is_fixed=comparison.is_fixed,
+    )
+    return (
+        f"a difference of {_points(found.effect)} points with 80 %, if differences vary from "
+        f"seed to seed by {_points(found.deviation)} points, as is usual for this many images; "
+        "short trainings vary more"
+    )
+
+
+def _provable(comparison: ComparisonPlan) -> str:
+    found = design(
+        len(comparison.arms),
+        comparison.num_val,
+        comparison.max_seeds,
+        is_fixed=comparison.is_fixed,
+    )
+    smallest = _points(found.provable_margin + 0.0005)
+    if found.provable_margin <= comparison.margin:
+        return (
+            f"that there is no difference larger than {100 * comparison.margin:g} points "
+            f"(--margin); the smallest possible is about {smallest}"
+        )
+    return (
+        f"no difference larger than {smallest} points at best, so probably no arm ends as "
+        f"“no difference larger than {100 * comparison.margin:g}”: more validation images or "
+        f"--margin {smallest} would allow it"
+    )
