@@ -202,7 +202,7 @@ def test_failing_jobs_stop_no_other_and_alone_are_run_again(
         assert "Traceback" in log.read_text()
 
     def files() -> dict[Path, tuple[int, int]]:
-        found = [path for job in table(place) if "folder" in job
+        found = [path for job in table(place) if "accuracy" in job
                  for path in (place.root / job["folder"]).rglob("*")]  # fmt: skip
         return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
 
