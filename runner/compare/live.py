@@ -1,22 +1,96 @@
 """What a comparison shows while it runs: a live table for people, plain lines for files and pipes.
 
-A round calls ``begun`` and ``ended`` for each job, from any thread, and ``looked`` after each look.
+Every round calls ``round``, then ``begun`` and ``ended`` for each job, from any thread, and
+``looked`` after the look. The table is drawn by a thread of its own, never while a child process is
+made: the child would start with the locks of the streams held.
 """
 
-from collections.abc import Sequence
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
 
-from runner.compare.question import Job
+from rich.console import Group, RenderableType
+from rich.live import Live as Drawn
+from rich.table import Table
+from rich.text import Text
 
-Outcome: TypeAlias = Any  # until runner.jobs and runner.report have them
-ComparisonAnswer: TypeAlias = Any
+from runner.compare.plan import Planned, is_finished, measured_epoch
+from runner.compare.question import BASE, Job
+from runner.errors import ArtefactError
+from runner.jobs.launch import Outcome
+from runner.machine import fields
+from runner.records import evaluations
+from runner.records.run_folder import RunFolder
+from runner.report.comparisons import ComparisonAnswer, Standing, verdict_line
+from runner.terminal.console import PipeConsole, legible, printable
+from runner.terminal.display import duration
+
+_REFRESH_SECONDS = 0.5
+_DRAWING = threading.RLock()
+"""Held while anything is drawn or changed; and while this process makes a child."""
+os.register_at_fork(
+    before=_DRAWING.acquire,
+    after_in_parent=_DRAWING.release,
+    after_in_child=_DRAWING.release,
+)
+_FAILED = ("failed", "crashed")
+_RAN = ("finished", "resumed", "evaluated")
+
+
+class _Console(PipeConsole):
+    """A console that leaves the cursor visible: a process that is killed could not restore it."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        return False
 
 
 class Live:
-    """Shows a comparison while it runs; use it as a context manager."""
+    """Shows a comparison while it runs; use it as a context manager.
+
+    Args:
+        plan: the comparison.
+        stderr: write to standard error, so that standard output holds only the result.
+        console: where to write; by default the terminal or the pipe of the process.
+    """
+
+    def __init__(
+        self, plan: Planned, *, stderr: bool = False, console: PipeConsole | None = None
+    ) -> None:
+        self._plan = plan
+        self.console = console or _Console(highlight=False, stderr=stderr)
+        self._table: Drawn | None = None
+        self._answer: ComparisonAnswer | None = None
+        self._left: list[Job] = []
+        self._num_jobs = 0
+        self._running: dict[Job, float] = {}
+        self._done: dict[str, set[int]] = defaultdict(set)
+        self._num_failed: dict[str, int] = defaultdict(int)
+        self._num_ran, self._spent, self._round_began = 0, 0.0, 0.0
+        self._is_measured = plan.seconds(BASE) is not None
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._refresh, daemon=True)
+
+    is_quiet = True
+    """Whether jobs write to their logs alone: here they would hide the lines of the comparison."""
 
     def __enter__(self) -> "Live":
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self._table = Drawn(
+                console=self.console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+                get_renderable=self.renderable,
+            )
+            with _DRAWING:
+                self._table.start()
+        self._thread.start()
         return self
 
     def __exit__(
@@ -25,24 +99,206 @@ class Live:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        pass
-
-    @property
-    def is_live(self) -> bool:
-        """Whether a live table has the terminal, so that jobs must be quiet."""
-        return False
+        self._is_over.set()
+        self._thread.join()
+        if self._table is not None:
+            with _DRAWING:
+                self._table.stop()
 
     def line(self, text: str) -> None:
-        """Print a line above the table."""
+        """Print a line, above the table if there is one."""
+        with _DRAWING:
+            self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def round(self, jobs: Sequence[Job]) -> None:
         """Show that these jobs are the next ones."""
+        with _DRAWING:
+            self._left, self._num_jobs = list(jobs), len(jobs)
+            self._num_ran, self._round_began = 0, time.monotonic()
+        if self._table is None and jobs:
+            what = "search for values" if jobs[0].is_tuning else self._seeds_of(jobs)
+            self.line(f"{what}: {len(jobs)} {'run' if len(jobs) == 1 else 'runs'}")
 
     def begun(self, job: Job) -> None:
         """Show that a job runs."""
+        with _DRAWING:
+            self._running[job] = time.monotonic()
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         """Show how a job ended."""
+        with _DRAWING:
+            self._running.pop(job, None)
+            if job in self._left:
+                self._left.remove(job)
+            if outcome.status in _RAN:
+                self._num_ran += 1
+            if outcome.status in _FAILED:
+                self._num_failed[job.label] += 1
+            elif outcome.accuracy is not None and not job.is_tuning:
+                self._done[job.label].add(job.seed)
+        if outcome.status in _FAILED or self._table is None:
+            self.line(f"{legible(_name(job))}: {_ending(outcome)}")
 
     def looked(self, answer: ComparisonAnswer) -> None:
         """Show what is known after a look."""
+        with _DRAWING:
+            self._answer = answer
+            for one in answer.standings:
+                self._done[one.label] |= {*one.seeds}
+        if self._table is not None or not any(one.seeds for one in answer.standings):
+            return
+        for one in answer.standings:
+            self.line(f"  {legible(verdict_line(one, answer.plan.margin))}")
+        if not answer.is_ended and (expected := self._expected()):
+            self.line(f"  {expected}")
+
+    def renderable(self) -> RenderableType:
+        """The table as it is now; the last line is empty, for the prompt of a shell after it."""
+        with _DRAWING:
+            table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+            for name in ("arm", "seeds", "difference", "state", "now"):
+                table.add_column(name, justify="right" if name == "seeds" else "left")
+            table.columns[0].overflow, table.columns[0].max_width = "ellipsis", 30
+            table.columns[0].no_wrap = table.columns[2].no_wrap = True
+            for row in self._rows():
+                table.add_row(*(Text(legible(cell)) for cell in row))
+            progress = [f"{self._num_jobs - len(self._left)} of {self._num_jobs} runs of the round"]
+            progress += filter(None, [self._expected()])
+            return Group(table, Text("; ".join(progress)), Text(""))
+
+    def _rows(self) -> Iterator[tuple[str, str, str, str, str]]:
+        most = self._plan.comparison.max_seeds
+        standings: Mapping[str, Standing] = {}
+        mean = None
+        if self._answer is not None:
+            standings = {one.label: one for one in self._answer.standings}
+            mean = self._answer.base
+        accuracy = f"accuracy {mean.mean:.2%}" if mean else ""
+        for label in (BASE, *self._plan.comparison.labels):
+            one = standings.get(label)
+            seeds = f"{len(self._done[label])}/{most}"
+            if number := self._num_failed[label]:
+                seeds += f" ({number} failed)"
+            state = "" if label == BASE else "open" if one is None or one.is_open else one.verdict
+            shown = accuracy if label == BASE else _difference(one)
+            yield label, seeds, shown, state, self._now(label)
+
+    def _now(self, label: str) -> str:
+        """What runs for an arm."""
+        jobs = [job for job in self._running if job.label == label]
+        if not jobs:
+            return ""
+        texts = []
+        for job in jobs[:2]:
+            text = "search" if job.is_tuning else f"seed {job.seed}"
+            epoch, epochs = self._epoch(job)
+            texts.append(text + (f", epoch {epoch}/{epochs:g}" if epoch else ""))
+        more = f" and {len(jobs) - 2} more" if len(jobs) > 2 else ""
+        return "; ".join(texts) + more
+
+    def _epoch(self, job: Job) -> tuple[int, float]:
+        """The last epoch that a job has evaluated, and the number of its epochs; 0 if unknown."""
+        folder = self._folder(job)
+        if folder is None or is_finished(folder):
+            return 0, 0
+        epoch = folder.last_row().get("epoch", 0)
+        question = self._plan.question
+        configs = {BASE: question.base, **{arm.label: arm.config for arm in question.arms}}
+        return epoch if isinstance(epoch, int) else 0, configs[job.label].budget.epochs
+
+    def _folder(self, job: Job) -> RunFolder | None:
+        """The folder of the run of a job; None if the search for values decides it."""
+        if job.is_tuning or self._plan.comparison.tune:
+            return None
+        return self._plan.folders.get(job.label, {}).get(job.seed)
+
+    def _expected(self) -> str:
+        """How long the round and the rest take, if that is known."""
+        each = self._seconds_of_a_run()
+        if each is None:
+            return ""
+        text = f"about {duration(each * len(self._left))} to the next look" if self._left else ""
+        still = self._num_open()
+        most = f"{duration(each * still)} at most to the end" if still > len(self._left) else ""
+        return ", ".join(filter(None, [text, most]))
+
+    def _seconds_of_a_run(self) -> float | None:
+        """Seconds from the end of one run to the end of the next; None before one is measured."""
+        if self._num_ran:
+            return (time.monotonic() - self._round_began) / self._num_ran
+        found = self._plan.seconds(BASE)
+        return None if found is None else found[0]
+
+    def _num_open(self) -> int:
+        """Trainings that do not exist, of the baseline and all open arms, to the last look."""
+        if self._plan.comparison.tune:
+            return 0
+        closed = set[str]()
+        if self._answer is not None:
+            closed = {one.label for one in self._answer.standings if not one.is_open}
+        paths = {
+            folder.path
+            for label, folders in self._plan.folders.items()
+            if label not in closed
+            for folder in folders.values()
+            if not is_finished(folder)
+        }
+        return len(paths)
+
+    def _seeds_of(self, jobs: Sequence[Job]) -> str:
+        number = max(job.seed for job in jobs) - self._plan.comparison.first_seed + 1
+        return f"to {number} {'seed' if number == 1 else 'seeds'}"
+
+    def _refresh(self) -> None:
+        """Draw the table again and again; without a table, say what the first epoch measured."""
+        while not self._is_over.wait(_REFRESH_SECONDS):
+            with _DRAWING:
+                if self._table is not None:
+                    self._table.refresh()
+                elif not self._is_measured:
+                    self._measure()
+
+    def _measure(self) -> None:
+        for job in self._running:
+            folder = self._folder(job)
+            if folder is not None and measured_epoch(folder) is not None:
+                self._is_measured = self._plan.seconds(BASE) is not None
+                if self._is_measured and (expected := self._expected()):
+                    self.line(f"measured: {expected}")
+                return
+
+
+def _name(job: Job) -> str:
+    if job.is_tuning:
+        return f"{job.label}, search, {' '.join(job.words[-2:])}"
+    return f"{job.label}, seed {job.seed}"
+
+
+def _ending(outcome: Outcome) -> str:
+    if outcome.accuracy is None:
+        return f"{outcome.status}{': ' if outcome.error else ''}{outcome.error}"
+    accuracy = _accuracy(outcome)
+    if outcome.status == "skipped":
+        return f"{accuracy:.2%} (finished before)"
+    return f"{accuracy:.2%} ({duration(outcome.seconds)})"
+
+
+def _accuracy(outcome: Outcome) -> float | None:
+    """The accuracy of the view that is compared: with TTA if the job has such an evaluation."""
+    if outcome.folder is not None and outcome.evaluation is not None:
+        with suppress(ArtefactError, ValueError):
+            found = evaluations.read(RunFolder(Path(outcome.folder)), outcome.evaluation)
+            if found is not None:
+                return fields.number(fields.section(found, "metrics"), "accuracy")
+    return outcome.accuracy
+
+
+def _difference(one: Standing | None) -> str:
+    """The difference so far in points, with its interval."""
+    if one is None or one.mean is None:
+        return ""
+    text = f"{100 * one.mean:+.2f}"
+    if one.interval is not None:
+        low, high = one.interval
+        text += f" [{100 * low:+.2f}, {100 * high:+.2f}]"
+    return text

@@ -2,27 +2,18 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from runner.compare.plan import Planned, lines, planned
-from runner.compare.question import AGAIN, AGAIN_OFFSET, Asked, question
+from runner.compare.plan import Planned, lines
+from runner.compare.question import AGAIN, AGAIN_OFFSET
 from runner.errors import ConfigError
 from runner.report.sequential import design
-from runner.terminal.display import Display, duration
+from runner.terminal.display import duration
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def plan(words: tuple[str, ...], *tries: str, **options: str | tuple[str, ...]) -> Planned:
-    split = tuple(tuple(one.split(" ")) for one in tries)
-    asked = Asked(words=words, tries=split, **options)  # type: ignore[arg-type]
-    with Display(quiet=True) as display:
-        return planned(question(asked), display)
+Plan = Callable[..., Planned]
 
 
 def text(found: Planned) -> str:
@@ -40,7 +31,7 @@ def pretend(found: Planned, label: str, seed: int, *, seconds: float, is_finishe
         (folder.path / "result.json").write_text("{}")
 
 
-def test_arms_that_share_a_training_cost_none(tiny_words: tuple[str, ...]) -> None:
+def test_arms_that_share_a_training_cost_none(plan: Plan, tiny_words: tuple[str, ...]) -> None:
     found = plan(tiny_words, "tta=book", "mixup=beta", "mixup=beta tta=flip", "")
     assert found.shares("tta=book") == "base"
     assert found.shares("mixup=beta tta=flip") == "mixup=beta"
@@ -56,7 +47,7 @@ def test_arms_that_share_a_training_cost_none(tiny_words: tuple[str, ...]) -> No
     assert "uses the trainings of mixup=beta" in said
 
 
-def test_the_folders_are_those_of_the_runs(tiny_words: tuple[str, ...]) -> None:
+def test_the_folders_are_those_of_the_runs(plan: Plan, tiny_words: tuple[str, ...]) -> None:
     found = plan((*tiny_words, "seed=4"), "mixup=beta", "")
     assert list(found.folders["base"]) == [*range(4, 14)]
     names = {label: folders[5].path.name for label, folders in found.folders.items()}
@@ -66,7 +57,9 @@ def test_the_folders_are_those_of_the_runs(tiny_words: tuple[str, ...]) -> None:
     assert not set(found.folders["base"]) & {seed + AGAIN_OFFSET for seed in found.folders[AGAIN]}
 
 
-def test_the_question_is_recorded_with_all_that_decides_it(tiny_words: tuple[str, ...]) -> None:
+def test_the_question_is_recorded_with_all_that_decides_it(
+    plan: Plan, tiny_words: tuple[str, ...]
+) -> None:
     found = plan(tiny_words, "mixup=beta", "", margin="2", max_seeds="5").comparison
     assert found.num_val == 24
     assert len(found.fingerprint) == 64
@@ -86,7 +79,9 @@ def test_the_question_is_recorded_with_all_that_decides_it(tiny_words: tuple[str
     assert (fixed.is_fixed, fixed.max_seeds, fixed.looks) == (True, 7, (7,))
 
 
-def test_changed_code_is_another_question(tiny_words: tuple[str, ...], tmp_path: Path) -> None:
+def test_changed_code_is_another_question(
+    plan: Plan, tiny_words: tuple[str, ...], tmp_path: Path
+) -> None:
     code = tmp_path / "idea.py"
     questions = set()
     for sign in "+-":
@@ -96,7 +91,7 @@ def test_changed_code_is_another_question(tiny_words: tuple[str, ...], tmp_path:
     assert len(questions) == 4
 
 
-def test_time_is_measured_by_runs_that_exist(tiny_words: tuple[str, ...]) -> None:
+def test_time_is_measured_by_runs_that_exist(plan: Plan, tiny_words: tuple[str, ...]) -> None:
     found = plan(tiny_words, "mixup=beta", "smoothing=standard", seeds="4")
     assert "not known before the first epoch" in text(found)
     pretend(found, "base", 2, seconds=10, is_finished=False)
@@ -113,7 +108,7 @@ def test_time_is_measured_by_runs_that_exist(tiny_words: tuple[str, ...]) -> Non
     assert "nothing is left to train" in text(found)
 
 
-def test_what_can_be_shown_follows_from_the_design(tiny_words: tuple[str, ...]) -> None:
+def test_what_can_be_shown_follows_from_the_design(plan: Plan, tiny_words: tuple[str, ...]) -> None:
     found = plan(tiny_words, "mixup=beta", margin="90")
     best = design(1, 24, 10, is_fixed=False)
     assert f"a difference of {100 * best.effect:.1f} points with 80 %" in text(found)
@@ -133,7 +128,7 @@ def test_what_can_be_shown_follows_from_the_design(tiny_words: tuple[str, ...]) 
     ],
 )
 def test_the_plan_fits_a_terminal_of_80_columns(
-    tiny_words: tuple[str, ...], tries: tuple[str, ...]
+    plan: Plan, tiny_words: tuple[str, ...], tries: tuple[str, ...]
 ) -> None:
     found = lines(plan((*tiny_words, "mixup.alpha=0.2"), *tries, tune=("optim.eps=1e-8,1e-7",)))
     assert max(map(len, found)) <= 80
@@ -142,13 +137,17 @@ def test_the_plan_fits_a_terminal_of_80_columns(
         assert part in " ".join(whole.split())
 
 
-def test_arms_that_are_equal_on_this_data_are_refused(tiny_words: tuple[str, ...]) -> None:
+def test_arms_that_are_equal_on_this_data_are_refused(
+    plan: Plan, tiny_words: tuple[str, ...]
+) -> None:
     # The images have a short side of 24 px, which is less than twice 16: presize is 24 anyway.
     with pytest.raises(ConfigError, match="equal to the baseline"):
         plan(tiny_words, "data.presize=24")
 
 
-def test_nothing_but_the_cache_is_written(tiny_words: tuple[str, ...], tmp_path: Path) -> None:
+def test_nothing_but_the_cache_is_written(
+    plan: Plan, tiny_words: tuple[str, ...], tmp_path: Path
+) -> None:
     lines(plan(tiny_words, "mixup=beta", ""))
     assert {path.name for path in tmp_path.iterdir()} <= {"outputs"}
     assert {path.name for path in tmp_path.glob("outputs/*")} <= {"cache"}

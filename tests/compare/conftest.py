@@ -1,0 +1,26 @@
+"""A planned comparison on tiny data."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runner.compare.plan import Planned, planned
+from runner.compare.question import Asked, question
+from runner.terminal.display import Display
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Planned]:
+    """Plans a comparison in an empty folder: words of the baseline, and those after each --try."""
+    monkeypatch.chdir(tmp_path)
+
+    def plan_words(
+        words: tuple[str, ...], *tries: str, **options: str | tuple[str, ...]
+    ) -> Planned:
+        split = tuple(tuple(one.split(" ")) for one in tries)
+        asked = Asked(words=words, tries=split, **options)  # type: ignore[arg-type]
+        with Display(quiet=True) as display:
+            return planned(question(asked), display)
+
+    return plan_words
