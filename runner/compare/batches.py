@@ -1,0 +1,190 @@
+"""Batches of jobs of a comparison: their words, their time, and how each job ended."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.compare.live import Live
+from runner.compare.question import Job, joined_words
+from runner.errors import SweepError
+from runner.jobs.launch import Outcome, run_jobs
+from runner.records.comparison_folder import BASE, ComparisonPlan, PairedRun
+from runner.terminal.start import Work
+
+
+@dataclass(frozen=True)
+class How:
+    """How the jobs of a comparison run.
+
+    Attributes:
+        work: what each job does: ``runner.train.run``.
+        outputs: folder of the runs.
+        launcher: words that choose Hydra's launcher; none for this process.
+        config_dir: folder with option files of the user's own.
+        budget: seconds from now after which no job begins; None for no limit.
+    """
+
+    work: Work
+    outputs: Path
+    launcher: tuple[str, ...] = ()
+    config_dir: Path | None = None
+    budget: float | None = None
+
+
+class Batches:
+    """Runs batches of jobs, and measures how long jobs take.
+
+    Attributes:
+        stopped_by: the signal that stopped the jobs; None if there was none.
+        is_out_of_time: whether the budget is used up, or too small for a batch.
+        num_reused: number of jobs whose result existed already.
+        log: folder with the logs of the last batch; None before the first.
+    """
+
+    def __init__(self, how: How, live: Live) -> None:
+        self._how = how
+        self._live = live
+        self._deadline = None if how.budget is None else time.monotonic() + how.budget
+        self._seconds: dict[str, list[float]] = defaultdict(list)
+        self._elapsed = 0.0
+        self.stopped_by: int | None = None
+        self.is_out_of_time = False
+        self.num_reused = 0
+        self.log: Path | None = None
+
+    def run(self, jobs: Sequence[Job], record: Callable[[Job, PairedRun], None]) -> bool:
+        """Run jobs; equal ones once. Return whether all of them ended.
+
+        If the jobs are expected to exceed the budget, none is run.
+
+        Args:
+            jobs: the jobs, those first that others need.
+            record: called with each job that ended, perhaps from another thread.
+
+        Raises:
+            SweepError: the launcher could not run the jobs.
+            StorageError: the folder cannot be written.
+        """
+        if self._deadline is not None and self._expected(jobs) > self._deadline - time.monotonic():
+            self.is_out_of_time = True
+            return False
+        by_words: dict[tuple[str, ...], list[Job]] = defaultdict(list)
+        for job in jobs:
+            by_words[job.words].append(job)
+        groups = list(by_words.values())
+        left = {*range(len(groups))}
+
+        def on_begin(number: int) -> None:
+            for job in groups[number]:
+                self._live.begun(job)
+
+        def on_end(number: int, outcome: Outcome) -> None:
+            if (found := _paired(outcome)) is not None and number in left:
+                left.remove(number)
+                self._measure(groups[number][0], outcome)
+                for job in groups[number]:
+                    record(job, found)
+            for job in groups[number]:
+                self._live.ended(job, outcome)
+
+        self._live.round(jobs)
+        start = time.monotonic()
+        result = run_jobs(
+            [*by_words],
+            self._how.work,
+            self._how.launcher,
+            self._how.outputs,
+            config_dir=self._how.config_dir,
+            on_begin=on_begin,
+            on_end=on_end,
+            is_quiet=self._live.is_live,
+            deadline=self._deadline,
+        )
+        self._elapsed += time.monotonic() - start
+        self.log, self.stopped_by = result.folder.path, result.stopped_by
+        if not left or self.stopped_by is not None:
+            return not left
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self.is_out_of_time = True
+            return False
+        raise SweepError(
+            f"{len(left)} of {len(groups)} jobs did not end: they were interrupted, or the "
+            "launcher did not start them",
+            where=str(self.log),
+            fix="the same command again, which runs the missing ones",
+        )
+
+    def _measure(self, job: Job, outcome: Outcome) -> None:
+        if outcome.status == "skipped":
+            self.num_reused += 1
+        elif outcome.status in ("finished", "evaluated"):
+            self._seconds[job.label].append(outcome.seconds)
+
+    def _expected(self, jobs: Sequence[Job]) -> float:
+        """Seconds that jobs will probably take; 0 before the first one has ended."""
+        measured = [second for seconds in self._seconds.values() for second in seconds]
+        if not measured:
+            return 0.0
+        mean = sum(measured) / len(measured)
+        by_label = {label: sum(one) / len(one) for label, one in self._seconds.items()}
+        # Jobs that run at the same time, or reuse what was computed, take less time in all.
+        share = self._elapsed / max(sum(measured), 1e-9)
+        return share * sum(by_label.get(job.label, mean) for job in jobs)
+
+
+def job_of(
+    plan: ComparisonPlan, label: str, seed: int, more: Sequence[str], *, is_tuning: bool = False
+) -> Job:
+    """The job of an arm, or of the base, for one seed.
+
+    Args:
+        plan: the question.
+        label: label of the arm, or ``base``.
+        seed: the base's seed of the pair.
+        more: words that a search for settings chose or tries.
+        is_tuning: whether the job belongs to that search.
+    """
+    arms = {arm.label: arm for arm in plan.arms}
+    words, offset = ((), 0) if label == BASE else (arms[label].words, arms[label].seed_offset)
+    whole: Sequence[str] = plan.base_words
+    for added in (words, more, (f"seed={seed + offset}",)):
+        whole = joined_words(whole, added)
+    return Job(label, seed, tuple(whole), is_tuning)
+
+
+def without_lost(
+    outputs: Path, runs: Mapping[str, Mapping[int, PairedRun]]
+) -> dict[str, dict[int, PairedRun]]:
+    """The recorded runs that are still there, and the trainings that diverged.
+
+    A run that was deleted is trained again. So is one that failed for another reason than
+    divergence, which the same training would repeat.
+    """
+    return {
+        label: {
+            seed: run
+            for seed, run in by_seed.items()
+            if (run.is_diverged if run.run is None else _is_there(outputs, run))
+        }
+        for label, by_seed in runs.items()
+    }
+
+
+def _is_there(outputs: Path, run: PairedRun) -> bool:
+    folder = outputs / str(run.run)
+    needed = [folder / "result.json", folder / "predictions.npz"]
+    if run.evaluation is not None:
+        stem = folder / "evaluations" / run.evaluation
+        needed += [stem.with_name(f"{stem.name}{suffix}") for suffix in (".json", ".npz")]
+    return all(path.is_file() for path in needed)
+
+
+def _paired(outcome: Outcome) -> PairedRun | None:
+    """What is recorded of a job; None if the job has not ended."""
+    if outcome.is_good and outcome.folder is not None:
+        return PairedRun(Path(outcome.folder).name, outcome.evaluation)
+    if outcome.is_failed:
+        return PairedRun(None, None, outcome.error or outcome.status, outcome.is_diverged)
+    return None

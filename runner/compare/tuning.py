@@ -1,0 +1,125 @@
+"""The search for settings: the same small grid for the base and for every arm.
+
+A trick that is compared with a base that was not tuned for it, or was not tuned at all, measures
+the tuning. So each of them trains every combination of values on seeds of its own, which the
+verdict never uses, and takes the one with the best mean accuracy.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runner.compare.batches import Batches, job_of
+from runner.compare.question import Job
+from runner.records.comparison_folder import (
+    BASE,
+    ComparisonFolder,
+    ComparisonPlan,
+    PairedRun,
+    Tuned,
+)
+from runner.report.runs import read_run
+
+FIRST_SEED = 1_000_000
+"""Added to the first seed of a comparison for the first seed of its search."""
+NUM_SEEDS = 2
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is known of the search.
+
+    Attributes:
+        tuned: the search of the base and of each arm that has ended, by label.
+        failed: why a search has not ended, by label and by job.
+        is_ended: whether all jobs ran; if not, the budget is used up or a signal came.
+    """
+
+    tuned: Mapping[str, Tuned] = field(default_factory=dict)
+    failed: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    is_ended: bool = True
+
+
+def combinations(plan: ComparisonPlan) -> list[tuple[str, ...]]:
+    """The words of each combination of values, the first values first."""
+    keys = [[f"{key}={value}" for value in values] for key, values in plan.tune]
+    return list(itertools.product(*keys))
+
+
+def seeds(plan: ComparisonPlan) -> range:
+    """The seeds of the search, which no verdict uses."""
+    first = plan.first_seed + FIRST_SEED
+    return range(first, first + NUM_SEEDS)
+
+
+def jobs(plan: ComparisonPlan) -> list[tuple[tuple[str, ...], Job]]:
+    """The jobs of the search, each with the words that it tries."""
+    return [
+        (words, job_of(plan, label, seed, words, is_tuning=True))
+        for label in (BASE, *plan.labels)
+        for words in combinations(plan)
+        for seed in seeds(plan)
+    ]
+
+
+def search(
+    folder: ComparisonFolder, plan: ComparisonPlan, outputs: Path, batches: Batches
+) -> Search:
+    """Search the settings of the base and of every arm, unless the folder has them.
+
+    A search whose jobs failed for another reason than divergence has not ended; the same command
+    runs these jobs again. A combination that diverged loses.
+
+    Raises:
+        ArtefactError: the recorded search, or the result of a run, cannot be read.
+        SweepError: the launcher could not run the jobs.
+        StorageError: the folder cannot be written.
+    """
+    if not plan.tune:
+        return Search()
+    if (recorded := folder.tuning()) is not None:
+        return Search(recorded)
+    planned = jobs(plan)
+    found: dict[Job, PairedRun] = {}
+    if not batches.run([job for _, job in planned], found.__setitem__):
+        return Search(is_ended=False)
+    failed: dict[str, dict[int, str]] = {}
+    for job, run in found.items():
+        if run.run is None and not run.is_diverged:
+            failed.setdefault(job.label, {})[job.seed] = run.failed
+    tuned: dict[str, Tuned] = {}
+    for label in (BASE, *plan.labels):
+        if label not in failed:
+            runs: dict[tuple[str, ...], dict[int, PairedRun]] = {}
+            for words, job in planned:
+                if job.label == label:
+                    runs.setdefault(words, {})[job.seed] = found[job]
+            tuned[label] = Tuned(_best(outputs, runs), runs)
+    if not failed:
+        folder.write_tuning(tuned)
+    return Search(tuned, failed)
+
+
+def _best(
+    outputs: Path, runs: Mapping[tuple[str, ...], Mapping[int, PairedRun]]
+) -> tuple[str, ...]:
+    """The words with the best mean accuracy, the first of equal ones; none if all diverged."""
+    best, chosen = -1.0, tuple[str, ...]()
+    for words, by_seed in runs.items():
+        ended = list(by_seed.values())
+        if all(run.run is not None for run in ended):
+            accuracy = _mean([_accuracy(outputs, run) for run in ended])
+            if accuracy > best:
+                best, chosen = accuracy, words
+    return chosen
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _accuracy(outputs: Path, run: PairedRun) -> float:
+    """The accuracy of a run in the view of its arm, 0..1."""
+    found = read_run(outputs / str(run.run), run.evaluation)
+    return float(found.metrics["plain" if run.evaluation is None else "tta"]["accuracy"])
