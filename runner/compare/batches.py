@@ -99,7 +99,7 @@ class Batches:
             config_dir=self._how.config_dir,
             on_begin=on_begin,
             on_end=on_end,
-            is_quiet=self._live.is_live,
+            is_quiet=self._live.is_quiet,
             deadline=self._deadline,
         )
         self._elapsed += time.monotonic() - start
