@@ -36,10 +36,14 @@ class MoreRuns:
 
 
 def more_runs(arm: Arm, reference: Arm, wanted: int) -> tuple[MoreRuns, ...]:
-    """The runs that bring both sides to ``wanted`` common seeds."""
+    """The runs that bring both sides to ``wanted`` common seeds.
+
+    A seed that failed would fail again, or else its training continues by its own command.
+    """
+    failed = {*arm.failed, *reference.failed}
     common = sorted(set(arm.runs) & set(reference.runs))
-    begun = sorted(set(arm.runs) ^ set(reference.runs))
-    fresh = (seed for seed in count() if seed not in common and seed not in begun)
+    begun = sorted((set(arm.runs) ^ set(reference.runs)) - failed)
+    fresh = (seed for seed in count() if seed not in {*common, *begun} | failed)
     seeds = sorted(islice(chain(begun, fresh), wanted - len(common)))
     more = []
     for side in (arm, reference):

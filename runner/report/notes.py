@@ -71,7 +71,7 @@ def family_notes(group: RunGroup, family: Family, margin: float) -> Iterable[str
             reasons = "; ".join(dict.fromkeys(arm.failed.values()))
             yield (
                 f"{arm.label}: {len(arm.failed)} of {len(arm.failed) + len(arm.runs)} seeds failed "
-                f"({reasons}): what is said of it is said of the seeds that finished"
+                f"({reasons}): its results are for the seeds that finished"
             )
     if group.failed:
         names = ", ".join(run.path.name for run in group.failed)

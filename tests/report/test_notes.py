@@ -70,13 +70,11 @@ def test_failed_seeds_are_counted_in_the_row_of_their_arm(diverged: Path) -> Non
     counts = {row[0]: row[1] for row in text.answer_table(group, MARGIN).rows}
     assert counts == {"baseline": "4 (+1 failed)", "tta": "4 (+1 failed)", "mixup": "3 (+2 failed)"}
     notes = [note for note in group.notes if "failed" in note]
+    kept = "its results are for the seeds that finished"
     assert notes == [
-        f"baseline: 1 of 5 seeds failed ({DIVERGED}): what is said of it is said of the seeds "
-        "that finished",
-        f"mixup: 2 of 5 seeds failed ({DIVERGED}; cuda out of memory): what is said of it is said "
-        "of the seeds that finished",
-        f"tta: 1 of 5 seeds failed ({DIVERGED}): what is said of it is said of the seeds that "
-        "finished",
+        f"baseline: 1 of 5 seeds failed ({DIVERGED}): {kept}",
+        f"mixup: 2 of 5 seeds failed ({DIVERGED}; cuda out of memory): {kept}",
+        f"tta: 1 of 5 seeds failed ({DIVERGED}): {kept}",
         "failed, and no seed of the same arm finished: alone",
     ]
     lines = list(csv.DictReader(io.StringIO(text.csv(found), newline="")))
@@ -90,6 +88,17 @@ def test_failed_seeds_are_counted_in_the_row_of_their_arm(diverged: Path) -> Non
         assert "3 (+2 failed)" in content
         assert "mixup: 2 of 5 seeds failed" in content
     assert len(found.unranked) == 8, "each is still listed with its reason"
+
+
+def test_commands_for_more_seeds_leave_out_those_that_failed(tmp_path: Path) -> None:
+    for seed in (0, 1, 3):
+        write_run(tmp_path, seed=seed, num_images=60)
+    for seed in (0, 1):
+        write_run(tmp_path, "mixup", seed=seed, num_images=60)
+    fail(tmp_path, seed=2)
+    fail(tmp_path, "mixup", seed=3)
+    (one,) = only(ask(tmp_path)).comparisons
+    assert [more.seeds for more in one.more] == [(4, 5, 6), (4, 5, 6)]
 
 
 @pytest.mark.parametrize("by", [("optim.lr",), ("all",)])

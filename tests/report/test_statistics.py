@@ -263,3 +263,61 @@ def test_scipy_stats_stays_outside() -> None:
     code = "import sys, runner.report.statistics; print('scipy.stats' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_groups_of_equal_images_are_as_many_single_images() -> None:
+    ours, theirs = scores(4, 300, 0.8, 1), scores(4, 300, 0.72, 2)
+    rng = np.random.default_rng(0)
+    order = rng.permutation(4 * 300)
+    single = difference(ours, theirs, MARGIN)
+    copies = [np.repeat(part, 4, axis=1)[:, order] for part in (ours, theirs)]
+    groups = 7 * np.repeat(np.arange(300), 4)[order] - 1000
+    grouped = difference(*copies, MARGIN, groups)
+    for name in ("mean", "over_both", "p_zero", "p_margin", "image_error", "variance", "floor"):
+        assert getattr(grouped, name) == pytest.approx(getattr(single, name), rel=1e-5), name
+    apart = difference(*copies, MARGIN)
+    assert apart.floor < 0.3 * grouped.floor, "the control: as if they were others"
+    assert difference(ours, theirs, MARGIN, rng.permutation(300)) == single, "groups of one image"
+
+
+def test_larger_groups_count_more() -> None:
+    """The error of the images is that of a ratio of sums, by drawing groups anew."""
+    rng = np.random.default_rng(1)
+    sizes = rng.integers(1, 30, 200)
+    groups = np.repeat(np.arange(200), sizes)
+    suits = rng.normal(0.1, 0.3, 200)[groups]
+    reference = np.zeros((3, len(groups)), np.float32)
+    ours = (rng.random(len(groups)) < 0.5 + suits / 2).astype(np.float32) - 0.5
+    found = difference(np.tile(ours, (3, 1)), reference, MARGIN, groups)
+    sums = np.bincount(groups, weights=ours)
+    drawn = rng.integers(200, size=(20_000, 200))
+    ratios = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    assert found.mean == pytest.approx(float(ours.mean()))
+    assert found.image_error == pytest.approx(ratios.std(), rel=0.03)
+    assert found.means.std() == pytest.approx(ratios.std(), rel=0.03)
+    assert (
+        found.image_error > 1.5 * difference(np.tile(ours, (3, 1)), reference, MARGIN).image_error
+    )
+
+
+def test_few_groups_that_differ_are_not_taken_for_all() -> None:
+    before = np.zeros((3, 480), np.float32)
+    groups = np.arange(480) // 10
+    after = before.copy()
+    none = difference(after, before, MARGIN, groups)
+    z = 1.959964
+    assert none.image_error == pytest.approx(z / 48), "a whole group may differ"
+    after[:, :4] = 1
+    assert difference(after, before, MARGIN, groups).image_error > z * 0.4 / 48
+    assert difference(after, before, MARGIN).image_error < none.image_error, "the control"
+
+
+def test_the_floor_is_zero_where_seeds_differ_on_equal_images() -> None:
+    before, after = np.zeros((7, 333), np.float32), np.zeros((7, 333), np.float32)
+    after[:, :100] = 1
+    assert difference(after, before, MARGIN).floor == 0.0
+    after[3, 200] = 1
+    found = difference(after, before, MARGIN)
+    assert 0 < found.floor < found.variance * 1.1
+    interaction = (1 - 1 / 7) * (1 - 1 / 333) / (6 * 332)
+    assert found.floor == pytest.approx(interaction / 333, rel=1e-4)
