@@ -1,261 +1,260 @@
-"""Thousands of comparisons at once whose truth is known, and the rules of the verdict for them.
+"""Comparisons that add seeds until decided: thousands at once, and the sequential rule for them.
 
-What is drawn is the mean difference of each seed, in points: arms share the baseline of a seed, and
-images make a luck of their own that all seeds of an arm share. The rules are written a second time,
-for arrays of tables, independently of ``runner.report``; the luck of images is a few points of a
-normal distribution instead of resamples.
-
-The kinds of arms are like real ones on Imagenette and Fashion-MNIST. Each has a part of its spread
-that no number of images lowers, and parts that N images divide: that of the floor and that of the
-luck of images.
+The rule is written a second time here, for arrays of tables and independently of
+``runner.report.sequential``. It takes tables at each look: of predictions, as
+:func:`simulated.draw_tables` draws them, or of seeds, as :func:`draw_seeds` does a hundred times
+faster. Of seeds means: nothing is drawn but the mean difference of each seed, normal as the luck of
+images; the floor and the error of the images are what they are in the population.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.polynomial.hermite_e import hermegauss
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from simulated import LEVEL, NUM_IMAGES, SPREADS, FloatArray, Rule, Tables, holm
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+Flags = NDArray[np.bool_]
+Walks = Mapping[int, Tables]
+"""The tables at each look, by the number of seeds; the first ones are the same at later looks."""
 
 LOOKS = (3, 4, 5, 6, 8, 10, 12, 16, 20)
-LAST = {
-    5: 0.55, 6: 0.50, 8: 0.47, 10: 0.45, 12: 0.42, 16: 0.42, 20: 0.40,
-    3: 1.0, 4: 0.66, 7: 0.45, 9: 0.43,
+LAST_WEIGHT = {
+    3: 1.0, 4: 0.66, 5: 0.55, 6: 0.50, 7: 0.45, 8: 0.47, 10: 0.45, 12: 0.42, 16: 0.42, 20: 0.40,
 }  # fmt: skip
-GAUSS = tuple(part / (1 if i == 0 else np.sqrt(2 * np.pi))
-              for i, part in enumerate(np.polynomial.hermite_e.hermegauss(12)))  # fmt: skip
-"""Places and weights that integrate over a normal distribution."""
+HELPS, HURTS, NO_DIFFERENCE, CANNOT_TELL = 1, -1, 2, 0
+BASELINE = 0.5  # correlation of two arms' differences, which the seed's baseline makes
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One kind of arm; squared points, the last two times the number of images."""
+class Nodes:
+    """Places and weights by which the luck of images is averaged."""
 
-    seeds: float
-    floor: float
-    luck: float
+    places: FloatArray
+    weights: FloatArray
 
 
-TTA = Kind(0.034, 295, 22)
-MILD = Kind(0.096, 489, 65)
-MID = Kind(0.36, 621, 135)
-BIG = Kind(0.99, 856, 250)
-HUGE = Kind(1.93, 891, 360)
-MIXED = (MILD, MILD, MID, MID, BIG, BIG, TTA)
+def gauss(count: int) -> Nodes:
+    places, weights = hermegauss(count)
+    return Nodes(places, weights / weights.sum())
+
+
+def even(count: int) -> Nodes:
+    """Places of equal weight with a spread of 1, each with its mirror image."""
+    places = ndtri((np.arange(count) + 0.5) / count)
+    return Nodes(places / places.std(), np.full(count, 1 / count))
+
+
+_GAUSS = gauss(12)
 
 
 @dataclass(frozen=True)
 class Arms:
-    """(k,) each: deviation of one seed's difference, floor of its square, error of the images."""
+    """(arms,) each: deviation of a seed's difference, floor of its square, error of the images."""
 
-    deviation: Floats
-    floor: Floats
-    image_error: Floats
+    deviations: FloatArray
+    floors: FloatArray
+    image_errors: FloatArray
 
-    def __len__(self) -> int:
-        return len(self.deviation)
+    def volatile(self, factor: float) -> "Arms":
+        """The same with more luck of seeds in the first arm, and nothing else that shows it."""
+        deviations = self.deviations.copy()
+        deviations[0] *= factor
+        return Arms(deviations, self.floors, self.image_errors)
 
 
-def arms(kinds: Sequence[Kind], num_images: int) -> Arms:
-    floor = np.array([kind.floor for kind in kinds]) / num_images
-    seeds = np.array([kind.seeds for kind in kinds])
-    luck = np.array([kind.luck for kind in kinds]) / num_images
-    return Arms(np.sqrt(seeds + floor), floor, np.sqrt(luck))
+def arms(kinds: Sequence[str], num_images: int) -> Arms:
+    """Arms as unequal as real ones, of ``SPREADS``."""
+    place = NUM_IMAGES.index(num_images)
+    rows = [(s.seeds[place], s.floor[place], s.images[place]) for s in map(SPREADS.get, kinds) if s]
+    deviations, floors, image_errors = np.array(rows).T / 100
+    return Arms(deviations, floors**2, image_errors)
 
 
 def bare(deviations: Sequence[float]) -> Arms:
-    """Arms without floor and luck of images: no rule is saved by them."""
-    k = len(deviations)
-    return Arms(np.array(deviations, float), np.full(k, 1e-9), np.zeros(k))
+    """Arms without a floor and without luck of images, neither of which then saves a rule."""
+    num_arms = len(deviations)
+    return Arms(0.01 * np.array(deviations), np.full(num_arms, 1e-14), np.zeros(num_arms))
 
 
-def volatile(kinds: Sequence[Kind], num_images: int) -> Arms:
-    """The last arm has three times the deviation of seeds, and neither its floor nor its luck."""
-    usual = arms(kinds, num_images)
-    deviation = usual.deviation.copy()
-    deviation[-1] *= 3
-    return replace(usual, deviation=deviation)
+def draw_seeds(
+    rng: np.random.Generator, num_tables: int, of: Arms, max_seeds: int, effects: object = 0.0
+) -> dict[int, Tables]:
+    """Draw the tables at each look; ``effects``, (tables, arms) or alike, are the true ones."""
+    shape = (num_tables, len(of.deviations))
+    seeds = np.sqrt(1 - BASELINE) * rng.normal(size=(*shape, max_seeds))
+    seeds += np.sqrt(BASELINE) * rng.normal(size=(num_tables, 1, max_seeds))
+    truth = np.asarray(effects) + of.image_errors * rng.normal(size=shape)
+    values = truth[..., None] + of.deviations[:, None] * seeds
+    floors, image_errors = (np.broadcast_to(a, shape) for a in (of.floors, of.image_errors))
+    return {
+        n: Tables(
+            n, values[..., :n].mean(-1), values[..., :n].var(-1, ddof=1), floors, image_errors
+        )
+        for n in looks(max_seeds)
+    }
 
 
-def draw(
-    rng: np.random.Generator, tables: int, of: Arms, effects: Sequence[float], seeds: int
-) -> Floats:
-    """(tables, k, seeds) mean differences in points."""
-    k = len(of)
-    baseline = rng.normal(size=(tables, 1, seeds))
-    tricks = rng.normal(size=(tables, k, seeds))
-    luck = rng.normal(size=(tables, k, 1)) * of.image_error[:, None]
-    seed = of.deviation[:, None] * np.sqrt(0.5) * (tricks - baseline)
-    return np.asarray(effects, float)[:, None] + luck + seed
+def shifted(walks: Walks, effects: FloatArray | float) -> dict[int, Tables]:
+    """The same with true effects added."""
+    return {n: tables.shifted(effects) for n, tables in walks.items()}
 
 
-def mass(distance: Floats, error: Floats, degrees: Floats, luck: Floats, nodes: tuple) -> Floats:
-    """The probability of at most ``distance`` from the mean: t over seeds, normal over images."""
-    places, weights = nodes
-    inner = (distance[..., None] - luck[..., None] * places) / error[..., None]
-    return (stdtr(degrees[..., None], inner) * weights).sum(-1)
-
-
-def holm(p: Floats) -> Floats:
-    """Holm's correction along the last axis."""
-    k = p.shape[-1]
-    order = np.argsort(p, axis=-1)
-    stepped = np.take_along_axis(p, order, -1) * (k - np.arange(k))
-    corrected = np.minimum(1, np.maximum.accumulate(stepped, axis=-1))
-    result = np.empty_like(p)
-    np.put_along_axis(result, order, corrected, -1)
-    return result
-
-
-def pooled(s2: Floats, n: NDArray[np.int64], floor: Floats) -> tuple[Floats, Floats]:
-    """Deviation and degrees of each arm, its spread drawn to that of the table."""
-    d = n - 1.0
-    if s2.shape[-1] == 1:
-        return np.sqrt(np.maximum(s2, floor)), d
-    r = s2 / floor
-    rho = (d * r).sum(-1, keepdims=True) / d.sum(-1, keepdims=True)
-    drawn = np.maximum(1, (4 * rho + d * r) / (4 + d))
-    return np.sqrt(floor * drawn), np.minimum(4 + d, d.sum(-1, keepdims=True))
-
-
-def p_values(
-    mean: Floats, deviation: Floats, degrees: Floats, n: int, luck: Floats, margin: float,
-    nodes: tuple,
-) -> tuple[Floats, Floats]:  # fmt: skip
-    """Of no difference, and of one of at least the margin; the luck of images is symmetric."""
-    error = deviation / np.sqrt(n)
-    zero = np.minimum(1, 2 * mass(-np.abs(mean), error, degrees, luck, nodes))
-    return zero, mass(np.abs(mean) - margin, error, degrees, luck, nodes)
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """(tables, k) each: 1 helps, -1 hurts, 2 no difference, 0 cannot tell; the seeds at the end.
-
-    ``mean`` and ``deviation``, the arm's own, are those at the end.
-    """
-
-    said: NDArray[np.int64]
-    seeds: NDArray[np.int64]
-    mean: Floats
-    deviation: Floats
-
-    @property
-    def differ(self) -> Bools:
-        return np.abs(self.said) == 1
-
-    @property
-    def trainings(self) -> Floats:
-        """(tables,): every arm until it is closed, the baseline as long as any is open."""
-        return self.seeds.sum(-1) + self.seeds.max(-1)
-
-
-def fixed(
-    x: Floats, of: Arms, n: int, margin: float = 0.5, *, moderate: bool = True, nodes: tuple = GAUSS
-) -> Verdicts:
-    """The rule for a number of seeds that is fixed beforehand; without ``moderate`` the former."""
-    mean, s2 = x[..., :n].mean(-1), x[..., :n].var(-1, ddof=1)
-    floor, luck = (np.broadcast_to(value, mean.shape) for value in (of.floor, of.image_error))
-    own = np.sqrt(np.maximum(s2, floor))
-    seeds = np.full(mean.shape, n)
-    own_p = p_values(mean, own, seeds - 1.0, n, luck, margin, nodes)
-    shared = pooled(s2, seeds, floor) if moderate else (own, seeds - 1.0)
-    corrected = [holm(p) for p in p_values(mean, *shared, n, luck, margin, nodes)]
-    zero, equal = (np.maximum(p, q) for p, q in zip(own_p, corrected, strict=True))
-    said = np.where(zero < 0.05, np.where(mean > 0, 1, -1), np.where(equal < 0.05, 2, 0))
-    return Verdicts(said, seeds, mean, own)
+def with_effect(walks: Walks, effect: float) -> tuple[dict[int, Tables], Flags]:
+    """Add the effect to half of the arms, in each table to others; return which have it."""
+    num_tables, num_arms = next(iter(walks.values())).means.shape
+    turn = np.arange(num_tables)[:, None] + np.arange(num_arms)
+    has_effect = turn % num_arms < max(1, num_arms // 2)
+    return shifted(walks, effect * has_effect), has_effect
 
 
 def looks(max_seeds: int) -> tuple[int, ...]:
     return (*(n for n in LOOKS if n < max_seeds), max_seeds)
 
 
-def peeking(x: Floats, of: Arms, max_seeds: int, **how: bool) -> Verdicts:
-    """The rule for a fixed number, at each look again until it says something."""
-    first, *later = looks(max_seeds)
-    result = fixed(x, of, first, **how)
-    for n in later:
-        now = fixed(x, of, n, **how)
-        goes_on = result.said == 0
-        result = Verdicts(*(
-            np.where(goes_on, getattr(now, key), getattr(result, key))
-            for key in ("said", "seeds", "mean", "deviation")
-        ))  # fmt: skip
-    return result
+def linear(max_seeds: int) -> dict[int, float]:
+    """The weights of the looks."""
+    last = LAST_WEIGHT[max_seeds]
+    return {n: last * (n - 1) / (max_seeds - 1) for n in looks(max_seeds)}
+
+
+@dataclass(frozen=True)
+class End:
+    """How comparisons ended, (tables, arms) each: the verdict, and the look at which it was said.
+
+    ``means`` and ``deviations``, of the arm's own, are those at the end.
+    """
+
+    said: NDArray[np.int64]
+    seeds: NDArray[np.int64]
+    means: FloatArray
+    deviations: FloatArray
+
+    @property
+    def differs(self) -> Flags:
+        """Whether the arm is said to help or hurt."""
+        return (self.said == HELPS) | (self.said == HURTS)
+
+    @property
+    def trainings(self) -> NDArray[np.int64]:
+        """(tables,): each arm until it is closed, and the baseline as long as any is open."""
+        total: NDArray[np.int64] = self.seeds.sum(-1) + self.seeds.max(-1)
+        return total
+
+    def covers(self, image_errors: FloatArray, truth: FloatArray, levels: FloatArray) -> Flags:
+        """Whether the arm's interval at the end, of confidence 1 - level, holds the truth."""
+        error = self.deviations / np.sqrt(self.seeds)
+        away = -np.abs(self.means - truth)
+        return 2 * _mass(away, error, self.seeds - 1, image_errors, _GAUSS) >= levels
+
+
+def fixed(walks: Walks, rule: Rule, n: int, margin: float) -> End:
+    """The verdicts of a rule for a number of seeds that is fixed beforehand."""
+    tables = walks[n]
+    p = rule(tables, margin)
+    said = np.where(
+        p.zero < LEVEL,
+        np.where(tables.means > 0, HELPS, HURTS),
+        np.where(p.margin < LEVEL, NO_DIFFERENCE, CANNOT_TELL),
+    )
+    deviations = np.sqrt(np.maximum(tables.variances, tables.floors))
+    return End(said, np.full(said.shape, n), tables.means, deviations)
+
+
+def peeking(walks: Walks, rule: Rule, margin: float) -> End:
+    """The verdicts of that rule if it is asked at each look, until it says something."""
+    first, *later = (fixed(walks, rule, n, margin) for n in walks)
+    for now in later:
+        goes_on = first.said == CANNOT_TELL
+        parts = ("said", "seeds", "means", "deviations")
+        first = End(*(np.where(goes_on, getattr(now, p), getattr(first, p)) for p in parts))
+    return first
 
 
 def sequential(
-    x: Floats,
-    of: Arms,
-    max_seeds: int,
-    margin: float = 0.5,
+    walks: Walks,
+    margin: float,
     *,
+    weights: Mapping[int, float] | None = None,
     futility: float = 0.1,
     is_guarded: bool = True,
-    weights: Callable[[int], float] | None = None,
-    nodes: tuple = GAUSS,
-) -> Verdicts:
-    """The sequential rule; the parts of it can be taken away."""
-    shape = x.shape[:2]
-    floor, luck = (np.broadcast_to(value, shape) for value in (of.floor, of.image_error))
-    is_open, said = np.ones(shape, bool), np.zeros(shape, int)
-    mean, s2, seeds = np.zeros(shape), np.zeros(shape), np.zeros(shape, int)
+    nodes: Nodes = _GAUSS,
+) -> End:
+    """The sequential rule, whose parts can be taken away."""
+    max_seeds = max(walks)
+    weights = weights or linear(max_seeds)
+    shape = walks[max_seeds].means.shape
+    is_open, said, seeds = np.ones(shape, bool), np.zeros(shape, int), np.zeros(shape, int)
+    means, variances, floors, luck = (np.ones(shape) for _ in range(4))
     q_zero, q_equal = np.ones(shape), np.ones(shape)
-    last = LAST[max_seeds]
-    for n in looks(max_seeds):
-        w = weights(n) if weights else last * (n - 1) / (max_seeds - 1)
-        mean = np.where(is_open, x[..., :n].mean(-1), mean)
-        s2 = np.where(is_open, x[..., :n].var(-1, ddof=1), s2)
+    for n, tables in walks.items():
+        means = np.where(is_open, tables.means, means)
+        variances = np.where(is_open, tables.variances, variances)
+        floors = np.where(is_open, tables.floors, floors)
+        luck = np.where(is_open, tables.image_errors, luck)
         seeds = np.where(is_open, n, seeds)
-        deviation, degrees = pooled(s2, seeds, floor)
-        degrees = np.broadcast_to(degrees, shape)
+        own = np.sqrt(np.maximum(variances, floors))
+        shared, degrees = _pooled(variances, floors, seeds - 1)
+        level = LEVEL * weights[n] if is_guarded else 2.0
 
-        def at(
-            where: Bools, spread: Floats, df: Floats, n: int = n, mean: Floats = mean
-        ) -> tuple[Floats, Floats]:
-            return p_values(mean[where], spread[where], df[where], n, luck[where], margin, nodes)
+        def p_values(
+            which: Flags,
+            spread: FloatArray,
+            df: FloatArray,
+            means: FloatArray = means,
+            n: int = n,
+            luck: FloatArray = luck,
+        ) -> tuple[FloatArray, FloatArray]:
+            """Of no difference and of the margin; 1 for all but ``which``."""
+            zero, equal = np.ones(shape), np.ones(shape)
+            size = np.abs(means[which])
+            error, df = spread[which] / np.sqrt(n), df[which]
+            zero[which] = np.minimum(1, 2 * _mass(-size, error, df, luck[which], nodes))
+            equal[which] = _mass(size - margin, error, df, luck[which], nodes)
+            return zero, equal
 
-        zero, equal = np.ones(shape), np.ones(shape)
-        own = np.sqrt(np.maximum(s2, floor))
-        zero[is_open], equal[is_open] = at(is_open, own, seeds - 1.0)
-        level = 0.05 * w if is_guarded else 2.0
-        passes = is_open & ((zero < level) | (equal < level))
-        p_zero, p_equal = np.ones(shape), np.ones(shape)
-        p_zero[passes], p_equal[passes] = at(passes, deviation, degrees)
-        q_zero = np.where(passes & (zero < level), np.minimum(q_zero, p_zero / w), q_zero)
-        q_equal = np.where(passes & (equal < level), np.minimum(q_equal, p_equal / w), q_equal)
-        differs = (holm(q_zero) < 0.05) & (zero < level)
-        equals = (holm(q_equal) < 0.05) & (equal < level)
-        now = np.where(differs, np.where(mean > 0, 1, -1), np.where(equals, 2, 0))
-        said = np.where(is_open, now, said)
-        is_open = is_open & (now == 0)
-        if n == max_seeds:
-            break
-        num_open = np.maximum(is_open.sum(-1, keepdims=True), 1)
-        df = np.minimum(degrees + max_seeds - n, 200)
-        error = np.sqrt(deviation**2 / max_seeds + luck**2)
-        moves = deviation * np.sqrt(1 / n - 1 / max_seeds)
-        far = -stdtrit(df, 0.05 * last / (2 * num_open)) * error
-        room = margin + stdtrit(df, 0.05 * last / num_open) * error
-        chance = ndtr((-far - mean) / moves) + ndtr((mean - far) / moves)
-        none = ndtr((room - mean) / moves) - ndtr((-room - mean) / moves)
-        chance += np.where(room > 0, none, 0)
-        is_open = is_open & (chance >= futility)
-    return Verdicts(said, seeds, mean, np.sqrt(np.maximum(s2, floor)))
-
-
-def interval_covers(of: Arms, end: Verdicts, truth: Floats, level: Floats) -> Bools:
-    """Whether each arm's own interval at the end, of confidence 1 - level, covers the truth."""
-    luck = np.broadcast_to(of.image_error, end.mean.shape)
-    error = end.deviation / np.sqrt(end.seeds)
-    away = -np.abs(end.mean - truth)
-    return 2 * mass(away, error, end.seeds - 1.0, luck, GAUSS) >= level
+        own_zero, own_equal = p_values(is_open, own, seeds - 1)
+        passes_zero, passes_equal = is_open & (own_zero < level), is_open & (own_equal < level)
+        zero, equal = p_values(passes_zero | passes_equal, shared, degrees)
+        q_zero = np.where(passes_zero, np.minimum(q_zero, zero / weights[n]), q_zero)
+        q_equal = np.where(passes_equal, np.minimum(q_equal, equal / weights[n]), q_equal)
+        differs = passes_zero & (holm(q_zero) < LEVEL)
+        equals = passes_equal & (holm(q_equal) < LEVEL) & ~differs
+        said = np.where(differs, np.where(means > 0, HELPS, HURTS), said)
+        said = np.where(equals, NO_DIFFERENCE, said)
+        is_open = is_open & ~differs & ~equals
+        if n < max_seeds:
+            num_open = np.maximum(is_open.sum(-1, keepdims=True), 1)
+            rest = np.minimum(degrees + max_seeds - n, 200)
+            error = np.sqrt(shared**2 / max_seeds + luck**2)
+            moves = shared * np.sqrt(1 / n - 1 / max_seeds)
+            last = LEVEL * weights[max_seeds] / num_open
+            far = -stdtrit(rest, last / 2) * error
+            room = margin + stdtrit(rest, last) * error
+            chance = ndtr((-far - means) / moves) + ndtr((means - far) / moves)
+            none = ndtr((room - means) / moves) - ndtr((-room - means) / moves)
+            is_open = is_open & (chance + np.where(room > 0, none, 0) >= futility)
+    return End(said, seeds, means, np.sqrt(np.maximum(variances, floors)))
 
 
-def even_luck(count: int) -> tuple[Floats, Floats]:
-    """Places of equal weight, with a spread of 1, each with its mirror image."""
-    places = ndtri((np.arange(count) + 0.5) / count)
-    return places / places.std(), np.full(count, 1 / count)
+def _pooled(
+    variances: FloatArray, floors: FloatArray, degrees: NDArray[np.int64]
+) -> tuple[FloatArray, FloatArray]:
+    """Deviation and degrees of each arm, its variance drawn to those of its table."""
+    if variances.shape[-1] == 1:
+        return np.sqrt(np.maximum(variances, floors)), degrees
+    total = degrees.sum(-1, keepdims=True)
+    ratio = (degrees * variances / floors).sum(-1, keepdims=True) / total
+    drawn = (4 * ratio + degrees * variances / floors) / (4 + degrees)
+    return np.sqrt(floors * np.maximum(1, drawn)), np.minimum(4 + degrees, total)
+
+
+def _mass(
+    distances: FloatArray, errors: FloatArray, degrees: object, luck: FloatArray, nodes: Nodes
+) -> FloatArray:
+    """The probability of at most ``distances`` from the mean: t over seeds, normal over images."""
+    inner = (distances[..., None] - luck[..., None] * nodes.places) / errors[..., None]
+    mass: FloatArray = stdtr(np.asarray(degrees)[..., None], inner) @ nodes.weights
+    return mass
