@@ -3,6 +3,10 @@
 The arms are as unequal as real ones; ``tests/simulated.py`` says how they are drawn. Each table is
 drawn once without effects, and judged without, and with effects added. "Before" is Holm's
 correction of each arm's own p-value, without what the arms say about each other's spread.
+
+The part "sequential" compares designs: a number of seeds that was fixed beforehand, and seeds that
+are added until the arms are decided, by the rule of ``runner.compare`` and, as a warning, by the
+rule for a fixed number.
 """
 
 import argparse
@@ -14,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import simulated
+import simulated_walks
 
 _SEEDS = (3, 5, 10)
 _ARMS = {7: "mixed", 1: "one", 3: "three", 15: "fifteen"}
@@ -24,6 +29,22 @@ _COLUMNS = (
     "+3 in the most volatile arm", "effects of 2: any \"no difference\"",
     "no effect: \"no difference\"",
 )  # fmt: skip
+
+_SMALL_MARGIN = 0.005
+_SEQUENTIAL_COLUMNS = (
+    "arms", "images", "design", "no effects: any helps or hurts", "+1 found", "+2", "+3",
+    "trainings without effects / +1 / +2 / +3", "effects of 2: any \"no difference\"",
+    "no effect: \"no difference\"",
+)  # fmt: skip
+_Design = Callable[[simulated_walks.Walks, float], simulated_walks.End]
+_DESIGNS: dict[str, _Design] = {
+    "5 seeds": lambda walks, margin: simulated_walks.fixed(walks, simulated.judged, 5, margin),
+    "10 seeds": lambda walks, margin: simulated_walks.fixed(walks, simulated.judged, 10, margin),
+    "until decided, uncorrected": lambda walks, margin: simulated_walks.peeking(
+        walks, simulated.judged, margin
+    ),
+    "until decided": simulated_walks.sequential,
+}
 
 
 def fixed(num_tables: int) -> str:
@@ -63,6 +84,46 @@ def _rates(tables: simulated.Tables) -> list[str]:
     ]
 
 
+def sequential(num_tables: int) -> str:
+    """The rates of comparisons that add seeds until decided, as Markdown."""
+    errors = [_error(rate, num_tables) for rate in (0.05, 0.5)]
+    lines = [
+        f"Percent of {num_tables:,} comparisons per row, up to 10 seeds; one standard error is "
+        f"{errors[0]} at 5 % and {errors[1]} at 50 %. Effects are in points; half of the arms have "
+        f"them. The margin is {100 * _SMALL_MARGIN:g} point, in the last two columns "
+        f"{100 * _MARGIN:g}. Trainings are those of all arms and the baseline, on average.",
+        "",
+        f"| {' | '.join(_SEQUENTIAL_COLUMNS)} |",
+        "|---:|---:|---|" + "---:|" * (len(_SEQUENTIAL_COLUMNS) - 3),
+    ]
+    for num_arms in (7, 1):
+        arms = [simulated.ARMS[name] for name in simulated.PROFILES[_ARMS[num_arms]]]
+        for num_images in simulated.NUM_IMAGES:
+            looks = simulated_walks.looks(max(_SEEDS))
+            drawn = simulated.draw_tables(num_arms, num_tables, num_images, arms, looks)
+            for name, design in _DESIGNS.items():
+                cells = [str(num_arms), f"{num_images:,}", name, *_rates_of(design, drawn)]
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _rates_of(design: _Design, drawn: simulated_walks.Walks) -> list[str]:
+    null = design(drawn, _SMALL_MARGIN)
+    cells, trainings = [_percent(null.differs.any(axis=1).mean())], [null.trainings.mean()]
+    for effect in (0.01, 0.02, 0.03):
+        walks, has_effect = simulated_walks.with_effect(drawn, effect)
+        end = design(walks, _SMALL_MARGIN)
+        cells.append(_percent((end.said[has_effect] == simulated_walks.HELPS).mean()))
+        trainings.append(end.trainings.mean())
+    at_margin = design(simulated_walks.shifted(drawn, _MARGIN), _MARGIN)
+    return [
+        *cells,
+        " / ".join(f"{number:.1f}" for number in trainings),
+        _percent((at_margin.said == simulated_walks.NO_DIFFERENCE).any(axis=1).mean()),
+        _percent((design(drawn, _MARGIN).said == simulated_walks.NO_DIFFERENCE).mean()),
+    ]
+
+
 def _both(now: float, before: float) -> str:
     return f"{_percent(now)} ({_percent(before)})"
 
@@ -77,7 +138,7 @@ def _error(rate: float, num_tables: int) -> str:
     return f"{100 * float(np.sqrt(rate * (1 - rate) / num_tables)):.1f}"
 
 
-PARTS: dict[str, Callable[[int], str]] = {"fixed": fixed}
+PARTS: dict[str, Callable[[int], str]] = {"fixed": fixed, "sequential": sequential}
 
 
 def main() -> None:

@@ -135,7 +135,8 @@ class End:
     @property
     def differs(self) -> Flags:
         """Whether the arm is said to help or hurt."""
-        return (self.said == HELPS) | (self.said == HURTS)
+        differs: Flags = (self.said == HELPS) | (self.said == HURTS)
+        return differs
 
     @property
     def trainings(self) -> NDArray[np.int64]:
@@ -147,7 +148,8 @@ class End:
         """Whether the arm's interval at the end, of confidence 1 - level, holds the truth."""
         error = self.deviations / np.sqrt(self.seeds)
         away = -np.abs(self.means - truth)
-        return 2 * _mass(away, error, self.seeds - 1, image_errors, _GAUSS) >= levels
+        covers: Flags = 2 * _mass(away, error, self.seeds - 1, image_errors, _GAUSS) >= levels
+        return covers
 
 
 def fixed(walks: Walks, rule: Rule, n: int, margin: float) -> End:
@@ -195,8 +197,8 @@ def sequential(
         floors = np.where(is_open, tables.floors, floors)
         luck = np.where(is_open, tables.image_errors, luck)
         seeds = np.where(is_open, n, seeds)
-        own = np.sqrt(np.maximum(variances, floors))
-        shared, degrees = _pooled(variances, floors, seeds - 1)
+        own, own_degrees = np.sqrt(np.maximum(variances, floors)), seeds - 1.0
+        shared, degrees = _pooled(variances, floors, own_degrees)
         level = LEVEL * weights[n] if is_guarded else 2.0
 
         def p_values(
@@ -215,7 +217,7 @@ def sequential(
             equal[which] = _mass(size - margin, error, df, luck[which], nodes)
             return zero, equal
 
-        own_zero, own_equal = p_values(is_open, own, seeds - 1)
+        own_zero, own_equal = p_values(is_open, own, own_degrees)
         passes_zero, passes_equal = is_open & (own_zero < level), is_open & (own_equal < level)
         zero, equal = p_values(passes_zero | passes_equal, shared, degrees)
         q_zero = np.where(passes_zero, np.minimum(q_zero, zero / weights[n]), q_zero)
@@ -240,7 +242,7 @@ def sequential(
 
 
 def _pooled(
-    variances: FloatArray, floors: FloatArray, degrees: NDArray[np.int64]
+    variances: FloatArray, floors: FloatArray, degrees: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """Deviation and degrees of each arm, its variance drawn to those of its table."""
     if variances.shape[-1] == 1:

@@ -18,6 +18,7 @@ from simulated_walks import CANNOT_TELL, HELPS, HURTS, NO_DIFFERENCE, Arms, Walk
 from runner.report import sequential
 from runner.report.sequential import State, design, looks, walk, weight
 from runner.report.statistics import Difference, Mixture, difference
+from scripts import simulate_verdicts
 
 MARGIN = 0.005
 ERRORS, LAST_STEP = 0.055, 0.07
@@ -447,6 +448,15 @@ def test_the_plan_follows_arms_seeds_and_images() -> None:
     assert design(7, 3925, 5, is_fixed=False).provable_margin > usual.provable_margin
     assert design(7, 3925, 10, is_fixed=True).effect < usual.effect
     assert design(7, 3925, 50, is_fixed=True).effect < usual.effect
+
+
+def test_the_table_of_designs_has_a_row_per_design() -> None:
+    lines = simulate_verdicts.sequential(6).splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert len(rows) == 2 + 2 * len(NUM_IMAGES) * 4
+    assert {len(row) for row in rows} == {len(rows[0])}
+    assert rows[2][:3] == ["7", "1,500", "5 seeds"]
+    assert rows[2][7] == "40.0 / 40.0 / 40.0 / 40.0"
 
 
 # ── The whole simulations ──────────────────────────────────────────────────────────────────────
