@@ -21,7 +21,9 @@ if TYPE_CHECKING:  # it imports torch, which the process that only hands out tes
 # Tests work on tiny tensors, for which more threads are no gain; read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-MODULES = {f"runner.{name}": f"runner.{name}.__main__" for name in ("data", "export", "report")}
+MODULES = {
+    f"runner.{name}": f"runner.{name}.__main__" for name in ("compare", "data", "export", "report")
+}
 """Where the ``main`` of a package is."""
 ASKED_FOR = {
     "slow": "takes minutes: run with -m slow",

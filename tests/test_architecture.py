@@ -26,6 +26,7 @@ FLOORS = [
     {"compare"},
     {"train", "lr_find", "show", "evaluate", "predict", "export.__main__", "report.__main__",
      "data.__main__", "__main__"},
+    {"compare.__main__"},
 ]  # fmt: skip
 HYDRA = {
     "runner/config/compose.py", "runner/config/complaints.py", "runner/config/overrides.py",
@@ -36,6 +37,7 @@ NO_TORCH = {
     "errors", "randomness", "machine", "config", "terminal", "training.metrics",
     "records.run_folder", "records.identity", "records.sweep_folder", "records.comparison_folder",
     "__main__", "train", "lr_find", "show", "report", "report.__main__", "compare",
+    "compare.__main__",
     "evaluate", "predict", "export.__main__", "data.__main__", "jobs",
 }  # fmt: skip
 

@@ -1,0 +1,296 @@
+"""Train until it is known which changes help: ``python -m runner.compare --try mixup=beta``.
+
+Each ``--try`` is an arm: a change of the baseline. All arms and the baseline are trained with the
+same seeds, in rounds, and judged after each round, until every arm is decided. Everything is
+checked first, and the plan is printed before anything is trained. The same command goes on after an
+interruption, and answers at once when the comparison has ended. Torch is imported only to train.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner.compare import plan as plans
+from runner.compare.question import Asked, Question, question
+from runner.config.checks import known_keys
+from runner.config.complaints import translated
+from runner.config.options import GROUPS
+from runner.config.words import nearest
+from runner.errors import ConfigError
+from runner.machine.files import require_writable
+from runner.machine.processes import from_environment
+from runner.records.comparison_folder import Place, place
+from runner.terminal.arguments import Parser
+from runner.terminal.command import command, program, write_outputs
+from runner.terminal.console import PipeConsole, printable, table_console
+from runner.terminal.display import Display
+from runner.terminal.usage import EXIT_CODES, KeysParser
+
+if TYPE_CHECKING:
+    from runner.compare.rounds import RoundsResult
+    from runner.report.comparisons import ComparisonAnswer
+
+HELPS, NONE_HELPS, CANNOT_TELL = 0, 10, 11
+"""Exit codes of ``--exit-code``."""
+
+_EPILOG = (
+    """\
+examples:
+  {called} data=folder data.root=PATH
+        the five tricks, each alone, on your own images
+  {called} --try mixup=beta --try code=my_loss.py
+        two changes of the baseline, one of them your own code
+  {called} +recipe=small --try mixup=beta optim.lr=1e-2 --max-seeds 6
+        one arm with two changes; at most six seeds
+  {called} --try +trick=mixup --tune optim.lr=1e-3,3e-3,1e-2
+        baseline and arm each with the learning rate that suits it best
+  {called} --try ''
+        the baseline again under other seeds (an A/A control)
+  {called} --try mixup=beta hydra/launcher=joblib hydra.launcher.n_jobs=4
+        four trainings at a time
+
+Words are KEY=VALUE, GROUP=OPTION and +trick=NAME, as those of runner.train. Those that must be
+equal for all belong to the baseline wherever they stand: what decides the images (data, data.root
+and so on), seed (the first one), outputs, device, threads, and hydra. All others after a --try
+belong to that arm. The plan shows the baseline and each arm before anything is trained.
+
+The number of seeds, the arms and the margin are fixed before the first training. To change them
+afterwards is a new comparison, which needs --name and uses the runs that exist.
+
+With --exit-code: 0 an arm helps; 10 none helps (no difference, or it hurts); 11 cannot tell.
+
+"""
+    + EXIT_CODES
+)
+
+
+class _Parser(KeysParser):
+    """Explains the options of a training that a comparison does not have."""
+
+    def unknown_option(self, option: str, following: Sequence[str]) -> ConfigError:
+        """The error for an option that does not exist."""
+        if option in ("-m", "--multirun"):
+            return ConfigError(
+                "a comparison chooses its runs itself: it is no sweep",
+                where=option,
+                fix="leave it out; --try WORDS for each change",
+            )
+        key = option.partition("=")[0].lstrip("-").replace("-", "_")
+        if key not in (*known_keys(), *GROUPS) and nearest(f"--{key}", self.options()):
+            return Parser.unknown_option(self, option, following)
+        return super().unknown_option(option, following)
+
+
+def parser() -> Parser:
+    """Make the parser of the command's words."""
+    called = program("compare")
+    found = _Parser(
+        prog=called,
+        usage="%(prog)s [WORD …] [--try WORD …] …\n"
+        "       [--margin POINTS] [--max-seeds N | --seeds N] [--budget TIME]\n"
+        "       [--tune KEY=V1,V2] [--plan] [--html FILE] [--json FILE] [--exit-code] …",
+        description="Train until it is known which changes of the training help.",
+        epilog=_EPILOG.format(called=called),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = found.add_argument
+    add("words", nargs="*", metavar="WORD", help="words of the baseline")
+    add(
+        "--try", nargs="*", action="append", default=[], dest="tries", metavar="WORD",
+        help="words that an arm changes; once per arm (default: the five tricks, each alone)",
+    )  # fmt: skip
+    add(
+        "--margin", default="0.5", metavar="POINTS",
+        help="smallest difference that matters, in percentage points (default: 0.5)",
+    )  # fmt: skip
+    add("--metric", default="accuracy", help="what is compared (default: accuracy)")
+    add("--max-seeds", metavar="N", help="seeds per arm at most, 3 to 20 (default: 10)")
+    add("--seeds", metavar="N", help="a fixed design: all N seeds for every arm, one look")
+    add("--budget", metavar="TIME", help="begin no training after this time, such as 2h or 1h30m")
+    add(
+        "--tune", action="append", default=[], metavar="KEY=V1,V2",
+        help="search these values for the baseline and every arm, on other seeds; once per key",
+    )  # fmt: skip
+    add("--name", help="name of the comparison, for a new one whose arms were compared before")
+    add("--plan", action="store_true", help="print the plan and stop: nothing is trained")
+    add("--html", type=Path, metavar="FILE", help="write a page with figures; - prints it")
+    add("--json", type=Path, metavar="FILE", help="write every number in full; - prints it")
+    add("--exit-code", action="store_true", help="say in the exit code whether an arm helps")
+    add("--config-dir", type=Path, metavar="DIR", help="add your own options, as in runner.train")
+    return found
+
+
+def main() -> None:
+    """Run the command; see ``--help``."""
+    arguments = parser().parse_intermixed_args()
+    codes = list[int]()
+    command(
+        lambda: codes.append(_compare(arguments)),
+        translated,
+        if_interrupted="interrupted; the same command goes on from here",
+        prints_result=arguments.plan or Path("-") in (arguments.html, arguments.json),
+    )
+    if any(codes):
+        sys.exit(codes[0])
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    """Check, plan, train and answer; return the exit code."""
+    if from_environment().count > 1:
+        raise ConfigError(
+            "a comparison cannot run under torchrun: its processes lose one another after a run",
+            where="torchrun … -m runner.compare",
+            fix="python -m runner.compare hydra/launcher=submitit_local "
+            "hydra.launcher.tasks_per_node=2 …",
+        )
+    targets: dict[str, Path | None] = {"html": arguments.html, "json": arguments.json}
+    _check_targets(targets)
+    asked = question(
+        Asked(
+            words=tuple(arguments.words),
+            tries=tuple(map(tuple, arguments.tries)),
+            margin=arguments.margin,
+            metric=arguments.metric,
+            max_seeds=arguments.max_seeds,
+            seeds=arguments.seeds,
+            budget=arguments.budget,
+            tune=tuple(arguments.tune),
+            name=arguments.name,
+            config_dir=arguments.config_dir,
+        )
+    )
+    # What a program reads is alone on standard output.
+    is_read = Path("-") in targets.values()
+    with Display(stderr=is_read) as display:
+        planned = plans.planned(asked, display)
+        found = place(asked.outputs, planned.comparison, asked.name)
+        recorded = found.folder.answer()
+        if recorded is None or arguments.plan:
+            _check_code(asked)
+            for line in plans.lines(planned):
+                display.line(line)
+    if arguments.plan:
+        return 0
+    from runner.report.comparisons import from_json
+
+    result = None
+    if recorded is not None:
+        answer = from_json(recorded)
+    else:
+        result = _run(asked, planned, found, is_read=is_read)
+        answer = result.answer
+    contents: dict[str, Callable[[], str]] = {
+        "html": lambda: _page(answer, asked),
+        "json": lambda: _json(answer),
+    }
+    if not write_outputs(targets, contents):
+        _print(answer, table_console())
+    if result is not None:
+        result.raise_problem()
+        if result.is_out_of_time:
+            text = "the budget is used up; the same command goes on from here, with a new budget"
+            print(text, file=sys.stderr if is_read else sys.stdout)
+    return exit_code(answer) if arguments.exit_code else 0
+
+
+def _run(asked: Question, planned: plans.Planned, found: Place, *, is_read: bool) -> "RoundsResult":
+    """Run the rounds of a comparison that has not ended."""
+    from runner import train
+    from runner.compare import rounds
+    from runner.compare.batches import How
+    from runner.compare.live import Live
+
+    require_writable(found.folder.path)
+    how = How(train.run, asked.outputs, asked.launcher, asked.config_dir, asked.budget)
+    with Live(planned, stderr=is_read) as live:
+        return rounds.run(found.folder, found.plan, how, live)
+
+
+def _check_targets(targets: Mapping[str, Path | None]) -> None:
+    """Refuse files that could not be written in hours from now."""
+    asked = {name: path for name, path in targets.items() if path is not None}
+    if len(asked) == 2 and len({*asked.values()}) == 1:
+        raise ConfigError(
+            "one place cannot take both",
+            where=" ".join(f"--{name} {path}" for name, path in asked.items()),
+            fix="two names of files",
+        )
+    for name, path in asked.items():
+        if path == Path("-"):
+            continue
+        where = f"--{name} {path}"
+        if path.is_dir() or not path.name:
+            raise ConfigError(
+                "a folder is in the place of the file", where=where, fix="another FILE"
+            )
+        if not path.parent.is_dir():
+            raise ConfigError(
+                "there is no such folder to write into",
+                where=where,
+                fix=f"mkdir -p {shlex.quote(str(path.parent))}",
+            )
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ConfigError("the file may not be written", where=where, fix="another FILE")
+
+
+def _check_code(asked: Question) -> None:
+    """Run each file of the user's code as the trainings will, so that a mistake is found now."""
+    configs = (asked.base, *(arm.config for arm in asked.arms))
+    files = dict.fromkeys(config.code for config in configs if config.code is not None)
+    if files:
+        from runner.jobs.checks import check_code
+
+        for file in files:
+            check_code(file)
+
+
+def exit_code(answer: "ComparisonAnswer") -> int:
+    """What ``--exit-code`` says of an answer.
+
+    Returns:
+        0 if an arm helps; 10 if none does, and no arm can still turn out to; else 11.
+    """
+    verdicts = {one.verdict for one in answer.standings}
+    if "helps" in verdicts:
+        return HELPS
+    return NONE_HELPS if verdicts <= {"hurts", "no difference"} else CANNOT_TELL
+
+
+def _json(answer: "ComparisonAnswer") -> str:
+    from runner.report.comparisons import to_json
+
+    return json.dumps(to_json(answer), indent=2, allow_nan=False) + "\n"
+
+
+def _page(answer: "ComparisonAnswer", asked: Question) -> str:
+    from runner.records.comparison_folder import FOLDER, ComparisonFolder
+    from runner.report.answer import answer as answered
+    from runner.report.comparisons import FoundComparisons, compared_runs
+    from runner.report.page import page  # imports matplotlib, which takes a second
+    from runner.report.runs import find_runs
+    from runner.report.scores import ScoreBook
+
+    folder = ComparisonFolder(asked.outputs / FOLDER / answer.plan.name)
+    runs = compared_runs(answer, folder.runs(), asked.outputs)
+    book = ScoreBook(asked.outputs / "cache" / "report.npz")
+    alone = FoundComparisons(answers=(answer,), groups=(runs,))
+    return page(answered(find_runs([]), book, asked.margin, comparisons=alone))
+
+
+def _print(answer: "ComparisonAnswer", console: PipeConsole) -> None:
+    from runner.report.comparison_text import comparison_parts
+
+    for part in comparison_parts(answer):
+        if isinstance(part, str):
+            console.print(printable(part), markup=False, emoji=False, soft_wrap=True)
+        else:
+            part.print(console)
+
+
+if __name__ == "__main__":
+    main()
