@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from runner.data.dataset import Dataset
 
 _WIDTH = 80
-_NUM_TUNING_SEEDS = 2
 
 
 @dataclass(frozen=True)
@@ -263,8 +262,10 @@ def _trainings(plan: Planned) -> str:
 
 def num_searched(plan: Planned) -> int:
     """The number of trainings of the search for values, at most."""
+    from runner.compare.tuning import NUM_SEEDS  # whose rounds know this plan
+
     combinations = math.prod(len(values) for _, values in plan.comparison.tune)
-    return len(plan.trainings(1)) * combinations * _NUM_TUNING_SEEDS if plan.comparison.tune else 0
+    return len(plan.trainings(1)) * combinations * NUM_SEEDS if plan.comparison.tune else 0
 
 
 def is_finished(folder: RunFolder) -> bool:
