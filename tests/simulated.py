@@ -329,7 +329,7 @@ def found(tables: Tables, rule: Rule, effect: float) -> FloatArray:
     has_effect = turn % num_arms < max(1, num_arms // 2)
     shifted = tables.shifted(effect * has_effect)
     helps = (rule(shifted, 1.0).zero < LEVEL) & (shifted.means > 0) & has_effect
-    share: FloatArray = helps.sum(axis=0) / has_effect.sum(axis=0)
+    share: FloatArray = helps.sum(axis=0) / np.maximum(has_effect.sum(axis=0), 1)
     return share
 
 

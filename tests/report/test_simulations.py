@@ -80,7 +80,6 @@ def test_the_effects_are_what_they_are_said_to_be(name: str) -> None:
         (2, 3, 1500),
         (1, 5, 1500),
         *(pytest.param(50, n, size, marks=pytest.mark.slow) for n in (3, 5) for size in NUM_IMAGES),
-        pytest.param(50, 3, 300, marks=pytest.mark.slow),
     ],
 )
 def test_many_tables_at_once_are_judged_as_one_by_one(
@@ -126,7 +125,7 @@ def agree(ours: FloatArray, theirs: Sequence[float | None], tolerance: float) ->
 def test_tables_of_any_number_of_arms_are_right_as_often_as_they_say(
     profile: str, num_images: int
 ) -> None:
-    check(many_tables(profile, num_images, 250, (3,)), 250)
+    check(many_tables(profile, num_images, 200, (3,)), 200)
 
 
 def check(tables: Mapping[int, Tables], num_tables: int) -> None:
@@ -158,6 +157,21 @@ def test_an_arm_that_is_three_times_as_volatile_is_not_believed_too_soon() -> No
     assert last_false(many, judged) < LAST_STEP
     too_often = last_false(many, judged_unguarded)
     assert too_often > LAST_STEP + chance(too_often, 500), "the control: without the own p-value"
+
+
+@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize("times", [1, 3])
+def test_without_any_luck_of_images_the_own_spread_guards(n: int, times: int) -> None:
+    """The hardest case: no floor hides that the spread of one arm is another one."""
+    rng, num_tables = np.random.default_rng(times), 4000
+    deviations = np.array([times, 1, 1, 1, 1, 1, 1])
+    per_seed = deviations * rng.standard_normal((num_tables, n, 7))
+    none = np.zeros((num_tables, 7))
+    many = Tables(n, per_seed.mean(axis=1), per_seed.var(axis=1, ddof=1), none + 1e-9, none)
+    assert any_false(many, judged) < ERRORS + chance(ERRORS, num_tables)
+    assert last_false(many, judged) < LAST_STEP
+    if times == 3:
+        assert last_false(many, judged_unguarded) > LAST_STEP + 0.03, "the control: without the own p-value"
 
 
 @pytest.mark.parametrize(
@@ -198,8 +212,8 @@ def test_many_tables_are_right_as_often_as_they_say(profile: str, num_images: in
 
 
 def test_the_table_of_the_readme_has_a_row_per_setting() -> None:
-    lines = simulate_verdicts.fixed(15).splitlines()
-    assert lines[0].startswith("Percent of 15 tables")
+    lines = simulate_verdicts.fixed(8).splitlines()
+    assert lines[0].startswith("Percent of 8 tables")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
     assert len(rows) == 2 + 4 * len(NUM_IMAGES) * 3
     assert {len(row) for row in rows} == {len(rows[0])}
