@@ -141,6 +141,26 @@ def page(found: Answer) -> str:
     )
 
 
+def comparison_page(answer: ComparisonAnswer, group: RunGroup | None) -> str:
+    """Write the answer of one comparison as an HTML page.
+
+    Args:
+        answer: the answer, or the state so far.
+        group: its runs, of :func:`runner.report.comparisons.compared_runs`; None for a page
+            without their details.
+    """
+    return page(
+        Answer(
+            groups=(),
+            unranked=(),
+            foreign=(),
+            margin=answer.plan.margin,
+            comparisons=(answer,),
+            compared_runs=(group,),
+        )
+    )
+
+
 def _section(found: GroupAnswer, number: int, margin: float, *, is_brief: bool) -> _Section:
     name = f"group-{number}"
     return _Section(

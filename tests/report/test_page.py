@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from fabricated import write_run
+from fabricated import write_comparison, write_run
 from PIL import Image
 
 from runner.config.schema import Data, Model, Normalize, Optim, Smoothing
 from runner.report.answer import Answer, answer
+from runner.report.comparisons import find_comparisons, verdict_line
+from runner.report.page import comparison_page
 from runner.report.page import page as render
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
@@ -57,7 +59,9 @@ HOSTILE = (
 
 
 def evaluated(outputs: Path) -> Answer:
-    return answer(find_runs([outputs]), ScoreBook(outputs / "report.npz"), 0.005)
+    book = ScoreBook(outputs / "report.npz")
+    compared = find_comparisons([outputs], book)
+    return answer(find_runs([outputs]), book, 0.005, comparisons=compared)
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,32 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return make(root)
 
 
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Two comparisons, one of them ended, and single runs beside them."""
+    root = tmp_path_factory.mktemp("compared")
+    outputs = root / "outputs"
+    write_comparison(
+        outputs,
+        {
+            "mixup": (0.62, 0.61, 0.60, 0.63),
+            "normalize": (0.80, 0.86, 0.82, 0.84),
+            "tta": (0.90, 0.91, 0.905, 0.9),
+            "progressive_resizing": ("the loss was not finite",) * 3,
+            "the same again": (0.80, 0.82, 0.79, 0.80),
+        },
+        base=(0.8, 0.81, 0.79, 0.8),
+        offsets={"the same again": 100},
+    )
+    write_comparison(
+        outputs, {"mixup+label_smoothing": [0.6] * 3}, base=(0.8, 0.81, 0.79), name="ended",
+        max_seeds=3,
+    )  # fmt: skip
+    for seed in SEEDS:
+        write_run(outputs, "label_smoothing", seed=seed, accuracy=0.7, num_images=400)
+    return make(root)
+
+
 def write_named(root: Path, names: tuple[str, ...]) -> Made:
     """Runs whose classes, images, tricks, model, command and notes are called ``names``."""
     outputs = root / "outputs"
@@ -165,6 +195,11 @@ def write_named(root: Path, names: tuple[str, ...]) -> Made:
         result.write_text(json.dumps(content))
     for name in names:
         (outputs / name.replace("/", "∕")).mkdir()
+    labels = {
+        name if name.isprintable() else f"arm {place}": [name] * 3
+        for place, name in enumerate(names)
+    }  # a label is printable
+    write_comparison(outputs, labels, base=[names[0]] * 3)
     killed = write_run(outputs, name="killed", seed=5, finish=False)
     killed.write_status("failed", reason=" ".join(names))
     return make(root)
@@ -260,6 +295,53 @@ def test_page_without_runs(visit: Open, tmp_path: Path) -> None:
     (tmp_path / "outputs").mkdir()
     shown = visit(make(tmp_path).path)
     assert "There are no finished runs." in shown.page.locator("main").inner_text()
+
+
+def test_comparisons_come_before_single_runs(visit: Open, compared: Made) -> None:
+    shown = visit(compared.path)
+    sections = shown.page.locator("main > section")
+    ended, other = compared.found.comparisons
+    assert (ended.is_ended, other.is_ended) == (True, False)
+    titles = sections.locator("h2").all_inner_texts()
+    assert titles[0].startswith("comparison ended: 1 arm against the baseline, up to 3 seeds")
+    assert titles[1].startswith("comparison question (not ended): 5 arms")
+    assert "folder" in titles[2]
+    assert shown.page.title() == f"Does it help? {titles[0]}"
+    section = sections.nth(1)
+    assert section.evaluate("s => s.querySelector('figure, ul, table, details, h3').tagName") == (
+        "FIGURE"
+    )
+    lines = section.locator(".verdicts li")
+    for place, one in enumerate(other.standings):
+        assert verdict_line(one, 0.01) in lines.nth(place).inner_text()
+    assert [lines.nth(place).get_attribute("class") for place in (0, 1, 3)] == [
+        "hurts", "cannot-tell", "cannot-tell",
+    ]  # fmt: skip
+    shown.unfold()
+    rows = section.locator("table", has_text="every look").locator("tbody tr")
+    assert rows.count() == len(other.looks)
+    forest = section.locator("figure [aria-label^='Forest plot'] .wide svg").first
+    drawn = " ".join(forest.locator("text").all_text_contents())
+    for one in other.standings:
+        assert (one.label in drawn) == (one.mean is not None)
+    assert section.locator("h3").all_inner_texts() == [
+        "Verdicts", "The price", "Look by look", "Who is ahead when",
+        "Can the confidence be trusted?", "What is taken for what", "Most confused images",
+        "Seed by seed", "Runs, and how to repeat them",
+    ]  # fmt: skip
+    assert [row.label for row in compared.found.groups[0].rows] == ["baseline", "label_smoothing"]
+
+
+def test_page_of_one_comparison(visit: Open, compared: Made) -> None:
+    path = compared.path.with_name("one.html")
+    ended, group = compared.found.comparisons[0], compared.found.compared_runs[0]
+    assert group is not None
+    path.write_text(comparison_page(ended, group), encoding="utf-8")
+    shown = visit(path)
+    assert shown.page.locator("main > section > h2").count() == 2
+    assert "Who is ahead when" in shown.page.locator("h3").all_inner_texts()
+    path.write_text(comparison_page(ended, None), encoding="utf-8")
+    assert "Who is ahead when" not in visit(path).page.locator("h3").all_inner_texts()
 
 
 def test_forest_comes_first_then_the_rest_in_order(visit: Open, full: Made) -> None:
@@ -544,7 +626,9 @@ def test_contrast_in_every_shade_of_a_confusion_matrix(
 # Phone, paper, no script -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("which", "width"), [("full", 390), ("large", 320), ("hostile", 320)])
+@pytest.mark.parametrize(
+    ("which", "width"), [("full", 390), ("large", 320), ("hostile", 320), ("compared", 390)]
+)
 def test_phone(visit: Open, request: pytest.FixtureRequest, which: str, width: int) -> None:
     made: Made = request.getfixturevalue(which)
     shown = visit(made.path, viewport={"width": width, "height": 800})
@@ -640,7 +724,7 @@ def test_without_javascript(visit: Open, full: Made) -> None:
 # For those who hear or press it ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", ["large", "hostile"])
+@pytest.mark.parametrize("which", ["large", "hostile", "compared"])
 def test_structure(visit: Open, request: pytest.FixtureRequest, which: str) -> None:
     page = visit(request.getfixturevalue(which).path).page
     assert page.locator("html").get_attribute("lang") == "en"
@@ -659,8 +743,11 @@ def test_structure(visit: Open, request: pytest.FixtureRequest, which: str) -> N
     assert all(labels)
 
 
-def test_identifiers_are_met_once_and_lead_somewhere(visit: Open, full: Made) -> None:
-    page = visit(full.path).page
+@pytest.mark.parametrize("which", ["full", "compared"])
+def test_identifiers_are_met_once_and_lead_somewhere(
+    visit: Open, request: pytest.FixtureRequest, which: str
+) -> None:
+    page = visit(request.getfixturevalue(which).path).page
     ids = page.locator("[id]").evaluate_all("es => es.map(e => e.id)")
     assert [name for name, count in Counter(ids).items() if count > 1] == []
     referred = page.evaluate(
@@ -671,7 +758,7 @@ def test_identifiers_are_met_once_and_lead_somewhere(visit: Open, full: Made) ->
     assert set(referred) <= set(ids)
 
 
-@pytest.mark.parametrize("which", ["full", "hostile"])
+@pytest.mark.parametrize("which", ["full", "hostile", "compared"])
 def test_tables_and_regions_are_named(
     visit: Open, request: pytest.FixtureRequest, which: str
 ) -> None:
@@ -755,7 +842,11 @@ def test_hostile_names_stay_text(visit: Open, hostile: Made) -> None:
         f"data.root={name}" for name in HOSTILE if name.isprintable()
     }
     assert not any(character in hostile.text for character in "\x1b\u202e")
-    assert HOSTILE[0] in page.title()
+    assert any(HOSTILE[0] in title for title in page.locator("h2").all_text_contents())
+    assert page.title().startswith("Does it help? comparison question")
+    for name in HOSTILE:
+        if name.isprintable():
+            assert page.locator(".verdicts li").get_by_text(f"{name} failed: ").count() >= 1
     reason = page.locator("tr", has_text="killed").locator("td").last.inner_text()
     assert reason == printable(" ".join(HOSTILE))
 
