@@ -12,9 +12,9 @@ unequal as real ones: test time augmentation changes few predictions, the same f
 progressive resizing changes many, and each seed otherwise.
 
 :func:`draw` gives predictions. To know rates of errors to a tenth of a percent takes thousands of
-tables, so :func:`draw_tables` reduces each to what p-values depend on, and :meth:`Tables.p_values`
-computes those of all tables at once. Its luck of images is normal, where ``difference`` resamples
-the images; ``tests/report/test_simulations.py`` shows that both agree, and with ``judged``.
+tables, so :func:`draw_tables` reduces each to what p-values depend on, and :class:`Tables` computes
+those of all tables at once. There the luck of images is normal, where ``difference`` resamples the
+images; ``tests/report/test_simulations.py`` shows that both agree, and with ``family.judged``.
 """
 
 from collections.abc import Callable, Sequence

@@ -171,7 +171,7 @@ def test_without_any_luck_of_images_the_own_spread_guards(n: int, times: int) ->
     assert any_false(many, judged) < ERRORS + chance(ERRORS, num_tables)
     assert last_false(many, judged) < LAST_STEP
     if times == 3:
-        assert last_false(many, judged_unguarded) > LAST_STEP + 0.03, "the control: without the own p-value"
+        assert last_false(many, judged_unguarded) > LAST_STEP + 0.03, "the control"
 
 
 @pytest.mark.parametrize(
