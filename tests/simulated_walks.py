@@ -22,7 +22,7 @@ Walks = Mapping[int, Tables]
 
 LOOKS = (3, 4, 5, 6, 8, 10, 12, 16, 20)
 LAST_WEIGHT = {
-    3: 1.0, 4: 0.66, 5: 0.55, 6: 0.50, 7: 0.45, 8: 0.47, 10: 0.45, 12: 0.42, 16: 0.42, 20: 0.40,
+    3: 1.0, 4: 0.66, 5: 0.55, 6: 0.50, 7: 0.45, 8: 0.47, 10: 0.45, 12: 0.43, 16: 0.42, 20: 0.40,
 }  # fmt: skip
 HELPS, HURTS, NO_DIFFERENCE, CANNOT_TELL = 1, -1, 2, 0
 BASELINE = 0.5  # correlation of two arms' differences, which the seed's baseline makes
@@ -79,16 +79,23 @@ def bare(deviations: Sequence[float]) -> Arms:
     return Arms(0.01 * np.array(deviations), np.full(num_arms, 1e-14), np.zeros(num_arms))
 
 
-def draw_seeds(
-    rng: np.random.Generator, num_tables: int, of: Arms, max_seeds: int, effects: object = 0.0
-) -> dict[int, Tables]:
-    """Draw the tables at each look; ``effects``, (tables, arms) or alike, are the true ones."""
+def draw_values(rng: np.random.Generator, num_tables: int, of: Arms, max_seeds: int) -> FloatArray:
+    """Draw the mean differences of all seeds, (tables, arms, seeds), without effects."""
     shape = (num_tables, len(of.deviations))
     seeds = np.sqrt(1 - BASELINE) * rng.normal(size=(*shape, max_seeds))
     seeds += np.sqrt(BASELINE) * rng.normal(size=(num_tables, 1, max_seeds))
-    truth = np.asarray(effects) + of.image_errors * rng.normal(size=shape)
-    values = truth[..., None] + of.deviations[:, None] * seeds
-    floors, image_errors = (np.broadcast_to(a, shape) for a in (of.floors, of.image_errors))
+    luck = of.image_errors * rng.normal(size=shape)
+    return np.asarray(luck[..., None] + of.deviations[:, None] * seeds)
+
+
+def draw_seeds(
+    rng: np.random.Generator, num_tables: int, of: Arms, max_seeds: int
+) -> dict[int, Tables]:
+    """Draw the tables at each look, without effects."""
+    values = draw_values(rng, num_tables, of, max_seeds)
+    floors, image_errors = (
+        np.broadcast_to(part, values.shape[:2]) for part in (of.floors, of.image_errors)
+    )
     return {
         n: Tables(
             n, values[..., :n].mean(-1), values[..., :n].var(-1, ddof=1), floors, image_errors

@@ -14,14 +14,14 @@ At each look, for every arm that is still open:
    closed.
 2. The arm's p-value is the smallest over its looks so far of p_mod / w(n), where p_own < .05 w(n);
    a look without that counts as 1. Without this guard, a volatile arm among calm ones would err
-   in 15 %, not 5 %.
+   in 10 to 15 %.
 3. Holm's correction is over all arms of the start. A closed arm keeps its p-value, so what was
    rejected at an earlier look stays rejected, and the error holds for all arms and looks together.
 4. The reported p-value is never below p_own / w(n) of the look at hand. Below .05, an arm helps or
    hurts by the sign of its mean; otherwise the same with the p-values of the margin says "no
    difference".
-5. An arm that will reach neither by the maximum with a probability of 90 % is closed as "cannot
-   tell". The level does not count on this: an arm that goes on errs no more often.
+5. An arm that will reach either by the last look with a probability below 10 % is futile: it is
+   closed as "cannot tell". The level does not rely on this: an arm that goes on errs no more often.
 6. The interval at the stop has the confidence 1 - .05 w(n), so that it leaves out zero where an arm
    helps or hurts. The ordinary interval knows nothing of the choice of the moment.
 
@@ -63,10 +63,10 @@ _MOST_DEGREES = 200  # beyond these a t is normal
 
 # The largest c that keeps the error of one arm at 5 % is .994 .709 .589 .518 .475 .491 .457 .459
 # .429 .433 .413 .417 .423 .431 .412 .412 .415 .421 for a maximum of 3 to 20 (400,000 walks). These
-# stay 2 to 7 % below. One look is no sequence, and has the whole level.
+# stay 1 to 7 % below. One look is no sequence, and has the whole level.
 _LAST_WEIGHT = {
     3: 1.0, 4: 0.66, 5: 0.55, 6: 0.50, 7: 0.45, 8: 0.47, 9: 0.43, 10: 0.45, 11: 0.41,
-    12: 0.42, 13: 0.40, 14: 0.40, 15: 0.41, 16: 0.42, 17: 0.40, 18: 0.40, 19: 0.40, 20: 0.40,
+    12: 0.43, 13: 0.40, 14: 0.40, 15: 0.41, 16: 0.42, 17: 0.40, 18: 0.40, 19: 0.40, 20: 0.40,
 }  # fmt: skip
 
 
@@ -166,13 +166,17 @@ def walk(
         One state per arm; none if there was no look yet.
 
     Raises:
-        ValueError: ``max_seeds`` is out of range or has fewer looks, or rows differ in length.
+        ValueError: ``max_seeds`` is out of range or has fewer looks, rows differ in length, or a
+            difference has more pairs than its look has seeds.
     """
     plan = looks(max_seeds)
     if len(found) > len(plan):
         raise ValueError(f"{len(found)} looks, but {max_seeds} seeds have only {len(plan)}")
     if len({len(row) for row in found}) > 1:
         raise ValueError("every look needs an entry for each arm of the start")
+    for n, row in zip(plan, found, strict=False):
+        if any(one is not None and one.n > n for one in row):
+            raise ValueError(f"an arm has more than {n} pairs at the look at {n} seeds")
     if not found:
         return []
     arms = [_Arm() for _ in found[0]]

@@ -216,6 +216,8 @@ def test_what_cannot_be_a_history_is_refused() -> None:
         walk([row, row], 3, MARGIN)
     with pytest.raises(ValueError, match="each arm"):
         walk([row, row * 2], 10, MARGIN)
+    with pytest.raises(ValueError, match="more than 3 pairs"):
+        walk([[with_p(4, 0.5)]], 10, MARGIN)
 
 
 def test_one_arm_is_judged_by_its_own_spread() -> None:
@@ -514,3 +516,28 @@ def test_predictions_are_judged_as_seeds_are(profile: str, num_images: int) -> N
         assert found[0] == pytest.approx(found[1], abs=0.06)
     again = simulated.judged if len(arms) > 1 else judged_alone
     assert any_false(walks.peeking(drawn, again, MARGIN)) > any_false(end) + 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [1, 7])
+def test_failed_seeds_do_not_raise_the_errors(k: int) -> None:
+    """One pair in five is missing, by chance."""
+    arms = walks.arms(PROFILES["mixed"][:k], 3925).volatile(3)
+    rng = np.random.default_rng(0)
+    num_tables = 4000 // k + 1000
+    values = walks.draw_values(rng, num_tables, arms, 10)
+    there = rng.random(values.shape) < 0.8
+    parts = [*zip(arms.floors.tolist(), arms.image_errors.tolist(), strict=True)]
+    num_false = 0
+    for rows, kept in zip(values, there, strict=True):
+        found = []
+        for n in looks(10):
+            pairs = [row[:n][has[:n]] for row, has in zip(rows, kept, strict=True)]
+            found.append([
+                of_seeds(len(own), float(own.mean()), float(own.var(ddof=1)), *part)
+                if len(own) > 2
+                else None
+                for own, part in zip(pairs, parts, strict=True)
+            ])  # fmt: skip
+        num_false += any(s.verdict in ("helps", "hurts") for s in walk(found, 10, MARGIN))
+    assert num_false / num_tables <= ERRORS
