@@ -1,5 +1,7 @@
 """List the runs below a folder, also while they run: ``python -m runner.show outputs``.
 
+Comparisons are named below the table; ``python -m runner.report`` has their verdicts.
+
 The command only reads run folders, so it works during a run, and does not import torch.
 """
 
@@ -8,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from runner.errors import DataError
+from runner.errors import ArtefactError, DataError
+from runner.records.comparison_folder import ComparisonFolder
 from runner.records.run_folder import run_folders
 from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program
-from runner.terminal.console import PipeConsole
+from runner.terminal.console import PipeConsole, legible, printable
 from runner.terminal.tables import Table
 
 
@@ -38,6 +41,18 @@ def rows(outputs: Path) -> Iterator[dict[str, Any]]:
         }
 
 
+def comparisons(outputs: Path) -> Iterator[str]:
+    """Yield a line per comparison below ``outputs``: running, ended, not ended or damaged."""
+    for folder in ComparisonFolder.all_in(outputs):
+        state = "running"
+        if not folder.is_running:
+            try:
+                state = "not ended" if folder.answer() is None else "ended"
+            except ArtefactError as error:
+                state = f"damaged: {error.what}"
+        yield f"comparison {legible(folder.name)}: {state}"
+
+
 def main() -> None:
     """Run the command; see ``--help``."""
     parser = Parser(prog=program("show"), description=__doc__)
@@ -58,12 +73,15 @@ def main() -> None:
             )
             for row in found
         ]
+        console = PipeConsole(highlight=False)
         Table(
             title=f"{len(found)} runs{': ' if title else ''}{title}",
             columns=("run", "status", "epoch", "accuracy", "reason"),
             rows=tuple(cells),
             text_columns=("run", "status", "reason"),
-        ).print(PipeConsole(highlight=False))
+        ).print(console)
+        for line in comparisons(outputs):
+            console.print(printable(line), markup=False, emoji=False)
 
     command(body)
 

@@ -189,7 +189,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         "json": lambda: _json(answer),
     }
     if not write_outputs(targets, contents):
-        _print(answer, table_console())
+        _print(answer, asked, table_console())
     if result is not None:
         result.raise_problem()
         if result.is_out_of_time:
@@ -269,23 +269,22 @@ def _json(answer: "ComparisonAnswer") -> str:
 
 def _page(answer: "ComparisonAnswer", asked: Question) -> str:
     from runner.records.comparison_folder import FOLDER, ComparisonFolder
-    from runner.report.answer import answer as answered
-    from runner.report.comparisons import FoundComparisons, compared_runs
-    from runner.report.page import page  # imports matplotlib, which takes a second
-    from runner.report.runs import find_runs
-    from runner.report.scores import ScoreBook
+    from runner.report.comparisons import compared_runs, timed
+    from runner.report.page import comparison_page  # imports matplotlib, which takes a second
 
-    folder = ComparisonFolder(asked.outputs / FOLDER / answer.plan.name)
-    runs = compared_runs(answer, folder.runs(), asked.outputs)
-    book = ScoreBook(asked.outputs / "cache" / "report.npz")
-    alone = FoundComparisons(answers=(answer,), groups=(runs,))
-    return page(answered(find_runs([]), book, asked.margin, comparisons=alone))
+    runs = ComparisonFolder(asked.outputs / FOLDER / answer.plan.name).runs()
+    return comparison_page(
+        timed(answer, runs, asked.outputs), compared_runs(answer, runs, asked.outputs)
+    )
 
 
-def _print(answer: "ComparisonAnswer", console: PipeConsole) -> None:
+def _print(answer: "ComparisonAnswer", asked: Question, console: PipeConsole) -> None:
+    from runner.records.comparison_folder import FOLDER, ComparisonFolder
     from runner.report.comparison_text import comparison_parts
+    from runner.report.comparisons import timed
 
-    for part in comparison_parts(answer):
+    runs = ComparisonFolder(asked.outputs / FOLDER / answer.plan.name).runs()
+    for part in comparison_parts(timed(answer, runs, asked.outputs)):
         if isinstance(part, str):
             console.print(printable(part), markup=False, emoji=False, soft_wrap=True)
         else:

@@ -66,10 +66,14 @@ def standings_table(answer: ComparisonAnswer) -> Table:
                 standing_text(one, plan.margin),
             )
         )
-    over = "over seeds and images" if plan.is_fixed else "interval at the stop"
+    kind = (
+        "95 % intervals over seeds and images"
+        if plan.is_fixed
+        else "intervals over seeds and images hold at every look together"
+    )
     return Table(
-        "differences in percentage points, paired by seed",
-        ("arm", "n", "accuracy, %", "points", over, "p (Holm)", "verdict"),
+        f"difference in percentage points, paired by seed; {kind}",
+        ("arm", "n", "accuracy, %", "points", "interval", "p (Holm)", "verdict"),
         tuple(rows),
         ("arm", "verdict"),
     )
@@ -87,7 +91,7 @@ def forest_of(answer: ComparisonAnswer) -> Forest:
     width = max((len(size) for _, size in rows), default=0)
     margin = answer.plan.margin
     return Forest(
-        f"points of difference, margin {100 * margin:g}",
+        f"difference in percentage points; shaded: smaller than the margin of {100 * margin:g}",
         tuple(
             ForestRow(
                 one.label,

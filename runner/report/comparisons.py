@@ -748,7 +748,8 @@ def _undecided(one: Standing, n: str) -> str:
     line = f"{one.label}: cannot tell after {n}{interval}"
     if one.reason == "futile":
         more = one.max_seeds - len(one.seeds) - len(one.failed)
-        return f"{line}; stopped early, because another {_seeds(more)} would probably not decide it"
+        others = _seeds(more) if more > 1 else "seed"
+        return f"{line}; stopped early, because another {others} would probably not decide it"
     if one.max_seeds < FEWEST_SEEDS:
         return f"{line}: a verdict takes at least {FEWEST_SEEDS} seeds"
     return f"{line}: more seeds than {one.max_seeds} would be needed"

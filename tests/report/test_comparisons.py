@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from fabricated import write_comparison, write_run
 
+from runner import show
 from runner.errors import ArtefactError
 from runner.records.comparison_folder import BASE, ComparisonFolder, PairedRun
 from runner.report import __main__ as report_main
@@ -365,6 +366,9 @@ DECIDED = Standing(
         ({"verdict": "cannot tell", "reason": "futile", "mean": 0.0, "interval": (-0.02, 0.02)},
          "mixup: cannot tell after 4 seeds [-2.0, 2.0]; stopped early, because another 6 seeds "
          "would probably not decide it"),
+        ({"verdict": "cannot tell", "reason": "futile", "max_seeds": 5},
+         "mixup: cannot tell after 4 seeds [0.7, 2.9]; stopped early, because another seed would "
+         "probably not decide it"),
         ({"verdict": "cannot tell", "reason": "", "is_open": True},
          "mixup: +1.8 points [0.7, 2.9] so far, after 4 seeds"),
         ({"verdict": "cannot tell", "reason": "budget", "is_open": True},
@@ -546,6 +550,23 @@ def test_a_comparison_with_a_missing_run_names_it_and_hides_no_single_run(tmp_pa
     (one,) = found.unranked
     assert (one.name, one.reason) == ("comparison question", "no finished run")
     assert found.groups == (), "its other runs are not judged by a fixed design"
+
+
+def test_show_names_comparisons(tmp_path: Path) -> None:
+    folders = {
+        name: write_comparison(tmp_path, {"mixup": [0.6] * 3}, base=[0.8] * 3, name=name)
+        for name in ("a", "b", "c", "d")
+    }
+    folders["b"].write_answer(to_json(asked(folders["b"])))
+    folders["c"].write_answer({})
+    path = folders["c"].path / "answer.json"
+    path.write_text(path.read_text().replace("{}", '{"x": 1}'))
+    with folders["d"].locked():
+        said = list(show.comparisons(tmp_path))
+    assert said[:2] == ["comparison a: not ended", "comparison b: ended"]
+    assert said[2].startswith("comparison c: damaged: ")
+    assert said[3:] == ["comparison d: running"]
+    assert all(row["status"] == "finished" for row in show.rows(tmp_path))
 
 
 @pytest.fixture
