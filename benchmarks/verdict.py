@@ -1,0 +1,110 @@
+"""Trainings and seconds until every verdict: by rounds, and with five and ten seeds fixed beforehand.
+
+    python -m benchmarks.verdict --json FILE [--words KEY=VALUE …]
+
+``python -m runner.compare`` starts from nothing, and its wall-clock time is measured. The designs
+with a fixed number of seeds then judge the same runs and train those that are missing, so all
+designs have the same luck. A design's seconds are those of its trainings and evaluations, each of
+which ran once, without the start of a job.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Stopwatch, parser, report
+from runner.terminal.tables import Table
+
+_DESIGNS = {
+    "rounds": [],
+    "five": ["--seeds", "5", "--name", "five"],
+    "ten": ["--seeds", "10", "--name", "ten"],
+}
+
+
+def main() -> None:
+    """Run the command; see ``--help``."""
+    options = parser("verdict", "Trainings and seconds until every verdict.")
+    options.add_argument("--words", nargs="*", default=[], help="words of every run")
+    options.add_argument(
+        "--keep", action="store_true", help="go on with the runs of a benchmark that was interrupted"
+    )
+    arguments = options.parse_args()
+    folder = arguments.outputs.absolute() / "verdict"
+    if not arguments.keep:
+        _forget_runs(folder)
+    results = []
+    for name, words in _DESIGNS.items():
+        command = [sys.executable, "-m", "runner.compare", *arguments.words, f"outputs={folder}"]
+        with Stopwatch() as watch:
+            said = _answer([*command, *words])
+        results.append({"design": name, "wall_seconds": watch.seconds, **_cost(folder, said)})
+    labels = [standing["label"] for standing in results[0]["standings"]]
+    rows = [
+        ("trainings", *(f"{found['trainings']}" for found in results)),
+        ("evaluations with TTA", *(f"{found['evaluations']}" for found in results)),
+        ("minutes of both", *(f"{found['seconds'] / 60:.1f}" for found in results)),
+        ("arms decided", *(f"{_num_decided(found)} of {len(labels)}" for found in results)),
+        *((label, *(_said(found, label) for found in results)) for label in labels),
+    ]
+    columns = ("", "compare", "five seeds", "ten seeds")
+    table = Table("until every verdict", columns, tuple(rows), columns)
+    report("verdict", table, {"words": arguments.words, "results": results}, arguments.json)
+
+
+def _answer(command: Sequence[str]) -> dict[str, Any]:
+    """Run a comparison to its end; the answer that it prints."""
+    done = subprocess.run(  # noqa: S603
+        [*command, "--json", "-"], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _cost(folder: Path, answer: dict[str, Any]) -> dict[str, Any]:
+    """The trainings and evaluations of a comparison, each counted once, and their seconds."""
+    place = folder / "comparisons" / answer["plan"]["name"] / "runs.json"
+    pairs = [pair for runs in json.loads(place.read_text()).values() for pair in runs.values()]
+    trained = {pair["run"] for pair in pairs}
+    evaluated = {(pair["run"], pair["evaluation"]) for pair in pairs if pair["evaluation"]}
+    seconds = [
+        json.loads((folder / run / "result.json").read_text())["budget"]["seconds"]
+        for run in trained
+    ] + [
+        json.loads((folder / run / "evaluations" / f"{name}.json").read_text())["seconds"]
+        for run, name in evaluated
+    ]
+    return {
+        "trainings": len(trained),
+        "evaluations": len(evaluated),
+        "seconds": sum(seconds),
+        "standings": answer["standings"],
+    }
+
+
+def _num_decided(found: dict[str, Any]) -> int:
+    return sum(standing["verdict"] != "cannot tell" for standing in found["standings"])
+
+
+def _said(found: dict[str, Any], label: str) -> str:
+    """The verdict on an arm, its difference in points, and the number of seeds."""
+    standing = next(one for one in found["standings"] if one["label"] == label)
+    seeds = len(standing["seeds"])
+    return f"{standing['verdict']} ({100 * standing['mean']:+.2f}, n = {seeds})"
+
+
+def _forget_runs(folder: Path) -> None:
+    """Remove everything but the cache, which stays warm."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name != "cache":
+            shutil.rmtree(path)
+
+
+if __name__ == "__main__":
+    main()
