@@ -45,7 +45,7 @@ examples:
         the five tricks, each alone, on your own images
   {called} --try mixup=beta --try code=my_loss.py
         two changes of the baseline, one of them your own code
-  {called} +recipe=small --try mixup=beta optim.lr=1e-2 --max-seeds 6
+  {called} +recipe=small --try 'mixup=beta optim.lr=1e-2' --max-seeds 6
         one arm with two changes; at most six seeds
   {called} --try +trick=mixup --tune optim.lr=1e-3,3e-3,1e-2
         baseline and arm each with the learning rate that suits it best
@@ -56,8 +56,8 @@ examples:
 
 Words are KEY=VALUE, GROUP=OPTION and +trick=NAME, as those of runner.train. Those that must be
 equal for all belong to the baseline wherever they stand: what decides the images (data, data.root
-and so on), seed (the first one), outputs, device, threads, and hydra. All others after a --try
-belong to that arm. The plan shows the baseline and each arm before anything is trained.
+and so on), seed (the first one), outputs, device, threads, and hydra. Several words of one arm are
+quoted together. The plan shows the baseline and each arm before anything is trained.
 
 The number of seeds, the arms and the margin are fixed before the first training. To change them
 afterwards is a new comparison, which needs --name and uses the runs that exist.
@@ -91,7 +91,7 @@ def parser() -> Parser:
     called = program("compare")
     found = _Parser(
         prog=called,
-        usage="%(prog)s [WORD …] [--try WORD …] …\n"
+        usage="%(prog)s [WORD …] [--try WORDS] …\n"
         "       [--margin POINTS] [--max-seeds N | --seeds N] [--budget TIME]\n"
         "       [--tune KEY=V1,V2] [--plan] [--html FILE] [--json FILE] [--exit-code] …",
         description="Train until it is known which changes of the training help.",
@@ -101,8 +101,9 @@ def parser() -> Parser:
     add = found.add_argument
     add("words", nargs="*", metavar="WORD", help="words of the baseline")
     add(
-        "--try", nargs="*", action="append", default=[], dest="tries", metavar="WORD",
-        help="words that an arm changes; once per arm (default: the five tricks, each alone)",
+        "--try", nargs="*", action="append", default=[], dest="tries", metavar="WORDS",
+        help="what an arm changes, several words in quotes; once per arm (default: the five "
+        "tricks, each alone)",
     )  # fmt: skip
     add(
         "--margin", default="0.5", metavar="POINTS",

@@ -1,7 +1,8 @@
 """The words of a comparison as a baseline and arms, checked before anything is written.
 
 What decides on which images, with which seeds and in which place all runs are made belongs to the
-baseline, wherever it stands among the words. Every other word after a ``--try`` belongs to an arm.
+baseline, wherever it stands among the words. Several words of one arm are one quoted argument, because
+unquoted ones could also be meant for the baseline.
 """
 
 import math
@@ -347,6 +348,9 @@ def _sorted_words(asked: Asked) -> tuple[list[str], list[tuple[str, ...]]]:
         arm = tuple(word for word in words if word not in shared)
         if not arm:
             raise _not_an_arm(shared or [""])
+        own = [one for one in arguments if not all(map(_is_shared, separate_words(one)))]
+        if len(own) > 1:
+            raise _arm_or_baseline(own)
         tries.append(arm)
         base += shared
     for word in base:
@@ -368,6 +372,21 @@ def _sorted_words(asked: Asked) -> tuple[list[str], list[tuple[str, ...]]]:
 def _is_shared(word: str) -> bool:
     key = _key(word)
     return key in _SHARED or re.split(r"[./]", key)[0] == "hydra"
+
+
+def _arm_or_baseline(arguments: Sequence[str]) -> ConfigError:
+    """The error for words after a ``--try`` that could be the arm's or the baseline's.
+
+    A wrong guess would be noticed after hours of training, or never.
+    """
+    first, *others = arguments
+    whole = " ".join(arguments)
+    return ConfigError(
+        f"is {others[0]} a part of this arm, or of the baseline?",
+        where=f"--try {shlex.join(arguments)}",
+        fix=f"--try {shlex.quote(whole)} for the arm; or for the baseline, and so for all arms, "
+        f"{shlex.join(others)} --try {shlex.quote(first)}",
+    )
 
 
 def _not_an_arm(words: Sequence[str]) -> ConfigError:

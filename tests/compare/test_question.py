@@ -114,7 +114,7 @@ TABLE: list[tuple[str, list[str], str, dict[str, str]]] = [
     ),
     (
         "budget=smoke",
-        ["+trick=mixup optim.lr=1e-2", "smoothing=standard data=fashion seed=3"],
+        ["'+trick=mixup optim.lr=1e-2'", "smoothing=standard data=fashion seed=3"],
         "budget=smoke data=fashion",
         {
             "mixup optim.lr=1e-2": "+trick=mixup optim.lr=1e-2",
@@ -148,11 +148,22 @@ def test_words_become_a_baseline_and_arms(
 
 
 def test_what_an_arm_trains_is_what_its_words_say(composed: Callable[..., RunConfig]) -> None:
-    found = ask("seed=3", "optim.lr=1", tries=(("+trick=mixup", "optim.lr=1e-2"),))
+    found = ask("seed=3", "optim.lr=1", tries=(("+trick=mixup optim.lr=1e-2",),))
     (arm,) = found.arms
     assert arm.config == composed("seed=3", "+trick=mixup", "optim.lr=1e-2")
     assert found.base == composed("seed=3", "optim.lr=1")
     assert (found.first_seed, found.base_words) == (3, ("optim.lr=1",))
+
+
+def test_words_that_could_be_of_the_arm_or_of_the_baseline_are_asked_about() -> None:
+    with pytest.raises(ConfigError) as caught:
+        ask(tries=(("mixup=beta",), ("optim.lr=1", "budget=smoke", "model=xresnet34")))
+    assert caught.value.what == "is budget=smoke a part of this arm, or of the baseline?"
+    assert caught.value.where == "--try optim.lr=1 budget=smoke model=xresnet34"
+    assert caught.value.fix == (
+        "--try 'optim.lr=1 budget=smoke model=xresnet34' for the arm; or for the baseline, and so "
+        "for all arms, budget=smoke model=xresnet34 --try optim.lr=1"
+    )
 
 
 def test_without_a_try_each_trick_is_an_arm() -> None:
@@ -194,7 +205,7 @@ def test_options_of_the_user_are_known_to_all(tmp_path: Path) -> None:
 
 
 def test_keys_without_effect_are_reported_once() -> None:
-    tries = (("smoothing=standard", "mixup.alpha=0.5"), ("ema=standard",))
+    tries = (("smoothing=standard mixup.alpha=0.5",), ("ema=standard",))
     found = ask("tta.beta=0.2", tries=tries)
     base, arm = found.notes
     assert base.startswith("tta.beta=0.2 has no effect")
