@@ -1,4 +1,4 @@
-"""Trainings and seconds until every verdict: by rounds, and with five and ten seeds fixed beforehand.
+"""Trainings and seconds until every verdict: in rounds, with five seeds, and with ten.
 
     python -m benchmarks.verdict --json FILE [--words KEY=VALUE …]
 
@@ -31,7 +31,9 @@ def main() -> None:
     options = parser("verdict", "Trainings and seconds until every verdict.")
     options.add_argument("--words", nargs="*", default=[], help="words of every run")
     options.add_argument(
-        "--keep", action="store_true", help="go on with the runs of a benchmark that was interrupted"
+        "--keep",
+        action="store_true",
+        help="go on with the runs of a benchmark that was interrupted",
     )
     arguments = options.parse_args()
     folder = arguments.outputs.absolute() / "verdict"

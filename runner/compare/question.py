@@ -1,8 +1,8 @@
 """The words of a comparison as a baseline and arms, checked before anything is written.
 
 What decides on which images, with which seeds and in which place all runs are made belongs to the
-baseline, wherever it stands among the words. Several words of one arm are one quoted argument, because
-unquoted ones could also be meant for the baseline.
+baseline, wherever it stands among the words. Several words of one arm are one quoted argument,
+because unquoted ones could also be meant for the baseline.
 """
 
 import math
