@@ -52,6 +52,7 @@ REASONS = ("", "decided", "futile", "all seeds", "failed", "budget")
 _TIMELESS = ("images", "pixels")
 _FORMAT = 1
 _MOST_DIGITS = 4
+_NO_SETTINGS = "every value of the search diverged"
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def standings(
             the plan are not those of this program.
     """
     chosen = chosen or {}
-    paired = _Paired(plan, runs, outputs, book)
+    paired = _Paired(plan, _with_lost(plan, runs, chosen), outputs, book)
     now = _fixed(paired) if plan.is_fixed else _sequential(paired)
     found = tuple(_standing(paired, arm, now, chosen.get(arm.label, ())) for arm in plan.arms)
     base_seeds = tuple(seed for seed in plan.seeds if paired.has_run(BASE, seed))
@@ -210,6 +211,20 @@ def standings(
         num_evaluations=len(evaluated),
         notes=tuple(_notes(plan, found, base_failed)),
     )
+
+
+def _with_lost(
+    plan: ComparisonPlan,
+    runs: Mapping[str, Mapping[int, PairedRun]],
+    chosen: Mapping[str, tuple[str, ...]],
+) -> dict[str, Mapping[int, PairedRun]]:
+    """The runs, in which an arm whose search for settings chose none has failed with every seed."""
+    lost = PairedRun(None, None, _NO_SETTINGS, is_diverged=True)
+    is_lost = {label for label, words in chosen.items() if plan.tune and not words}
+    return {
+        label: dict.fromkeys(plan.seeds, lost) if label in is_lost else by_seed
+        for label, by_seed in runs.items()
+    }
 
 
 def out_of_budget(answer: ComparisonAnswer) -> ComparisonAnswer:
@@ -525,6 +540,20 @@ def _price(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> dict[s
     return {key: value for key, value in found.items() if np.isfinite(value)}
 
 
+def _counted(
+    answer: ComparisonAnswer, runs: Mapping[str, Mapping[int, PairedRun]], outputs: Path
+) -> dict[tuple[str, int], FinishedRun]:
+    """The runs behind an answer that can be read, by label and seed; those of the base first."""
+    sides = [(BASE, answer.base_seeds), *((one.label, one.seeds) for one in answer.standings)]
+    known = {}
+    for label, seeds in sides:
+        for seed in seeds:
+            with suppress(ArtefactError, KeyError):
+                one = runs[label][seed]
+                known[label, seed] = read_run(outputs / str(one.run), one.evaluation)
+    return known
+
+
 def timed(
     answer: ComparisonAnswer, runs: Mapping[str, Mapping[int, PairedRun]], outputs: Path
 ) -> ComparisonAnswer:
@@ -538,14 +567,7 @@ def timed(
         runs: the runs of the base and of each arm, as for :func:`standings`.
         outputs: the folder of the runs.
     """
-    known: dict[tuple[str, int], FinishedRun] = {}
-    for label, seed in {
-        *((BASE, seed) for seed in answer.base_seeds),
-        *((one.label, seed) for one in answer.standings for seed in one.seeds),
-    }:
-        with suppress(ArtefactError, KeyError):
-            one = runs[label][seed]
-            known[label, seed] = read_run(outputs / str(one.run), one.evaluation)
+    known = _counted(answer, runs, outputs)
     seconds = [run.budget["seconds"] for (label, _), run in known.items() if label == BASE]
     price = {"seconds": float(np.median(seconds))} if seconds else {}
 
@@ -670,22 +692,17 @@ def compared_runs(
 
     None if there is no run, or one can no longer be read.
     """
-    sides = {BASELINE: (BASE, answer.base_seeds)}
-    sides |= {one.label: (one.label, one.seeds) for one in answer.standings if one.seeds}
+    known = _counted(answer, runs, outputs)
+    sides = [(BASE, answer.base_seeds), *((one.label, one.seeds) for one in answer.standings)]
     arms = []
-    try:
-        for name, (label, seeds) in sides.items():
-            found = {
-                seed: read_run(outputs / str(one.run), one.evaluation)
-                for seed in seeds
-                for one in [runs[label][seed]]
-            }
-            if found:
-                example = next(iter(found.values()))
-                look = Look(example, _view(example), {})
-                arms.append(Arm(look, {}, label=name, runs=found))
-    except (ArtefactError, KeyError):
-        return None
+    for label, seeds in sides:
+        found = {seed: known[label, seed] for seed in seeds if (label, seed) in known}
+        if len(found) < len(seeds):
+            return None
+        if found:
+            example = next(iter(found.values()))
+            name = BASELINE if label == BASE else label
+            arms.append(Arm(Look(example, _view(example), {}), {}, label=name, runs=found))
     return RunGroup({}, arms, trick_factors()) if arms else None
 
 

@@ -353,7 +353,7 @@ def find_series(groups: Sequence[RunGroup], by: Sequence[str] = ()) -> list[Seri
     for key in dict.fromkeys(key for group in groups for key in group.differs):
         found += _series_of(key, groups)
     runs = {run.path: run for group in groups for arm in group.arms for run in arm.runs.values()}
-    for key in by:
+    for key in by if groups else ():
         others = tuple(factor for factor in groups[0].factors.all if factor.name != key)
         factors = Factors(others, apart=Factor(key))
         found += _series_of(key, group_runs(runs.values(), factors))

@@ -17,6 +17,7 @@ from fabricated import write_comparison, write_run
 
 from runner import show
 from runner.errors import ArtefactError
+from runner.records import evaluations
 from runner.records.comparison_folder import BASE, ComparisonFolder, PairedRun
 from runner.report import __main__ as report_main
 from runner.report import comparisons, text
@@ -36,6 +37,7 @@ from runner.report.comparisons import (
 )
 from runner.report.family import judged
 from runner.report.forest import Forest
+from runner.report.page import page
 from runner.report.runs import find_runs, read_run
 from runner.report.scores import ScoreBook
 from runner.report.sequential import walk
@@ -516,6 +518,43 @@ def test_single_runs_beside_a_comparison_are_compared_with_its_baseline(tmp_path
     assert "mixup" in [row.label for row in group.rows], "one of its runs is a single one"
 
 
+def test_by_a_key_when_all_runs_belong_to_comparisons(tmp_path: Path) -> None:
+    write_comparison(tmp_path, {"mixup": [0.6] * 3}, base=[0.8] * 3)
+    found = reported(tmp_path, by=["mixup"])
+    assert found.groups == ()
+    assert "comparison question" in page(found)
+    (group,) = answer(find_runs([tmp_path]), ScoreBook(tmp_path / "x"), 0.01, by=["mixup"]).groups
+    assert len(group.rows) == 2, "the negative control"
+
+
+def test_plain_views_of_a_comparison_with_tta_belong_to_it(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path, {"mixup+tta": [0.6] * 3}, base=[0.8] * 3)
+    runs = folder.runs()
+    for seed in range(3):
+        base = write_run(tmp_path, "tta", seed=seed, accuracy=0.8, num_images=400)
+        (name,) = evaluations.names(base)
+        runs[BASE][seed] = PairedRun(base.path.name, name)
+    folder.write_runs(runs)
+    assert asked(folder).standings[0].price["forward_passes"] == 1, "both sides are with TTA"
+    assert reported(tmp_path).groups == ()
+
+
+def test_an_arm_whose_search_chose_nothing_has_failed(folder: ComparisonFolder) -> None:
+    plan = replace(folder.plan(), tune=(("optim.lr", ("1", "2")),))
+    outputs = folder.path.parent.parent
+    chosen = dict.fromkeys((BASE, *plan.labels), ("optim.lr=1",)) | {"mixup": ()}
+    found = standings(plan, folder.runs(), outputs, ScoreBook(outputs / "x.npz"), chosen)
+    one = by_label(found)["mixup"]
+    assert (one.reason, one.is_open) == ("failed", False)
+    assert (
+        verdict_line(one, 0.03)
+        == "mixup failed: every value of the search diverged in 3 of 3 seeds"
+    )
+    assert by_label(found)["normalize"].chosen == ("optim.lr=1",)
+    assert found.base_chosen == ("optim.lr=1",)
+    assert any("same search for optim.lr" in note for note in found.notes)
+
+
 def test_the_record_of_an_ended_comparison_is_shown(tmp_path: Path) -> None:
     folder = write_comparison(tmp_path, {"mixup": [0.6] * 3}, base=[0.8] * 3, max_seeds=3)
     found = asked(folder)
@@ -607,9 +646,9 @@ def test_every_form_of_the_report_has_the_comparison(
     assert said["arms"][0]["line"] == line
     markdown = (tmp_path / "markdown").read_text()
     assert "    mixup" in markdown, "the plot is a block of code"
-    page = (tmp_path / "html").read_text()
-    assert line.replace("'", "&#39;") in page
-    assert "<svg" in page
+    shown_page = (tmp_path / "html").read_text()
+    assert line.replace("'", "&#39;") in shown_page
+    assert "<svg" in shown_page
 
 
 def test_a_page_escapes_the_names_of_a_comparison(say: Any, tmp_path: Path) -> None:
@@ -618,7 +657,7 @@ def test_a_page_escapes_the_names_of_a_comparison(say: Any, tmp_path: Path) -> N
         tmp_path / "outputs", {hostile: [0.6] * 3}, base=[0.8] * 3, offsets={hostile: 50}
     )
     say(tmp_path / "outputs", "--html", tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
-    assert hostile not in page
-    assert "&lt;script&gt;hacked=1" in page
+    written = (tmp_path / "page.html").read_text()
+    assert hostile not in written
+    assert "&lt;script&gt;hacked=1" in written
     assert compared_runs(asked(folder), folder.runs(), tmp_path / "outputs") is not None
