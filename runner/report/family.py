@@ -38,7 +38,8 @@ MOST_SEEDS = 100
 
 PRIOR = 4
 """Degrees of freedom of the prior; with the own p-value alongside, more gain nothing."""
-_PLANNED = 10  # seeds that are usually affordable
+PLANNED_SEEDS = 10
+"""Number of seeds that is usually affordable."""
 
 
 @dataclass(frozen=True)
@@ -180,22 +181,22 @@ def judged(found: Sequence[Difference], margin: float, num_images: int) -> list[
     ]
 
 
-def smallest_margin(found: Sequence[Difference]) -> float | None:
-    """The smallest margin for which ten seeds can show no difference on these images, about.
+def smallest_margin(found: Sequence[Difference]) -> tuple[float, int] | None:
+    """The smallest margin for which these images can show no difference, about.
 
-    It is that of a typical comparison without effect: the median over those with enough seeds, of
-    the reach of the one-sided 5 % test. More than ten seeds count as they are.
+    It is that of a typical comparison without effect: the median, over those with enough seeds, of
+    the reach of the one-sided 5 % test.
 
     Returns:
-        The margin in units of the scores; None if no comparison has enough seeds.
+        The margin in units of the scores, and the number of seeds that it takes: ``PLANNED_SEEDS``,
+        or more if there are more. None if no comparison has enough seeds.
     """
     tested = [one for one in found if one.n >= FEWEST_SEEDS]
     if not tested:
         return None
-    errors = [
-        sqrt(one.seed_deviation**2 / max(_PLANNED, one.n) + one.image_error**2) for one in tested
-    ]
-    return -float(ndtri(LEVEL)) * median(errors)
+    n = max(PLANNED_SEEDS, *(one.n for one in tested))
+    errors = [sqrt(one.seed_deviation**2 / n + one.image_error**2) for one in tested]
+    return -float(ndtri(LEVEL)) * median(errors), n
 
 
 def holm_levels(p_values: Sequence[float]) -> list[float]:

@@ -243,8 +243,9 @@ def assign_failed(groups: Sequence[RunGroup], failed: Iterable[FailedRun]) -> No
     keys = [canonical_text(without_views(group.values)) for group in groups]
     for run in failed if groups else ():
         shared, training = training_of_failed(run, groups[0].factors)
+        own_key = canonical_text(shared)
         for group, key in zip(groups, keys, strict=True):
-            if key != canonical_text(shared):
+            if key != own_key:
                 continue
             arms = [arm for arm in group.arms if arm.training == training]
             for arm in arms:

@@ -3,6 +3,7 @@
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from textwrap import shorten
 
 from runner.config.overlays import tricks_with_overlay
 from runner.report.factors import (
@@ -18,6 +19,7 @@ from runner.report.groups import Arm, RunGroup
 from runner.report.more_runs import MoreRuns, words_but_seed
 from runner.report.paired import Comparison, Family
 
+_LONGEST_REASON = 200  # characters; the table of the runs that are not compared has all
 _MOST_NAMED = 3  # most factors that a suggested command names; for more it says "all"
 
 
@@ -68,7 +70,7 @@ def family_notes(group: RunGroup, family: Family, margin: float) -> Iterable[str
     """What holds for all comparisons of a group together: failures, images, number of tests."""
     for arm in group.arms:
         if arm.failed:
-            reasons = "; ".join(dict.fromkeys(arm.failed.values()))
+            reasons = shorten("; ".join(dict.fromkeys(arm.failed.values())), _LONGEST_REASON)
             yield (
                 f"{arm.label}: {len(arm.failed)} of {len(arm.failed) + len(arm.runs)} seeds failed "
                 f"({reasons}): its results are for the seeds that finished"
@@ -87,11 +89,12 @@ def family_notes(group: RunGroup, family: Family, margin: float) -> Iterable[str
             f"the p-values are corrected for {family.num_tested} comparisons, all of this group"
             f"{both}; the largest of several differences overstates its size"
         )
-    if family.smallest_margin is not None and family.smallest_margin > margin:
+    if family.smallest_margin is not None and family.smallest_margin[0] > margin:
+        smallest, seeds = family.smallest_margin
         yield (
             f"{group.any_run.num_val:,} images are too few to show no difference larger than "
-            f"{100 * margin:g} points: ten seeds show it for margins from about "
-            f"{100 * family.smallest_margin:.2g} points"
+            f"{100 * margin:g} points: {seeds} seeds show it for margins from about "
+            f"{100 * smallest:.2g} points"
         )
 
 

@@ -125,15 +125,15 @@ class Family:
     Attributes:
         tables: the comparisons of each table.
         num_tested: number of different comparisons with a p-value, for which these are corrected.
-        smallest_margin: smallest margin that these images can show no difference for, 0..1; see
-            :func:`runner.report.family.smallest_margin`.
+        smallest_margin: smallest margin that these images can show no difference for, 0..1, and the
+            number of seeds that it takes; see :func:`runner.report.family.smallest_margin`.
         image_groups: number of groups of images, which were resampled instead of images; None if
             each image is a group of its own.
     """
 
     tables: tuple[tuple[Comparison, ...], ...]
     num_tested: int
-    smallest_margin: float | None
+    smallest_margin: tuple[float, int] | None
     image_groups: int | None
 
 

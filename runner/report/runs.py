@@ -23,7 +23,7 @@ METRICS = ("accuracy", "nll", "brier", "ece")
 VIEWS = ("plain", "tta")
 _REASONS = {"killed": "ended without a word; the same command goes on with it"}
 _OLDER = "begun with record version {}: train again, or continue it with trick-runner 0.1.0"
-_LARGEST_CONFIG = 2**20  # bytes
+_LARGEST_CONFIG = 2**16  # bytes of config.yaml; one has three thousand
 _SMALL_HEADS = 5  # record version since which all heads are drawn alike
 OURS = ("cache", "sweeps", "comparisons")
 """Folders of ours below ``outputs`` that are not runs."""

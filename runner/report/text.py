@@ -228,7 +228,7 @@ def remarks(group: GroupAnswer, margin: float) -> Iterator[str]:
 def _is_noted(one: Comparison, group: GroupAnswer, margin: float) -> bool:
     """Whether a note of the group already says that there are too few images for its margin."""
     smallest = group.family.smallest_margin
-    too_few = smallest is not None and smallest > margin
+    too_few = smallest is not None and smallest[0] > margin
     return (
         too_few
         and one.outlook is not None
@@ -396,7 +396,7 @@ def to_json(found: Answer) -> str:
                 "comparisons": [_without_resamples(one) for one in group.comparisons],
                 "contributions": [_without_resamples(one) for one in group.contributions],
                 "num_tested": group.family.num_tested,
-                "smallest_margin": group.family.smallest_margin,
+                "smallest_margin": group.family.smallest_margin and group.family.smallest_margin[0],
                 "image_groups": group.family.image_groups,
                 "notes": group.notes,
                 "runs": [
