@@ -598,6 +598,8 @@ def plan_of(content: Mapping[str, Any]) -> ComparisonPlan:
         raise ValueError("arms must be a list of arms with labels of their own")
     if not all(label and label.isprintable() for label in labels):
         raise ValueError("a label must be printable text")
+    if not (margin := float(fields.number(content, "margin", at_least=0, at_most=1))) > 0:
+        raise ValueError("margin must be above 0")
     name = fields.text(content, "name")
     if not _NAME.fullmatch(name):
         raise ValueError("name must be one of a folder")
@@ -608,7 +610,7 @@ def plan_of(content: Mapping[str, Any]) -> ComparisonPlan:
         fingerprint=fields.text(base, "fingerprint"),
         num_val=fields.whole(base, "num_val", at_least=1),
         arms=arms,
-        margin=float(fields.number(content, "margin", at_least=0, at_most=1)),
+        margin=margin,
         metric=metric,
         is_fixed=design == "fixed",
         max_seeds=max_seeds,

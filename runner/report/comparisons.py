@@ -937,6 +937,8 @@ def _answer_of(content: Mapping[str, Any]) -> ComparisonAnswer:
 
 def _standing_from(one: Mapping[str, Any]) -> Standing:
     low, high = (_maybe(one, key, -2, 2) for key in ("low", "high"))
+    if fields.value(one, "reason") == "failed" and not fields.section(one, "failed"):
+        raise ValueError("an arm cannot fail without a failed seed")
     return Standing(
         label=fields.text(one, "label"),
         words=fields.texts(one, "words"),

@@ -138,6 +138,8 @@ class _Axis:
         lows = [max(low, min(0.0, (low + high) / 2) - reach) for low, high in spans]
         highs = [min(high, max(0.0, (low + high) / 2) + reach) for low, high in spans]
         self.low, self.high = min(-margin, *lows), max(margin, *highs)
+        if self.low == self.high:  # without a margin, equal predictions
+            self.low, self.high = -0.01, 0.01
         self.places = places
 
     def place(self, value: float) -> int:
@@ -186,10 +188,11 @@ def _drawn(row: ForestRow, axis: _Axis, margin: float, marks: _Marks) -> str:
     last = axis.places - 1
     if row.interval is not None:
         low, high = (axis.place(end) for end in span)
-        for place in range(max(0, low), min(last, high) + 1):
+        left, right = (min(max(place, 0), last) for place in (low, high))
+        for place in range(left, right + 1):
             line[place] = marks.line
-        line[max(0, low)] = marks.below if low < 0 else marks.low
-        line[min(last, high)] = marks.above if high > last else marks.high
+        line[left] = marks.below if low < 0 else marks.low
+        line[right] = marks.above if high > last else marks.high
     line[min(max(axis.place(row.mean), 0), last)] = marks.mean
     return "".join(line)
 

@@ -483,6 +483,31 @@ def test_impossible_values_of_a_record_are_refused(
         from_json(content)
 
 
+def test_a_record_that_is_read_can_be_shown(found: ComparisonAnswer) -> None:
+    """Whoever can compute a hash can write a record; each is refused, or shown without an error."""
+    content = json.loads(json.dumps(to_json(found)))
+    rng = np.random.default_rng(0)
+    values: list[Any] = [0, 1, 0.5, -1, "", "cannot tell", "failed", "futile", [], {}, None, True]
+    num_read = 0
+    for path in places(content):
+        for choice in rng.choice(len(values), 3, replace=False):
+            changed = copy.deepcopy(content)
+            inner = changed
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = values[choice]
+            try:
+                read = from_json(changed)
+            except ArtefactError:
+                continue
+            num_read += 1
+            shown = Answer((), (), (), 0.01, comparisons=(read,))
+            text.markdown(shown)
+            text.csv(shown)
+            text.to_json(shown)
+    assert num_read > 100
+
+
 # ── In a report ────────────────────────────────────────────────────────────────────────────────
 
 
