@@ -6,6 +6,7 @@ has the same answer as one that was not.
 """
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -209,7 +210,7 @@ def standings(
         is_ended=not any(one.is_open for one in found),
         num_trainings=len(trained) + sum(one.run is None for one in everything),
         num_evaluations=len(evaluated),
-        notes=tuple(_notes(plan, found, base_failed)),
+        notes=tuple(_notes(plan, found, base_failed, chosen)),
     )
 
 
@@ -591,7 +592,10 @@ def timed(
 
 
 def _notes(
-    plan: ComparisonPlan, found: Sequence[Standing], base_failed: Mapping[int, str]
+    plan: ComparisonPlan,
+    found: Sequence[Standing],
+    base_failed: Mapping[int, str],
+    chosen: Mapping[str, tuple[str, ...]],
 ) -> Iterator[str]:
     for arm in plan.arms:
         if not arm.words:
@@ -611,6 +615,10 @@ def _notes(
             f"every arm and the baseline had the same search for {keys}, on seeds of its own that "
             "no verdict uses"
         )
+        if any(chosen.values()):
+            sides = {BASELINE: chosen.get(BASE, ()), **{one.label: one.chosen for one in found}}
+            told = (f"{name}: {shlex.join(words) or 'none'}" for name, words in sides.items())
+            yield f"chosen by the search: {'; '.join(told)}"
     if sum(one.verdict == "helps" for one in found) > 0 and len(found) > 1:
         yield (
             "the verdicts allow for the number of arms; the size of the best one does not: chosen "

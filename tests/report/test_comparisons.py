@@ -578,6 +578,8 @@ def test_an_arm_whose_search_chose_nothing_has_failed(folder: ComparisonFolder) 
     assert by_label(found)["normalize"].chosen == ("optim.lr=1",)
     assert found.base_chosen == ("optim.lr=1",)
     assert any("same search for optim.lr" in note for note in found.notes)
+    (told,) = (note for note in found.notes if note.startswith("chosen by the search: "))
+    assert "baseline: optim.lr=1; mixup: none; normalize: optim.lr=1" in told
 
 
 def test_the_record_of_an_ended_comparison_is_shown(tmp_path: Path) -> None:
