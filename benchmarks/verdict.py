@@ -45,7 +45,7 @@ def main() -> None:
         with Stopwatch() as watch:
             said = _answer([*command, *words])
         results.append({"design": name, "wall_seconds": watch.seconds, **_cost(folder, said)})
-    labels = [standing["label"] for standing in results[0]["standings"]]
+    labels = [arm["label"] for arm in results[0]["arms"]]
     rows = [
         ("trainings", *(f"{found['trainings']}" for found in results)),
         ("evaluations with TTA", *(f"{found['evaluations']}" for found in results)),
@@ -86,19 +86,18 @@ def _cost(folder: Path, answer: dict[str, Any]) -> dict[str, Any]:
         "trainings": len(trained),
         "evaluations": len(evaluated),
         "seconds": sum(seconds),
-        "standings": answer["standings"],
+        "arms": answer["arms"],
     }
 
 
 def _num_decided(found: dict[str, Any]) -> int:
-    return sum(standing["verdict"] != "cannot tell" for standing in found["standings"])
+    return sum(arm["verdict"] != "cannot tell" for arm in found["arms"])
 
 
 def _said(found: dict[str, Any], label: str) -> str:
     """The verdict on an arm, its difference in points, and the number of seeds."""
-    standing = next(one for one in found["standings"] if one["label"] == label)
-    seeds = len(standing["seeds"])
-    return f"{standing['verdict']} ({100 * standing['mean']:+.2f}, n = {seeds})"
+    arm = next(one for one in found["arms"] if one["label"] == label)
+    return f"{arm['verdict']} ({100 * arm['difference']:+.2f}, n = {len(arm['seeds'])})"
 
 
 def _forget_runs(folder: Path) -> None:

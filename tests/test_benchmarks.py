@@ -15,7 +15,7 @@ from runner.models import build_model
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
-    "evaluate", "growth", "memory", "startup", "sweep", "throughput", "time_to_accuracy",
+    "evaluate", "growth", "memory", "startup", "sweep", "throughput", "time_to_accuracy", "verdict",
 )  # fmt: skip
 
 FAKE = """
