@@ -258,7 +258,7 @@ def _group_answer(
         family,
         (
             *group_notes(group, reference, compared, baseline, is_hinted=is_hinted),
-            *family_notes(group, family, margin),
+            *family_notes(group, reference, family, margin),
         ),
     )
 

@@ -11,9 +11,13 @@ from runner.report.factors import (
     Look,
     canonical_text,
     differing_factors,
+    differing_keys,
     is_default,
     level_names,
     level_of,
+    short_text,
+    training_of_failed,
+    without_views,
 )
 from runner.report.groups import Arm, RunGroup
 from runner.report.more_runs import MoreRuns, words_but_seed
@@ -66,18 +70,17 @@ def group_notes(
             yield f"the runs differ in {key}: {', '.join(sorted(values))}"
 
 
-def family_notes(group: RunGroup, family: Family, margin: float) -> Iterable[str]:
+def family_notes(
+    group: RunGroup, reference: Arm | None, family: Family, margin: float
+) -> Iterable[str]:
     """What holds for all comparisons of a group together: failures, images, number of tests."""
     for arm in group.arms:
         if arm.failed:
-            reasons = shorten("; ".join(dict.fromkeys(arm.failed.values())), _LONGEST_REASON)
             yield (
                 f"{arm.label}: {len(arm.failed)} of {len(arm.failed) + len(arm.runs)} seeds failed "
-                f"({reasons}): its results are for the seeds that finished"
+                f"({_reasons(arm.failed.values())}): its results are for the seeds that finished"
             )
-    if group.failed:
-        names = ", ".join(run.path.name for run in group.failed)
-        yield f"failed, and no seed of the same arm finished: {names}"
+    yield from _arms_without_a_run(group, reference)
     if family.image_groups is not None:
         yield (
             f"the {group.any_run.num_val:,} images are of {family.image_groups:,} groups, which "
@@ -96,6 +99,30 @@ def family_notes(group: RunGroup, family: Family, margin: float) -> Iterable[str
             f"{100 * margin:g} points: {seeds} seeds show it for margins from about "
             f"{100 * smallest:.2g} points"
         )
+
+
+def _arms_without_a_run(group: RunGroup, reference: Arm | None) -> Iterable[str]:
+    """Arms of which every seed failed, named by the values that differ from the baseline's."""
+    others = [reference] if reference else group.arms
+    known = [without_views(arm.all_values) for arm in others]
+    values = [
+        {key: value for part in training_of_failed(run, group.factors)[1].values()
+         for key, value in part.items()}
+        for run in group.failed
+    ]  # fmt: skip
+    alike: dict[str, dict[int, str]] = defaultdict(dict)
+    for run, own in zip(group.failed, values, strict=True):
+        keys = differing_keys([*known, own])
+        named = [f"{key}={short_text(own.get(key))}" for key in keys[:_MOST_NAMED]]
+        named += ["…"] * (len(keys) > _MOST_NAMED)
+        alike[", ".join(named)][run.seed] = run.reason
+    for name, failed in alike.items():
+        seeds = f"all {len(failed)} seeds" if len(failed) > 1 else "the only seed"
+        yield f"{name}: {seeds} failed ({_reasons(failed.values())}); nothing is known of it"
+
+
+def _reasons(reasons: Iterable[str]) -> str:
+    return shorten("; ".join(dict.fromkeys(reasons)), _LONGEST_REASON)
 
 
 def _note_on_the_baseline(group: RunGroup, reference: Arm) -> Iterable[str]:

@@ -149,7 +149,7 @@ class FailedRun:
         seed: seed of the run's random draws.
         values: all values that decide the result, by group and key, as for :class:`FinishedRun`.
         fingerprint: fingerprint of the run's data.
-        reason: the first line of the reason.
+        reason: the reason, without the epoch and the step in which it happened.
     """
 
     path: Path
@@ -288,7 +288,7 @@ def _sort_in(path: Path, found: Found) -> None:
             elif name in ("killed", "interrupted") and (version := _version(path)) < VERSION:
                 reason = _OLDER.format(version)
             found.unranked.append(Unranked(path.name, name, reason))
-            if name == "failed" and (failed := _failed(path, reason)):
+            if name in ("failed", "diverged") and (failed := _failed(path, reason)):
                 found.failed.append(failed)
         else:
             run = _run(path, result)
@@ -432,7 +432,7 @@ def _failed(path: Path, reason: str) -> FailedRun | None:
         what = fields.parsed(read_whole(path / "run.json", at_most=LARGEST_JSON))
         values = _values(what)
         seed, fingerprint = fields.whole(values, "seed"), fields.text(what, "fingerprint")
-        return FailedRun(path, seed, values, fingerprint, reason)
+        return FailedRun(path, seed, values, fingerprint, reason.partition("; ")[0])
     return None
 
 

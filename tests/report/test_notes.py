@@ -37,7 +37,8 @@ def fail(
     **changes: Any,
 ) -> Path:  # fmt: skip
     folder = write_run(outputs, *tricks, seed=seed, finish=False, **changes)
-    folder.write_status(status, reason)
+    kind = "DivergedError" if reason.startswith(DIVERGED) else "MemoryError"
+    folder.write_status(status, reason, kind)
     return folder.path
 
 
@@ -50,11 +51,12 @@ def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in range(3):
         write_run(outputs, "mixup", seed=seed, accuracy=0.7, num_images=200)
     fail(outputs, seed=4)
-    fail(outputs, "mixup", seed=3)
+    fail(outputs, "mixup", seed=3, reason=f"{DIVERGED}; the last finite loss was 2.3 in step 7")
     fail(outputs, "mixup", seed=4, reason="cuda out of memory\nmore")
     fail(outputs, "mixup", seed=1, name="again")  # it has finished, too
     fail(outputs, "mixup", seed=9, status="interrupted")
-    fail(outputs, "label_smoothing", seed=0, name="alone")
+    for seed in range(2):
+        fail(outputs, "label_smoothing", seed=seed)
     fail(outputs, "mixup", seed=5, optim=Optim(lr=0.125))  # of no group
     (fail(outputs, "mixup", seed=6, name="broken") / "run.json").write_text("{}")
     return outputs
@@ -75,7 +77,7 @@ def test_failed_seeds_are_counted_in_the_row_of_their_arm(diverged: Path) -> Non
         f"baseline: 1 of 5 seeds failed ({DIVERGED}): {kept}",
         f"mixup: 2 of 5 seeds failed ({DIVERGED}; cuda out of memory): {kept}",
         f"tta: 1 of 5 seeds failed ({DIVERGED}): {kept}",
-        "failed, and no seed of the same arm finished: alone",
+        f"smoothing.epsilon=0.1: all 2 seeds failed ({DIVERGED}); nothing is known of it",
     ]
     lines = list(csv.DictReader(io.StringIO(text.csv(found), newline="")))
     assert {line["arm"]: line["failed_seeds"] for line in lines} == {
@@ -87,7 +89,7 @@ def test_failed_seeds_are_counted_in_the_row_of_their_arm(diverged: Path) -> Non
     for content in (text.markdown(found), page(found)):
         assert "3 (+2 failed)" in content
         assert "mixup: 2 of 5 seeds failed" in content
-    assert len(found.unranked) == 8, "each is still listed with its reason"
+    assert len(found.unranked) == 9, "each is still listed with its reason"
 
 
 def test_commands_for_more_seeds_leave_out_those_that_failed(tmp_path: Path) -> None:
