@@ -318,7 +318,7 @@ def test_comparisons_come_before_single_runs(visit: Open, compared: Made) -> Non
         "hurts", "cannot-tell", "cannot-tell",
     ]  # fmt: skip
     shown.unfold()
-    rows = section.locator("table", has_text="every look").locator("tbody tr")
+    rows = section.locator("table", has_text="every look, with").locator("tbody tr")
     assert rows.count() == len(other.looks)
     forest = section.locator("figure [aria-label^='Forest plot'] .wide svg").first
     drawn = " ".join(forest.locator("text").all_text_contents())
