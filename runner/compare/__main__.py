@@ -173,7 +173,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         recorded = found.folder.answer()
         if recorded is None or arguments.plan:
             _check_code(asked)
-            for line in plans.lines(planned):
+            for line in [*plans.lines(planned), ""]:
                 display.line(line)
     if arguments.plan:
         return 0
@@ -189,7 +189,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         "html": lambda: _page(answer, asked),
         "json": lambda: _json(answer),
     }
-    if not write_outputs(targets, contents):
+    is_seen = answer.is_ended or any(one.seeds for one in answer.standings)
+    if not write_outputs(targets, contents) and is_seen:
         _print(answer, asked, table_console())
     if result is not None:
         result.raise_problem()

@@ -39,7 +39,6 @@ os.register_at_fork(
     after_in_child=_DRAWING.release,
 )
 _FAILED = ("failed", "crashed")
-_RAN = ("finished", "resumed", "evaluated")
 
 
 class _Console(PipeConsole):
@@ -70,7 +69,7 @@ class Live:
         self._running: dict[Job, float] = {}
         self._done: dict[str, set[int]] = defaultdict(set)
         self._num_failed: dict[str, int] = defaultdict(int)
-        self._num_ran, self._spent, self._round_began = 0, 0.0, 0.0
+        self._each: float | None = None
         self._is_measured = plan.seconds(BASE) is not None
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._refresh, daemon=True)
@@ -114,7 +113,7 @@ class Live:
         """Show that these jobs are the next ones."""
         with _DRAWING:
             self._left, self._num_jobs = list(jobs), len(jobs)
-            self._num_ran, self._round_began = 0, time.monotonic()
+            self._each = None  # measured anew
         if self._table is None and jobs:
             what = "search for values" if jobs[0].is_tuning else self._seeds_of(jobs)
             self.line(f"{what}: {len(jobs)} {'run' if len(jobs) == 1 else 'runs'}")
@@ -130,8 +129,6 @@ class Live:
             self._running.pop(job, None)
             if job in self._left:
                 self._left.remove(job)
-            if outcome.status in _RAN:
-                self._num_ran += 1
             if outcome.status in _FAILED:
                 self._num_failed[job.label] += 1
             elif outcome.accuracy is not None and not job.is_tuning:
@@ -145,11 +142,12 @@ class Live:
             self._answer = answer
             for one in answer.standings:
                 self._done[one.label] |= {*one.seeds}
-        if self._table is not None or not any(one.seeds for one in answer.standings):
+        is_first = not any(one.seeds for one in answer.standings)
+        if self._table is not None or is_first or answer.is_ended:  # its end is printed as a whole
             return
         for one in answer.standings:
             self.line(f"  {legible(verdict_line(one, answer.plan.margin))}")
-        if not answer.is_ended and (expected := self._expected()):
+        if expected := self._expected():
             self.line(f"  {expected}")
 
     def renderable(self) -> RenderableType:
@@ -214,20 +212,29 @@ class Live:
 
     def _expected(self) -> str:
         """How long the round and the rest take, if that is known."""
-        each = self._seconds_of_a_run()
-        if each is None:
+        if self._each is None:
+            found = self._plan.seconds(BASE)
+            self._each = None if found is None else found[0]
+        if self._each is None:
             return ""
-        text = f"about {duration(each * len(self._left))} to the next look" if self._left else ""
-        still = self._num_open()
-        most = f"{duration(each * still)} at most to the end" if still > len(self._left) else ""
+        now, each = time.monotonic(), self._each
+        spent = sum(min(now - began, each) for began in self._running.values())
+
+        def left(num_trainings: int) -> str:
+            seconds = max(0.0, each * num_trainings - spent) / max(1, len(self._running))
+            return duration(seconds)
+
+        next_look, end = self._num_left(), self._num_open()
+        text = f"about {left(next_look)} to the next look" if next_look else ""
+        most = f"{left(end)} at most to the end" if end > next_look else ""
         return ", ".join(filter(None, [text, most]))
 
-    def _seconds_of_a_run(self) -> float | None:
-        """Seconds from the end of one run to the end of the next; None before one is measured."""
-        if self._num_ran:
-            return (time.monotonic() - self._round_began) / self._num_ran
-        found = self._plan.seconds(BASE)
-        return None if found is None else found[0]
+    def _num_left(self) -> int:
+        """Trainings of the round that do not exist; evaluations with TTA take little time."""
+        folders = [self._folder(job) for job in self._left]
+        unknown = {job.words for job, folder in zip(self._left, folders, strict=True) if not folder}
+        known = {folder.path for folder in folders if folder and not is_finished(folder)}
+        return len(unknown) + len(known)
 
     def _num_open(self) -> int:
         """Trainings that do not exist, of the baseline and all open arms, to the last look."""
