@@ -24,7 +24,7 @@ from runner.config.words import nearest
 from runner.errors import ConfigError
 from runner.machine.files import require_writable
 from runner.machine.processes import from_environment
-from runner.records.comparison_folder import Place, place
+from runner.records.comparison_folder import FOLDER, ComparisonFolder, Place, place
 from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
 from runner.terminal.console import PipeConsole, printable, table_console
@@ -270,7 +270,6 @@ def _json(answer: "ComparisonAnswer") -> str:
 
 
 def _page(answer: "ComparisonAnswer", asked: Question) -> str:
-    from runner.records.comparison_folder import FOLDER, ComparisonFolder
     from runner.report.comparisons import compared_runs, timed
     from runner.report.page import comparison_page  # imports matplotlib, which takes a second
 
@@ -281,7 +280,6 @@ def _page(answer: "ComparisonAnswer", asked: Question) -> str:
 
 
 def _print(answer: "ComparisonAnswer", asked: Question, console: PipeConsole) -> None:
-    from runner.records.comparison_folder import FOLDER, ComparisonFolder
     from runner.report.comparison_text import comparison_parts
     from runner.report.comparisons import timed
 
