@@ -12,13 +12,13 @@ from runner.terminal.display import Display
 
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Planned]:
-    """Plans a comparison in an empty folder: words of the baseline, and those after each --try."""
+    """Plans a comparison in an empty folder: words of the baseline, and the argument of each --try."""
     monkeypatch.chdir(tmp_path)
 
     def plan_words(
         words: tuple[str, ...], *tries: str, **options: str | tuple[str, ...]
     ) -> Planned:
-        split = tuple(tuple(one.split(" ")) for one in tries)
+        split = tuple((one,) for one in tries)
         asked = Asked(words=words, tries=split, **options)  # type: ignore[arg-type]
         with Display(quiet=True) as display:
             return planned(question(asked), display)
