@@ -12,7 +12,7 @@ from runner.terminal.display import Display
 
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Planned]:
-    """Plans a comparison in an empty folder: words of the baseline, and the argument of each --try."""
+    """Plans a comparison in an empty folder: words of the baseline, then those of each --try."""
     monkeypatch.chdir(tmp_path)
 
     def plan_words(
