@@ -1,5 +1,6 @@
 """Batches of jobs of a comparison: their words, their time, and how each job ended."""
 
+import shlex
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -8,9 +9,12 @@ from pathlib import Path
 
 from runner.compare.live import Live
 from runner.compare.question import Job, joined_words
-from runner.errors import SweepError
+from runner.errors import ArtefactError, SweepError
 from runner.jobs.launch import Outcome, run_jobs
-from runner.records.comparison_folder import BASE, ComparisonPlan, PairedRun
+from runner.machine import fields
+from runner.machine.files import read_whole
+from runner.records.comparison_folder import BASE, ComparisonPlan, PairedRun, hash_of
+from runner.records.run_folder import LARGEST_JSON
 from runner.terminal.start import Work
 
 
@@ -170,6 +174,24 @@ def without_lost(
         }
         for label, by_seed in runs.items()
     }
+
+
+def settings_of(run: Path) -> str:
+    """Sixteen hex digits over all that decides the weights of a run but its seed.
+
+    Raises:
+        ArtefactError: the run does not say what it is.
+    """
+    try:
+        what = fields.parsed(read_whole(run / "run.json", at_most=LARGEST_JSON))
+        values = {**fields.section(what, "values"), "seed": None}
+        return hash_of([values, fields.text(what, "fingerprint")])
+    except (OSError, ValueError) as error:
+        raise ArtefactError(
+            f"cannot read what run this is: {error}",
+            where=str((run / "run.json").absolute()),
+            fix=f"mv {shlex.quote(str(run))} ELSEWHERE and the same command again",
+        ) from error
 
 
 def _is_there(outputs: Path, run: PairedRun) -> bool:

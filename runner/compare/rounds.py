@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from runner.compare import tuning
-from runner.compare.batches import Batches, How, job_of, without_lost
+from runner.compare.batches import Batches, How, job_of, settings_of, without_lost
 from runner.compare.live import Live
 from runner.compare.question import Job
-from runner.errors import SweepError, TrainingError
+from runner.errors import ConfigError, SweepError, TrainingError
 from runner.machine.signals import Interrupted
 from runner.records.comparison_folder import BASE, ComparisonFolder, ComparisonPlan, PairedRun
 from runner.report.comparisons import (
@@ -84,6 +84,7 @@ def run(folder: ComparisonFolder, plan: ComparisonPlan, how: How, live: Live) ->
         ArtefactError: a file of the comparison, or of one of its runs, cannot be read.
         TrainingError: the base diverged with every seed, so that nothing can be compared.
         SweepError: the launcher could not run the jobs.
+        ConfigError: an arm was changed while the comparison ran.
         StorageError: the folder cannot be written.
     """
     if folder.exists and (recorded := folder.answer()) is not None:
@@ -147,8 +148,23 @@ class _Rounds:
         raise AssertionError("an arm is open after the last look")
 
     def _record(self, job: Job, run: PairedRun) -> None:
+        if run.run is not None:
+            self._require_same_settings(job, run.run)
         self._runs[job.label][job.seed] = run
         self._folder.write_runs(self._runs)
+
+    def _require_same_settings(self, job: Job, name: str) -> None:
+        """Refuse a run whose arm has trained with other settings, such as an edited code file."""
+        others = [run.run for run in self._runs[job.label].values() if run.run is not None]
+        outputs = self._how.outputs
+        if others and settings_of(outputs / name) != settings_of(outputs / others[0]):
+            raise ConfigError(
+                f"runs of {job.label} differ in more than their seed: its code, an option file or "
+                "the program was changed while the comparison ran",
+                where=f"{outputs / others[0]} and {outputs / name}",
+                fix="undo the change and run the same command again; or, with the change, a new "
+                "comparison: --name ANOTHER_NAME",
+            )
 
     @property
     def _chosen(self) -> dict[str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from runner.compare.live import Live
 from runner.compare.question import Job
 from runner.compare.rounds import RoundsResult
 from runner.config.schema import Optim
-from runner.errors import BusyError, StorageError, SweepError, TrainingError
+from runner.errors import BusyError, ConfigError, StorageError, SweepError, TrainingError
 from runner.jobs.launch import JobsResult, Outcome
 from runner.machine.files import remove
 from runner.machine.signals import Interrupted
@@ -105,11 +105,11 @@ class FakeJobs:
             if self.dies_after is not None and len(self.trained) >= self.dies_after:
                 raise KilledError
             self.clock.now += self.seconds
-            outcomes[number] = self._outcome(" ".join(words), outputs)
+            outcomes[number] = self.outcome(" ".join(words), outputs)
             on_end(number, outcomes[number])
         return JobsResult(outcomes, SweepFolder.create(outputs, jobs), stopped)
 
-    def _outcome(self, words: str, outputs: Path) -> Outcome:
+    def outcome(self, words: str, outputs: Path) -> Outcome:
         if (failure := self.fails(words)) is not None:
             return failure
         tricks = [trick for trick in EFFECTS if trick in words]
@@ -426,6 +426,24 @@ def test_a_run_that_was_deleted_is_trained_again(compare: Compare, tmp_path: Pat
     jobs = FakeJobs()
     compare(jobs)
     assert jobs.batches[0] == ["data=folder +trick=mixup seed=1"]
+    assert files_of(tmp_path) == files_of(tmp_path / "whole")
+
+
+def test_an_arm_that_is_changed_meanwhile_is_refused(compare: Compare, tmp_path: Path) -> None:
+    """A code file that is edited makes another training of the same words."""
+    compare(FakeJobs(), outputs=tmp_path / "whole")
+
+    class Edited(FakeJobs):
+        """From the fourth seed on, the words mean another learning rate."""
+
+        def outcome(self, words: str, outputs: Path) -> Outcome:
+            is_changed = "label_smoothing seed=3" in words
+            return super().outcome(f"optim.lr=2e-3 {words}" if is_changed else words, outputs)
+
+    with pytest.raises(ConfigError, match="runs of smoothing differ in more than their seed"):
+        compare(Edited())
+    assert 3 not in folder_in(tmp_path).runs()["smoothing"]
+    compare(FakeJobs())
     assert files_of(tmp_path) == files_of(tmp_path / "whole")
 
 
