@@ -47,6 +47,11 @@ def test_the_form_for_a_new_trick_has_a_head() -> None:
         assert f"**{heading}.**" in body
 
 
+def test_no_two_test_files_share_a_name() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted({*names}) == sorted(names), "pytest would collect none of them"
+
+
 def test_the_map_shows_every_room() -> None:
     rows = re.findall(r"^\| `([\w/]+)/` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
     folders = {path.parent.name for path in ROOT.glob("runner/*/__init__.py")}
