@@ -83,7 +83,7 @@ def test_every_benchmark_explains_itself(
         assert "--json" in capsys.readouterr().out, name
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_benchmark_explains_itself_as_a_process(name: str) -> None:
     done = subprocess.run(

@@ -386,7 +386,7 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path, tiny_words: TinyWords) -> Non
     assert len(results(tmp_path)) == 1, "training does not depend on who reads its output"
 
 
-@pytest.mark.whole  # test_survival.py interrupts forks
+@pytest.mark.slow  # test_survival.py interrupts forks
 def test_an_interrupt_never_looks_finished(tmp_path: Path, tiny_words: TinyWords) -> None:
     words = [word for word in tiny_words if not word.startswith("budget")]
     process = subprocess.Popen(

@@ -93,7 +93,7 @@ def result(folder: Path) -> dict[str, Any]:
 def test_a_run_with_code_survives_kills_to_the_bit(make: Callable[..., Place]) -> None:
     undisturbed, killed = (make("code=idea.py", "mixup=beta", idea=NOISE) for _ in range(2))
     assert undisturbed.run().code == 0
-    for step in (2, 1, 3):  # of each attempt
+    for step in (2, 3):  # of each attempt
         assert killed.run(traps=[Trap(STEP, step, kill.die)]).code == -signal.SIGKILL
     attempt = killed.run()
     assert attempt.code == 0, attempt.out + attempt.err
@@ -102,11 +102,10 @@ def test_a_run_with_code_survives_kills_to_the_bit(make: Callable[..., Place]) -
     workers = make("code=idea.py", "mixup=beta", "data.num_workers=2", idea=NOISE)
     assert workers.run().code == 0
     assert bits_that_differ(workers, undisturbed) == 0
-    for text in ("", NOISE.replace("0.1", "0.11")):  # negative controls
-        other = make(f"code={'idea.py' if text else 'null'}", "mixup=beta", idea=text or NOISE)
-        assert other.run().code == 0
-        assert bits_that_differ(other, undisturbed) > 1000
-        assert other.folder.name != undisturbed.folder.name
+    other = make("code=idea.py", "mixup=beta", idea=NOISE.replace("0.1", "0.11"))
+    assert other.run().code == 0
+    assert bits_that_differ(other, undisturbed) > 1000, "the comparison cannot fail"
+    assert other.folder.name != undisturbed.folder.name
 
 
 def test_the_file_decides_the_run_and_its_path_does_not(make: Callable[..., Place]) -> None:

@@ -284,7 +284,7 @@ def is_alive(pid: int) -> bool:
     ("launcher", "signum", "count"),
     [
         ((), signal.SIGTERM, 1),
-        pytest.param(JOBLIB, signal.SIGINT, 2, marks=pytest.mark.whole),
+        pytest.param(JOBLIB, signal.SIGINT, 2, marks=pytest.mark.slow),  # of sweeps by default
     ],
 )
 def test_a_signal_saves_what_runs_and_is_told(
