@@ -259,3 +259,23 @@ def test_the_outlook() -> None:
     assert outlook(looks(0.0046, 0.02, 0.0001), MARGIN, 1000) == Outlook(
         "a difference", seeds=None, images=None
     )
+
+
+@pytest.mark.parametrize("own_deviation", [0.004, 0.03])
+def test_the_outlook_wants_both_tests_to_pass(own_deviation: float) -> None:
+    """The shared deviation at Holm's level and the own one at 5 %, by a search written anew."""
+    found, shared, sharing, level = looks(0.02, own_deviation, 0.002), 0.009, 3, 0.01
+
+    def is_enough(n: int) -> bool:
+        degrees = min(4 + n - 1, sharing * (n - 1))
+        far = [
+            stats.t.isf(level / 2, degrees) * np.hypot(shared / np.sqrt(n), 0.002),
+            stats.t.isf(0.025, n - 1) * np.hypot(own_deviation / np.sqrt(n), 0.002),
+        ]
+        return bool(stats.norm.cdf((0.02 - max(far)) / (shared / np.sqrt(n))) >= 0.8)
+
+    enough = next(n for n in range(4, 101) if is_enough(n))
+    moderate = Moderated(0.5, 0.5, shared, 6)
+    planned = family.outlook(found, moderate, sharing, MARGIN, 1000, level_zero=level)
+    assert planned == Outlook("a difference", enough, None)
+    assert (planned.seeds or 0) > 9 if own_deviation > shared else (planned.seeds or 0) < 9
