@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from runner.compare.plan import Planned, is_finished, measured_epoch
-from runner.compare.question import BASE, Job
+from runner.compare.question import BASE, BASELINE, Job
 from runner.errors import ArtefactError
 from runner.jobs.launch import Outcome
 from runner.machine import fields
@@ -179,7 +179,7 @@ class Live:
                 seeds += f" ({number} failed)"
             state = "" if label == BASE else "open" if one is None or one.is_open else one.verdict
             shown = accuracy if label == BASE else _difference(one)
-            yield label, seeds, shown, state, self._now(label)
+            yield _shown(label), seeds, shown, state, self._now(label)
 
     def _now(self, label: str) -> str:
         """What runs for an arm."""
@@ -275,10 +275,14 @@ class Live:
                 return
 
 
+def _shown(label: str) -> str:
+    return BASELINE if label == BASE else label
+
+
 def _name(job: Job) -> str:
     if job.is_tuning:
-        return f"{job.label}, search, {' '.join(job.words[-2:])}"
-    return f"{job.label}, seed {job.seed}"
+        return f"{_shown(job.label)}, search, {' '.join(job.words[-2:])}"
+    return f"{_shown(job.label)}, seed {job.seed}"
 
 
 def _ending(outcome: Outcome) -> str:

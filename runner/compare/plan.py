@@ -201,7 +201,7 @@ def lines(plan: Planned) -> list[str]:
         if not arm.words:
             text += f"  (seeds from {question.first_seed + arm.seed_offset})"
         if (other := plan.shares(arm.label)) is not None:
-            text += f"  uses the trainings of {other}"
+            text += f"  uses the trainings of {'the baseline' if other == BASE else other}"
         found += _item("arms" if number == 1 else "", text, indent=2)
     if question.tune:
         grid = ", ".join(f"{key} in {', '.join(values)}" for key, values in question.tune)

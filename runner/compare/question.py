@@ -25,9 +25,12 @@ from runner.config.words import spelled
 from runner.errors import ConfigError, RunnerError
 from runner.machine.hardware import require_device
 from runner.records.identity import evaluation_identity, identity
+from runner.terminal.console import legible
 
 BASE = "base"
 """The label of the baseline: no arm has it."""
+BASELINE = "baseline"
+"""What messages call it."""
 AGAIN = "baseline again (A/A)"
 """The label of the arm that is the baseline under other seeds."""
 AGAIN_OFFSET = 1000
@@ -535,13 +538,13 @@ def _tricks() -> list[str]:
 
 def _labels(tries: Sequence[tuple[str, ...]]) -> list[str]:
     """What the arms are called: short, each another, none like the baseline."""
-    short = [" ".join(map(_short, words)) or AGAIN for words in tries]
+    short = [legible(" ".join(map(_short, words))) or AGAIN for words in tries]
     counts = Counter(short)
-    taken = {BASE}
+    taken = {BASE, BASELINE}
     labels = list[str]()
     for words, label in zip(tries, short, strict=True):
         if counts[label] > 1 or label in taken:
-            label = " ".join(words) or AGAIN
+            label = legible(" ".join(words)) or AGAIN
         unique, number = label, 2
         while unique in taken:
             unique, number = f"{label} ({number})", number + 1

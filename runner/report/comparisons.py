@@ -611,14 +611,9 @@ def _notes(
         )
     if plan.tune:
         keys = ", ".join(key for key, _ in plan.tune)
-        values = "; ".join(
-            f"{label} {' '.join(words)}"
-            for label, words in ((BASELINE, chosen.get(BASE, ())), *chosen.items())
-            if words and label != BASE
-        )
         yield (
             f"every arm and the baseline had the same search for {keys}, on seeds of its own that "
-            "no verdict uses" + (f"; chosen: {values}" if values else "")
+            "no verdict uses"
         )
         if any(chosen.values()):
             sides = {BASELINE: chosen.get(BASE, ()), **{one.label: one.chosen for one in found}}

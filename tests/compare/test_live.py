@@ -76,7 +76,7 @@ def test_a_pipe_gets_a_line_per_job_and_per_arm(pair: Planned) -> None:
         live.looked(answered(pair, HELPS, OPEN))
     assert out.getvalue().splitlines()[:6] == [
         "to 1 seed: 2 runs",
-        "base, seed 0: 81.30% (12 s)",
+        "baseline, seed 0: 81.30% (12 s)",
         "mixup=beta, seed 0: 82.00% (finished before)",
         "to 2 seeds: 1 run",
         r"mixup=beta, seed 1: failed: the loss\x1b is nan",
@@ -120,7 +120,7 @@ def test_the_table_shows_arms_seeds_difference_state_and_what_runs(
     assert max(map(len, shown)) <= width
     heading, base, helps, still, progress, *last = (line.rstrip() for line in shown)
     assert heading.split() == ["arm", "seeds", "difference", "state", "now"]
-    assert re.match(r"base +0/10 +accuracy 80.00% +seed 3, epoch 1/1", base)
+    assert re.match(r"baseline +0/10 +accuracy 80.00% +seed 3, epoch 1/1", base)
     assert re.match(r"mixup=beta +3/10 +\+1.23 \[\+0.10, \+2.30\] +helps$", helps)
     assert re.match(r"tta=book +3/10 \(1 failed\) +-0.20 +open$", still)
     assert progress == "1 of 3 runs of the round"

@@ -183,10 +183,16 @@ def test_the_baseline_again_has_seeds_of_its_own() -> None:
     assert decisive_values(arm.config) == decisive_values(ask().base) | {"seed": 5}
 
 
-def test_labels_are_unique_and_none_is_that_of_the_baseline(tmp_path: Path) -> None:
-    (tmp_path / "base").write_text("def images(images, generator, progress):\n    return images\n")
-    (arm,) = ask(tries=(("code=base",),)).arms
-    assert arm.label == "code=base"
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("base", "code='base'"), ("baseline", "code='baseline'"), ("a\x1b\n.py", r"a\x1b\n.py")],
+)
+def test_labels_are_legible_and_none_is_that_of_the_baseline(
+    tmp_path: Path, name: str, label: str
+) -> None:
+    (tmp_path / name).write_text("def images(images, generator, progress):\n    return images\n")
+    (arm,) = ask(tries=((f"code='{name}'",),)).arms
+    assert arm.label == label
 
 
 def test_the_launcher_is_for_all() -> None:
