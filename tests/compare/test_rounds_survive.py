@@ -17,7 +17,6 @@ import pytest
 from kill import Attempt, Trap
 
 pytestmark = [
-    pytest.mark.whole,
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
     pytest.mark.timeout(600),
 ]
@@ -99,6 +98,7 @@ def check(found: Comparison, undisturbed: Comparison) -> None:
     assert found.rows() == undisturbed.rows()
 
 
+@pytest.mark.whole
 def test_killed_five_times_at_random(
     tmp_path: Path, words: tuple[str, ...], undisturbed: Comparison
 ) -> None:
@@ -117,6 +117,7 @@ def test_killed_five_times_at_random(
     check(place, undisturbed)
 
 
+@pytest.mark.whole
 def test_killed_at_each_change_of_its_folder(
     tmp_path: Path, words: tuple[str, ...], undisturbed: Comparison
 ) -> None:
@@ -134,7 +135,13 @@ def test_killed_at_each_change_of_its_folder(
     assert place.run().count(RECORD) == 0, "it answers from its file"
 
 
-@pytest.mark.parametrize("act", [kill.interrupt, kill.terminate])
+@pytest.mark.parametrize(
+    "act",
+    [
+        pytest.param(kill.interrupt, marks=pytest.mark.whole),
+        pytest.param(kill.terminate, marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_it_continues(
     tmp_path: Path, words: tuple[str, ...], undisturbed: Comparison, act: Any
 ) -> None:
@@ -151,6 +158,7 @@ def let_no_file_grow(descriptor: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
 
 
+@pytest.mark.whole
 def test_a_full_disk_is_named_and_loses_nothing(
     tmp_path: Path, words: tuple[str, ...], undisturbed: Comparison
 ) -> None:
@@ -163,6 +171,7 @@ def test_a_full_disk_is_named_and_loses_nothing(
     check(place, undisturbed)
 
 
+@pytest.mark.whole
 def test_the_second_of_two_is_told_of_the_first(
     tmp_path: Path, words: tuple[str, ...], undisturbed: Comparison
 ) -> None:
@@ -177,6 +186,7 @@ def test_the_second_of_two_is_told_of_the_first(
     check(place, undisturbed)
 
 
+@pytest.mark.whole
 def test_two_jobs_at_a_time_end_with_the_same_files(
     tmp_path: Path, words: tuple[str, ...], undisturbed: Comparison
 ) -> None:
@@ -199,6 +209,7 @@ def test_two_jobs_at_a_time_end_with_the_same_files(
     check(place, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_search_for_settings_is_killed(tmp_path: Path, words: tuple[str, ...]) -> None:
     tuned = (*words, "--tune", "optim.lr=1e-3,1e-2")
     whole, place = (Comparison(tmp_path / name, tuned) for name in ("whole", "killed"))
