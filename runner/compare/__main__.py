@@ -24,7 +24,7 @@ from runner.config.words import nearest
 from runner.errors import ConfigError
 from runner.machine.files import require_writable
 from runner.machine.processes import from_environment
-from runner.records.comparison_folder import FOLDER, ComparisonFolder, Place, place
+from runner.records.comparison_folder import PairedRun, Place, place
 from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
 from runner.terminal.console import PipeConsole, printable, table_console
@@ -177,7 +177,7 @@ def _compare(arguments: argparse.Namespace) -> int:
                 display.line(line)
     if arguments.plan:
         return 0
-    from runner.report.comparisons import from_json
+    from runner.report.comparisons import from_json, timed
 
     result = None
     if recorded is not None:
@@ -185,13 +185,15 @@ def _compare(arguments: argparse.Namespace) -> int:
     else:
         result = _run(asked, planned, found, is_read=is_read)
         answer = result.answer
+    runs = found.folder.runs()
+    answer = timed(answer, runs, asked.outputs)
     contents: dict[str, Callable[[], str]] = {
-        "html": lambda: _page(answer, asked),
+        "html": lambda: _page(answer, runs, asked.outputs),
         "json": lambda: _json(answer),
     }
     is_seen = answer.is_ended or any(one.seeds for one in answer.standings)
     if not write_outputs(targets, contents) and is_seen:
-        _print(answer, asked, table_console())
+        _print(answer, table_console())
     if result is not None:
         result.raise_problem()
         if result.is_out_of_time:
@@ -269,22 +271,19 @@ def _json(answer: "ComparisonAnswer") -> str:
     return json.dumps(to_json(answer), indent=2, allow_nan=False) + "\n"
 
 
-def _page(answer: "ComparisonAnswer", asked: Question) -> str:
-    from runner.report.comparisons import compared_runs, timed
+def _page(
+    answer: "ComparisonAnswer", runs: Mapping[str, Mapping[int, PairedRun]], outputs: Path
+) -> str:
+    from runner.report.comparisons import compared_runs
     from runner.report.page import comparison_page  # imports matplotlib, which takes a second
 
-    runs = ComparisonFolder(asked.outputs / FOLDER / answer.plan.name).runs()
-    return comparison_page(
-        timed(answer, runs, asked.outputs), compared_runs(answer, runs, asked.outputs)
-    )
+    return comparison_page(answer, compared_runs(answer, runs, outputs))
 
 
-def _print(answer: "ComparisonAnswer", asked: Question, console: PipeConsole) -> None:
+def _print(answer: "ComparisonAnswer", console: PipeConsole) -> None:
     from runner.report.comparison_text import comparison_parts
-    from runner.report.comparisons import timed
 
-    runs = ComparisonFolder(asked.outputs / FOLDER / answer.plan.name).runs()
-    for part in comparison_parts(timed(answer, runs, asked.outputs)):
+    for part in comparison_parts(answer):
         if isinstance(part, str):
             console.print(printable(part), markup=False, emoji=False, soft_wrap=True)
         else:

@@ -177,7 +177,9 @@ class Live:
             seeds = f"{len(self._done[label])}/{most}"
             if number := self._num_failed[label]:
                 seeds += f" ({number} failed)"
-            state = "" if label == BASE else "open" if one is None or one.is_open else one.verdict
+            state = "" if label == BASE else "open"
+            if one is not None and not one.is_open:
+                state = "failed" if one.reason == "failed" else one.verdict
             shown = accuracy if label == BASE else _difference(one)
             yield _shown(label), seeds, shown, state, self._now(label)
 
