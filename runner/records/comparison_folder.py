@@ -465,6 +465,8 @@ def _require_legible(name: str) -> None:
 
 
 _MEANINGS = {
+    "changed": "its code or values are others now, so it is another arm, which is judged at an "
+    "error rate that does not hold",
     "added": "an arm added after the results were seen is judged at an error rate that does not "
     "hold",
     "left out": "arms left out after the results were seen make the correction for their number "
@@ -482,11 +484,14 @@ _MEANINGS = {
 def _changes(old: ComparisonPlan, new: ComparisonPlan) -> dict[str, str]:
     """What differs between two questions, by a key of ``_MEANINGS``."""
     before, after = ({arm.key: arm.label for arm in plan.arms} for plan in (old, new))
-    found = {
-        "added": ", ".join(label for key, label in after.items() if key not in before),
-        "left out": ", ".join(label for key, label in before.items() if key not in after),
+    added = [label for key, label in after.items() if key not in before]
+    left_out = [label for key, label in before.items() if key not in after]
+    arms = {
+        "changed": [label for label in added if label in left_out],
+        "added": [label for label in added if label not in left_out],
+        "left out": [label for label in left_out if label not in added],
     }
-    found = {what: f"arms {what}: {labels}" for what, labels in found.items() if labels}
+    found = {what: f"arms {what}: {', '.join(labels)}" for what, labels in arms.items() if labels}
     for key, was, now in (
         ("max_seeds", old.max_seeds, new.max_seeds),
         ("margin", f"{100 * old.margin:g} points", f"{100 * new.margin:g} points"),

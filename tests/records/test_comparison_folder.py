@@ -275,6 +275,7 @@ def test_an_equal_question_continues(tmp_path: Path, case: str) -> None:
 CHANGED = {
     "arms added: cutmix": replace(PLAN, arms=(*PLAN.arms, ArmPlan("cutmix", ("+trick=cutmix",)))),
     "arms left out: tta": replace(PLAN, arms=(MIXUP,)),
+    "arms changed: tta": replace(PLAN, arms=(MIXUP, replace(TTA, identity="0" * 16))),
     "max_seeds: 6 → 8": replace(PLAN, max_seeds=8, looks=(3, 4, 5, 6, 8)),
     "margin: 0.5 points → 1 points": replace(PLAN, margin=0.01),
     "design: sequential → fixed": replace(PLAN, is_fixed=True, looks=(6,)),
