@@ -59,7 +59,7 @@ class RoundsResult:
             raise Interrupted(self.stopped_by)
         if self.failed:
             lines = [
-                f"  {label}, seed {seed}: {reason}"
+                f"  {_name(label)}, seed {seed}: {reason}"
                 for label, by_seed in self.failed.items()
                 for seed, reason in by_seed.items()
             ]
@@ -159,7 +159,7 @@ class _Rounds:
         outputs = self._how.outputs
         if others and settings_of(outputs / name) != settings_of(outputs / others[0]):
             raise ConfigError(
-                f"runs of {job.label} differ in more than their seed: its code, an option file or "
+                f"runs of {_name(job.label)} differ in more than their seed: its code, an option file or "
                 "the program was changed while the comparison ran",
                 where=f"{outputs / others[0]} and {outputs / name}",
                 fix="undo the change and run the same command again; or, with the change, a new "
@@ -215,9 +215,9 @@ class _Rounds:
         else:
             return
         raise TrainingError(
-            f"the base diverged {when}, so no arm can be compared with it",
-            where=" ".join(("base:", *self._plan.base_words)),
-            fix="another base, such as one with a smaller optim.lr",
+            f"the baseline diverged {when}, so no arm can be compared with it",
+            where=" ".join(("baseline:", *self._plan.base_words)),
+            fix="another baseline, such as one with a smaller optim.lr",
         )
 
     def _failed(self) -> dict[str, dict[int, str]]:
@@ -232,3 +232,7 @@ class _Rounds:
         for label, by_seed in self._search.failed.items():
             found[label] = {**by_seed, **found[label]}
         return {label: by_seed for label, by_seed in found.items() if by_seed}
+
+
+def _name(label: str) -> str:
+    return "baseline" if label == BASE else label

@@ -524,7 +524,7 @@ def _other_question(
 ) -> ConfigError:
     changes = _changes(old, new)
     if old.base_question != new.base_question:
-        changes = {"base": "another base or other data", **changes}
+        changes = {"base": "another baseline or other data", **changes}
     return ConfigError(
         "the name belongs to another comparison, which differs in\n"
         + "\n".join(f"  {change}" for change in changes.values()),

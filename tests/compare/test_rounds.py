@@ -378,7 +378,7 @@ def test_a_base_that_always_diverges_is_an_error(compare: Compare, tmp_path: Pat
         return None if "trick" in words else diverged()(words)
 
     for _ in range(2):
-        with pytest.raises(TrainingError, match="the base diverged with each of 3 seeds"):
+        with pytest.raises(TrainingError, match="the baseline diverged with each of 3 seeds"):
             compare(FakeJobs(fails=fails))
     assert folder_in(tmp_path).answer() is None
 

@@ -338,7 +338,7 @@ def test_the_name_of_another_comparison_is_refused(tmp_path: Path) -> None:
     begun(tmp_path, PLAN, "mine")
     with pytest.raises(ConfigError, match="margin"):
         place(tmp_path, replace(PLAN, margin=0.01), "mine")
-    with pytest.raises(ConfigError, match="another base"):
+    with pytest.raises(ConfigError, match="another baseline"):
         place(tmp_path, FRESH["other data"], "mine")
 
 
