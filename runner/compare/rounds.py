@@ -159,8 +159,8 @@ class _Rounds:
         outputs = self._how.outputs
         if others and settings_of(outputs / name) != settings_of(outputs / others[0]):
             raise ConfigError(
-                f"runs of {_name(job.label)} differ in more than their seed: its code, an option file or "
-                "the program was changed while the comparison ran",
+                f"runs of {_name(job.label)} differ in more than their seed: its code, an option "
+                "file or the program was changed while the comparison ran",
                 where=f"{outputs / others[0]} and {outputs / name}",
                 fix="undo the change and run the same command again; or, with the change, a new "
                 "comparison: --name ANOTHER_NAME",
