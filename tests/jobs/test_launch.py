@@ -3,6 +3,7 @@
 What a job does here is a function of this module; sweeps have tests with real trainings.
 """
 
+import gc
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import kill
 import pytest
@@ -35,6 +37,7 @@ from runner.terminal.start import task_of
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
     pytest.mark.timeout(120),
+    pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning"),  # submitit waits for no end
 ]
 
 Lingering = Callable[[tuple[str, ...], int], tuple[kill.Attempt, list[int]]]
@@ -108,9 +111,19 @@ def run(
         assert os.getpid() == parent
         told.append((number, outcome))
 
-    done = run_jobs(
-        words(outputs, *seeds), work, launcher, outputs, on_begin=on_begin, on_end=on_end, **more
-    )
+    # Processes that the launcher starts find this module.
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        done = run_jobs(
+            words(outputs, *seeds),
+            work,
+            launcher,
+            outputs,
+            on_begin=on_begin,
+            on_end=on_end,
+            **more,
+        )
+    if launcher:
+        gc.collect()  # what warns when it is collected, warns here
     return done, told
 
 
