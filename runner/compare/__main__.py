@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.compare import plan as plans
-from runner.compare.question import Asked, Question, question
+from runner.compare import recall
+from runner.compare.asked import Asked
 from runner.config.checks import known_keys
 from runner.config.complaints import translated
 from runner.config.options import GROUPS
@@ -32,6 +32,8 @@ from runner.terminal.display import Display
 from runner.terminal.usage import EXIT_CODES, KeysParser
 
 if TYPE_CHECKING:
+    from runner.compare import plan as plans
+    from runner.compare.question import Question
     from runner.compare.rounds import RoundsResult
     from runner.report.comparisons import ComparisonAnswer
 
@@ -151,44 +153,49 @@ def _compare(arguments: argparse.Namespace) -> int:
         )
     targets: dict[str, Path | None] = {"html": arguments.html, "json": arguments.json}
     _check_targets(targets)
-    asked = question(
-        Asked(
-            words=tuple(arguments.words),
-            tries=tuple(map(tuple, arguments.tries)),
-            margin=arguments.margin,
-            metric=arguments.metric,
-            max_seeds=arguments.max_seeds,
-            seeds=arguments.seeds,
-            budget=arguments.budget,
-            tune=tuple(arguments.tune),
-            name=arguments.name,
-            config_dir=arguments.config_dir,
-        )
+    words = Asked(
+        words=tuple(arguments.words),
+        tries=tuple(map(tuple, arguments.tries)),
+        margin=arguments.margin,
+        metric=arguments.metric,
+        max_seeds=arguments.max_seeds,
+        seeds=arguments.seeds,
+        budget=arguments.budget,
+        tune=tuple(arguments.tune),
+        name=arguments.name,
+        config_dir=arguments.config_dir,
     )
     # What a program reads is alone on standard output.
     is_read = Path("-") in targets.values()
     with Display(stderr=is_read) as display:
-        planned = plans.planned(asked, display)
-        found = place(asked.outputs, planned.comparison, asked.name)
-        recorded = found.folder.answer()
-        if recorded is None or arguments.plan:
-            _check_code(asked)
-            for line in [*plans.lines(planned), ""]:
-                display.line(line)
-    if arguments.plan:
-        return 0
+        folder = None if arguments.plan else recall.ended(words, display)
+    result = None
+    if folder is None:
+        from runner.compare import plan as plans
+        from runner.compare.question import question
+
+        asked = question(words)
+        with Display(stderr=is_read) as display:
+            planned = plans.planned(asked, display)
+            found = place(asked.outputs, planned.comparison, asked.name)
+            folder = found.folder
+            is_ended = folder.answer() is not None
+            if arguments.plan or not is_ended:
+                _check_code(asked)
+                for line in [*plans.lines(planned), ""]:
+                    display.line(line)
+        if arguments.plan:
+            return 0
+        if not is_ended:
+            result = _run(asked, planned, found, is_read=is_read)
+        recall.remember(words, asked, folder)
     from runner.report.comparisons import from_json, timed
 
-    result = None
-    if recorded is not None:
-        answer = from_json(recorded)
-    else:
-        result = _run(asked, planned, found, is_read=is_read)
-        answer = result.answer
-    runs = found.folder.runs()
-    answer = timed(answer, runs, asked.outputs)
+    runs = folder.runs()
+    answer = from_json(folder.answer() or {}) if result is None else result.answer
+    answer = timed(answer, runs, folder.outputs)
     contents: dict[str, Callable[[], str]] = {
-        "html": lambda: _page(answer, runs, asked.outputs),
+        "html": lambda: _page(answer, runs, folder.outputs),
         "json": lambda: _json(answer),
     }
     is_seen = answer.is_ended or any(one.seeds for one in answer.standings)
@@ -202,7 +209,9 @@ def _compare(arguments: argparse.Namespace) -> int:
     return exit_code(answer) if arguments.exit_code else 0
 
 
-def _run(asked: Question, planned: plans.Planned, found: Place, *, is_read: bool) -> "RoundsResult":
+def _run(
+    asked: "Question", planned: "plans.Planned", found: Place, *, is_read: bool
+) -> "RoundsResult":
     """Run the rounds of a comparison that has not ended."""
     from runner import train
     from runner.compare import rounds
@@ -242,7 +251,7 @@ def _check_targets(targets: Mapping[str, Path | None]) -> None:
             raise ConfigError("the file may not be written", where=where, fix="another FILE")
 
 
-def _check_code(asked: Question) -> None:
+def _check_code(asked: "Question") -> None:
     """Run each file of the user's code as the trainings will, so that a mistake is found now."""
     configs = (asked.base, *(arm.config for arm in asked.arms))
     files = dict.fromkeys(config.code for config in configs if config.code is not None)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from runner.compare.asked import Asked, separate_words
 from runner.config import checks, compose
 from runner.config.complaints import translated
 from runner.config.idea import read_idea
@@ -52,36 +53,6 @@ _SHARED = {
     "data.cache_gb", "data.num_workers", "eval.batch_size", "eval.every", "checkpoint.minutes",
 }  # fmt: skip
 """Keys whose words belong to the baseline wherever they stand."""
-_WORD = re.compile(r"[+~]*[\w./@]+=.*", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The command line of a comparison.
-
-    Attributes:
-        words: of the baseline.
-        tries: the words after each ``--try``; none for the tricks, each alone.
-        margin: smallest difference that matters, in percentage points.
-        metric: what is compared.
-        max_seeds: value of ``--max-seeds``; None if it was not given.
-        seeds: value of ``--seeds``; None if it was not given.
-        budget: value of ``--budget``; None if it was not given.
-        tune: the value of each ``--tune``.
-        name: of the comparison; None if it was not given.
-        config_dir: folder with option files of the user's own; None if there is none.
-    """
-
-    words: tuple[str, ...] = ()
-    tries: tuple[tuple[str, ...], ...] = ()
-    margin: str = "0.5"
-    metric: str = "accuracy"
-    max_seeds: str | None = None
-    seeds: str | None = None
-    budget: str | None = None
-    tune: tuple[str, ...] = ()
-    name: str | None = None
-    config_dir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -188,20 +159,6 @@ def _overlay_names(word: str) -> list[str]:
     """The names in ``+trick=mixup`` or ``+trick=[mixup,tta]``."""
     text = word.partition("=")[2].strip().removeprefix("[").removesuffix("]")
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def separate_words(argument: str) -> list[str]:
-    """The words of one argument of ``--try``: several if each piece is one, such as ``KEY=VALUE``.
-
-    ``'code=my file.py'`` and ``'+trick=[mixup, tta]'`` are one word.
-    """
-    try:
-        pieces = shlex.split(argument)
-    except ValueError:  # a quote without its end
-        return [argument]
-    if len(pieces) > 1 and all(map(_WORD.fullmatch, pieces)):
-        return pieces
-    return [argument]
 
 
 def question(asked: Asked) -> Question:

@@ -207,6 +207,11 @@ class ComparisonFolder:
         return self.path.name
 
     @property
+    def outputs(self) -> Path:
+        """The folder of the runs."""
+        return self.path.parent.parent
+
+    @property
     def exists(self) -> bool:
         """Whether the folder has a question."""
         return (self.path / _PLAN).is_file()

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from runner.compare.asked import Asked
 from runner.compare.plan import Planned, planned
-from runner.compare.question import Asked, question
+from runner.compare.question import question
 from runner.terminal.display import Display
 
 

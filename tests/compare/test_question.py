@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.compare.question import (
-    AGAIN,
-    AGAIN_OFFSET,
-    Asked,
-    Question,
-    joined_words,
-    question,
-    separate_words,
-)
+from runner.compare.asked import Asked, separate_words
+from runner.compare.question import AGAIN, AGAIN_OFFSET, Question, joined_words, question
 from runner.config import compose
 from runner.config.overlays import all_tricks
 from runner.config.schema import RunConfig

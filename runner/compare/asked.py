@@ -1,0 +1,51 @@
+"""The command line of a comparison, before anything of it is checked."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+_WORD = re.compile(r"[+~]*[\w./@]+=.*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command line of a comparison.
+
+    Attributes:
+        words: of the baseline.
+        tries: the words after each ``--try``; none for the tricks, each alone.
+        margin: smallest difference that matters, in percentage points.
+        metric: what is compared.
+        max_seeds: value of ``--max-seeds``; None if it was not given.
+        seeds: value of ``--seeds``; None if it was not given.
+        budget: value of ``--budget``; None if it was not given.
+        tune: the value of each ``--tune``.
+        name: of the comparison; None if it was not given.
+        config_dir: folder with option files of the user's own; None if there is none.
+    """
+
+    words: tuple[str, ...] = ()
+    tries: tuple[tuple[str, ...], ...] = ()
+    margin: str = "0.5"
+    metric: str = "accuracy"
+    max_seeds: str | None = None
+    seeds: str | None = None
+    budget: str | None = None
+    tune: tuple[str, ...] = ()
+    name: str | None = None
+    config_dir: Path | None = None
+
+
+def separate_words(argument: str) -> list[str]:
+    """The words of one argument of ``--try``: several if each piece is one, such as ``KEY=VALUE``.
+
+    ``'code=my file.py'`` and ``'+trick=[mixup, tta]'`` are one word.
+    """
+    try:
+        pieces = shlex.split(argument)
+    except ValueError:  # a quote without its end
+        return [argument]
+    if len(pieces) > 1 and all(map(_WORD.fullmatch, pieces)):
+        return pieces
+    return [argument]
