@@ -82,6 +82,12 @@ class _Parser(KeysParser):
                 where=option,
                 fix="leave it out; --try WORDS for each change",
             )
+        if option.partition("=")[0] in ("--cfg", "-c", "--resolve"):
+            return ConfigError(
+                "a comparison has many configurations",
+                where=option,
+                fix="--plan, or python -m runner.train --cfg job with the words of one",
+            )
         key = option.partition("=")[0].lstrip("-").replace("-", "_")
         if key not in (*known_keys(), *GROUPS) and nearest(f"--{key}", self.options()):
             return Parser.unknown_option(self, option, following)

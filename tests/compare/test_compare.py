@@ -44,6 +44,7 @@ MISTAKES = {
     "--try": ["one or more words", "--try ''"],
     "--mixup.alpha 0.3": ["no such option", "fix: mixup.alpha=0.3"],
     "-m seed=0,1": ["it is no sweep"],
+    "--cfg job": ["--plan"],
     "--try mixup=beta seed=0,1": ["--max-seeds"],
     "mixup=beta --margin 0": ["--margin 0.5"],
     "--try mixup=beta --html - --json -": ["--html - --json -"],
