@@ -117,6 +117,7 @@ class _Rounds:
                 self._require_base()
                 answer = self._judged()
                 self._live.looked(answer)
+            answer = self._judged()  # with the runs of a batch that did not end
         if self._batches.is_out_of_time:
             answer = out_of_budget(answer)
         failed = self._failed()

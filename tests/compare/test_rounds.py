@@ -475,6 +475,7 @@ def test_no_job_begins_after_the_budget(compare: Compare, tmp_path: Path) -> Non
     jobs = FakeJobs(seconds=10)
     result = compare(jobs, budget=25)
     assert len(jobs.trained) == 3
+    assert result.answer.num_trainings == 3
     assert result.is_out_of_time
     assert all(one.is_open and one.reason == "budget" for one in result.answer.standings)
     result.raise_problem()
