@@ -12,6 +12,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from runner import predict
+from runner.compare import __main__ as compare
+from runner.compare.question import question
 from runner.config.options import GROUPS
 from runner.config.schema import RunConfig
 from runner.evaluate import variants
@@ -20,9 +22,10 @@ from runner.report.__main__ import parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+PAGES = README + (ROOT / "docs" / "comparing.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", PAGES, flags=re.DOTALL)
 COMMANDS = [
-    line[line.index("-m runner.") :].partition("#")[0].strip()
+    re.split(r"#| \| ", line[line.index("-m runner.") :])[0].strip()
     for block in BLOCKS
     for line in block.splitlines()
     if "-m runner." in line
@@ -43,6 +46,10 @@ def test_a_command_is_accepted(command: str, composed: Callable[..., RunConfig])
     overrides = [word for word in words if "=" in word]
     if module == "runner.report":
         parser().parse_args(words)
+        return
+    if module == "runner.compare":
+        options = compare.parser().parse_intermixed_args(words)
+        assert question(compare.asked_of(options)).arms
         return
     if module == "runner.predict":
         predict.parser().parse_intermixed_args(words)

@@ -24,7 +24,7 @@ from runner.config.words import nearest
 from runner.errors import ConfigError
 from runner.machine.files import require_writable
 from runner.machine.processes import from_environment
-from runner.records.comparison_folder import PairedRun, Place, place
+from runner.records.comparison_folder import ComparisonFolder, PairedRun, Place, place
 from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
 from runner.terminal.console import PipeConsole, printable, table_console
@@ -148,18 +148,9 @@ def main() -> None:
         sys.exit(codes[0])
 
 
-def _compare(arguments: argparse.Namespace) -> int:
-    """Check, plan, train and answer; return the exit code."""
-    if from_environment().count > 1:
-        raise ConfigError(
-            "a comparison cannot run under torchrun: its processes lose one another after a run",
-            where="torchrun … -m runner.compare",
-            fix="python -m runner.compare hydra/launcher=submitit_local "
-            "hydra.launcher.tasks_per_node=2 …",
-        )
-    targets: dict[str, Path | None] = {"html": arguments.html, "json": arguments.json}
-    _check_targets(targets)
-    words = Asked(
+def asked_of(arguments: argparse.Namespace) -> Asked:
+    """The question in the words of :func:`parser`."""
+    return Asked(
         words=tuple(arguments.words),
         tries=tuple(map(tuple, arguments.tries)),
         margin=arguments.margin,
@@ -171,30 +162,24 @@ def _compare(arguments: argparse.Namespace) -> int:
         name=arguments.name,
         config_dir=arguments.config_dir,
     )
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    """Check, plan, train and answer; return the exit code."""
+    if from_environment().count > 1:
+        raise ConfigError(
+            "a comparison cannot run under torchrun: its processes lose one another after a run",
+            where="torchrun … -m runner.compare",
+            fix="python -m runner.compare hydra/launcher=submitit_local "
+            "hydra.launcher.tasks_per_node=2 …",
+        )
+    targets: dict[str, Path | None] = {"html": arguments.html, "json": arguments.json}
+    _check_targets(targets)
     # What a program reads is alone on standard output.
     is_read = Path("-") in targets.values()
-    with Display(stderr=is_read) as display:
-        folder = None if arguments.plan else recall.ended(words, display)
-    result = None
-    if folder is None:
-        from runner.compare import plan as plans
-        from runner.compare.question import question
-
-        asked = question(words)
-        with Display(stderr=is_read) as display:
-            planned = plans.planned(asked, display)
-            found = place(asked.outputs, planned.comparison, asked.name)
-            folder = found.folder
-            is_ended = folder.answer() is not None
-            if arguments.plan or not is_ended:
-                _check_code(asked)
-                for line in [*plans.lines(planned), ""]:
-                    display.line(line)
-        if arguments.plan:
-            return 0
-        if not is_ended:
-            result = _run(asked, planned, found, is_read=is_read)
-        recall.remember(words, asked, folder)
+    folder, result = _ended_or_run(asked_of(arguments), is_plan=arguments.plan, is_read=is_read)
+    if arguments.plan:
+        return 0
     from runner.report.comparisons import from_json, timed
 
     runs = folder.runs()
@@ -213,6 +198,38 @@ def _compare(arguments: argparse.Namespace) -> int:
             text = "the budget is used up; the same command goes on from here, with a new budget"
             print(text, file=sys.stderr if is_read else sys.stdout)
     return exit_code(answer) if arguments.exit_code else 0
+
+
+def _ended_or_run(
+    words: Asked, *, is_plan: bool, is_read: bool
+) -> "tuple[ComparisonFolder, RoundsResult | None]":
+    """Find the comparison of these words; print its plan and run its rounds if it has not ended.
+
+    Args:
+        words: the question.
+        is_plan: print the plan alone.
+        is_read: a program reads standard output, so all else goes to standard error.
+
+    Returns:
+        The folder of the comparison, and its rounds; None if it had ended, or is only planned.
+    """
+    with Display(stderr=is_read) as display:
+        if not is_plan and (ended := recall.ended(words, display)) is not None:
+            return ended, None
+        from runner.compare import plan as plans
+        from runner.compare.question import question
+
+        asked = question(words)
+        planned = plans.planned(asked, display)
+        found = place(asked.outputs, planned.comparison, asked.name)
+        is_ended = found.folder.answer() is not None
+        if is_plan or not is_ended:
+            _check_code(asked)
+            for line in [*plans.lines(planned), ""]:
+                display.line(line)
+    result = None if is_plan or is_ended else _run(asked, planned, found, is_read=is_read)
+    recall.remember(words, asked, found.folder)
+    return found.folder, result
 
 
 def _run(
