@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Stopwatch, parser, report
+from runner.records.comparison_folder import FOLDER, ComparisonFolder
 from runner.terminal.tables import Table
 
 _DESIGNS = {
@@ -71,10 +72,10 @@ def _answer(command: Sequence[str]) -> dict[str, Any]:
 
 def _cost(folder: Path, answer: dict[str, Any]) -> dict[str, Any]:
     """The trainings and evaluations of a comparison, each counted once, and their seconds."""
-    place = folder / "comparisons" / answer["plan"]["name"] / "runs.json"
-    pairs = [pair for runs in json.loads(place.read_text()).values() for pair in runs.values()]
-    trained = {pair["run"] for pair in pairs}
-    evaluated = {(pair["run"], pair["evaluation"]) for pair in pairs if pair["evaluation"]}
+    comparison = ComparisonFolder(folder / FOLDER / answer["plan"]["name"])
+    pairs = [pair for runs in comparison.runs().values() for pair in runs.values() if pair.run]
+    trained = {str(pair.run) for pair in pairs}
+    evaluated = {(str(pair.run), pair.evaluation) for pair in pairs if pair.evaluation}
     seconds = [
         json.loads((folder / run / "result.json").read_text())["budget"]["seconds"]
         for run in trained
@@ -97,6 +98,8 @@ def _num_decided(found: dict[str, Any]) -> int:
 def _said(found: dict[str, Any], label: str) -> str:
     """The verdict on an arm, its difference in points, and the number of seeds."""
     arm = next(one for one in found["arms"] if one["label"] == label)
+    if arm["difference"] is None:
+        return f"{arm['verdict']} (no pair)"
     return f"{arm['verdict']} ({100 * arm['difference']:+.2f}, n = {len(arm['seeds'])})"
 
 
