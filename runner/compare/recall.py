@@ -23,6 +23,7 @@ from runner.config.schema import to_dict
 from runner.errors import RunnerError, StorageError
 from runner.machine import fields
 from runner.machine.files import read_whole, replace_whole
+from runner.machine.hardware import device_kind, used_precision
 from runner.records.comparison_folder import FOLDER, ComparisonFolder
 from runner.terminal.display import Display
 
@@ -69,7 +70,8 @@ def remember(asked: Asked, question: "Question", folder: ComparisonFolder) -> No
 
 def _outputs(asked: Asked) -> Path | None:
     """The folder that the words name; None if they leave a doubt."""
-    places = [word.partition("=")[2] for word in _words(asked) if word.startswith("outputs=")]
+    words = [word.lstrip("+~") for word in _words(asked)]
+    places = [word.partition("=")[2] for word in words if word.startswith("outputs=")]
     if any(set(place) & set("'\"\\$[],{}()") for place in places) or len({*places}) > 1:
         return None
     return Path(places[0] if places else "outputs").expanduser()
@@ -80,7 +82,11 @@ def _name(asked: Asked) -> str | None:
     words = _words(asked)
     if asked.config_dir is not None or any(_names_weights(word) for word in words):
         return None
-    ideas = {word.partition("=")[2].strip("'\"") for word in words if word.startswith("code=")}
+    ideas = {
+        word.partition("=")[2].strip("'\"")
+        for word in words
+        if word.lstrip("+~").startswith("code=")
+    }
     digests = dict[str, str]()
     for path in [*sorted(ideas - {"null"}), *sorted(map(str, CONF_DIR.rglob("*.yaml")))]:
         try:
@@ -89,7 +95,8 @@ def _name(asked: Asked) -> str | None:
             return None
         digests[path] = hashlib.sha256(content).hexdigest()
     of_question = asdict(replace(asked, budget=None))
-    content = json.dumps([__version__, of_question, digests], sort_keys=True).encode()
+    machine = [device_kind("auto"), used_precision("auto", device_kind("auto"), 64)]
+    content = json.dumps([__version__, of_question, digests, machine], sort_keys=True).encode()
     return f"{hashlib.sha256(content).hexdigest()[:32]}.json"
 
 
@@ -99,6 +106,6 @@ def _names_weights(word: str) -> bool:
 
 
 def _words(asked: Asked) -> Sequence[str]:
-    """All words of the baseline and the arms."""
+    """All words of the baseline, the arms and the search."""
     tries = [word for arguments in asked.tries for one in arguments for word in separate_words(one)]
-    return [*asked.words, *tries]
+    return [*asked.words, *tries, *asked.tune]

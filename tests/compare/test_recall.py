@@ -68,8 +68,23 @@ def test_a_comparison_is_found_by_equal_words_alone(folder: ComparisonFolder) ->
         assert ended(ASKED) is None
 
 
+@pytest.mark.parametrize("word", ["code=idea.py", "++code=idea.py", "code='idea.py'"])
+def test_the_content_of_a_code_file_is_a_part_of_the_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = Asked(tries=((word,),))
+    assert recall._name(asked) is None, "there is no such file"
+    Path("idea.py").write_text(IDEA)
+    before = recall._name(asked)
+    Path("idea.py").write_text(IDEA + "# another\n")
+    assert None is not before != recall._name(asked)
+
+
 @pytest.mark.parametrize(
     "word", ["model.weights=DEFAULT", "normalize=pretrained", "outputs='a b'", "outputs=[a]"]
 )
 def test_words_that_do_not_say_it_all_are_not_remembered(word: str) -> None:
     assert ended(Asked(words=(word,))) is None
+    if "outputs" not in word:
+        assert recall._name(Asked(tune=(word,))) is None
