@@ -27,8 +27,9 @@ from runner.machine.processes import from_environment
 from runner.records.comparison_folder import ComparisonFolder, PairedRun, Place, place
 from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
-from runner.terminal.console import PipeConsole, printable, table_console
+from runner.terminal.console import TABLE_WIDTH, PipeConsole, printable, table_console
 from runner.terminal.display import Display
+from runner.terminal.tables import Table
 from runner.terminal.usage import EXIT_CODES, KeysParser
 
 if TYPE_CHECKING:
@@ -318,6 +319,8 @@ def _print(answer: "ComparisonAnswer", console: PipeConsole) -> None:
     for part in comparison_parts(answer):
         if isinstance(part, str):
             console.print(printable(part), markup=False, emoji=False, soft_wrap=True)
+        elif isinstance(part, Table) and console.width < TABLE_WIDTH:
+            part.without("p (Holm)").print(console)  # the verdict needs the room
         else:
             part.print(console)
 
