@@ -122,7 +122,7 @@ def test_the_table_shows_arms_seeds_difference_state_and_what_runs(
     assert max(map(len, shown)) <= width
     heading, base, helps, still, progress, *last = (line.rstrip() for line in shown)
     assert heading.split() == ["arm", "seeds", "difference", "state", "now"]
-    assert re.match(r"baseline +0/10 +accuracy 80.00% +seed 3, epoch 1/1", base)
+    assert re.match(r"baseline +3/10 +accuracy 80.00% +seed 3, epoch 1/1", base)
     assert re.match(r"mixup=beta +3/10 +\+1.23 \[\+0.10, \+2.30\] +helps$", helps)
     assert re.match(r"tta=book +3/10 \(1 failed\) +-0.20 +open$", still)
     assert progress == "1 of 3 runs of the round"
