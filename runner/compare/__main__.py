@@ -121,7 +121,11 @@ def parser() -> Parser:
     add("--metric", default="accuracy", help="what is compared (default: accuracy)")
     add("--max-seeds", metavar="N", help="seeds per arm at most, 3 to 20 (default: 10)")
     add("--seeds", metavar="N", help="a fixed design: all N seeds for every arm, one look")
-    add("--budget", metavar="TIME", help="begin no training after this time, such as 2h or 1h30m")
+    add(
+        "--budget", metavar="TIME",
+        help="begin no training after this time, such as 2h or 1h30m, and no round that would "
+        "probably last longer",
+    )  # fmt: skip
     add(
         "--tune", action="append", default=[], metavar="KEY=V1,V2",
         help="search these values for the baseline and every arm, on other seeds; once per key",
@@ -223,6 +227,7 @@ def _ended_or_run(
         asked = question(words)
         planned = plans.planned(asked, display)
         found = place(asked.outputs, planned.comparison, asked.name)
+        planned = plans.as_recorded(planned, found.plan)
         is_ended = found.folder.answer() is not None
         if is_plan or not is_ended:
             _check_code(asked)
@@ -245,7 +250,7 @@ def _run(
     require_writable(found.folder.path)
     how = How(train.run, asked.outputs, asked.launcher, asked.config_dir, asked.budget)
     with Live(planned, stderr=is_read) as live:
-        return rounds.run(found.folder, found.plan, how, live)
+        return rounds.run(found.folder, planned.comparison, how, live, planned.folders)
 
 
 def _check_targets(targets: Mapping[str, Path | None]) -> None:

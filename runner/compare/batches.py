@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.compare.live import Live
+from runner.compare.plan import is_finished
 from runner.compare.question import Job, joined_words
 from runner.errors import ArtefactError, SweepError
 from runner.jobs.launch import Outcome, run_jobs
 from runner.machine import fields
 from runner.machine.files import read_whole
 from runner.records.comparison_folder import BASE, ComparisonPlan, PairedRun, hash_of
-from runner.records.run_folder import LARGEST_JSON
+from runner.records.run_folder import LARGEST_JSON, RunFolder
 from runner.terminal.start import Work
 
 
@@ -27,7 +28,8 @@ class How:
         outputs: folder of the runs.
         launcher: words that choose Hydra's launcher; none for this process.
         config_dir: folder with option files of the user's own.
-        budget: seconds from now after which no job begins; None for no limit.
+        budget: seconds from now after which no training begins, nor a round that would probably
+            last longer; None for no limit.
     """
 
     work: Work
@@ -40,16 +42,24 @@ class How:
 class Batches:
     """Runs batches of jobs, and measures how long jobs take.
 
+    Args:
+        how: how jobs run.
+        live: shows the progress.
+        folders: folder of the run by label and by seed of the pair, where it is known.
+
     Attributes:
         stopped_by: the signal that stopped the jobs; None if there was none.
-        is_out_of_time: whether the budget is used up, or too small for a batch.
+        is_out_of_time: whether the budget is used up, or too small for a round.
         num_reused: number of jobs whose result existed already.
         log: folder with the logs of the last batch; None before the first.
     """
 
-    def __init__(self, how: How, live: Live) -> None:
+    def __init__(
+        self, how: How, live: Live, folders: Mapping[str, Mapping[int, RunFolder]] | None = None
+    ) -> None:
         self._how = how
         self._live = live
+        self._folders = folders or {}
         self._deadline = None if how.budget is None else time.monotonic() + how.budget
         self._seconds: dict[str, list[float]] = defaultdict(list)
         self._elapsed = 0.0
@@ -58,10 +68,16 @@ class Batches:
         self.num_reused = 0
         self.log: Path | None = None
 
-    def run(self, jobs: Sequence[Job], record: Callable[[Job, PairedRun], None]) -> bool:
-        """Run jobs; equal ones once. Return whether all of them ended.
+    def may_begin(self, jobs: Sequence[Job]) -> bool:
+        """Begin a round of jobs, unless it would probably last longer than the budget allows."""
+        if self._deadline is not None and self._expected(jobs) > self._deadline - time.monotonic():
+            self.is_out_of_time = True
+            return False
+        self._live.round(jobs)
+        return True
 
-        If the jobs are expected to exceed the budget, none is run.
+    def run(self, jobs: Sequence[Job], record: Callable[[Job, PairedRun], None]) -> bool:
+        """Run jobs of a round; equal ones once. Return whether all of them ended.
 
         Args:
             jobs: the jobs, those first that others need.
@@ -71,9 +87,6 @@ class Batches:
             SweepError: the launcher could not run the jobs.
             StorageError: the folder cannot be written.
         """
-        if self._deadline is not None and self._expected(jobs) > self._deadline - time.monotonic():
-            self.is_out_of_time = True
-            return False
         by_words: dict[tuple[str, ...], list[Job]] = defaultdict(list)
         for job in jobs:
             by_words[job.words].append(job)
@@ -93,7 +106,6 @@ class Batches:
             for job in groups[number]:
                 self._live.ended(job, outcome)
 
-        self._live.round(jobs)
         start = time.monotonic()
         result = run_jobs(
             [*by_words],
@@ -110,7 +122,7 @@ class Batches:
         self.log, self.stopped_by = result.folder.path, result.stopped_by
         if not left or self.stopped_by is not None:
             return not left
-        if self._deadline is not None and time.monotonic() >= self._deadline:
+        if result.is_out_of_time:
             self.is_out_of_time = True
             return False
         raise SweepError(
@@ -123,19 +135,29 @@ class Batches:
     def _measure(self, job: Job, outcome: Outcome) -> None:
         if outcome.status == "skipped":
             self.num_reused += 1
-        elif outcome.status in ("finished", "evaluated"):
+        elif outcome.status == "finished":
             self._seconds[job.label].append(outcome.seconds)
 
     def _expected(self, jobs: Sequence[Job]) -> float:
-        """Seconds that jobs will probably take; 0 before the first one has ended."""
+        """Seconds of the trainings that jobs need; 0 before the first one has ended.
+
+        To use a run that exists, or to evaluate it, takes no time in comparison.
+        """
         measured = [second for seconds in self._seconds.values() for second in seconds]
         if not measured:
             return 0.0
         mean = sum(measured) / len(measured)
         by_label = {label: sum(one) / len(one) for label, one in self._seconds.items()}
-        # Jobs that run at the same time, or reuse what was computed, take less time in all.
-        share = self._elapsed / max(sum(measured), 1e-9)
-        return share * sum(by_label.get(job.label, mean) for job in jobs)
+        labels: dict[Path | tuple[str, ...], str] = {}
+        for job in jobs:
+            folder = None if job.is_tuning else self._folders.get(job.label, {}).get(job.seed)
+            if folder is None:
+                labels.setdefault(job.words, job.label)
+            elif not is_finished(folder):
+                labels.setdefault(folder.path, job.label)
+        # Jobs that run at the same time take less time in all.
+        share = min(1.0, self._elapsed / max(sum(measured), 1e-9))
+        return share * sum(by_label.get(label, mean) for label in labels.values())
 
 
 def job_of(
@@ -144,7 +166,7 @@ def job_of(
     """The job of an arm, or of the base, for one seed.
 
     Args:
-        plan: the question.
+        plan: the question, in the words of this call.
         label: label of the arm, or ``base``.
         seed: the base's seed of the pair.
         more: words that a search for settings chose or tries.
@@ -171,6 +193,24 @@ def without_lost(
             seed: run
             for seed, run in by_seed.items()
             if (run.is_diverged if run.run is None else _is_there(outputs, run))
+        }
+        for label, by_seed in runs.items()
+    }
+
+
+def with_possible_pair(
+    runs: Mapping[str, Mapping[int, PairedRun]],
+) -> dict[str, dict[int, PairedRun]]:
+    """The runs without those of arms for a seed with which the base diverged.
+
+    Whether such a run was trained depends on which job ended first, and no answer may depend on it.
+    """
+    base = runs[BASE]
+    return {
+        label: {
+            seed: run
+            for seed, run in by_seed.items()
+            if label == BASE or seed not in base or not base[seed].is_diverged
         }
         for label, by_seed in runs.items()
     }

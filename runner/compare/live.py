@@ -20,11 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 from runner.compare.plan import Planned, is_finished, measured_epoch
-from runner.compare.question import BASE, BASELINE, Job
+from runner.compare.question import BASELINE, Job
 from runner.errors import ArtefactError
 from runner.jobs.launch import Outcome
 from runner.machine import fields
 from runner.records import evaluations
+from runner.records.comparison_folder import BASE
 from runner.records.run_folder import RunFolder
 from runner.report.comparisons import ComparisonAnswer, Standing, verdict_line
 from runner.terminal.console import PipeConsole, legible, printable
@@ -68,7 +69,7 @@ class Live:
         self._num_jobs = 0
         self._running: dict[Job, float] = {}
         self._done: dict[str, set[int]] = defaultdict(set)
-        self._num_failed: dict[str, int] = defaultdict(int)
+        self._failed: dict[str, set[int]] = defaultdict(set)
         self._each: float | None = None
         self._is_measured = plan.seconds(BASE) is not None
         self._is_over = threading.Event()
@@ -129,8 +130,8 @@ class Live:
             self._running.pop(job, None)
             if job in self._left:
                 self._left.remove(job)
-            if outcome.status in _FAILED:
-                self._num_failed[job.label] += 1
+            if outcome.status in _FAILED and not job.is_tuning:
+                self._failed[job.label].add(job.seed)
             elif outcome.accuracy is not None and not job.is_tuning:
                 self._done[job.label].add(job.seed)
         if outcome.status in _FAILED or self._table is None:
@@ -142,6 +143,9 @@ class Live:
             self._answer = answer
             for one in answer.standings:
                 self._done[one.label] |= {*one.seeds}
+                self._failed[one.label] |= {*one.failed}
+            self._done[BASE] |= {*answer.base_seeds}
+            self._failed[BASE] |= {*answer.base_failed}
         is_first = not any(one.seeds for one in answer.standings)
         if self._table is not None or is_first or answer.is_ended:  # its end is printed as a whole
             return
@@ -175,7 +179,7 @@ class Live:
         for label in (BASE, *self._plan.comparison.labels):
             one = standings.get(label)
             seeds = f"{len(self._done[label])}/{most}"
-            if number := self._num_failed[label]:
+            if number := len(self._failed[label]):
                 seeds += f" ({number} failed)"
             state = "" if label == BASE else "open"
             if one is not None and not one.is_open:

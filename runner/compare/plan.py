@@ -14,12 +14,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.compare.question import BASE, Question, equal_arms
+from runner.compare.question import Question, equal_arms
 from runner.config.idea import read_idea
 from runner.config.schema import Data, RunConfig, evaluation_groups
 from runner.errors import ConfigError
 from runner.machine import fields
-from runner.records.comparison_folder import ArmPlan, ComparisonPlan
+from runner.records.comparison_folder import BASE, ArmPlan, ComparisonPlan
 from runner.records.identity import decisive_values, evaluation_identity, folder_name, identified
 from runner.records.run_folder import RunFolder
 from runner.report.sequential import design, looks
@@ -81,6 +81,34 @@ class Planned:
                 if epoch := measured_epoch(folder):
                     return epoch * configs[label].budget.epochs, folder.path.name
         return None
+
+
+def as_recorded(planned: Planned, recorded: ComparisonPlan) -> Planned:
+    """The plan of this call with the name, the labels and the order of arms of a recorded question.
+
+    The words stay those of this call. What decides no result may differ from the recorded words:
+    the data may lie in another folder, and ``outputs`` is relative to the working folder.
+
+    Args:
+        planned: the plan of this call.
+        recorded: an equal question, as its folder has it.
+    """
+    question, comparison = planned.question, planned.comparison
+    by_key = {
+        plan.key: (plan, arm) for plan, arm in zip(comparison.arms, question.arms, strict=True)
+    }
+    found = {arm.label: by_key[arm.key] for arm in recorded.arms}
+    called = {BASE: BASE, **{label: arm.label for label, (_, arm) in found.items()}}
+    arms = tuple(replace(plan, label=label) for label, (plan, _) in found.items())
+    return replace(
+        planned,
+        question=replace(
+            question, arms=tuple(replace(arm, label=label) for label, (_, arm) in found.items())
+        ),
+        comparison=replace(recorded, base_words=comparison.base_words, arms=arms),
+        folders={label: planned.folders[name] for label, name in called.items()},
+        evaluations={label: planned.evaluations[name] for label, name in called.items()},
+    )
 
 
 def measured_epoch(folder: RunFolder) -> float | None:

@@ -25,11 +25,11 @@ from runner.config.schema import RunConfig, trick_groups
 from runner.config.words import spelled
 from runner.errors import ConfigError, RunnerError
 from runner.machine.hardware import require_device
+from runner.records.comparison_folder import BASE, check_name
 from runner.records.identity import evaluation_identity, identity
+from runner.report.family import FEWEST_SEEDS
 from runner.terminal.console import legible
 
-BASE = "base"
-"""The label of the baseline: no arm has it."""
 BASELINE = "baseline"
 """What messages call it."""
 AGAIN = "baseline again (A/A)"
@@ -38,7 +38,6 @@ AGAIN_OFFSET = 1000
 """What that arm adds to a seed: more than the most seeds of a comparison."""
 _LARGEST_SEED = 2**31 - 2**24
 """Of the first pair: there is room above it for the seeds of rounds, tuning and controls."""
-FEWEST_SEEDS = 3
 MOST_SEEDS: dict[str, int] = {"max-seeds": 20, "seeds": 100}
 """Seeds per arm at most, by the option that sets their number."""
 
@@ -172,7 +171,7 @@ def question(asked: Asked) -> Question:
     _check_metric(asked.metric)
     budget = None if asked.budget is None else _seconds(asked.budget)
     if asked.name is not None:
-        _check_name(asked.name)
+        check_name(asked.name)
     words, tries = _sorted_words(asked)
     for word in words:
         _check_base_word(word)
@@ -273,15 +272,6 @@ def _seconds(text: str) -> float:
             fix=f"--budget {int(bare[0])}m" if bare and int(bare[0]) else "--budget 1h30m",
         )
     return seconds
-
-
-def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name, re.ASCII):
-        raise ConfigError(
-            "the name of a comparison is that of a folder: up to 100 letters, digits, and _ . -",
-            where=f"--name {name}",
-            fix="--name second-look",
-        )
 
 
 def _sorted_words(asked: Asked) -> tuple[list[str], list[tuple[str, ...]]]:
@@ -402,7 +392,7 @@ def _config(words: Sequence[str], folder: Path | None) -> RunConfig:
         return compose.config_of(words, folder)
     except RunnerError:
         raise
-    except Exception as error:  # Hydra's own; what it is not is raised as it is
+    except Exception as error:  # Hydra's own; any other error is raised unchanged
         problem = translated(error)
         if problem is None:
             raise

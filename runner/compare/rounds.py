@@ -5,17 +5,25 @@ goes on where it was and ends with the same answer: :func:`runner.report.compari
 replays every look.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from runner.compare import tuning
-from runner.compare.batches import Batches, How, job_of, settings_of, without_lost
+from runner.compare.batches import (
+    Batches,
+    How,
+    job_of,
+    settings_of,
+    with_possible_pair,
+    without_lost,
+)
 from runner.compare.live import Live
 from runner.compare.question import Job
 from runner.errors import ConfigError, SweepError, TrainingError
 from runner.machine.signals import Interrupted
 from runner.records.comparison_folder import BASE, ComparisonFolder, ComparisonPlan, PairedRun
+from runner.records.run_folder import RunFolder
 from runner.report.comparisons import (
     ComparisonAnswer,
     from_json,
@@ -34,7 +42,8 @@ class RoundsResult:
 
     Attributes:
         answer: the answer; if it has not ended, where the arms stand.
-        failed: why jobs failed that the same command tries again, by label and by seed.
+        failed: why jobs failed that the same command tries again, by label and by job, such as
+            ``seed 1``.
         stopped_by: the signal that stopped the rounds; None if there was none.
         is_out_of_time: whether the budget ended the rounds.
         num_reused: number of jobs whose result existed before, in this call.
@@ -42,7 +51,7 @@ class RoundsResult:
     """
 
     answer: ComparisonAnswer
-    failed: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    failed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     stopped_by: int | None = None
     is_out_of_time: bool = False
     num_reused: int = 0
@@ -59,25 +68,33 @@ class RoundsResult:
             raise Interrupted(self.stopped_by)
         if self.failed:
             lines = [
-                f"  {_name(label)}, seed {seed}: {reason}"
-                for label, by_seed in self.failed.items()
-                for seed, reason in by_seed.items()
+                f"  {_name(label)}, {job}: {reason}"
+                for label, by_job in self.failed.items()
+                for job, reason in by_job.items()
             ]
+            number = "1 job" if len(lines) == 1 else f"{len(lines)} jobs"
             raise SweepError(
-                f"{len(lines)} jobs failed, so the comparison is not whole\n" + "\n".join(lines),
+                f"{number} failed, so the comparison is not whole\n" + "\n".join(lines),
                 where=str(self.log),
                 fix="fix the cause and run the same command again, which tries them again",
             )
 
 
-def run(folder: ComparisonFolder, plan: ComparisonPlan, how: How, live: Live) -> RoundsResult:
+def run(
+    folder: ComparisonFolder,
+    plan: ComparisonPlan,
+    how: How,
+    live: Live,
+    folders: Mapping[str, Mapping[int, RunFolder]] | None = None,
+) -> RoundsResult:
     """Run a comparison, or continue it, until no arm is open; or read its answer.
 
     Args:
         folder: the folder of the comparison, as :func:`place` found it.
-        plan: the question, with its name.
+        plan: the question in the words of this call, with the name and labels of the folder.
         how: how jobs run.
         live: shows the progress.
+        folders: folder of the run by label and by seed of the pair, before tuning, where known.
 
     Raises:
         BusyError: another process runs the comparison.
@@ -91,29 +108,36 @@ def run(folder: ComparisonFolder, plan: ComparisonPlan, how: How, live: Live) ->
         return RoundsResult(from_json(recorded))
     with folder.locked():
         folder.begin(plan)
-        return _Rounds(folder, plan, how, live).until_ended()
+        return _Rounds(folder, plan, how, live, folders or {}).until_ended()
 
 
 class _Rounds:
     def __init__(
-        self, folder: ComparisonFolder, plan: ComparisonPlan, how: How, live: Live
+        self,
+        folder: ComparisonFolder,
+        asked: ComparisonPlan,
+        how: How,
+        live: Live,
+        folders: Mapping[str, Mapping[int, RunFolder]],
     ) -> None:
         self._folder = folder
-        self._plan = plan
+        self._asked = asked  # has the words of jobs
+        self._plan = folder.plan()  # has those of the answer
         self._how = how
         self._live = live
-        self._batches = Batches(how, live)
+        self._folders = {} if asked.tune else folders
+        self._batches = Batches(how, live, self._folders)
         self._book = ScoreBook(how.outputs / "cache" / "report.npz")
-        self._runs: Runs = without_lost(how.outputs, folder.runs())
+        self._runs: Runs = with_possible_pair(without_lost(how.outputs, folder.runs()))
         self._search = tuning.Search()
 
     def until_ended(self) -> RoundsResult:
-        self._search = tuning.search(self._folder, self._plan, self._how.outputs, self._batches)
+        self._search = tuning.search(self._folder, self._asked, self._how.outputs, self._batches)
         answer = self._judged()
         self._live.looked(answer)
         self._require_base()
         if self._search.is_ended and BASE not in self._search.failed:
-            while not answer.is_ended and self._batches.run(self._missing(answer), self._record):
+            while not answer.is_ended and self._round(self._missing(answer)):
                 self._require_base()
                 answer = self._judged()
                 self._live.looked(answer)
@@ -133,16 +157,40 @@ class _Rounds:
             self._batches.log,
         )
 
+    def _round(self, missing: Sequence[Job]) -> bool:
+        """Run the jobs of a look; return whether all of them ended and the base has a run.
+
+        Without a run of the base no arm can be compared. So the first jobs are those of the base
+        alone, and no arm trains if all of them fail.
+        """
+        if not self._batches.may_begin(missing):
+            return False
+        if self._has_base():
+            return self._batches.run(missing, self._record)
+        own = [job for job in missing if job.label == BASE]
+        if own and not self._batches.run(own, self._record):
+            return False
+        self._require_base()
+        rest = [job for job in missing if job.label != BASE and self._can_pair(job.seed)]
+        return self._has_base() and (not rest or self._batches.run(rest, self._record))
+
+    def _has_base(self) -> bool:
+        return any(run.run is not None for run in self._runs[BASE].values())
+
+    def _can_pair(self, seed: int) -> bool:
+        """Whether the base has not diverged with a seed."""
+        return seed not in self._runs[BASE] or not self._runs[BASE][seed].is_diverged
+
     def _missing(self, answer: ComparisonAnswer) -> list[Job]:
         """The jobs that the next look needs, the base first: arms may share its trainings."""
         lost = self._without_settings()
         still = [one.label for one in answer.standings if one.is_open and one.label not in lost]
         for n in self._plan.looks:
             missing = [
-                job_of(self._plan, label, seed, self._chosen.get(label, ()))
+                job_of(self._asked, label, seed, self._chosen.get(label, ()))
                 for label in (BASE, *still)
                 for seed in self._plan.seeds[:n]
-                if seed not in self._runs[label]
+                if seed not in self._runs[label] and self._can_pair(seed)
             ]
             if missing:
                 return missing
@@ -150,21 +198,29 @@ class _Rounds:
 
     def _record(self, job: Job, run: PairedRun) -> None:
         if run.run is not None:
+            self._require_planned(job, run.run)
             self._require_same_settings(job, run.run)
         self._runs[job.label][job.seed] = run
+        self._runs = with_possible_pair(self._runs)
         self._folder.write_runs(self._runs)
+
+    def _require_planned(self, job: Job, name: str) -> None:
+        """Refuse a run that is not the planned one, such as after an edit of a code file."""
+        planned = self._folders.get(job.label, {}).get(job.seed)
+        if planned is not None and planned.path.name != name:
+            raise _changed(
+                f"the run of {_name(job.label)} with seed {job.seed} is not the planned one",
+                f"{self._how.outputs / name}, not {planned.path.name}",
+            )
 
     def _require_same_settings(self, job: Job, name: str) -> None:
         """Refuse a run whose arm has trained with other settings, such as an edited code file."""
         others = [run.run for run in self._runs[job.label].values() if run.run is not None]
         outputs = self._how.outputs
         if others and settings_of(outputs / name) != settings_of(outputs / others[0]):
-            raise ConfigError(
-                f"runs of {_name(job.label)} differ in more than their seed: its code, an option "
-                "file or the program was changed while the comparison ran",
-                where=f"{outputs / others[0]} and {outputs / name}",
-                fix="undo the change and run the same command again; or, with the change, a new "
-                "comparison: --name ANOTHER_NAME",
+            raise _changed(
+                f"runs of {_name(job.label)} differ in more than their seed",
+                f"{outputs / others[0]} and {outputs / name}",
             )
 
     @property
@@ -172,11 +228,11 @@ class _Rounds:
         return {label: one.chosen for label, one in self._search.tuned.items()}
 
     def _judged(self) -> ComparisonAnswer:
-        """Where the arms stand; an arm without settings has failed with every seed."""
-        lost = self._without_settings()
+        """Where the arms stand; an arm whose search failed has failed with every seed."""
+        lost = PairedRun(None, None, "its search for settings failed", is_diverged=True)
         runs = {
-            label: {seed: PairedRun(None, None, lost[label], True) for seed in self._plan.seeds}
-            if label in lost
+            label: dict.fromkeys(self._plan.seeds, lost)
+            if label in self._search.failed
             else by_seed
             for label, by_seed in self._runs.items()
         }
@@ -190,21 +246,17 @@ class _Rounds:
         return replace(
             answer,
             num_trainings=answer.num_trainings
-            - len(lost) * self._plan.max_seeds
+            - len(self._search.failed) * self._plan.max_seeds
             + len({run.run for run in searched if run.run is not None})
             + sum(run.run is None for run in searched),
             num_evaluations=answer.num_evaluations
             + len({(one.run, one.evaluation) for one in searched if one.evaluation is not None}),
         )
 
-    def _without_settings(self) -> dict[str, str]:
-        """Why arms have no settings to train with, by label."""
-        found = {
-            label: "every value of the search diverged"
-            for label, one in self._search.tuned.items()
-            if not one.chosen
-        }
-        return found | dict.fromkeys(self._search.failed, "its search for settings failed")
+    def _without_settings(self) -> set[str]:
+        """Labels of the arms whose search found no settings to train with."""
+        found = {label for label, one in self._search.tuned.items() if not one.chosen}
+        return found | {*self._search.failed}
 
     def _require_base(self) -> None:
         """Raise TrainingError if no pair is possible, because the base always diverged."""
@@ -221,18 +273,27 @@ class _Rounds:
             fix="another baseline, such as one with a smaller optim.lr",
         )
 
-    def _failed(self) -> dict[str, dict[int, str]]:
+    def _failed(self) -> dict[str, dict[str, str]]:
         found = {
             label: {
-                seed: run.failed
+                f"seed {seed}": run.failed
                 for seed, run in sorted(by_seed.items())
                 if run.run is None and not run.is_diverged
             }
             for label, by_seed in self._runs.items()
         }
-        for label, by_seed in self._search.failed.items():
-            found[label] = {**by_seed, **found[label]}
-        return {label: by_seed for label, by_seed in found.items() if by_seed}
+        for label, by_job in self._search.failed.items():
+            found[label] = {**by_job, **found[label]}
+        return {label: by_job for label, by_job in found.items() if by_job}
+
+
+def _changed(what: str, where: str) -> ConfigError:
+    return ConfigError(
+        f"{what}: its code, an option file or the program was changed while the comparison ran",
+        where=where,
+        fix="undo the change and run the same command again; or, with the change, a new "
+        "comparison: --name ANOTHER_NAME",
+    )
 
 
 def _name(label: str) -> str:

@@ -32,12 +32,13 @@ class Search:
 
     Attributes:
         tuned: the search of the base and of each arm that has ended, by label.
-        failed: why a search has not ended, by label and by job.
+        failed: why a search has not ended, by label and by job, such as
+            ``search optim.lr=1e-3, seed 1000000``.
         is_ended: whether all jobs ran; if not, the budget is used up or a signal came.
     """
 
     tuned: Mapping[str, Tuned] = field(default_factory=dict)
-    failed: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    failed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     is_ended: bool = True
 
 
@@ -82,12 +83,15 @@ def search(
         return Search(recorded)
     planned = jobs(plan)
     found: dict[Job, PairedRun] = {}
-    if not batches.run([job for _, job in planned], found.__setitem__):
+    own = [job for _, job in planned]
+    if not (batches.may_begin(own) and batches.run(own, found.__setitem__)):
         return Search(is_ended=False)
-    failed: dict[str, dict[int, str]] = {}
-    for job, run in found.items():
+    failed: dict[str, dict[str, str]] = {}
+    for words, job in planned:
+        run = found[job]
         if run.run is None and not run.is_diverged:
-            failed.setdefault(job.label, {})[job.seed] = run.failed
+            name = f"search {' '.join(words)}, seed {job.seed}"
+            failed.setdefault(job.label, {})[name] = run.failed
     tuned: dict[str, Tuned] = {}
     for label in (BASE, *plan.labels):
         if label not in failed:

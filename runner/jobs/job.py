@@ -103,7 +103,7 @@ class SweepJob:
             _import_what_jobs_do(str(composed.model.source))
         try:
             code = in_child(work, on_signal)
-        except OSError as error:  # no process or no memory for one; Hydra would not say so
+        except OSError as error:  # no process or no memory for one; Hydra would hide the reason
             reason = f"cannot start a process: {error.strerror or error}"
             self.folder.write(number, "failed", error=reason)
             return

@@ -79,11 +79,13 @@ class JobsResult:
         outcomes: of each job, in the order of the jobs.
         folder: with the state and the log of each job.
         stopped_by: the signal that stopped the jobs; None if they were not stopped.
+        is_out_of_time: whether the deadline has passed.
     """
 
     outcomes: list[Outcome]
     folder: SweepFolder
     stopped_by: int | None
+    is_out_of_time: bool = False
 
 
 def run_jobs(
@@ -153,7 +155,7 @@ def run_jobs(
         launch.run()
     outcomes = [_outcome(folder, number) for number in range(len(jobs))]
     launch.raise_problem()
-    return JobsResult(outcomes, folder, folder.stopped_by)
+    return JobsResult(outcomes, folder, folder.stopped_by, launch.is_out_of_time)
 
 
 def _outcome(folder: SweepFolder, number: int) -> Outcome:
@@ -250,6 +252,7 @@ class _Launch:
         self._on_end = on_end
         self._is_quiet = is_quiet
         self._until = time.time() + (deadline - time.monotonic())
+        self._is_late = False
         self._problem: Exception | None = None  # of a callback
         self._gave_up: Exception | None = None
         self._kind = str(config.hydra.launcher._target_).rpartition(".")[2]
@@ -341,7 +344,13 @@ class _Launch:
     @property
     def _may_begin(self) -> bool:
         is_stopped = self._folder.stopped_by is not None or self._problem is not None
-        return not is_stopped and time.time() < self._until
+        return not is_stopped and not self.is_out_of_time
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether no job begins any more; once it is so, it stays so if the clock is set back."""
+        self._is_late = self._is_late or time.time() >= self._until
+        return self._is_late
 
     def _round(self, numbers: list[int]) -> None:
         launcher = self._launcher()
@@ -379,7 +388,7 @@ class _Launch:
         self._tell(self._on_begin, number)
         try:
             self._task(composed)
-        except Exception as error:  # such as a full disk, which Hydra would not tell
+        except Exception as error:  # such as a full disk; Hydra would lose it
             self._gave_up = self._gave_up or error
             return
         if self._folder.read(number)["status"] in ENDED:

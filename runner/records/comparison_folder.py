@@ -428,7 +428,7 @@ def place(outputs: Path, plan: ComparisonPlan, name: str | None = None) -> Place
         ArtefactError: the question of a comparison below ``outputs`` cannot be read.
     """
     if name is not None:
-        _require_legible(name)
+        check_name(name)
     there = [(folder, folder.plan()) for folder in ComparisonFolder.all_in(outputs)]
     chosen = name or _automatic_name(plan)
     same = [(folder, found) for folder, found in there if found.question == plan.question]
@@ -459,7 +459,12 @@ def _automatic_name(plan: ComparisonPlan) -> str:
     return f"{stem}-{plan.question[:8]}"
 
 
-def _require_legible(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse a name of a comparison that its folder could not have.
+
+    Raises:
+        ConfigError: naming the rule.
+    """
     if not _NAME.fullmatch(name):
         raise ConfigError(
             "the name of a comparison has up to 100 letters, digits, hyphens, underscores and "
@@ -482,7 +487,7 @@ _MEANINGS = {
     "metric": "a metric chosen after the results were seen can be chosen to suit them",
     "design": "another design after the results were seen tests them a second time",
     "tune": "settings tuned after the results were seen give an arm a second chance",
-    "first_seed": "other seeds beside those that were seen can be chosen to suit",
+    "first_seed": "seeds chosen after others were seen can be chosen to suit",
 }  # fmt: skip
 
 

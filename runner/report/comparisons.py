@@ -258,8 +258,12 @@ class _Paired:
         return one is not None and one.run is not None
 
     def is_complete(self, label: str, seeds: Sequence[int]) -> bool:
-        """Whether an arm and the base have a run or a failure for each seed."""
-        return all(seed in self._runs[side] for side in (label, BASE) for seed in seeds)
+        """Whether an arm and the base have a run or a failure for each seed.
+
+        For a seed with which the base diverged the arm needs neither: no pair is possible.
+        """
+        arm, base = self._runs[label], self._runs[BASE]
+        return all(seed in base and (seed in arm or base[seed].is_diverged) for seed in seeds)
 
     def pairs(self, label: str, seeds: Sequence[int]) -> tuple[int, ...]:
         """The seeds for which both the arm and the base have a run."""

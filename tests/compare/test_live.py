@@ -9,15 +9,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from runner.compare import live as lives
 from runner.compare.live import Live
-from runner.compare.plan import Planned
-from runner.compare.question import BASE, Job
+from runner.compare.plan import Planned, as_recorded
+from runner.compare.question import Job
 from runner.jobs.launch import Outcome
+from runner.records.comparison_folder import BASE
 from runner.report.comparisons import ComparisonAnswer, Standing, verdict_line
 from runner.report.measures import Mean
 from runner.terminal.console import PipeConsole
@@ -120,11 +122,36 @@ def test_the_table_shows_arms_seeds_difference_state_and_what_runs(
     assert max(map(len, shown)) <= width
     heading, base, helps, still, progress, *last = (line.rstrip() for line in shown)
     assert heading.split() == ["arm", "seeds", "difference", "state", "now"]
-    assert re.match(r"baseline +0/10 +accuracy 80.00% +seed 3, epoch 1/1", base)
+    assert re.match(r"baseline +3/10 +accuracy 80.00% +seed 3, epoch 1/1", base)
     assert re.match(r"mixup=beta +3/10 +\+1.23 \[\+0.10, \+2.30\] +helps$", helps)
     assert re.match(r"tta=book +3/10 \(1 failed\) +-0.20 +open$", still)
     assert progress == "1 of 3 runs of the round"
     assert last in ([""], [])
+
+
+def test_failed_seeds_are_those_of_pairs_of_this_call_and_of_earlier_ones(pair: Planned) -> None:
+    live = Live(pair, console=PipeConsole(file=io.StringIO()))
+    failed = Outcome(status="failed", error="nan")
+    live.ended(Job("mixup=beta", 1_000_000, ("seed=1000000",), is_tuning=True), failed)
+    live.ended(job("tta=book", 3), failed)
+    answer = answered(pair, HELPS, replace(OPEN, failed={1: "nan", 3: "nan"}))
+    live.looked(replace(answer, base_failed={4: "nan"}))
+    _, base, helps, still, *_ = (line.rstrip() for line in drawn(live, 100))
+    assert re.match(r"baseline +3/10 \(1 failed\)", base)
+    assert "failed" not in helps, "the search has seeds of its own"
+    assert re.match(r"tta=book +3/10 \(2 failed\)", still)
+
+
+def test_the_labels_are_those_of_the_record(plan: Plan, tiny_words: tuple[str, ...]) -> None:
+    before = plan(tiny_words, "+trick=mixup")
+    found = as_recorded(plan(tiny_words, "mixup=beta"), before.comparison)
+    live = Live(found, console=PipeConsole(file=io.StringIO()))
+    live.round([job("mixup", 0)])
+    live.begun(job("mixup", 0))
+    folder = found.folders["mixup"][0].path
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n")
+    assert re.match(r"mixup +0/10 +open +seed 0, epoch 1/1", drawn(live, 100)[2])
 
 
 def test_a_narrow_terminal_is_no_error(pair: Planned) -> None:

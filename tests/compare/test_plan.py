@@ -3,11 +3,12 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from runner.compare.plan import Planned, lines
+from runner.compare.plan import Planned, as_recorded, lines
 from runner.compare.question import AGAIN, AGAIN_OFFSET
 from runner.errors import ConfigError
 from runner.report.sequential import design
@@ -45,6 +46,26 @@ def test_arms_that_share_a_training_cost_none(plan: Plan, tiny_words: tuple[str,
     said = text(found)
     assert "30 at most, 9 in the first round" in said
     assert "uses the trainings of mixup=beta" in said
+
+
+def test_a_recorded_question_keeps_its_labels_and_this_call_its_words(
+    plan: Plan, tiny_words: tuple[str, ...]
+) -> None:
+    before = plan(tiny_words, "+trick=mixup", "tta=book")
+    now = plan((*tiny_words, "data.num_workers=0"), "+trick=tta", "mixup=beta")
+    assert now.comparison.question == before.comparison.question
+    assert now.comparison.labels != before.comparison.labels
+    found = as_recorded(now, replace(before.comparison, name="recorded"))
+    assert found.comparison.name == "recorded"
+    assert found.comparison.labels == ("mixup", "tta=book")
+    assert [arm.words for arm in found.comparison.arms] == [("mixup=beta",), ("+trick=tta",)]
+    assert "data.num_workers=0" in found.comparison.base_words
+    assert [*found.folders] == ["base", "mixup", "tta=book"]
+    assert found.folders["mixup"][0].path == now.folders["mixup=beta"][0].path
+    assert found.folders["mixup"][0].path == before.folders["mixup"][0].path
+    assert found.shares("tta=book") == "base"
+    assert found.evaluations == before.evaluations
+    assert "1 mixup (mixup=beta)" in text(found)
 
 
 def test_the_folders_are_those_of_the_runs(plan: Plan, tiny_words: tuple[str, ...]) -> None:

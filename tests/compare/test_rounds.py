@@ -1,7 +1,7 @@
 """The rounds of a comparison, with jobs that write runs without training."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,8 @@ class FakeJobs:
             self.clock.now += self.seconds
             outcomes[number] = self.outcome(" ".join(words), outputs)
             on_end(number, outcomes[number])
-        return JobsResult(outcomes, SweepFolder.create(outputs, jobs), stopped)
+        is_late = deadline is not None and self.clock.now >= deadline
+        return JobsResult(outcomes, SweepFolder.create(outputs, jobs), stopped, is_late)
 
     def outcome(self, words: str, outputs: Path) -> Outcome:
         if (failure := self.fails(words)) is not None:
@@ -190,13 +191,14 @@ def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compare:
         outputs: Path = tmp_path,
         budget: float | None = None,
         live: Live | None = None,
+        folders: Mapping[str, Mapping[int, RunFolder]] | None = None,
     ) -> RoundsResult:
         monkeypatch.setattr(batches, "run_jobs", jobs)
         monkeypatch.setattr(batches, "time", jobs.clock)
         plan = plan or question()
         folder = ComparisonFolder(outputs / "comparisons" / plan.name)
         how = How(lambda config, words: {}, outputs, budget=budget)
-        return rounds.run(folder, plan, how, live or Seen())
+        return rounds.run(folder, plan, how, live or Seen(), folders)
 
     return run
 
@@ -249,7 +251,7 @@ def test_decided_arms_train_no_more_and_the_base_goes_on(compare: Compare, tmp_p
     by_batch = [
         [words.split()[-1] for words in batch if "mixup" in words] for batch in jobs.batches
     ]
-    assert by_batch[0] == ["seed=0", "seed=1", "seed=2"]
+    assert by_batch[:2] == [[], ["seed=0", "seed=1", "seed=2"]], "the base comes first"
     assert by_batch[-1] == [], "mixup is decided"
     assert len(jobs.trained) == len({*jobs.trained}) == result.answer.num_trainings
     assert jobs.batches[0][:3] == [f"data=folder seed={seed}" for seed in range(3)]
@@ -260,7 +262,7 @@ def test_decided_arms_train_no_more_and_the_base_goes_on(compare: Compare, tmp_p
     assert sorted(job.label for job in ended) == sorted(
         label for label, by_seed in runs.items() for _ in by_seed
     )
-    assert [what for what, _ in live.told].count("looked") == len(jobs.batches) + 1
+    assert [what for what, _ in live.told].count("looked") == len(jobs.batches)
     assert not result.failed
     result.raise_problem()
 
@@ -309,7 +311,7 @@ def test_killed_after_any_job_it_ends_with_the_same_files(
 def test_a_fixed_design_is_one_round(compare: Compare) -> None:
     jobs = FakeJobs()
     result = compare(jobs, question(is_fixed=True, max_seeds=4, looks=(4,)))
-    assert [len(batch) for batch in jobs.batches] == [12]
+    assert [len(batch) for batch in jobs.batches] == [4, 8]
     assert result.answer.is_ended
     assert [len(one.seeds) for one in result.answer.standings] == [4, 4]
 
@@ -335,6 +337,28 @@ def test_a_signal_stops_and_the_same_command_continues(compare: Compare, tmp_pat
     jobs.stops_after = None
     compare(jobs)
     assert len(jobs.trained) == len({*jobs.trained})
+    assert files_of(tmp_path) == files_of(tmp_path / "whole")
+
+
+def test_jobs_have_the_words_of_this_call_and_the_record_its_own(
+    compare: Compare, tmp_path: Path
+) -> None:
+    """The data has moved, say: the question is the same, but the words that find it are others."""
+    arms = replace(MIXUP, identity="m"), replace(SMOOTHING, identity="s")
+    before = question(*arms, base_words=("data=folder", "data.root=a"))
+    compare(FakeJobs(), before, outputs=tmp_path / "whole")
+    with pytest.raises(KilledError):
+        compare(FakeJobs(dies_after=4), before)
+    now = question(
+        replace(arms[0], words=("mixup=beta",)), arms[1],
+        base_words=("data=folder", "data.root=b", "threads=1"),
+    )  # fmt: skip
+    jobs = FakeJobs()
+    result = compare(jobs, now)
+    assert jobs.trained
+    assert all("data.root=b threads=1" in words for words in jobs.trained)
+    assert jobs.trained[0] == "data=folder data.root=b threads=1 mixup=beta seed=1"
+    assert result.answer.plan.base_words == before.base_words
     assert files_of(tmp_path) == files_of(tmp_path / "whole")
 
 
@@ -377,30 +401,67 @@ def test_a_base_that_always_diverges_is_an_error(compare: Compare, tmp_path: Pat
     def fails(words: str) -> Outcome | None:
         return None if "trick" in words else diverged()(words)
 
-    for _ in range(2):
+    for number in (3, 0):
+        jobs = FakeJobs(fails=fails)
         with pytest.raises(TrainingError, match="the baseline diverged with each of 3 seeds"):
-            compare(FakeJobs(fails=fails))
+            compare(jobs)
+        assert [words for batch in jobs.batches for words in batch] == [
+            f"data=folder seed={seed}" for seed in range(number)
+        ], "no arm trains"
     assert folder_in(tmp_path).answer() is None
 
 
-def test_a_seed_without_the_base_has_no_pair(compare: Compare) -> None:
+def test_no_arm_trains_before_the_base_has_a_run(compare: Compare, tmp_path: Path) -> None:
     def fails(words: str) -> Outcome | None:
-        return diverged()(words) if words == "data=folder seed=1" else None
+        return None if "trick" in words else broken()(words)
 
-    result = compare(FakeJobs(fails=fails))
-    for one in result.answer.standings:
-        assert 1 not in one.seeds
-        assert "not finite" in one.failed[1]
+    compare(FakeJobs(), outputs=tmp_path / "whole")
+    jobs = FakeJobs(fails=fails)
+    result = compare(jobs)
+    assert result.failed == {"base": {f"seed {seed}": "out of memory" for seed in range(3)}}
+    assert jobs.trained == []
+    with pytest.raises(SweepError, match="3 jobs failed"):
+        result.raise_problem()
+    compare(FakeJobs())
+    assert files_of(tmp_path) == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_a_seed_without_the_base_has_no_pair(compare: Compare, tmp_path: Path, seed: int) -> None:
+    """Seed 3 is of a later round, in which the base and the arms train at the same time."""
+
+    def fails(words: str) -> Outcome | None:
+        return diverged()(words) if words == f"data=folder seed={seed}" else None
+
+    jobs = FakeJobs(fails=fails)
+    result = compare(jobs, question(SMOOTHING), outputs=tmp_path / "whole")
+    (one,) = result.answer.standings
+    assert seed not in one.seeds
+    assert "not finite" in one.failed[seed]
     assert result.answer.is_ended
+    assert seed not in folder_in(tmp_path / "whole").runs()["smoothing"]
+    if seed == 1:
+        assert not any("trick" in words and "seed=1" in words for words in jobs.trained)
+
+    def kills(words: str) -> Outcome | None:
+        if "trick" in words and words.endswith("seed=3"):  # after the base's outcome is recorded
+            raise KilledError
+        return fails(words)
+
+    with pytest.raises(KilledError):
+        compare(FakeJobs(fails=kills), question(SMOOTHING))
+    compare(FakeJobs(fails=fails), question(SMOOTHING))
+    assert files_of(tmp_path) == files_of(tmp_path / "whole")
 
 
 def test_a_failure_that_may_pass_is_tried_again(compare: Compare, tmp_path: Path) -> None:
     compare(FakeJobs(), outputs=tmp_path / "whole")
     result = compare(FakeJobs(fails=broken("+trick=label_smoothing", "seed=1")))
-    assert result.failed == {"smoothing": {1: "out of memory"}}
+    assert result.failed == {"smoothing": {"seed 1": "out of memory"}}
     assert result.answer.standings[0].verdict == "helps", "the other arm is judged"
     assert folder_in(tmp_path).answer() is None, "it is not whole"
-    with pytest.raises(SweepError, match="smoothing, seed 1: out of memory") as error:
+    told = r"^1 job failed(.|\n)*smoothing, seed 1: out of memory"
+    with pytest.raises(SweepError, match=told) as error:
         result.raise_problem()
     assert error.value.exit_code == 6
     jobs = FakeJobs()
@@ -412,7 +473,7 @@ def test_a_failure_that_may_pass_is_tried_again(compare: Compare, tmp_path: Path
 
 def test_jobs_that_do_not_end_are_an_error_and_no_loop(compare: Compare) -> None:
     jobs = FakeJobs(fails=lambda words: Outcome("interrupted"))
-    with pytest.raises(SweepError, match="9 of 9 jobs did not end"):
+    with pytest.raises(SweepError, match="3 of 3 jobs did not end"):
         compare(jobs)
     assert len(jobs.batches) == 1
 
@@ -445,6 +506,35 @@ def test_an_arm_that_is_changed_meanwhile_is_refused(compare: Compare, tmp_path:
     assert 3 not in folder_in(tmp_path).runs()["smoothing"]
     compare(FakeJobs())
     assert files_of(tmp_path) == files_of(tmp_path / "whole")
+
+
+def folders_of(outputs: Path) -> dict[str, dict[int, RunFolder]]:
+    """The folders in which fake jobs of the base and of arms write."""
+    tricks = {"base": "", "mixup": "mixup", "smoothing": "label_smoothing"}
+    return {
+        label: {seed: RunFolder(outputs / f"run-{trick}-0.001-seed{seed}") for seed in range(6)}
+        for label, trick in tricks.items()
+    }
+
+
+def test_an_arm_that_is_changed_before_its_first_job_is_refused(
+    compare: Compare, tmp_path: Path
+) -> None:
+    """Its runs agree with one another, but not with the plan that the user saw."""
+
+    class Edited(FakeJobs):
+        """From the start, the words of the arm mean another learning rate."""
+
+        def outcome(self, words: str, outputs: Path) -> Outcome:
+            is_arm = "label_smoothing" in words
+            return super().outcome(f"optim.lr=3e-3 {words}" if is_arm else words, outputs)
+
+    folders = folders_of(tmp_path)
+    with pytest.raises(ConfigError, match="smoothing with seed 0 is not the planned one"):
+        compare(Edited(), folders=folders)
+    assert folder_in(tmp_path).runs()["smoothing"] == {}
+    result = compare(FakeJobs(), folders=folders)
+    assert result.answer.is_ended
 
 
 def test_a_full_disk_loses_nothing(
@@ -490,10 +580,38 @@ def test_no_round_begins_that_would_exceed_the_budget(compare: Compare, budget: 
     jobs = FakeJobs(seconds=10)
     result = compare(jobs, question(SMOOTHING), budget=budget)
     is_enough = budget == 80
-    assert len(jobs.batches) == (2 if is_enough else 1)
+    assert len(jobs.batches) == (3 if is_enough else 2)
     assert result.is_out_of_time is not is_enough
     assert result.answer.is_ended is is_enough
     assert [one.reason for one in result.answer.standings] == ["futile" if is_enough else "budget"]
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_runs_that_exist_take_none_of_the_budget(
+    compare: Compare, tmp_path: Path, is_known: bool
+) -> None:
+    """The trainings of the second round exist, and the budget would not do for them."""
+    compare(FakeJobs(), question(SMOOTHING))
+    remove(folder_in(tmp_path).path)
+    remove(tmp_path / "run--0.001-seed0")  # is trained again, which tells the time of a training
+    folders = folders_of(tmp_path) if is_known else None
+    jobs = FakeJobs(seconds=10)
+    result = compare(jobs, question(SMOOTHING), budget=61, folders=folders)
+    assert len(jobs.batches) == (3 if is_known else 2)
+    assert result.is_out_of_time
+
+
+def test_the_clock_that_stopped_the_jobs_says_that_time_is_up(compare: Compare) -> None:
+    class Early(FakeJobs):
+        """Their clock runs ahead of that of the rounds."""
+
+        def __call__(self, jobs: Any, *args: Any, **more: Any) -> JobsResult:
+            result = super().__call__(jobs, *args, **{**more, "deadline": self.clock.now})
+            return replace(result, is_out_of_time=True)
+
+    result = compare(Early(), budget=1000)
+    assert result.is_out_of_time
+    assert all(one.reason == "budget" for one in result.answer.standings)
 
 
 # ── The search for settings ────────────────────────────────────────────────────────────────────
@@ -507,7 +625,7 @@ def test_every_arm_gets_the_same_search_on_seeds_of_its_own(
 ) -> None:
     jobs = FakeJobs()
     result = compare(jobs, TUNED)
-    search, first = jobs.batches[0], jobs.batches[1]
+    search, first = jobs.batches[0], jobs.batches[1] + jobs.batches[2]
     assert len(search) == 3 * 3 * 2
     assert {words.split("seed=")[1] for words in search} == {"1000000", "1000001"}
     assert {words.split("seed=")[1] for words in first} == {"0", "1", "2"}
@@ -541,7 +659,7 @@ def test_an_arm_whose_search_always_diverges_ends_as_failed(compare: Compare) ->
     assert mixup.reason == "failed"
     assert tta.seeds == (0, 1, 2)
     assert result.answer.is_ended
-    assert not any("mixup" in words for words in jobs.batches[1])
+    assert not any("mixup" in words for batch in jobs.batches[1:] for words in batch)
     with pytest.raises(TrainingError, match="with every value of the search"):
         compare(FakeJobs(fails=diverged("data=folder")), replace(TUNED, name="other"))
 
@@ -554,6 +672,18 @@ def test_a_search_that_failed_is_tried_again(compare: Compare, tmp_path: Path) -
     assert folder_in(tmp_path).runs()["tta"], "another arm is compared"
     compare(FakeJobs(), TUNED)
     assert files_of(tmp_path) == files_of(tmp_path / "whole")
+
+
+def test_every_failed_job_of_the_search_is_named(compare: Compare) -> None:
+    result = compare(FakeJobs(fails=broken("+trick=mixup", "seed=1000001")), TUNED)
+    assert result.failed == {
+        "mixup": {
+            f"search optim.lr={lr}, seed 1000001": "out of memory"
+            for lr in ("1e-3", "2e-3", "4e-3")
+        }
+    }
+    with pytest.raises(SweepError, match="3 jobs failed"):
+        result.raise_problem()
 
 
 def test_a_base_whose_search_failed_is_compared_with_nothing(compare: Compare) -> None:

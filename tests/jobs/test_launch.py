@@ -198,6 +198,7 @@ def test_where_no_process_can_be_forked_jobs_are_quiet_too(
 def test_no_job_begins_after_the_deadline(tmp_path: Path, launcher: tuple[str, ...]) -> None:
     done, told = run(tmp_path, 0, 1, launcher=launcher, deadline=time.monotonic() - 1)
     assert [one.status for one in done.outcomes] == ["pending"] * 2
+    assert done.is_out_of_time
     assert done.stopped_by is None
     assert told == []
     assert not (tmp_path / "begun").exists()
@@ -216,6 +217,7 @@ def test_a_job_that_runs_at_the_deadline_ends(tmp_path: Path) -> None:
         on_end=lambda number, outcome: ended.append(time.monotonic()), deadline=deadline,
     )  # fmt: skip
     assert [one.status for one in done.outcomes] == ["finished", "pending"]
+    assert done.is_out_of_time
     assert len(ended) == 1
 
 
