@@ -43,7 +43,6 @@ class Batches:
     Attributes:
         stopped_by: the signal that stopped the jobs; None if there was none.
         is_out_of_time: whether the budget is used up, or too small for a batch.
-        num_reused: number of jobs whose result existed already.
         log: folder with the logs of the last batch; None before the first.
     """
 
@@ -55,7 +54,6 @@ class Batches:
         self._elapsed = 0.0
         self.stopped_by: int | None = None
         self.is_out_of_time = False
-        self.num_reused = 0
         self.log: Path | None = None
 
     def run(self, jobs: Sequence[Job], record: Callable[[Job, PairedRun], None]) -> bool:
@@ -121,9 +119,7 @@ class Batches:
         )
 
     def _measure(self, job: Job, outcome: Outcome) -> None:
-        if outcome.status == "skipped":
-            self.num_reused += 1
-        elif outcome.status in ("finished", "evaluated"):
+        if outcome.status in ("finished", "evaluated"):
             self._seconds[job.label].append(outcome.seconds)
 
     def _expected(self, jobs: Sequence[Job]) -> float:
@@ -208,5 +204,6 @@ def _paired(outcome: Outcome) -> PairedRun | None:
     if outcome.is_good and outcome.folder is not None:
         return PairedRun(Path(outcome.folder).name, outcome.evaluation)
     if outcome.is_failed:
-        return PairedRun(None, None, outcome.error or outcome.status, outcome.is_diverged)
+        folder = Path(outcome.folder).name if outcome.folder is not None else ""
+        return PairedRun(None, None, outcome.error or outcome.status, outcome.is_diverged, folder)
     return None

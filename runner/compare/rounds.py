@@ -6,7 +6,7 @@ replays every look.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.compare import tuning
@@ -37,7 +37,6 @@ class RoundsResult:
         failed: why jobs failed that the same command tries again, by label and by seed.
         stopped_by: the signal that stopped the rounds; None if there was none.
         is_out_of_time: whether the budget ended the rounds.
-        num_reused: number of jobs whose result existed before, in this call.
         log: folder with the logs of the last jobs; None if no job ran.
     """
 
@@ -45,7 +44,6 @@ class RoundsResult:
     failed: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     stopped_by: int | None = None
     is_out_of_time: bool = False
-    num_reused: int = 0
     log: Path | None = None
 
     def raise_problem(self) -> None:
@@ -113,7 +111,8 @@ class _Rounds:
         self._live.looked(answer)
         self._require_base()
         if self._search.is_ended and BASE not in self._search.failed:
-            while not answer.is_ended and self._batches.run(self._missing(answer), self._record):
+            # A job that failed is tried again by the next call, not by this one.
+            while answer.has_open_arms and self._batches.run(self._missing(answer), self._record):
                 self._require_base()
                 answer = self._judged()
                 self._live.looked(answer)
@@ -129,7 +128,6 @@ class _Rounds:
             failed,
             self._batches.stopped_by,
             self._batches.is_out_of_time,
-            self._batches.num_reused,
             self._batches.log,
         )
 
@@ -172,39 +170,20 @@ class _Rounds:
         return {label: one.chosen for label, one in self._search.tuned.items()}
 
     def _judged(self) -> ComparisonAnswer:
-        """Where the arms stand; an arm without settings has failed with every seed."""
-        lost = self._without_settings()
-        runs = {
-            label: {seed: PairedRun(None, None, lost[label], True) for seed in self._plan.seeds}
-            if label in lost
-            else by_seed
-            for label, by_seed in self._runs.items()
-        }
-        answer = standings(self._plan, runs, self._how.outputs, self._book, self._chosen)
-        searched = [
-            run
-            for one in self._search.tuned.values()
-            for by_seed in one.runs.values()
-            for run in by_seed.values()
-        ]
-        return replace(
-            answer,
-            num_trainings=answer.num_trainings
-            - len(lost) * self._plan.max_seeds
-            + len({run.run for run in searched if run.run is not None})
-            + sum(run.run is None for run in searched),
-            num_evaluations=answer.num_evaluations
-            + len({(one.run, one.evaluation) for one in searched if one.evaluation is not None}),
+        """Where the arms stand."""
+        return standings(
+            self._plan,
+            self._runs,
+            self._how.outputs,
+            self._book,
+            self._search.tuned,
+            self._search.failed,
         )
 
-    def _without_settings(self) -> dict[str, str]:
-        """Why arms have no settings to train with, by label."""
-        found = {
-            label: "every value of the search diverged"
-            for label, one in self._search.tuned.items()
-            if not one.chosen
-        }
-        return found | dict.fromkeys(self._search.failed, "its search for settings failed")
+    def _without_settings(self) -> set[str]:
+        """Labels of arms that have no settings to train with."""
+        lost = {label for label, one in self._search.tuned.items() if not one.chosen}
+        return lost | self._search.failed.keys()
 
     def _require_base(self) -> None:
         """Raise TrainingError if no pair is possible, because the base always diverged."""
@@ -223,11 +202,7 @@ class _Rounds:
 
     def _failed(self) -> dict[str, dict[int, str]]:
         found = {
-            label: {
-                seed: run.failed
-                for seed, run in sorted(by_seed.items())
-                if run.run is None and not run.is_diverged
-            }
+            label: {seed: run.failed for seed, run in sorted(by_seed.items()) if run.is_tried_again}
             for label, by_seed in self._runs.items()
         }
         for label, by_seed in self._search.failed.items():

@@ -53,11 +53,16 @@ def seeds(plan: ComparisonPlan) -> range:
     return range(first, first + NUM_SEEDS)
 
 
+def searched(plan: ComparisonPlan) -> list[str]:
+    """The labels of the base and of the arms that search; the base again takes its choice."""
+    return [BASE, *(arm.label for arm in plan.arms if arm.words)]
+
+
 def jobs(plan: ComparisonPlan) -> list[tuple[tuple[str, ...], Job]]:
     """The jobs of the search, each with the words that it tries."""
     return [
         (words, job_of(plan, label, seed, words, is_tuning=True))
-        for label in (BASE, *plan.labels)
+        for label in searched(plan)
         for words in combinations(plan)
         for seed in seeds(plan)
     ]
@@ -67,6 +72,9 @@ def search(
     folder: ComparisonFolder, plan: ComparisonPlan, outputs: Path, batches: Batches
 ) -> Search:
     """Search the settings of the base and of every arm, unless the folder has them.
+
+    The base again under other seeds (A/A) has the settings of the base: with a search of its own it
+    might train with others, and a true difference would look like a false alarm.
 
     A search whose jobs failed for another reason than divergence has not ended; the same command
     runs these jobs again. A combination that diverged loses.
@@ -86,16 +94,19 @@ def search(
         return Search(is_ended=False)
     failed: dict[str, dict[int, str]] = {}
     for job, run in found.items():
-        if run.run is None and not run.is_diverged:
+        if run.is_tried_again:
             failed.setdefault(job.label, {})[job.seed] = run.failed
     tuned: dict[str, Tuned] = {}
-    for label in (BASE, *plan.labels):
+    for label in searched(plan):
         if label not in failed:
             runs: dict[tuple[str, ...], dict[int, PairedRun]] = {}
             for words, job in planned:
                 if job.label == label:
                     runs.setdefault(words, {})[job.seed] = found[job]
             tuned[label] = Tuned(_best(outputs, runs), runs)
+    if BASE in tuned:
+        again = {arm.label for arm in plan.arms if not arm.words}
+        tuned |= dict.fromkeys(again, Tuned(tuned[BASE].chosen))
     if not failed:
         folder.write_tuning(tuned)
     return Search(tuned, failed)

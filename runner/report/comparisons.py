@@ -8,7 +8,7 @@ has the same answer as one that was not.
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -26,6 +26,7 @@ from runner.records.comparison_folder import (
     ComparisonFolder,
     ComparisonPlan,
     PairedRun,
+    Tuned,
     plan_content,
     plan_of,
 )
@@ -142,7 +143,8 @@ class ComparisonAnswer:
             also ``seconds``.
         standings: the arms in the order of the plan.
         looks: the arms at each look that is complete.
-        is_ended: whether no arm needs more seeds.
+        is_ended: whether no arm needs more seeds, and no job failed that the same command tries
+            again.
         num_trainings: number of trainings, with the failed ones; arms that share one count it once.
         num_evaluations: number of evaluations with TTA.
         notes: what to bear in mind, a sentence each.
@@ -161,13 +163,19 @@ class ComparisonAnswer:
     num_evaluations: int
     notes: tuple[str, ...]
 
+    @property
+    def has_open_arms(self) -> bool:
+        """Whether an arm needs more seeds."""
+        return any(one.is_open for one in self.standings)
+
 
 def standings(
     plan: ComparisonPlan,
     runs: Mapping[str, Mapping[int, PairedRun]],
     outputs: Path,
     book: ScoreBook,
-    chosen: Mapping[str, tuple[str, ...]] | None = None,
+    searched: Mapping[str, Tuned] | None = None,
+    failed_searches: Collection[str] = (),
 ) -> ComparisonAnswer:
     """Judge the arms of a comparison by the runs that there are.
 
@@ -179,19 +187,23 @@ def standings(
         runs: the runs of the base and of each arm, by label and seed of the pair.
         outputs: the folder of the runs.
         book: the scores of the runs.
-        chosen: words that a search for settings chose, by label.
+        searched: the search for settings of the base and of each arm that has ended, by label.
+        failed_searches: labels of arms whose search failed, and is tried again.
 
     Raises:
         ArtefactError: a run is missing, damaged, or is not the run of its place; or the looks of
             the plan are not those of this program.
     """
-    chosen = chosen or {}
-    paired = _Paired(plan, _with_lost(plan, runs, chosen), outputs, book)
+    searched = searched or {}
+    chosen = {label: one.chosen for label, one in searched.items()}
+    paired = _Paired(plan, _with_lost(plan, runs, chosen, failed_searches), outputs, book)
     now = _fixed(paired) if plan.is_fixed else _sequential(paired)
     found = tuple(_standing(paired, arm, now, chosen.get(arm.label, ())) for arm in plan.arms)
     base_seeds = tuple(seed for seed in plan.seeds if paired.has_run(BASE, seed))
     base_runs = [paired.run(BASE, seed) for seed in base_seeds]
-    everything = [one for by_seed in runs.values() for one in by_seed.values()]
+    compared = [one for by_seed in runs.values() for one in by_seed.values()]
+    tried = (by_seed for one in searched.values() for by_seed in one.runs.values())
+    everything = [*compared, *(one for by_seed in tried for one in by_seed.values())]
     trained = {one.run for one in everything if one.run is not None}
     evaluated = {(one.run, one.evaluation) for one in everything if one.evaluation is not None}
     base_failed = {seed: one.failed for seed, one in sorted(runs[BASE].items()) if one.run is None}
@@ -207,10 +219,16 @@ def standings(
         },
         standings=found,
         looks=tuple(now.rows),
-        is_ended=not any(one.is_open for one in found),
+        is_ended=not (
+            failed_searches
+            or any(one.is_open for one in found)
+            or any(one.is_tried_again for one in compared)
+        ),
         num_trainings=len(trained) + sum(one.run is None for one in everything),
         num_evaluations=len(evaluated),
-        notes=tuple(_notes(plan, found, base_failed, chosen)),
+        notes=tuple(
+            _notes(plan, found, base_failed, chosen, sum(one.is_tried_again for one in compared))
+        ),
     )
 
 
@@ -218,12 +236,15 @@ def _with_lost(
     plan: ComparisonPlan,
     runs: Mapping[str, Mapping[int, PairedRun]],
     chosen: Mapping[str, tuple[str, ...]],
+    failed_searches: Collection[str],
 ) -> dict[str, Mapping[int, PairedRun]]:
     """The runs, in which an arm whose search for settings chose none has failed with every seed."""
-    lost = PairedRun(None, None, _NO_SETTINGS, is_diverged=True)
-    is_lost = {label for label, words in chosen.items() if plan.tune and not words}
+    lost = {label: _NO_SETTINGS for label, words in chosen.items() if plan.tune and not words}
+    lost |= dict.fromkeys(failed_searches, "its search for settings failed")
     return {
-        label: dict.fromkeys(plan.seeds, lost) if label in is_lost else by_seed
+        label: dict.fromkeys(plan.seeds, PairedRun(None, None, lost[label], is_diverged=True))
+        if label in lost
+        else by_seed
         for label, by_seed in runs.items()
     }
 
@@ -356,7 +377,7 @@ def _walk(
 
 def _foreign(run: FinishedRun, label: str, seed: int, why: str) -> ArtefactError:
     return ArtefactError(
-        f"not the run of {label} with seed {seed}: {why}",
+        f"not the run of {BASELINE if label == BASE else label} with seed {seed}: {why}",
         where=str(run.path),
         fix=f"mv {run.name} ELSEWHERE; the same command trains it again",
     )
@@ -541,7 +562,7 @@ def _price(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> dict[s
     return {key: value for key, value in found.items() if np.isfinite(value)}
 
 
-def _counted(
+def counted_runs(
     answer: ComparisonAnswer, runs: Mapping[str, Mapping[int, PairedRun]], outputs: Path
 ) -> dict[tuple[str, int], FinishedRun]:
     """The runs behind an answer that can be read, by label and seed; those of the base first."""
@@ -556,7 +577,7 @@ def _counted(
 
 
 def timed(
-    answer: ComparisonAnswer, runs: Mapping[str, Mapping[int, PairedRun]], outputs: Path
+    answer: ComparisonAnswer, known: Mapping[tuple[str, int], FinishedRun]
 ) -> ComparisonAnswer:
     """The same answer with the seconds of its trainings, which differ each time they are run.
 
@@ -565,10 +586,8 @@ def timed(
 
     Args:
         answer: an answer of :func:`standings`, or of an earlier one from its record.
-        runs: the runs of the base and of each arm, as for :func:`standings`.
-        outputs: the folder of the runs.
+        known: its runs, of :func:`counted_runs`.
     """
-    known = _counted(answer, runs, outputs)
     seconds = [run.budget["seconds"] for (label, _), run in known.items() if label == BASE]
     price = {"seconds": float(np.median(seconds))} if seconds else {}
 
@@ -596,7 +615,13 @@ def _notes(
     found: Sequence[Standing],
     base_failed: Mapping[int, str],
     chosen: Mapping[str, tuple[str, ...]],
+    num_tried_again: int,
 ) -> Iterator[str]:
+    if num_tried_again:
+        yield (
+            f"{num_tried_again} training{'s' * (num_tried_again > 1)} failed without diverging: "
+            "the same command tries again, and the answer can change"
+        )
     for arm in plan.arms:
         if not arm.words:
             yield (
@@ -615,11 +640,15 @@ def _notes(
             f"every arm and the baseline had the same search for {keys}, on seeds of its own that "
             "no verdict uses"
         )
+        for arm in plan.arms:
+            if not arm.words:
+                yield f"{arm.label} has no search of its own: it has the settings of the baseline"
         if any(chosen.values()):
             sides = {BASELINE: chosen.get(BASE, ()), **{one.label: one.chosen for one in found}}
             told = (f"{name}: {shlex.join(words) or 'none'}" for name, words in sides.items())
             yield f"chosen by the search: {'; '.join(told)}"
-    if sum(one.verdict == "helps" for one in found) > 0 and len(found) > 1:
+    changes = [one for one in found if one.words]  # a control is no candidate for the best arm
+    if len(changes) > 1 and any(one.verdict == "helps" for one in changes):
         yield (
             "the verdicts allow for the number of arms; the size of the best one does not: chosen "
             "on the same images, it is probably overstated"
@@ -640,23 +669,26 @@ class FoundComparisons:
 
     Attributes:
         answers: their answers, or their states so far.
-        members: the runs that belong to a comparison: path of the run, and evaluation.
+        members: the runs that belong to a comparison, path of the run and evaluation, each with the
+            name of the comparison.
+        failed: paths of the trainings of comparisons that failed.
         damaged: comparisons that cannot be read, with the reasons.
         groups: for each of ``answers``, its runs; None where one can no longer be read.
     """
 
     answers: tuple[ComparisonAnswer, ...] = ()
-    members: frozenset[tuple[Path, str | None]] = frozenset()
+    members: Mapping[tuple[Path, str | None], str] = field(default_factory=dict)
+    failed: frozenset[Path] = frozenset()
     damaged: tuple[Unranked, ...] = ()
     groups: tuple[RunGroup | None, ...] = ()
 
-    def holds(self, run: FinishedRun, view: str) -> bool:
-        """Whether a view of a run belongs to a comparison.
+    def holder(self, run: FinishedRun, view: str) -> str | None:
+        """The name of a comparison that a view of a run belongs to; None if there is none.
 
         The plain view of a training belongs to it also where the comparison is of views with TTA.
         """
         evaluation = run.evaluation if view == "tta" else None
-        return (run.path, evaluation) in self.members
+        return self.members.get((run.path, evaluation))
 
 
 def find_comparisons(places: Iterable[Path], book: ScoreBook) -> FoundComparisons:
@@ -666,7 +698,8 @@ def find_comparisons(places: Iterable[Path], book: ScoreBook) -> FoundComparison
     among ``members`` in any case: a verdict of a fixed design would be wrong for them.
     """
     answers: list[ComparisonAnswer] = []
-    members: set[tuple[Path, str | None]] = set()
+    members: dict[tuple[Path, str | None], str] = {}
+    failed: set[Path] = set()
     damaged: list[Unranked] = []
     groups: list[RunGroup | None] = []
     known: dict[Path, None] = {}
@@ -677,30 +710,34 @@ def find_comparisons(places: Iterable[Path], book: ScoreBook) -> FoundComparison
         folder, outputs = ComparisonFolder(path), path.parent.parent
         try:
             runs = folder.runs()
-            members |= _members(runs, outputs)
-            for one in (folder.tuning() or {}).values():
-                for by_seed in one.runs.values():
-                    members |= _members({BASE: by_seed}, outputs)
+            jobs = [one for by_seed in runs.values() for one in by_seed.values()]
+            _add_members(members, failed, jobs, folder)
+            searched = folder.tuning() or {}
+            tried = (by_seed for one in searched.values() for by_seed in one.runs.values())
+            jobs = [one for by_seed in tried for one in by_seed.values()]
+            _add_members(members, failed, jobs, folder)
             content = folder.answer()
             if content is not None:
                 found = from_json(content)
             else:
-                found = standings(folder.plan(), runs, outputs, book, folder.chosen())
-            answers.append(timed(found, runs, outputs))
-            groups.append(compared_runs(found, runs, outputs))
+                found = standings(folder.plan(), runs, outputs, book, searched)
+            counted = counted_runs(found, runs, outputs)
+            answers.append(timed(found, counted))
+            groups.append(compared_runs(found, counted))
         except ArtefactError as error:
             damaged.append(Unranked(f"comparison {path.name}", "unreadable", error.what))
-    return FoundComparisons(tuple(answers), frozenset(members), tuple(damaged), tuple(groups))
+    return FoundComparisons(
+        tuple(answers), members, frozenset(failed), tuple(damaged), tuple(groups)
+    )
 
 
 def compared_runs(
-    answer: ComparisonAnswer, runs: Mapping[str, Mapping[int, PairedRun]], outputs: Path
+    answer: ComparisonAnswer, known: Mapping[tuple[str, int], FinishedRun]
 ) -> RunGroup | None:
-    """The runs that count in an answer, for the details of the page; the baseline is first.
+    """The runs of :func:`counted_runs`, for the details of the page; the baseline is first.
 
     None if there is no run, or one can no longer be read.
     """
-    known = _counted(answer, runs, outputs)
     sides = [(BASE, answer.base_seeds), *((one.label, one.seeds) for one in answer.standings)]
     arms = []
     for label, seeds in sides:
@@ -714,17 +751,19 @@ def compared_runs(
     return RunGroup({}, arms, trick_factors()) if arms else None
 
 
-def _members(
-    runs: Mapping[str, Mapping[int, PairedRun]], outputs: Path
-) -> set[tuple[Path, str | None]]:
-    """Each run of a comparison as it is compared, and its plain view."""
-    return {
-        (outputs / one.run, evaluation)
-        for by_seed in runs.values()
-        for one in by_seed.values()
-        if one.run is not None
-        for evaluation in (None, one.evaluation)
-    }
+def _add_members(
+    members: dict[tuple[Path, str | None], str],
+    failed: set[Path],
+    jobs: Iterable[PairedRun],
+    folder: ComparisonFolder,
+) -> None:
+    """Note each run of a comparison as it is compared, its plain view, and what failed."""
+    for one in jobs:
+        if one.run is not None:
+            for evaluation in (None, one.evaluation):
+                members.setdefault((folder.outputs / one.run, evaluation), folder.name)
+        elif one.folder:
+            failed.add(folder.outputs / one.folder)
 
 
 # ── In words ───────────────────────────────────────────────────────────────────────────────────
@@ -777,7 +816,7 @@ def _undecided(one: Standing, n: str) -> str:
         return f"{line}; stopped early, because another {others} would probably not decide it"
     if one.max_seeds < FEWEST_SEEDS:
         return f"{line}: a verdict takes at least {FEWEST_SEEDS} seeds"
-    return f"{line}: more seeds than {one.max_seeds} would be needed"
+    return f"{line}: {one.max_seeds} seeds do not decide it"
 
 
 def _failures(one: Standing) -> str:

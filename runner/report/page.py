@@ -114,6 +114,7 @@ def page(found: Answer) -> str:
     return environment.get_template("page.html").render(
         sections=sections,
         comparisons=compared,
+        is_sequential=any(not one.plan.is_fixed for one in found.comparisons),
         heading=titles[0] if titles else "no finished runs",
         line=verdict_line,
         series=[
