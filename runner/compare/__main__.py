@@ -183,7 +183,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     folder, result = _ended_or_run(asked_of(arguments), is_plan=arguments.plan, is_read=is_read)
     if arguments.plan:
         return 0
-    from runner.report.comparisons import counted_runs, from_json, timed
+    from runner.report.comparison_json import from_json
+    from runner.report.comparisons import counted_runs, timed
 
     runs = folder.runs()
     answer = from_json(folder.answer() or {}) if result is None else result.answer
@@ -306,7 +307,7 @@ def exit_code(answer: "ComparisonAnswer") -> int:
 
 
 def _json(answer: "ComparisonAnswer") -> str:
-    from runner.report.comparisons import to_json
+    from runner.report.comparison_json import to_json
 
     return json.dumps(to_json(answer), indent=2, allow_nan=False) + "\n"
 

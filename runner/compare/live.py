@@ -26,7 +26,8 @@ from runner.jobs.launch import Outcome
 from runner.machine import fields
 from runner.records import evaluations
 from runner.records.run_folder import RunFolder
-from runner.report.comparisons import ComparisonAnswer, Standing, verdict_line
+from runner.report.comparison_words import verdict_line
+from runner.report.comparisons import ComparisonAnswer, Standing
 from runner.terminal.console import PipeConsole, legible, printable
 from runner.terminal.display import duration
 

@@ -16,13 +16,8 @@ from runner.compare.question import Job
 from runner.errors import ConfigError, SweepError, TrainingError
 from runner.machine.signals import Interrupted
 from runner.records.comparison_folder import BASE, ComparisonFolder, ComparisonPlan, PairedRun
-from runner.report.comparisons import (
-    ComparisonAnswer,
-    from_json,
-    out_of_budget,
-    standings,
-    to_json,
-)
+from runner.report.comparison_json import from_json, to_json
+from runner.report.comparisons import ComparisonAnswer, out_of_budget, standings
 from runner.report.scores import ScoreBook
 
 Runs = dict[str, dict[int, PairedRun]]

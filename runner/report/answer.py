@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from runner.errors import ArtefactError, ConfigError
-from runner.report.comparisons import ComparisonAnswer, FoundComparisons
+from runner.report.comparisons import ComparisonAnswer
 from runner.report.factors import (
     ALL,
     Factors,
@@ -17,6 +17,7 @@ from runner.report.factors import (
     differing_keys,
     looks_of,
 )
+from runner.report.found_comparisons import FoundComparisons
 from runner.report.groups import Arm, RunGroup, assign_failed, group_runs, trick_label
 from runner.report.measures import (
     PRICES,

@@ -21,7 +21,8 @@ from runner import __version__
 from runner.errors import ArtefactError
 from runner.report import comparison_text, figures, measures, text
 from runner.report.answer import Answer, GroupAnswer
-from runner.report.comparisons import BASELINE, ComparisonAnswer, verdict_line
+from runner.report.comparison_words import verdict_line
+from runner.report.comparisons import BASELINE, ComparisonAnswer
 from runner.report.curves import AXES, curve, leads
 from runner.report.details import Confused, Confusion, GroupDetails, find_codes, find_series
 from runner.report.groups import Arm, RunGroup

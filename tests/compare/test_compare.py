@@ -11,7 +11,7 @@ import pytest
 from small import Command
 
 from runner.compare import __main__ as compare
-from runner.report.comparisons import from_json
+from runner.report.comparison_json import from_json
 
 MODULE = "runner.compare"
 

@@ -18,7 +18,8 @@ from runner.compare.live import Live
 from runner.compare.plan import Planned
 from runner.compare.question import BASE, Job
 from runner.jobs.launch import Outcome
-from runner.report.comparisons import ComparisonAnswer, Standing, verdict_line
+from runner.report.comparison_words import verdict_line
+from runner.report.comparisons import ComparisonAnswer, Standing
 from runner.report.measures import Mean
 from runner.terminal.console import PipeConsole
 

@@ -22,22 +22,21 @@ from runner.records.comparison_folder import BASE, ComparisonFolder, PairedRun, 
 from runner.report import __main__ as report_main
 from runner.report import comparisons, text
 from runner.report.answer import Answer, answer
+from runner.report.comparison_json import from_json, to_json
 from runner.report.comparison_text import comparison_parts
+from runner.report.comparison_words import verdict_line
 from runner.report.comparisons import (
     ComparisonAnswer,
     Standing,
     compared_runs,
     counted_runs,
-    find_comparisons,
-    from_json,
     out_of_budget,
     standings,
     timed,
-    to_json,
-    verdict_line,
 )
 from runner.report.family import judged
 from runner.report.forest import Forest
+from runner.report.found_comparisons import find_comparisons
 from runner.report.page import page
 from runner.report.runs import find_runs, read_run
 from runner.report.scores import ScoreBook
