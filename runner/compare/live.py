@@ -144,7 +144,7 @@ class Live:
             for one in answer.standings:
                 self._done[one.label] |= {*one.seeds}
         is_first = not any(one.seeds for one in answer.standings)
-        if self._table is not None or is_first or answer.is_ended:  # its end is printed as a whole
+        if self._table is not None or is_first or not answer.has_open_arms:  # printed whole
             return
         for one in answer.standings:
             self.line(f"  {legible(verdict_line(one, answer.plan.margin))}")
