@@ -24,7 +24,7 @@ from runner.config.words import nearest
 from runner.errors import ConfigError
 from runner.machine.files import require_writable
 from runner.machine.processes import from_environment
-from runner.records.comparison_folder import ComparisonFolder, PairedRun, Place, place
+from runner.records.comparison_folder import ComparisonFolder, Place, place
 from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
 from runner.terminal.console import TABLE_WIDTH, PipeConsole, printable, table_console
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from runner.compare.question import Question
     from runner.compare.rounds import RoundsResult
     from runner.report.comparisons import ComparisonAnswer
+    from runner.report.runs import FinishedRun
 
 HELPS, NONE_HELPS, CANNOT_TELL = 0, 10, 11
 """Exit codes of ``--exit-code``."""
@@ -66,6 +67,7 @@ The number of seeds, the arms and the margin are fixed before the first training
 afterwards is a new comparison, which needs --name and uses the runs that exist.
 
 With --exit-code: 0 an arm helps; 10 none helps (no difference, or it hurts); 11 cannot tell.
+The control (--try '') counts only if there is no other arm.
 
 """
     + EXIT_CODES
@@ -185,13 +187,15 @@ def _compare(arguments: argparse.Namespace) -> int:
     folder, result = _ended_or_run(asked_of(arguments), is_plan=arguments.plan, is_read=is_read)
     if arguments.plan:
         return 0
-    from runner.report.comparisons import from_json, timed
+    from runner.report.comparison_json import from_json
+    from runner.report.comparisons import counted_runs, timed
 
     runs = folder.runs()
     answer = from_json(folder.answer() or {}) if result is None else result.answer
-    answer = timed(answer, runs, folder.outputs)
+    known = counted_runs(answer, runs, folder.outputs)
+    answer = timed(answer, known)
     contents: dict[str, Callable[[], str]] = {
-        "html": lambda: _page(answer, runs, folder.outputs),
+        "html": lambda: _page(answer, known),
         "json": lambda: _json(answer),
     }
     is_seen = answer.is_ended or any(one.seeds for one in answer.standings)
@@ -228,6 +232,8 @@ def _ended_or_run(
         planned = plans.planned(asked, display)
         found = place(asked.outputs, planned.comparison, asked.name)
         planned = plans.as_recorded(planned, found.plan)
+        for note in found.notes:
+            print(note, file=sys.stderr)
         is_ended = found.folder.answer() is not None
         if is_plan or not is_ended:
             _check_code(asked)
@@ -295,27 +301,27 @@ def exit_code(answer: "ComparisonAnswer") -> int:
     """What ``--exit-code`` says of an answer.
 
     Returns:
-        0 if an arm helps; 10 if none does, and no arm can still turn out to; else 11.
+        0 if an arm helps; 10 if none does, and no arm can still turn out to; else 11. The base
+        again under other seeds is no such arm, unless there is no other.
     """
-    verdicts = {one.verdict for one in answer.standings}
+    changes = [one for one in answer.standings if one.words]
+    verdicts = {one.verdict for one in changes or answer.standings}
     if "helps" in verdicts:
         return HELPS
     return NONE_HELPS if verdicts <= {"hurts", "no difference"} else CANNOT_TELL
 
 
 def _json(answer: "ComparisonAnswer") -> str:
-    from runner.report.comparisons import to_json
+    from runner.report.comparison_json import to_json
 
     return json.dumps(to_json(answer), indent=2, allow_nan=False) + "\n"
 
 
-def _page(
-    answer: "ComparisonAnswer", runs: Mapping[str, Mapping[int, PairedRun]], outputs: Path
-) -> str:
+def _page(answer: "ComparisonAnswer", known: "Mapping[tuple[str, int], FinishedRun]") -> str:
     from runner.report.comparisons import compared_runs
     from runner.report.page import comparison_page  # imports matplotlib, which takes a second
 
-    return comparison_page(answer, compared_runs(answer, runs, outputs))
+    return comparison_page(answer, compared_runs(answer, known))
 
 
 def _print(answer: "ComparisonAnswer", console: PipeConsole) -> None:

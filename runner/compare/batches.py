@@ -50,7 +50,6 @@ class Batches:
     Attributes:
         stopped_by: the signal that stopped the jobs; None if there was none.
         is_out_of_time: whether the budget is used up, or too small for a round.
-        num_reused: number of jobs whose result existed already.
         log: folder with the logs of the last batch; None before the first.
     """
 
@@ -65,7 +64,6 @@ class Batches:
         self._elapsed = 0.0
         self.stopped_by: int | None = None
         self.is_out_of_time = False
-        self.num_reused = 0
         self.log: Path | None = None
 
     def may_begin(self, jobs: Sequence[Job]) -> bool:
@@ -133,9 +131,7 @@ class Batches:
         )
 
     def _measure(self, job: Job, outcome: Outcome) -> None:
-        if outcome.status == "skipped":
-            self.num_reused += 1
-        elif outcome.status == "finished":
+        if outcome.status == "finished":
             self._seconds[job.label].append(outcome.seconds)
 
     def _expected(self, jobs: Sequence[Job]) -> float:
@@ -248,5 +244,6 @@ def _paired(outcome: Outcome) -> PairedRun | None:
     if outcome.is_good and outcome.folder is not None:
         return PairedRun(Path(outcome.folder).name, outcome.evaluation)
     if outcome.is_failed:
-        return PairedRun(None, None, outcome.error or outcome.status, outcome.is_diverged)
+        folder = Path(outcome.folder).name if outcome.folder is not None else ""
+        return PairedRun(None, None, outcome.error or outcome.status, outcome.is_diverged, folder)
     return None

@@ -27,7 +27,8 @@ from runner.machine import fields
 from runner.records import evaluations
 from runner.records.comparison_folder import BASE
 from runner.records.run_folder import RunFolder
-from runner.report.comparisons import ComparisonAnswer, Standing, verdict_line
+from runner.report.comparison_words import verdict_line
+from runner.report.comparisons import ComparisonAnswer, Standing
 from runner.terminal.console import PipeConsole, legible, printable
 from runner.terminal.display import duration
 
@@ -147,7 +148,7 @@ class Live:
             self._done[BASE] |= {*answer.base_seeds}
             self._failed[BASE] |= {*answer.base_failed}
         is_first = not any(one.seeds for one in answer.standings)
-        if self._table is not None or is_first or answer.is_ended:  # its end is printed as a whole
+        if self._table is not None or is_first or not answer.has_open_arms:  # printed whole
             return
         for one in answer.standings:
             self.line(f"  {legible(verdict_line(one, answer.plan.margin))}")

@@ -290,10 +290,12 @@ def _trainings(plan: Planned) -> str:
 
 def num_searched(plan: Planned) -> int:
     """The number of trainings of the search for values, at most."""
-    from runner.compare.tuning import NUM_SEEDS  # whose rounds know this plan
+    from runner.compare.tuning import NUM_SEEDS, searched  # whose rounds know this plan
 
     combinations = math.prod(len(values) for _, values in plan.comparison.tune)
-    return len(plan.trainings(1)) * combinations * NUM_SEEDS if plan.comparison.tune else 0
+    first = (next(iter(plan.folders[label].values())) for label in searched(plan.comparison))
+    num_searches = len({folder.path for folder in first})
+    return num_searches * combinations * NUM_SEEDS if plan.comparison.tune else 0
 
 
 def is_finished(folder: RunFolder) -> bool:
@@ -370,10 +372,10 @@ def _provable(comparison: ComparisonPlan) -> str:
     if found.provable_margin <= comparison.margin:
         return (
             f"that there is no difference larger than {100 * comparison.margin:g} points "
-            f"(--margin); the smallest possible is about {smallest}"
+            f"(--margin); the smallest margin that is provable with 80 % is about {smallest}"
         )
     return (
-        f"no difference larger than {smallest} points at best, so probably no arm ends as "
+        f"no difference larger than {smallest} points with 80 %, so probably no arm ends as "
         f"“no difference larger than {100 * comparison.margin:g}”: more validation images or "
         f"--margin {smallest} would allow it"
     )

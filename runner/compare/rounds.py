@@ -6,7 +6,7 @@ replays every look.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.compare import tuning
@@ -24,13 +24,8 @@ from runner.errors import ConfigError, SweepError, TrainingError
 from runner.machine.signals import Interrupted
 from runner.records.comparison_folder import BASE, ComparisonFolder, ComparisonPlan, PairedRun
 from runner.records.run_folder import RunFolder
-from runner.report.comparisons import (
-    ComparisonAnswer,
-    from_json,
-    out_of_budget,
-    standings,
-    to_json,
-)
+from runner.report.comparison_json import from_json, to_json
+from runner.report.comparisons import ComparisonAnswer, out_of_budget, standings
 from runner.report.scores import ScoreBook
 
 Runs = dict[str, dict[int, PairedRun]]
@@ -46,7 +41,6 @@ class RoundsResult:
             ``seed 1``.
         stopped_by: the signal that stopped the rounds; None if there was none.
         is_out_of_time: whether the budget ended the rounds.
-        num_reused: number of jobs whose result existed before, in this call.
         log: folder with the logs of the last jobs; None if no job ran.
     """
 
@@ -54,7 +48,6 @@ class RoundsResult:
     failed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     stopped_by: int | None = None
     is_out_of_time: bool = False
-    num_reused: int = 0
     log: Path | None = None
 
     def raise_problem(self) -> None:
@@ -137,7 +130,8 @@ class _Rounds:
         self._live.looked(answer)
         self._require_base()
         if self._search.is_ended and BASE not in self._search.failed:
-            while not answer.is_ended and self._round(self._missing(answer)):
+            # A job that failed is tried again by the next call, not by this one.
+            while answer.has_open_arms and self._round(self._missing(answer)):
                 self._require_base()
                 answer = self._judged()
                 self._live.looked(answer)
@@ -153,7 +147,6 @@ class _Rounds:
             failed,
             self._batches.stopped_by,
             self._batches.is_out_of_time,
-            self._batches.num_reused,
             self._batches.log,
         )
 
@@ -228,35 +221,20 @@ class _Rounds:
         return {label: one.chosen for label, one in self._search.tuned.items()}
 
     def _judged(self) -> ComparisonAnswer:
-        """Where the arms stand; an arm whose search failed has failed with every seed."""
-        lost = PairedRun(None, None, "its search for settings failed", is_diverged=True)
-        runs = {
-            label: dict.fromkeys(self._plan.seeds, lost)
-            if label in self._search.failed
-            else by_seed
-            for label, by_seed in self._runs.items()
-        }
-        answer = standings(self._plan, runs, self._how.outputs, self._book, self._chosen)
-        searched = [
-            run
-            for one in self._search.tuned.values()
-            for by_seed in one.runs.values()
-            for run in by_seed.values()
-        ]
-        return replace(
-            answer,
-            num_trainings=answer.num_trainings
-            - len(self._search.failed) * self._plan.max_seeds
-            + len({run.run for run in searched if run.run is not None})
-            + sum(run.run is None for run in searched),
-            num_evaluations=answer.num_evaluations
-            + len({(one.run, one.evaluation) for one in searched if one.evaluation is not None}),
+        """Where the arms stand."""
+        return standings(
+            self._plan,
+            self._runs,
+            self._how.outputs,
+            self._book,
+            self._search.tuned,
+            self._search.failed,
         )
 
     def _without_settings(self) -> set[str]:
-        """Labels of the arms whose search found no settings to train with."""
-        found = {label for label, one in self._search.tuned.items() if not one.chosen}
-        return found | {*self._search.failed}
+        """Labels of arms that have no settings to train with."""
+        lost = {label for label, one in self._search.tuned.items() if not one.chosen}
+        return lost | self._search.failed.keys()
 
     def _require_base(self) -> None:
         """Raise TrainingError if no pair is possible, because the base always diverged."""
@@ -278,7 +256,7 @@ class _Rounds:
             label: {
                 f"seed {seed}": run.failed
                 for seed, run in sorted(by_seed.items())
-                if run.run is None and not run.is_diverged
+                if run.is_tried_again
             }
             for label, by_seed in self._runs.items()
         }

@@ -54,11 +54,16 @@ def seeds(plan: ComparisonPlan) -> range:
     return range(first, first + NUM_SEEDS)
 
 
+def searched(plan: ComparisonPlan) -> list[str]:
+    """The labels of the base and of the arms that search; the base again takes its choice."""
+    return [BASE, *(arm.label for arm in plan.arms if arm.words)]
+
+
 def jobs(plan: ComparisonPlan) -> list[tuple[tuple[str, ...], Job]]:
     """The jobs of the search, each with the words that it tries."""
     return [
         (words, job_of(plan, label, seed, words, is_tuning=True))
-        for label in (BASE, *plan.labels)
+        for label in searched(plan)
         for words in combinations(plan)
         for seed in seeds(plan)
     ]
@@ -68,6 +73,9 @@ def search(
     folder: ComparisonFolder, plan: ComparisonPlan, outputs: Path, batches: Batches
 ) -> Search:
     """Search the settings of the base and of every arm, unless the folder has them.
+
+    The base again under other seeds (A/A) has the settings of the base: with a search of its own it
+    might train with others, and a true difference would look like a false alarm.
 
     A search whose jobs failed for another reason than divergence has not ended; the same command
     runs these jobs again. A combination that diverged loses.
@@ -89,17 +97,20 @@ def search(
     failed: dict[str, dict[str, str]] = {}
     for words, job in planned:
         run = found[job]
-        if run.run is None and not run.is_diverged:
+        if run.is_tried_again:
             name = f"search {' '.join(words)}, seed {job.seed}"
             failed.setdefault(job.label, {})[name] = run.failed
     tuned: dict[str, Tuned] = {}
-    for label in (BASE, *plan.labels):
+    for label in searched(plan):
         if label not in failed:
             runs: dict[tuple[str, ...], dict[int, PairedRun]] = {}
             for words, job in planned:
                 if job.label == label:
                     runs.setdefault(words, {})[job.seed] = found[job]
             tuned[label] = Tuned(_best(outputs, runs), runs)
+    if BASE in tuned:
+        again = {arm.label for arm in plan.arms if not arm.words}
+        tuned |= dict.fromkeys(again, Tuned(tuned[BASE].chosen))
     if not failed:
         folder.write_tuning(tuned)
     return Search(tuned, failed)

@@ -42,7 +42,9 @@ BASE = "base"
 FOLDER = "comparisons"
 """The folder below ``outputs`` that holds the comparisons."""
 MOST_SEEDS = 1000
-"""Seeds of a fixed design at most; a sequential one has fewer."""
+"""Seeds of a fixed design at most."""
+SEQUENTIAL_SEEDS = range(3, 21)
+"""What the largest number of seeds of a sequential design can be."""
 METRICS = ("accuracy",)
 
 _PLAN, _RUNS, _TUNING, _ANSWER = "comparison.json", "runs.json", "tuning.json", "answer.json"
@@ -164,12 +166,19 @@ class PairedRun:
         evaluation: name of the evaluation of the run; None for the plain view.
         failed: why the job failed; empty if it did not.
         is_diverged: whether the training diverged, so that it would again.
+        folder: name of the folder of a training that failed; empty if it is not known.
     """
 
     run: str | None
     evaluation: str | None = None
     failed: str = ""
     is_diverged: bool = False
+    folder: str = ""
+
+    @property
+    def is_tried_again(self) -> bool:
+        """Whether the same command tries the job again: it failed, and did not diverge."""
+        return self.run is None and not self.is_diverged
 
 
 @dataclass(frozen=True)
@@ -178,7 +187,8 @@ class Tuned:
 
     Attributes:
         chosen: the words that it chose, one per key that is tuned; empty if all values failed.
-        runs: the runs of each combination of values, by its words and by seed.
+        runs: the runs of each combination of values, by its words and by seed; none for the base
+            again under other seeds, which takes what the base chose.
     """
 
     chosen: tuple[str, ...]
@@ -401,17 +411,17 @@ class ComparisonFolder:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a question belongs: the folder, the question as it is recorded, and whether it is new.
+    """Where a question belongs: the folder, and the question as it is recorded.
 
     Attributes:
         folder: the folder of the comparison; :meth:`ComparisonFolder.begin` creates a new one.
         plan: the question with its name; if the comparison exists, as it was recorded.
-        is_new: whether the comparison does not exist yet.
+        notes: comparisons that could not be read and were left out, a sentence each.
     """
 
     folder: ComparisonFolder
     plan: ComparisonPlan
-    is_new: bool
+    notes: tuple[str, ...] = ()
 
 
 def place(outputs: Path, plan: ComparisonPlan, name: str | None = None) -> Place:
@@ -425,16 +435,28 @@ def place(outputs: Path, plan: ComparisonPlan, name: str | None = None) -> Place
     Raises:
         ConfigError: the name cannot be one, or belongs to another comparison; or, without a name,
             the question changes an earlier comparison after its results could be seen.
-        ArtefactError: the question of a comparison below ``outputs`` cannot be read.
+        ArtefactError: the question of the comparison with that name, or with the name that this
+            question has without one, cannot be read.
     """
     if name is not None:
         check_name(name)
-    there = [(folder, folder.plan()) for folder in ComparisonFolder.all_in(outputs)]
     chosen = name or _automatic_name(plan)
+    there: list[tuple[ComparisonFolder, ComparisonPlan]] = []
+    notes: tuple[str, ...] = ()
+    for folder in ComparisonFolder.all_in(outputs):
+        try:
+            there.append((folder, folder.plan()))
+        except ArtefactError as error:
+            if folder.name == chosen:
+                raise
+            notes += (
+                f"comparison {folder.name} is left out, also where it has seen the same runs: "
+                f"{error.what}",
+            )
     same = [(folder, found) for folder, found in there if found.question == plan.question]
     for folder, found in sorted(same, key=lambda pair: pair[0].name != chosen):
         if name is None or folder.name == name:
-            return Place(folder, found, is_new=False)
+            return Place(folder, found, notes)
     earlier = [
         (folder, found)
         for folder, found in there
@@ -447,7 +469,7 @@ def place(outputs: Path, plan: ComparisonPlan, name: str | None = None) -> Place
     if name is None and earlier:
         raise _changed_question(*earlier[0], plan)
     shared = tuple(sorted(other.name for other, _ in earlier))
-    return Place(folder, replace(plan, name=chosen, shares_runs_with=shared), is_new=True)
+    return Place(folder, replace(plan, name=chosen, shares_runs_with=shared), notes)
 
 
 def _automatic_name(plan: ComparisonPlan) -> str:
@@ -593,6 +615,9 @@ def plan_of(content: Mapping[str, Any]) -> ComparisonPlan:
     if (metric := fields.text(content, "metric")) not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
     max_seeds = fields.whole(content, "max_seeds", at_least=1, at_most=MOST_SEEDS)
+    if design == "sequential" and max_seeds not in SEQUENTIAL_SEEDS:
+        low, high = SEQUENTIAL_SEEDS[0], SEQUENTIAL_SEEDS[-1]
+        raise ValueError(f"max_seeds of a sequential design must be {low} to {high}")
     looks = fields.value(content, "looks")
     if not isinstance(looks, list) or len(looks) > MOST_SEEDS:
         raise ValueError("looks must be a list of numbers of seeds")
@@ -641,7 +666,7 @@ def plan_of(content: Mapping[str, Any]) -> ComparisonPlan:
 
 def _runs_content(runs: Mapping[int, PairedRun]) -> dict[str, Any]:
     return {
-        str(seed): {"failed": run.failed, "is_diverged": run.is_diverged}
+        str(seed): {"failed": run.failed, "is_diverged": run.is_diverged, "folder": run.folder}
         if run.run is None
         else {"run": run.run, "evaluation": run.evaluation}
         for seed, run in sorted(runs.items())
@@ -662,14 +687,22 @@ def _run_of(content: Mapping[str, Any]) -> PairedRun:
         is_diverged = fields.value(content, "is_diverged")
         if not isinstance(is_diverged, bool):
             raise ValueError("is_diverged must be true or false")
-        return PairedRun(None, None, fields.text(content, "failed"), is_diverged)
+        folder = fields.text(content, "folder") if "folder" in content else ""
+        if folder:
+            _require_name(folder)
+        return PairedRun(None, None, fields.text(content, "failed"), is_diverged, folder)
     run, evaluation = fields.text(content, "run"), fields.value(content, "evaluation")
+    _require_name(run)
     if evaluation is not None:
         evaluation = fields.text(content, "evaluation")
-    for name in (run, evaluation):  # they become parts of a path
-        if name is not None and not re.fullmatch(r"(?!\.\.?$)[^/\0]{1,255}", name):
-            raise ValueError(f"no name of a run or evaluation: {name!r:.80}")
+        _require_name(evaluation)
     return PairedRun(run, evaluation)
+
+
+def _require_name(name: str) -> None:
+    """Raise ValueError if the name of a run or evaluation cannot be part of a path."""
+    if not re.fullmatch(r"(?!\.\.?$)[^/\0]{1,255}", name):
+        raise ValueError(f"no name of a run or evaluation: {name!r:.80}")
 
 
 def _tuned_of(content: Mapping[str, Any]) -> Tuned:

@@ -14,8 +14,8 @@ from pathlib import Path
 from runner.errors import ConfigError
 from runner.report import text
 from runner.report.answer import Answer, answer
-from runner.report.comparisons import find_comparisons
 from runner.report.forest import Forest
+from runner.report.found_comparisons import find_comparisons
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
 from runner.terminal.arguments import Parser

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from runner.errors import ArtefactError, ConfigError
-from runner.report.comparisons import ComparisonAnswer, FoundComparisons
+from runner.report.comparisons import ComparisonAnswer
 from runner.report.factors import (
     ALL,
     Factors,
@@ -17,6 +17,7 @@ from runner.report.factors import (
     differing_keys,
     looks_of,
 )
+from runner.report.found_comparisons import FoundComparisons
 from runner.report.groups import Arm, RunGroup, assign_failed, group_runs, trick_label
 from runner.report.measures import (
     PRICES,
@@ -87,7 +88,8 @@ class Answer:
         foreign: names of entries that are not runs.
         margin: smallest difference in accuracy that matters, 0..1.
         by: names of the factors; empty for the tricks.
-        notes: hints at other possible comparisons; commands to paste are indented.
+        notes: arms that are not judged, and hints at other possible comparisons; commands to paste
+            are indented.
         comparisons: the answers of the comparisons that ``runner.compare`` made or makes.
         compared_runs: for each of ``comparisons``, its runs; None where one can no longer be read.
     """
@@ -124,7 +126,8 @@ def answer(
         command: the command that was called, from which notes build others.
         comparisons: the comparisons among the runs. An arm all of whose runs belong to them is not
             judged again, because their number of seeds was not fixed beforehand; it stays as what
-            other arms are compared with.
+            other arms are compared with. Nor is an arm of which some runs belong to them, which a
+            note says. Their failed trainings count nowhere else.
 
     Raises:
         ConfigError: no group has that baseline, or a key is unknown.
@@ -138,7 +141,8 @@ def answer(
             fix=f"--baseline {factors.all[0].name if factors.all else 'KEY'}=VALUE",
         )
     groups = group_runs(runs, factors, baseline)
-    assign_failed(groups, found.failed)
+    compared = comparisons or FoundComparisons()
+    assign_failed(groups, [run for run in found.failed if run.path not in compared.failed])
     references = [_baseline(group, baseline) for group in groups]
     if baseline and not any(references):
         labels = dict.fromkeys(arm.label for group in groups for arm in group.arms)
@@ -151,34 +155,60 @@ def answer(
     kept = [
         (replace(group, arms=arms), reference)
         for group, reference in zip(groups, references, strict=True)
-        if (arms := _arms_to_judge(group, reference, comparisons or FoundComparisons()))
+        if (arms := _arms_to_judge(group, reference, compared))
     ]
     hints = tuple(other_comparisons([group for group, _ in kept], by, command))
+    mixed = tuple(
+        note
+        for group, reference in zip(groups, references, strict=True)
+        for note in _mixed_notes(group, reference, compared)
+    )
     return Answer(
         tuple(
             _group_answer(group, reference, book, margin, baseline, is_hinted=bool(hints))
             for group, reference in kept
         ),
-        (*found.unranked, *damaged, *(comparisons.damaged if comparisons else ())),
+        (*found.unranked, *damaged, *compared.damaged),
         tuple(found.foreign),
         margin,
         tuple(factor.name for factor in factors.all) if by else (),
-        hints,
-        comparisons.answers if comparisons else (),
-        comparisons.groups if comparisons else (),
+        (*mixed, *hints),
+        compared.answers,
+        compared.groups,
     )
 
 
 def _arms_to_judge(
     group: RunGroup, reference: Arm | None, comparisons: FoundComparisons
 ) -> list[Arm]:
-    """The arms with a run that belongs to no comparison, and what they are compared with."""
-    single = {
-        id(arm)
-        for arm in group.arms
-        if not all(comparisons.holds(run, arm.view) for run in arm.runs.values())
-    }
+    """The arms without a run that belongs to a comparison, and what they are compared with.
+
+    Runs of a comparison were looked at as they came. A test of a fixed number of seeds that
+    includes them would not have its error rate.
+    """
+    single = {id(arm) for arm in group.arms if not _holders(arm, comparisons)}
     return [arm for arm in group.arms if single and (id(arm) in single or arm is reference)]
+
+
+def _holders(arm: Arm, comparisons: FoundComparisons) -> dict[int, str]:
+    """The names of comparisons that runs of an arm belong to, by seed."""
+    names = {seed: comparisons.holder(run, arm.view) for seed, run in sorted(arm.runs.items())}
+    return {seed: name for seed, name in names.items() if name is not None}
+
+
+def _mixed_notes(
+    group: RunGroup, reference: Arm | None, comparisons: FoundComparisons
+) -> Iterable[str]:
+    """Name the arms of which some runs belong to comparisons, and others do not."""
+    for arm in group.arms:
+        held = _holders(arm, comparisons)
+        if held and len(held) < len(arm.runs) and arm is not reference:
+            names = ", ".join(dict.fromkeys(held.values()))
+            yield (
+                f"{arm.label} is not judged here: {len(held)} of its {len(arm.runs)} seeds belong "
+                f"to comparison {names}, whose verdict stands above; a second verdict that "
+                "includes them would have another error rate than 5 %"
+            )
 
 
 def _check_compared(

@@ -5,29 +5,23 @@ that is complete. It is a pure function of the question and the runs: a comparis
 has the same answer as one that was not.
 """
 
-import re
 import shlex
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runner.errors import ArtefactError
-from runner.machine import fields
 from runner.records.comparison_folder import (
     BASE,
     ArmPlan,
-    ComparisonFolder,
     ComparisonPlan,
     PairedRun,
-    plan_content,
-    plan_of,
+    Tuned,
 )
 from runner.report.factors import Look, trick_factors
 from runner.report.family import FEWEST_SEEDS, Verdict, judged
@@ -42,17 +36,15 @@ from runner.report.measures import (
     price_ratios,
     ratio,
 )
-from runner.report.runs import FinishedRun, Unranked, read_run
+from runner.report.runs import FinishedRun, read_run
 from runner.report.scores import ScoreBook, Scores
 from runner.report.sequential import State, looks, walk
-from runner.report.statistics import LEVEL, Difference, difference
+from runner.report.statistics import Difference, difference
 
 BASELINE = "baseline"
 """What the base is called where people read."""
 REASONS = ("", "decided", "futile", "all seeds", "failed", "budget")
 _TIMELESS = ("images", "pixels")
-_FORMAT = 1
-_MOST_DIGITS = 4
 _NO_SETTINGS = "every value of the search diverged"
 
 
@@ -142,7 +134,8 @@ class ComparisonAnswer:
             also ``seconds``.
         standings: the arms in the order of the plan.
         looks: the arms at each look that is complete.
-        is_ended: whether no arm needs more seeds.
+        is_ended: whether no arm needs more seeds, and no job failed that the same command tries
+            again.
         num_trainings: number of trainings, with the failed ones; arms that share one count it once.
         num_evaluations: number of evaluations with TTA.
         notes: what to bear in mind, a sentence each.
@@ -161,13 +154,19 @@ class ComparisonAnswer:
     num_evaluations: int
     notes: tuple[str, ...]
 
+    @property
+    def has_open_arms(self) -> bool:
+        """Whether an arm needs more seeds."""
+        return any(one.is_open for one in self.standings)
+
 
 def standings(
     plan: ComparisonPlan,
     runs: Mapping[str, Mapping[int, PairedRun]],
     outputs: Path,
     book: ScoreBook,
-    chosen: Mapping[str, tuple[str, ...]] | None = None,
+    searched: Mapping[str, Tuned] | None = None,
+    failed_searches: Collection[str] = (),
 ) -> ComparisonAnswer:
     """Judge the arms of a comparison by the runs that there are.
 
@@ -179,19 +178,23 @@ def standings(
         runs: the runs of the base and of each arm, by label and seed of the pair.
         outputs: the folder of the runs.
         book: the scores of the runs.
-        chosen: words that a search for settings chose, by label.
+        searched: the search for settings of the base and of each arm that has ended, by label.
+        failed_searches: labels of arms whose search failed, and is tried again.
 
     Raises:
         ArtefactError: a run is missing, damaged, or is not the run of its place; or the looks of
             the plan are not those of this program.
     """
-    chosen = chosen or {}
-    paired = _Paired(plan, _with_lost(plan, runs, chosen), outputs, book)
+    searched = searched or {}
+    chosen = {label: one.chosen for label, one in searched.items()}
+    paired = _Paired(plan, _with_lost(plan, runs, chosen, failed_searches), outputs, book)
     now = _fixed(paired) if plan.is_fixed else _sequential(paired)
     found = tuple(_standing(paired, arm, now, chosen.get(arm.label, ())) for arm in plan.arms)
     base_seeds = tuple(seed for seed in plan.seeds if paired.has_run(BASE, seed))
     base_runs = [paired.run(BASE, seed) for seed in base_seeds]
-    everything = [one for by_seed in runs.values() for one in by_seed.values()]
+    compared = [one for by_seed in runs.values() for one in by_seed.values()]
+    tried = (by_seed for one in searched.values() for by_seed in one.runs.values())
+    everything = [*compared, *(one for by_seed in tried for one in by_seed.values())]
     trained = {one.run for one in everything if one.run is not None}
     evaluated = {(one.run, one.evaluation) for one in everything if one.evaluation is not None}
     base_failed = {seed: one.failed for seed, one in sorted(runs[BASE].items()) if one.run is None}
@@ -207,10 +210,16 @@ def standings(
         },
         standings=found,
         looks=tuple(now.rows),
-        is_ended=not any(one.is_open for one in found),
+        is_ended=not (
+            failed_searches
+            or any(one.is_open for one in found)
+            or any(one.is_tried_again for one in compared)
+        ),
         num_trainings=len(trained) + sum(one.run is None for one in everything),
         num_evaluations=len(evaluated),
-        notes=tuple(_notes(plan, found, base_failed, chosen)),
+        notes=tuple(
+            _notes(plan, found, base_failed, chosen, sum(one.is_tried_again for one in compared))
+        ),
     )
 
 
@@ -218,12 +227,15 @@ def _with_lost(
     plan: ComparisonPlan,
     runs: Mapping[str, Mapping[int, PairedRun]],
     chosen: Mapping[str, tuple[str, ...]],
+    failed_searches: Collection[str],
 ) -> dict[str, Mapping[int, PairedRun]]:
     """The runs, in which an arm whose search for settings chose none has failed with every seed."""
-    lost = PairedRun(None, None, _NO_SETTINGS, is_diverged=True)
-    is_lost = {label for label, words in chosen.items() if plan.tune and not words}
+    lost = {label: _NO_SETTINGS for label, words in chosen.items() if plan.tune and not words}
+    lost |= dict.fromkeys(failed_searches, "its search for settings failed")
     return {
-        label: dict.fromkeys(plan.seeds, lost) if label in is_lost else by_seed
+        label: dict.fromkeys(plan.seeds, PairedRun(None, None, lost[label], is_diverged=True))
+        if label in lost
+        else by_seed
         for label, by_seed in runs.items()
     }
 
@@ -360,7 +372,7 @@ def _walk(
 
 def _foreign(run: FinishedRun, label: str, seed: int, why: str) -> ArtefactError:
     return ArtefactError(
-        f"not the run of {label} with seed {seed}: {why}",
+        f"not the run of {BASELINE if label == BASE else label} with seed {seed}: {why}",
         where=str(run.path),
         fix=f"mv {run.name} ELSEWHERE; the same command trains it again",
     )
@@ -545,7 +557,7 @@ def _price(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> dict[s
     return {key: value for key, value in found.items() if np.isfinite(value)}
 
 
-def _counted(
+def counted_runs(
     answer: ComparisonAnswer, runs: Mapping[str, Mapping[int, PairedRun]], outputs: Path
 ) -> dict[tuple[str, int], FinishedRun]:
     """The runs behind an answer that can be read, by label and seed; those of the base first."""
@@ -560,7 +572,7 @@ def _counted(
 
 
 def timed(
-    answer: ComparisonAnswer, runs: Mapping[str, Mapping[int, PairedRun]], outputs: Path
+    answer: ComparisonAnswer, known: Mapping[tuple[str, int], FinishedRun]
 ) -> ComparisonAnswer:
     """The same answer with the seconds of its trainings, which differ each time they are run.
 
@@ -569,10 +581,8 @@ def timed(
 
     Args:
         answer: an answer of :func:`standings`, or of an earlier one from its record.
-        runs: the runs of the base and of each arm, as for :func:`standings`.
-        outputs: the folder of the runs.
+        known: its runs, of :func:`counted_runs`.
     """
-    known = _counted(answer, runs, outputs)
     seconds = [run.budget["seconds"] for (label, _), run in known.items() if label == BASE]
     price = {"seconds": float(np.median(seconds))} if seconds else {}
 
@@ -600,7 +610,13 @@ def _notes(
     found: Sequence[Standing],
     base_failed: Mapping[int, str],
     chosen: Mapping[str, tuple[str, ...]],
+    num_tried_again: int,
 ) -> Iterator[str]:
+    if num_tried_again:
+        yield (
+            f"{num_tried_again} training{'s' * (num_tried_again > 1)} failed without diverging: "
+            "the same command tries again, and the answer can change"
+        )
     for arm in plan.arms:
         if not arm.words:
             yield (
@@ -619,11 +635,15 @@ def _notes(
             f"every arm and the baseline had the same search for {keys}, on seeds of its own that "
             "no verdict uses"
         )
+        for arm in plan.arms:
+            if not arm.words:
+                yield f"{arm.label} has no search of its own: it has the settings of the baseline"
         if any(chosen.values()):
             sides = {BASELINE: chosen.get(BASE, ()), **{one.label: one.chosen for one in found}}
             told = (f"{name}: {shlex.join(words) or 'none'}" for name, words in sides.items())
             yield f"chosen by the search: {'; '.join(told)}"
-    if sum(one.verdict == "helps" for one in found) > 0 and len(found) > 1:
+    changes = [one for one in found if one.words]  # a control is no candidate for the best arm
+    if len(changes) > 1 and any(one.verdict == "helps" for one in changes):
         yield (
             "the verdicts allow for the number of arms; the size of the best one does not: chosen "
             "on the same images, it is probably overstated"
@@ -635,76 +655,13 @@ def _notes(
         yield "where trainings failed, the difference is that of the seeds in which none did"
 
 
-# ── The comparisons of a report ────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class FoundComparisons:
-    """The comparisons below some folders.
-
-    Attributes:
-        answers: their answers, or their states so far.
-        members: the runs that belong to a comparison: path of the run, and evaluation.
-        damaged: comparisons that cannot be read, with the reasons.
-        groups: for each of ``answers``, its runs; None where one can no longer be read.
-    """
-
-    answers: tuple[ComparisonAnswer, ...] = ()
-    members: frozenset[tuple[Path, str | None]] = frozenset()
-    damaged: tuple[Unranked, ...] = ()
-    groups: tuple[RunGroup | None, ...] = ()
-
-    def holds(self, run: FinishedRun, view: str) -> bool:
-        """Whether a view of a run belongs to a comparison.
-
-        The plain view of a training belongs to it also where the comparison is of views with TTA.
-        """
-        evaluation = run.evaluation if view == "tta" else None
-        return (run.path, evaluation) in self.members
-
-
-def find_comparisons(places: Iterable[Path], book: ScoreBook) -> FoundComparisons:
-    """Read every comparison below ``places``, folders of runs; in others there is none.
-
-    A comparison with a damaged file or run is among ``damaged``. If its runs are known, they are
-    among ``members`` in any case: a verdict of a fixed design would be wrong for them.
-    """
-    answers: list[ComparisonAnswer] = []
-    members: set[tuple[Path, str | None]] = set()
-    damaged: list[Unranked] = []
-    groups: list[RunGroup | None] = []
-    known: dict[Path, None] = {}
-    for place in places:
-        for folder in ComparisonFolder.all_in(place.absolute()):
-            known.setdefault(folder.path)
-    for path in known:
-        folder, outputs = ComparisonFolder(path), path.parent.parent
-        try:
-            runs = folder.runs()
-            members |= _members(runs, outputs)
-            for one in (folder.tuning() or {}).values():
-                for by_seed in one.runs.values():
-                    members |= _members({BASE: by_seed}, outputs)
-            content = folder.answer()
-            if content is not None:
-                found = from_json(content)
-            else:
-                found = standings(folder.plan(), runs, outputs, book, folder.chosen())
-            answers.append(timed(found, runs, outputs))
-            groups.append(compared_runs(found, runs, outputs))
-        except ArtefactError as error:
-            damaged.append(Unranked(f"comparison {path.name}", "unreadable", error.what))
-    return FoundComparisons(tuple(answers), frozenset(members), tuple(damaged), tuple(groups))
-
-
 def compared_runs(
-    answer: ComparisonAnswer, runs: Mapping[str, Mapping[int, PairedRun]], outputs: Path
+    answer: ComparisonAnswer, known: Mapping[tuple[str, int], FinishedRun]
 ) -> RunGroup | None:
-    """The runs that count in an answer, for the details of the page; the baseline is first.
+    """The runs of :func:`counted_runs`, for the details of the page; the baseline is first.
 
     None if there is no run, or one can no longer be read.
     """
-    known = _counted(answer, runs, outputs)
     sides = [(BASE, answer.base_seeds), *((one.label, one.seeds) for one in answer.standings)]
     arms = []
     for label, seeds in sides:
@@ -716,320 +673,3 @@ def compared_runs(
             name = BASELINE if label == BASE else label
             arms.append(Arm(Look(example, _view(example), {}), {}, label=name, runs=found))
     return RunGroup({}, arms, trick_factors()) if arms else None
-
-
-def _members(
-    runs: Mapping[str, Mapping[int, PairedRun]], outputs: Path
-) -> set[tuple[Path, str | None]]:
-    """Each run of a comparison as it is compared, and its plain view."""
-    return {
-        (outputs / one.run, evaluation)
-        for by_seed in runs.values()
-        for one in by_seed.values()
-        if one.run is not None
-        for evaluation in (None, one.evaluation)
-    }
-
-
-# ── In words ───────────────────────────────────────────────────────────────────────────────────
-
-
-def verdict_line(one: Standing, margin: float) -> str:
-    """Say in one line how an arm stands.
-
-    Args:
-        one: the arm.
-        margin: smallest difference that matters, 0..1.
-    """
-    limit, n = f"{100 * margin:g} points", _seeds(len(one.seeds))
-    if one.reason == "failed":
-        return f"{one.label} failed: {_failures(one)}"
-    if one.mean is None:
-        return f"{one.label}: {_failures(one) if one.failed else 'no seed yet'}"
-    if one.verdict in ("helps", "hurts"):
-        size, interval = abs(one.mean), one.interval
-        if one.mean < 0 and interval is not None:
-            interval = (-interval[1], -interval[0])
-        digits = _digits(size, *(interval or ()))
-        line = (
-            f"{one.label} {one.verdict} by about {100 * size:.{digits}f} points"
-            f"{_bracketed(interval, digits)} after {n}"
-        )
-        if one.p_margin is not None and one.p_margin < LEVEL:
-            line += f", by less than the margin of {limit}"
-        if one.is_early:
-            line += "; stopped early: the size is probably overstated"
-    elif one.verdict == "no difference":
-        within = _bracketed(one.interval, _digits(*(one.interval or ())))
-        line = f"{one.label}: no difference larger than {limit}{within} after {n}"
-    else:
-        line = _undecided(one, n)
-    return f"{line}; {_failures(one)}" if one.failed else line
-
-
-def _undecided(one: Standing, n: str) -> str:
-    assert one.mean is not None
-    digits = _digits(one.mean, *(one.interval or ()))
-    interval = _bracketed(one.interval, digits)
-    if one.is_open:
-        so_far = f"{one.label}: {100 * one.mean:+.{digits}f} points{interval} so far, after {n}"
-        return f"{so_far}; the budget is used up" if one.reason == "budget" else so_far
-    line = f"{one.label}: cannot tell after {n}{interval}"
-    if one.reason == "futile":
-        more = one.max_seeds - len(one.seeds) - len(one.failed)
-        others = _seeds(more) if more > 1 else "seed"
-        return f"{line}; stopped early, because another {others} would probably not decide it"
-    if one.max_seeds < FEWEST_SEEDS:
-        return f"{line}: a verdict takes at least {FEWEST_SEEDS} seeds"
-    return f"{line}: more seeds than {one.max_seeds} would be needed"
-
-
-def _failures(one: Standing) -> str:
-    """The failed seeds of an arm, with the reason, such as ``1 of 5 seeds failed: …``."""
-    total = len(one.seeds) + len(one.failed)
-    reasons = Counter(reason.partition("\n")[0] for reason in one.failed.values())
-    reason, count = reasons.most_common(1)[0]
-    if not one.seeds:
-        if count == total:
-            return f"{reason} in {count} of {_seeds(total)}"
-        return f"in {len(one.failed)} of {_seeds(total)}, most often: {reason}"
-    most = ", most often" if len(reasons) > 1 else ""
-    return f"{len(one.failed)} of {_seeds(total)} failed{most}: {reason}"
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' * (count != 1)}"
-
-
-def _digits(*values: float) -> int:
-    """Decimals of percentage points with which no value that is not zero looks like zero."""
-    for digits in range(1, _MOST_DIGITS):
-        if all(value == 0 or abs(100 * value) >= 0.5 * 10**-digits for value in values):
-            return digits
-    return _MOST_DIGITS
-
-
-def _bracketed(interval: Interval | None, digits: int) -> str:
-    if interval is None:
-        return ""
-    low, high = (f"{100 * end + 0.0:.{digits}f}" for end in interval)
-    return f" [{low}, {high}]"
-
-
-# ── As JSON ────────────────────────────────────────────────────────────────────────────────────
-
-
-def to_json(answer: ComparisonAnswer) -> dict[str, Any]:
-    """The answer as values of JSON; differences and accuracies are parts of 1, not percent.
-
-    The keys stay as they are; others may join them. Equal answers have equal values: nothing in
-    them depends on the clock, unless the answer is :func:`timed`.
-
-    ``format``
-        1.
-    ``plan``
-        the question, as ``comparison.json`` has it: ``name``, ``base``, ``arms``, ``margin``,
-        ``metric``, ``design``, ``max_seeds``, ``looks``, ``first_seed``, ``tune``,
-        ``shares_runs_with``.
-    ``base``
-        ``accuracy`` {``mean``, ``low``, ``high``} or null, ``seeds``, ``failed`` {seed: reason},
-        ``chosen``, ``price`` {``images``, ``pixels``, with :func:`timed` ``seconds``}.
-    ``arms``
-        a list in the order of the plan: ``label``, ``words``, ``chosen``, ``seeds``, ``failed``,
-        ``difference`` and its interval ``low`` and ``high``, ``p_zero``, ``p_margin`` (null where
-        there is none yet), ``verdict`` (helps, hurts, no difference, cannot tell), ``is_open``,
-        ``reason`` (decided, futile, all seeds, failed, budget or empty), ``is_early``,
-        ``max_seeds``, ``accuracy`` and ``price`` as for the base but relative to it, ``pairs``
-        [{``seed``, ``difference``, ``gained``, ``lost``, ``p``}], and ``line``, the verdict in
-        words.
-    ``looks``
-        a list: ``n``, ``label``, ``num_pairs``, ``mean``, ``p_zero``, ``p_margin``, ``verdict``.
-    ``is_ended``, ``num_trainings``, ``num_evaluations``, ``notes``
-        as in :class:`ComparisonAnswer`.
-    """
-    return {
-        "format": _FORMAT,
-        "plan": plan_content(answer.plan),
-        "base": {
-            "accuracy": _mean_content(answer.base),
-            "seeds": [*answer.base_seeds],
-            "failed": _failed_content(answer.base_failed),
-            "chosen": [*answer.base_chosen],
-            "price": dict(answer.base_price),
-        },
-        "arms": [
-            {
-                "label": one.label,
-                "words": [*one.words],
-                "chosen": [*one.chosen],
-                "seeds": [*one.seeds],
-                "failed": _failed_content(one.failed),
-                "difference": one.mean,
-                "low": one.interval[0] if one.interval else None,
-                "high": one.interval[1] if one.interval else None,
-                "p_zero": one.p_zero,
-                "p_margin": one.p_margin,
-                "verdict": one.verdict,
-                "is_open": one.is_open,
-                "reason": one.reason,
-                "is_early": one.is_early,
-                "max_seeds": one.max_seeds,
-                "accuracy": _mean_content(one.accuracy),
-                "price": dict(one.price),
-                "pairs": [vars(pair) for pair in one.pairs],
-                "line": verdict_line(one, answer.plan.margin),
-            }
-            for one in answer.standings
-        ],
-        "looks": [dict(vars(row)) for row in answer.looks],
-        "is_ended": answer.is_ended,
-        "num_trainings": answer.num_trainings,
-        "num_evaluations": answer.num_evaluations,
-        "notes": [*answer.notes],
-    }
-
-
-def _mean_content(mean: Mean | None) -> dict[str, float | None] | None:
-    if mean is None:
-        return None
-    low, high = mean.interval or (None, None)
-    return {"mean": mean.mean, "low": low, "high": high}
-
-
-def _failed_content(failed: Mapping[int, str]) -> dict[str, str]:
-    return {str(seed): reason for seed, reason in sorted(failed.items())}
-
-
-def from_json(content: Mapping[str, Any]) -> ComparisonAnswer:
-    """The answer that :func:`to_json` made.
-
-    Raises:
-        ArtefactError: ``content`` is not such an answer.
-    """
-    try:
-        return _answer_of(content)
-    except ValueError as error:
-        raise ArtefactError(f"not the answer of a comparison: {error}") from error
-
-
-def _answer_of(content: Mapping[str, Any]) -> ComparisonAnswer:
-    if (version := fields.value(content, "format")) != _FORMAT:
-        raise ValueError(f"its format is {version!r}, this program reads {_FORMAT}")
-    plan = plan_of(fields.section(content, "plan"))
-    base = fields.section(content, "base")
-    arms = fields.sections(content, "arms")
-    if [fields.text(one, "label") for one in arms] != [*plan.labels]:
-        raise ValueError("arms must be those of the plan, in their order")
-    return ComparisonAnswer(
-        plan=plan,
-        base=_mean_from(base, "accuracy"),
-        base_seeds=_wholes(base, "seeds"),
-        base_failed=_failed_from(base),
-        base_chosen=fields.texts(base, "chosen"),
-        base_price=_prices_from(base),
-        standings=tuple(_standing_from(one) for one in arms),
-        looks=tuple(
-            LookRow(
-                n=fields.whole(row, "n", at_least=1),
-                label=_one_of(row, "label", plan.labels),
-                num_pairs=fields.whole(row, "num_pairs"),
-                mean=fields.number(row, "mean", at_least=-1, at_most=1),
-                p_zero=fields.number(row, "p_zero", at_least=0, at_most=1),
-                p_margin=fields.number(row, "p_margin", at_least=0, at_most=1),
-                verdict=_verdict_from(row),
-            )
-            for row in fields.sections(content, "looks")
-        ),
-        is_ended=_flag(content, "is_ended"),
-        num_trainings=fields.whole(content, "num_trainings"),
-        num_evaluations=fields.whole(content, "num_evaluations"),
-        notes=fields.texts(content, "notes"),
-    )
-
-
-def _standing_from(one: Mapping[str, Any]) -> Standing:
-    low, high = (_maybe(one, key, -2, 2) for key in ("low", "high"))
-    if fields.value(one, "reason") == "failed" and not fields.section(one, "failed"):
-        raise ValueError("an arm cannot fail without a failed seed")
-    return Standing(
-        label=fields.text(one, "label"),
-        words=fields.texts(one, "words"),
-        chosen=fields.texts(one, "chosen"),
-        seeds=_wholes(one, "seeds"),
-        failed=_failed_from(one),
-        mean=_maybe(one, "difference", -1, 1),
-        interval=None if low is None or high is None else (low, high),
-        p_zero=_maybe(one, "p_zero", 0, 1),
-        p_margin=_maybe(one, "p_margin", 0, 1),
-        verdict=_verdict_from(one),
-        is_open=_flag(one, "is_open"),
-        reason=_one_of(one, "reason", REASONS),
-        is_early=_flag(one, "is_early"),
-        max_seeds=fields.whole(one, "max_seeds", at_least=1),
-        accuracy=_mean_from(one, "accuracy"),
-        price=_prices_from(one),
-        pairs=tuple(
-            Pair(
-                seed=fields.whole(pair, "seed"),
-                difference=fields.number(pair, "difference", at_least=-1, at_most=1),
-                gained=fields.whole(pair, "gained"),
-                lost=fields.whole(pair, "lost"),
-                p=fields.number(pair, "p", at_least=0, at_most=1),
-            )
-            for pair in fields.sections(one, "pairs")
-        ),
-    )
-
-
-def _verdict_from(one: Mapping[str, Any]) -> Verdict:
-    verdicts: tuple[Verdict, ...] = get_args(Verdict)
-    found = _one_of(one, "verdict", verdicts)
-    return next(verdict for verdict in verdicts if verdict == found)
-
-
-def _one_of(values: Mapping[str, Any], key: str, options: Sequence[str]) -> str:
-    found = fields.text(values, key)
-    if found not in options:
-        raise ValueError(f"{key} must be one of {', '.join(options)}, not {found!r:.80}")
-    return found
-
-
-def _flag(values: Mapping[str, Any], key: str) -> bool:
-    found = fields.value(values, key)
-    if not isinstance(found, bool):
-        raise ValueError(f"{key} must be true or false")
-    return found
-
-
-def _maybe(values: Mapping[str, Any], key: str, low: float, high: float) -> float | None:
-    if fields.value(values, key) is None:
-        return None
-    return fields.number(values, key, at_least=low, at_most=high)
-
-
-def _wholes(values: Mapping[str, Any], key: str) -> tuple[int, ...]:
-    found = fields.value(values, key)
-    if not isinstance(found, list):
-        raise ValueError(f"{key} must be a list of whole numbers")
-    return tuple(fields.whole({key: one}, key) for one in found)
-
-
-def _mean_from(values: Mapping[str, Any], key: str) -> Mean | None:
-    if fields.value(values, key) is None:
-        return None
-    found = fields.section(values, key)
-    low, high = (_maybe(found, end, -100, 100) for end in ("low", "high"))
-    interval = None if low is None or high is None else (low, high)
-    return Mean(fields.number(found, "mean", at_least=0, at_most=1), interval)
-
-
-def _failed_from(values: Mapping[str, Any]) -> dict[int, str]:
-    found = fields.section(values, "failed")
-    if foreign := [seed for seed in found if not re.fullmatch(r"0|[1-9][0-9]{0,10}", seed)]:
-        raise ValueError(f"a seed must be a whole number, not {foreign[0]!r:.80}")
-    return {int(seed): fields.text(found, seed) for seed in found}
-
-
-def _prices_from(values: Mapping[str, Any]) -> dict[str, float]:
-    found = fields.section(values, "price")
-    return {key: fields.number(found, key, at_least=0) for key in found}

@@ -184,8 +184,10 @@ def judged(found: Sequence[Difference], margin: float, num_images: int) -> list[
 def smallest_margin(found: Sequence[Difference]) -> tuple[float, int] | None:
     """The smallest margin for which these images can show no difference, about.
 
-    It is that of a typical comparison without effect: the median, over those with enough seeds, of
-    the reach of the one-sided 5 % test.
+    It is the reach of the one-sided 5 % test, the median over the comparisons with enough seeds: so
+    far from a measured difference of exactly zero the test excludes. With a smaller margin these
+    images show no difference almost never, with a larger one sometimes. What a plan promises with a
+    probability of 80 % is larger: :attr:`runner.report.sequential.Design.provable_margin`.
 
     Returns:
         The margin in units of the scores, and the number of seeds that it takes: ``PLANNED_SEEDS``,

@@ -96,8 +96,8 @@ def family_notes(
         smallest, seeds = family.smallest_margin
         yield (
             f"{group.any_run.num_val:,} images are too few to show no difference larger than "
-            f"{100 * margin:g} points: {seeds} seeds show it for margins from about "
-            f"{100 * smallest:.2g} points"
+            f"{100 * margin:g} points: even equal accuracies show it with {seeds} seeds only for "
+            f"margins from about {100 * smallest:.2g} points"
         )
 
 

@@ -21,7 +21,8 @@ from runner import __version__
 from runner.errors import ArtefactError
 from runner.report import comparison_text, figures, measures, text
 from runner.report.answer import Answer, GroupAnswer
-from runner.report.comparisons import BASELINE, ComparisonAnswer, verdict_line
+from runner.report.comparison_words import verdict_line
+from runner.report.comparisons import BASELINE, ComparisonAnswer
 from runner.report.curves import AXES, curve, leads
 from runner.report.details import Confused, Confusion, GroupDetails, find_codes, find_series
 from runner.report.groups import Arm, RunGroup
@@ -114,6 +115,7 @@ def page(found: Answer) -> str:
     return environment.get_template("page.html").render(
         sections=sections,
         comparisons=compared,
+        is_sequential=any(not one.plan.is_fixed for one in found.comparisons),
         heading=titles[0] if titles else "no finished runs",
         line=verdict_line,
         series=[

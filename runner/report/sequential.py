@@ -266,7 +266,8 @@ class Design:
     Attributes:
         effect: smallest true difference that is found with a probability of 80 %, 0..1.
         provable_margin: smallest margin for which a change without effect is called "no difference"
-            with a probability of 80 %, 0..1.
+            with a probability of 80 %, 0..1. It is larger than
+            :func:`runner.report.family.smallest_margin`, below which there is almost no chance.
         deviation: the standard deviation of one seed's difference that both assume, 0..1.
     """
 

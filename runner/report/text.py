@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from runner.report.answer import Answer, GroupAnswer, Row
+from runner.report.comparison_json import to_json as comparison_json
 from runner.report.comparison_text import comparison_parts
 from runner.report.comparisons import ComparisonAnswer
-from runner.report.comparisons import to_json as comparison_json
 from runner.report.curves import Lead
 from runner.report.family import FEWEST_SEEDS, MOST_SEEDS
 from runner.report.forest import Forest

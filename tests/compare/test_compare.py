@@ -11,7 +11,7 @@ import pytest
 from small import Command
 
 from runner.compare import __main__ as compare
-from runner.report.comparisons import from_json
+from runner.report.comparison_json import from_json
 
 MODULE = "runner.compare"
 
@@ -141,6 +141,11 @@ def test_the_exit_code_says_whether_an_arm_helps(verdicts: tuple[Any, ...], code
         standings = tuple(replace(HELPS, verdict=verdict) for verdict in verdicts)
 
     assert compare.exit_code(Answered) == code  # type: ignore[arg-type]
+    control = replace(HELPS, words=(), verdict="cannot tell" if code != 11 else "helps")
+    Answered.standings += (control,)
+    assert compare.exit_code(Answered) == code, "a control is no arm"  # type: ignore[arg-type]
+    Answered.standings = (control,)
+    assert compare.exit_code(Answered) == (11 if code != 11 else 0)  # type: ignore[arg-type]
 
 
 @pytest.mark.whole

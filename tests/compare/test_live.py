@@ -20,7 +20,8 @@ from runner.compare.plan import Planned, as_recorded
 from runner.compare.question import Job
 from runner.jobs.launch import Outcome
 from runner.records.comparison_folder import BASE
-from runner.report.comparisons import ComparisonAnswer, Standing, verdict_line
+from runner.report.comparison_words import verdict_line
+from runner.report.comparisons import ComparisonAnswer, Standing
 from runner.report.measures import Mean
 from runner.terminal.console import PipeConsole
 

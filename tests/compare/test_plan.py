@@ -129,6 +129,13 @@ def test_time_is_measured_by_runs_that_exist(plan: Plan, tiny_words: tuple[str, 
     assert "nothing is left to train" in text(found)
 
 
+def test_the_control_makes_no_search(plan: Plan, tiny_words: tuple[str, ...]) -> None:
+    tune = ("optim.lr=1e-3,1e-2",)
+    for tries, number in ((("mixup=beta",), 8), (("mixup=beta", ""), 8), (("",), 4)):
+        said = text(plan(tiny_words, *tries, tune=tune))
+        assert f"before them {number} at most to tune" in " ".join(said.split())
+
+
 def test_what_can_be_shown_follows_from_the_design(plan: Plan, tiny_words: tuple[str, ...]) -> None:
     found = plan(tiny_words, "mixup=beta", margin="90")
     best = design(1, 24, 10, is_fixed=False)

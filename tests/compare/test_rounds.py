@@ -23,6 +23,8 @@ from runner.records import evaluations
 from runner.records.comparison_folder import ArmPlan, ComparisonFolder, ComparisonPlan
 from runner.records.run_folder import RunFolder
 from runner.records.sweep_folder import SweepFolder
+from runner.report.comparisons import standings
+from runner.report.scores import ScoreBook
 from runner.report.sequential import looks
 
 NUM_IMAGES = 400
@@ -458,6 +460,8 @@ def test_a_failure_that_may_pass_is_tried_again(compare: Compare, tmp_path: Path
     compare(FakeJobs(), outputs=tmp_path / "whole")
     result = compare(FakeJobs(fails=broken("+trick=label_smoothing", "seed=1")))
     assert result.failed == {"smoothing": {"seed 1": "out of memory"}}
+    assert not result.answer.has_open_arms
+    assert not result.answer.is_ended, "the failed job is tried again"
     assert result.answer.standings[0].verdict == "helps", "the other arm is judged"
     assert folder_in(tmp_path).answer() is None, "it is not whole"
     told = r"^1 job failed(.|\n)*smoothing, seed 1: out of memory"
@@ -637,6 +641,23 @@ def test_every_arm_gets_the_same_search_on_seeds_of_its_own(
     assert result.answer.is_ended
     shared = {words for words in search + first if "tta" not in words}
     assert result.answer.num_trainings == len(shared), "tta shares the trainings of the base"
+
+
+def test_the_base_again_has_the_settings_of_the_base(compare: Compare, tmp_path: Path) -> None:
+    jobs = FakeJobs()
+    result = compare(jobs, question(MIXUP, AGAIN, max_seeds=3, tune=TUNED.tune))
+    search, first = jobs.batches[0], jobs.batches[1]
+    assert len(search) == 2 * 3 * 2, "the baseline and mixup"
+    assert "data=folder optim.lr=2e-3 seed=1000" in first
+    assert folder_in(tmp_path).chosen()[AGAIN.label] == ("optim.lr=2e-3",)
+    assert result.answer.is_ended
+    assert any("no search of its own" in note for note in result.answer.notes)
+    answer = result.answer
+    outputs, folder = tmp_path, folder_in(tmp_path)
+    replayed = standings(
+        answer.plan, folder.runs(), outputs, ScoreBook(outputs / "x.npz"), folder.tuning()
+    )
+    assert replayed == answer, "a report counts the trainings of the search too"
 
 
 def test_of_equal_values_the_first_is_chosen_and_one_that_diverged_loses(

@@ -59,7 +59,7 @@ def begun(outputs: Path, plan: ComparisonPlan = PLAN, name: str | None = None) -
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     tuned = replace(PLAN, tune=(("optim.lr", ("1e-2", "1e-3")),))
     found = place(tmp_path, tuned)
-    assert found.is_new
+    assert not found.folder.exists
     assert ComparisonFolder.all_in(tmp_path) == []
     with found.folder.locked():
         found.folder.begin(found.plan)
@@ -193,6 +193,8 @@ def sealed(folder: ComparisonFolder, name: str, content: dict[str, Any]) -> None
         ("comparison.json", ("looks",), [3, 4]),
         ("comparison.json", ("looks",), []),
         ("comparison.json", ("max_seeds",), 0),
+        ("comparison.json", (), {"max_seeds": 2, "looks": [2]}),
+        ("comparison.json", (), {"max_seeds": 21, "looks": [3, 21]}),
         ("comparison.json", ("margin",), 1.5),
         ("comparison.json", ("margin",), float("nan")),
         ("comparison.json", ("arms",), []),
@@ -224,10 +226,10 @@ def test_an_impossible_value_is_refused_even_with_a_right_hash(
     content = json.loads((folder.path / name).read_text())
     sealed(folder, name, content)
     FILES[name](folder)  # the control: the hash is right
-    inner = content
+    inner: Any = content
     for key in places[:-1]:
         inner = inner[key]
-    inner[places[-1]] = value
+    inner.update({places[-1]: value} if places else value)
     sealed(folder, name, content)
     with pytest.raises(ArtefactError):
         FILES[name](folder)
@@ -241,12 +243,24 @@ def test_a_file_of_another_comparison_is_refused(tmp_path: Path) -> None:
             FILES[name](one)
 
 
-def test_a_damaged_question_stops_new_ones_until_it_is_moved(tmp_path: Path) -> None:
+def test_a_damaged_question_stops_its_comparison_until_it_is_moved(tmp_path: Path) -> None:
     folder = begun(tmp_path)
     (folder.path / "comparison.json").write_text("{}")
     with pytest.raises(ArtefactError) as refused:
         place(tmp_path, PLAN)
     assert refused.value.fix.startswith("mv ")
+
+
+def test_another_question_that_is_damaged_is_left_out_with_a_note(tmp_path: Path) -> None:
+    other = begun(tmp_path, name="other")
+    assert place(tmp_path, PLAN).folder.name == "other", "the negative control"
+    (other.path / "comparison.json").write_text("{}")
+    found = place(tmp_path, PLAN)
+    assert not found.folder.exists
+    (note,) = found.notes
+    assert note.startswith("comparison other is left out")
+    with pytest.raises(ArtefactError):
+        place(tmp_path, PLAN, "other")
 
 
 # ── Which comparison a question belongs to ─────────────────────────────────────────────────────
@@ -266,7 +280,7 @@ EQUAL = {
 def test_an_equal_question_continues(tmp_path: Path, case: str) -> None:
     folder = begun(tmp_path)
     found = place(tmp_path, EQUAL[case])
-    assert not found.is_new
+    assert found.folder.exists
     assert found.folder.path == folder.path
     assert found.plan == folder.plan()
     found.folder.begin(found.plan)
@@ -294,14 +308,16 @@ def test_a_changed_question_is_refused_and_a_name_starts_anew(tmp_path: Path, ch
     assert folder.name in refused.value.what
     assert "--name" in refused.value.fix
     named = place(tmp_path, CHANGED[change], "another")
-    assert named.is_new
+    assert not named.folder.exists
     assert named.folder.name == "another"
     assert named.plan.shares_runs_with == (folder.name,)
     begun(tmp_path, CHANGED[change], "another")
     again = place(tmp_path, CHANGED[change], "another")
-    assert not again.is_new
+    assert again.folder.exists
     assert again.plan == named.plan
-    assert not place(tmp_path, CHANGED[change]).is_new, "it has a comparison, so it needs no name"
+    assert place(tmp_path, CHANGED[change]).folder.exists, (
+        "it has a comparison, so it needs no name"
+    )
     assert place(tmp_path, PLAN).folder.path == folder.path
 
 
@@ -320,7 +336,7 @@ FRESH = {
 def test_a_question_without_common_runs_is_new(tmp_path: Path, case: str) -> None:
     folder = begun(tmp_path)
     found = place(tmp_path, FRESH[case])
-    assert found.is_new
+    assert not found.folder.exists
     assert found.folder.path != folder.path
     assert found.plan.shares_runs_with == ()
 

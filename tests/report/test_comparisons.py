@@ -18,25 +18,25 @@ from fabricated import write_comparison, write_run
 from runner import show
 from runner.errors import ArtefactError
 from runner.records import evaluations
-from runner.records.comparison_folder import BASE, ComparisonFolder, PairedRun
+from runner.records.comparison_folder import BASE, ComparisonFolder, PairedRun, Tuned
 from runner.report import __main__ as report_main
 from runner.report import comparisons, text
 from runner.report.answer import Answer, answer
+from runner.report.comparison_json import from_json, to_json
 from runner.report.comparison_text import comparison_parts
+from runner.report.comparison_words import verdict_line
 from runner.report.comparisons import (
     ComparisonAnswer,
     Standing,
     compared_runs,
-    find_comparisons,
-    from_json,
+    counted_runs,
     out_of_budget,
     standings,
     timed,
-    to_json,
-    verdict_line,
 )
 from runner.report.family import judged
 from runner.report.forest import Forest
+from runner.report.found_comparisons import find_comparisons
 from runner.report.page import page
 from runner.report.runs import find_runs, read_run
 from runner.report.scores import ScoreBook
@@ -208,7 +208,7 @@ def test_counts_and_prices(folder: ComparisonFolder, found: ComparisonAnswer) ->
     assert found.num_evaluations == 3
     assert found.base_price == {"images": 1000, "pixels": 1_000_000}
     assert "seconds" not in by_label(found)["tta"].price, "a record does not depend on time"
-    with_time = timed(found, folder.runs(), folder.path.parent.parent)
+    with_time = timed(found, counted_runs(found, folder.runs(), folder.outputs))
     assert with_time.base_price["seconds"] == 10
     assert by_label(with_time)["tta"].price["seconds"] == 1
     assert replace(with_time, base_price=found.base_price, standings=found.standings) == found
@@ -364,7 +364,7 @@ DECIDED = Standing(
          "mixup: no difference larger than 0.5 points [-0.3, 0.4] after 4 seeds"),
         ({"verdict": "cannot tell", "reason": "all seeds", "seeds": tuple(range(10)),
           "mean": 0.004, "interval": (-0.004, 0.012)},
-         "mixup: cannot tell after 10 seeds [-0.4, 1.2]: more seeds than 10 would be needed"),
+         "mixup: cannot tell after 10 seeds [-0.4, 1.2]: 10 seeds do not decide it"),
         ({"verdict": "cannot tell", "reason": "futile", "mean": 0.0, "interval": (-0.02, 0.02)},
          "mixup: cannot tell after 4 seeds [-2.0, 2.0]; stopped early, because another 6 seeds "
          "would probably not decide it"),
@@ -429,7 +429,7 @@ def test_the_parts_have_every_arm(found: ComparisonAnswer) -> None:
 def test_an_answer_comes_back_from_its_record(
     folder: ComparisonFolder, found: ComparisonAnswer
 ) -> None:
-    for one in (found, timed(found, folder.runs(), folder.path.parent.parent)):
+    for one in (found, timed(found, counted_runs(found, folder.runs(), folder.outputs))):
         content = json.loads(json.dumps(to_json(one), allow_nan=False))
         assert from_json(content) == one
     assert json.dumps(to_json(found)) == json.dumps(to_json(asked(folder)))
@@ -538,9 +538,56 @@ def test_single_runs_beside_a_comparison_are_compared_with_its_baseline(tmp_path
     assert [one.label for one in group.comparisons] == ["normalize"]
     (legend,) = (part for part in text.content(reported(tmp_path)) if part == text.LEGEND)
     assert "a number of seeds fixed beforehand" in str(legend)
+
+
+def test_an_arm_of_which_some_runs_were_looked_at_gets_no_second_verdict(tmp_path: Path) -> None:
+    write_comparison(tmp_path, {"mixup": [0.6] * 3}, base=[0.8] * 3)
+    for seed in (*range(3), 7):
+        write_run(tmp_path, "normalize", seed=seed, accuracy=0.9, num_images=400)
     write_run(tmp_path, "mixup", seed=7, accuracy=0.6, num_images=400)
-    (group,) = reported(tmp_path).groups
-    assert "mixup" in [row.label for row in group.rows], "one of its runs is a single one"
+    found = reported(tmp_path)
+    (group,) = found.groups
+    assert [row.label for row in group.rows] == ["baseline", "normalize"]
+    (note,) = (note for note in found.notes if note.startswith("mixup"))
+    assert "3 of its 4 seeds belong to comparison question, whose verdict stands above" in note
+    assert note in list(text.content(found))
+    alone = answer(find_runs([tmp_path]), ScoreBook(tmp_path / "x"), 0.01)
+    assert "mixup" in [row.label for row in alone.groups[0].rows], "the negative control"
+    assert not alone.notes
+
+
+def test_trainings_of_a_comparison_that_failed_count_there_only(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path, {"mixup": [0.6] * 3}, base=[0.8] * 3)
+    for seed in range(3):
+        write_run(tmp_path, "normalize", seed=seed, accuracy=0.9, num_images=400)
+    lost = write_run(tmp_path, seed=3, finish=False)
+    lost.write_status("failed", REASON, "DivergedError")
+    assert reported(tmp_path).groups[0].rows[0].failed, "the negative control"
+    runs = folder.runs()
+    runs[BASE][3] = PairedRun(None, None, REASON, is_diverged=True, folder=lost.path.name)
+    folder.write_runs(runs)
+    assert folder.runs() == runs
+    assert not reported(tmp_path).groups[0].rows[0].failed
+
+
+def test_a_failure_that_is_tried_again_is_no_end(tmp_path: Path) -> None:
+    folder = write_comparison(
+        tmp_path, {"mixup": [0.3] * 3, "normalize": [0.3, 0.3, 0.3]}, base=[0.8] * 3, max_seeds=4
+    )
+    runs = folder.runs()
+    assert asked(folder).is_ended
+    for is_diverged in (True, False):
+        runs["mixup"] = dict.fromkeys(
+            range(3), PairedRun(None, None, "out of memory", is_diverged=is_diverged)
+        )
+        folder.write_runs(runs)
+        (found,) = reported(tmp_path).comparisons
+        assert not found.has_open_arms
+        assert found.is_ended == is_diverged
+        (title, *_) = comparison_parts(found)
+        assert ("(not ended)" in str(title)) == (not is_diverged)
+        told = [note for note in found.notes if "tries again" in note]
+        assert len(told) == (not is_diverged)
 
 
 def test_by_a_key_when_all_runs_belong_to_comparisons(tmp_path: Path) -> None:
@@ -567,8 +614,16 @@ def test_plain_views_of_a_comparison_with_tta_belong_to_it(tmp_path: Path) -> No
 def test_an_arm_whose_search_chose_nothing_has_failed(folder: ComparisonFolder) -> None:
     plan = replace(folder.plan(), tune=(("optim.lr", ("1", "2")),))
     outputs = folder.path.parent.parent
-    chosen = dict.fromkeys((BASE, *plan.labels), ("optim.lr=1",)) | {"mixup": ()}
-    found = standings(plan, folder.runs(), outputs, ScoreBook(outputs / "x.npz"), chosen)
+    tried = {("optim.lr=1",): {10**6: PairedRun("a"), 10**6 + 1: PairedRun(None, failed="x")}}
+    searched = dict.fromkeys((BASE, *plan.labels), Tuned(("optim.lr=1",))) | {
+        "mixup": Tuned((), tried)
+    }
+    found = standings(plan, folder.runs(), outputs, ScoreBook(outputs / "x.npz"), searched)
+    assert found.num_trainings == asked(folder).num_trainings + 2
+    again = standings(
+        plan, folder.runs(), outputs, ScoreBook(outputs / "x.npz"), searched, ["normalize"]
+    )
+    assert "its search for settings failed" in verdict_line(by_label(again)["normalize"], 0.03)
     one = by_label(found)["mixup"]
     assert (one.reason, one.is_open) == ("failed", False)
     assert (
@@ -687,4 +742,6 @@ def test_a_page_escapes_the_names_of_a_comparison(say: Any, tmp_path: Path) -> N
     written = (tmp_path / "page.html").read_text()
     assert hostile not in written
     assert "&lt;script&gt;hacked=1" in written
-    assert compared_runs(asked(folder), folder.runs(), tmp_path / "outputs") is not None
+    found = asked(folder)
+    counted = counted_runs(found, folder.runs(), tmp_path / "outputs")
+    assert compared_runs(found, counted) is not None

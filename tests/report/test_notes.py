@@ -214,8 +214,8 @@ def test_the_smallest_margin_is_said_once_for_the_group(tmp_path: Path) -> None:
     assert smallest > MARGIN
     (note,) = [note for note in group.notes if "too few" in note]
     assert note == (
-        "100 images are too few to show no difference larger than 2 points: 10 seeds show it for "
-        f"margins from about {100 * smallest:.2g} points"
+        "100 images are too few to show no difference larger than 2 points: even equal accuracies "
+        f"show it with 10 seeds only for margins from about {100 * smallest:.2g} points"
     )
     out_of_reach = Outlook("no difference", None, 12_345)
     compared = tuple(replace(one, outlook=out_of_reach) for one in group.comparisons)

@@ -23,7 +23,8 @@ from PIL import Image
 
 from runner.config.schema import Data, Model, Normalize, Optim, Smoothing
 from runner.report.answer import Answer, answer
-from runner.report.comparisons import find_comparisons, verdict_line
+from runner.report.comparison_words import verdict_line
+from runner.report.found_comparisons import find_comparisons
 from runner.report.page import comparison_page
 from runner.report.page import page as render
 from runner.report.runs import find_runs
