@@ -646,7 +646,7 @@ def test_every_arm_gets_the_same_search_on_seeds_of_its_own(
 def test_the_base_again_has_the_settings_of_the_base(compare: Compare, tmp_path: Path) -> None:
     jobs = FakeJobs()
     result = compare(jobs, question(MIXUP, AGAIN, max_seeds=3, tune=TUNED.tune))
-    search, first = jobs.batches[0], jobs.batches[1]
+    search, first = jobs.batches[0], [job for batch in jobs.batches[1:3] for job in batch]
     assert len(search) == 2 * 3 * 2, "the baseline and mixup"
     assert "data=folder optim.lr=2e-3 seed=1000" in first
     assert folder_in(tmp_path).chosen()[AGAIN.label] == ("optim.lr=2e-3",)
