@@ -49,25 +49,27 @@ examples:
         the five tricks, each alone, on your own images
   {called} --try mixup=beta --try code=my_loss.py
         two changes of the baseline, one of them your own code
-  {called} +recipe=small --try 'mixup=beta optim.lr=1e-2' --max-seeds 6
+  {called} --try 'mixup=beta optim.lr=1e-2' --max-seeds 6
         one arm with two changes; at most six seeds
-  {called} --try +trick=mixup --tune optim.lr=1e-3,3e-3,1e-2
+  {called} --try +trick=mixup --tune optim.lr=1e-3,1e-2
         baseline and arm each with the learning rate that suits it best
   {called} --try ''
         the baseline again under other seeds (an A/A control)
-  {called} --try mixup=beta hydra/launcher=joblib hydra.launcher.n_jobs=4
-        four trainings at a time
+  {called} --try mixup=beta hydra/launcher=joblib
+        a training per core at the same time
 
-Words are KEY=VALUE, GROUP=OPTION and +trick=NAME, as those of runner.train. Those that must be
-equal for all belong to the baseline wherever they stand: what decides the images (data, data.root
-and so on), seed (the first one), outputs, device, threads, and hydra. Several words of one arm are
-quoted together. The plan shows the baseline and each arm before anything is trained.
+Words are KEY=VALUE, GROUP=OPTION and +trick=NAME, as those of runner.train.
+Those that must be equal for all belong to the baseline wherever they stand:
+what decides the images (data, data.root and so on), seed (the first one),
+outputs, device, threads, and hydra. Several words of one arm are quoted
+together. The plan shows the baseline and each arm before anything is trained.
 
-The number of seeds, the arms and the margin are fixed before the first training. To change them
-afterwards is a new comparison, which needs --name and uses the runs that exist.
+The number of seeds, the arms and the margin are fixed before the first
+training. To change them afterwards is a new comparison, which needs --name and
+uses the runs that exist.
 
-With --exit-code: 0 an arm helps; 10 none helps (no difference, or it hurts); 11 cannot tell.
-The control (--try '') counts only if there is no other arm.
+With --exit-code: 0 an arm helps; 10 none helps (no difference, or it hurts);
+11 cannot tell. The control (--try '') counts only if there is no other arm.
 
 """
     + EXIT_CODES
