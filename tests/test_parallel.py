@@ -452,7 +452,7 @@ def test_a_sweep_under_torchrun_is_refused(make: Make) -> None:
     assert not (place.root / "outputs").exists()
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_tasks_of_a_job_share_its_run_also_when_its_time_is_up(
     make: Make, single: Callable[..., Place]
 ) -> None:

@@ -227,7 +227,7 @@ def test_workers_end_when_nobody_wants_more():
             os.kill(pid, 0)
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_without_shared_memory_the_pixels_come_by_the_pipe(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -174,7 +174,7 @@ def test_classes_whose_names_look_alike_are_told(listed):
     assert "dog" not in note
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_commands_in_the_folder_of_the_data_with_a_cache_that_is_cut(process, tmp_path, tiny_words):
     """The same result each time, with a line, from ``data.root=.`` and from ``outputs`` in it."""
     from small import COLOURS, write_images
