@@ -373,7 +373,7 @@ def test_a_run_that_was_killed_goes_on_with_another_number_of_processes(
     assert distance(place, single(*LONG)) < BOUND
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(
     make: Make, single: Callable[..., Place]
 ) -> None:

@@ -286,7 +286,7 @@ def test_nothing_hangs_without_shared_memory_or_descriptors(
     assert bool(says) == ("data.num_workers=0" in done.stdout)
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_a_small_shm_changes_nothing(tiny_folder: Path, tmp_path: Path) -> None:
     train = (
         "-m runner.train model=timm model.name=test_resnet resize.size=16 budget.epochs=1"
