@@ -20,12 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 from runner.compare.plan import Planned, is_finished, measured_epoch
-from runner.compare.question import BASELINE, Job
+from runner.compare.question import Job
 from runner.errors import ArtefactError
 from runner.jobs.launch import Outcome
 from runner.machine import fields
 from runner.records import evaluations
-from runner.records.comparison_folder import BASE
+from runner.records.comparison_folder import BASE, displayed_label
 from runner.records.run_folder import RunFolder
 from runner.report.comparison_words import verdict_line
 from runner.report.comparisons import ComparisonAnswer, Standing
@@ -186,7 +186,7 @@ class Live:
             if one is not None and not one.is_open:
                 state = "failed" if one.reason == "failed" else one.verdict
             shown = accuracy if label == BASE else _difference(one)
-            yield _shown(label), seeds, shown, state, self._now(label)
+            yield displayed_label(label), seeds, shown, state, self._now(label)
 
     def _now(self, label: str) -> str:
         """What runs for an arm."""
@@ -282,14 +282,10 @@ class Live:
                 return
 
 
-def _shown(label: str) -> str:
-    return BASELINE if label == BASE else label
-
-
 def _name(job: Job) -> str:
     if job.is_tuning:
-        return f"{_shown(job.label)}, search, {' '.join(job.words[-2:])}"
-    return f"{_shown(job.label)}, seed {job.seed}"
+        return f"{displayed_label(job.label)}, search, {' '.join(job.words[-2:])}"
+    return f"{displayed_label(job.label)}, seed {job.seed}"
 
 
 def _ending(outcome: Outcome) -> str:

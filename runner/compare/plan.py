@@ -22,7 +22,7 @@ from runner.machine import fields
 from runner.records.comparison_folder import BASE, ArmPlan, ComparisonPlan
 from runner.records.identity import decisive_values, evaluation_identity, folder_name, identified
 from runner.records.run_folder import RunFolder
-from runner.report.sequential import design, looks
+from runner.report.sequential import Design, design, looks
 from runner.terminal.console import legible
 from runner.terminal.display import Display, duration
 
@@ -347,13 +347,17 @@ def _points(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _power(comparison: ComparisonPlan) -> str:
-    found = design(
+def _design(comparison: ComparisonPlan) -> Design:
+    return design(
         len(comparison.arms),
         comparison.num_val,
         comparison.max_seeds,
         is_fixed=comparison.is_fixed,
     )
+
+
+def _power(comparison: ComparisonPlan) -> str:
+    found = _design(comparison)
     return (
         f"a difference of {_points(found.effect)} points with 80 %, if differences vary from "
         f"seed to seed by {_points(found.deviation)} points, as is usual for this many images; "
@@ -362,12 +366,7 @@ def _power(comparison: ComparisonPlan) -> str:
 
 
 def _provable(comparison: ComparisonPlan) -> str:
-    found = design(
-        len(comparison.arms),
-        comparison.num_val,
-        comparison.max_seeds,
-        is_fixed=comparison.is_fixed,
-    )
+    found = _design(comparison)
     smallest = _points(found.provable_margin + 0.0005)
     if found.provable_margin <= comparison.margin:
         return (

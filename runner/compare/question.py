@@ -25,13 +25,11 @@ from runner.config.schema import RunConfig, trick_groups
 from runner.config.words import spelled
 from runner.errors import ConfigError, RunnerError
 from runner.machine.hardware import require_device
-from runner.records.comparison_folder import BASE, check_name
+from runner.records.comparison_folder import BASE, BASELINE, check_name
 from runner.records.identity import evaluation_identity, identity
 from runner.report.family import FEWEST_SEEDS
 from runner.terminal.console import legible
 
-BASELINE = "baseline"
-"""What messages call it."""
 AGAIN = "baseline again (A/A)"
 """The label of the arm that is the baseline under other seeds."""
 AGAIN_OFFSET = 1000

@@ -22,7 +22,13 @@ from runner.compare.live import Live
 from runner.compare.question import Job
 from runner.errors import ConfigError, SweepError, TrainingError
 from runner.machine.signals import Interrupted
-from runner.records.comparison_folder import BASE, ComparisonFolder, ComparisonPlan, PairedRun
+from runner.records.comparison_folder import (
+    BASE,
+    ComparisonFolder,
+    ComparisonPlan,
+    PairedRun,
+    displayed_label,
+)
 from runner.records.run_folder import RunFolder
 from runner.report.comparison_json import from_json, to_json
 from runner.report.comparisons import ComparisonAnswer, out_of_budget, standings
@@ -61,7 +67,7 @@ class RoundsResult:
             raise Interrupted(self.stopped_by)
         if self.failed:
             lines = [
-                f"  {_name(label)}, {job}: {reason}"
+                f"  {displayed_label(label)}, {job}: {reason}"
                 for label, by_job in self.failed.items()
                 for job, reason in by_job.items()
             ]
@@ -202,7 +208,8 @@ class _Rounds:
         planned = self._folders.get(job.label, {}).get(job.seed)
         if planned is not None and planned.path.name != name:
             raise _changed(
-                f"the run of {_name(job.label)} with seed {job.seed} is not the planned one",
+                f"the run of {displayed_label(job.label)} with seed {job.seed} is not the "
+                "planned one",
                 f"{self._how.outputs / name}, not {planned.path.name}",
             )
 
@@ -212,7 +219,7 @@ class _Rounds:
         outputs = self._how.outputs
         if others and settings_of(outputs / name) != settings_of(outputs / others[0]):
             raise _changed(
-                f"runs of {_name(job.label)} differ in more than their seed",
+                f"runs of {displayed_label(job.label)} differ in more than their seed",
                 f"{outputs / others[0]} and {outputs / name}",
             )
 
@@ -272,7 +279,3 @@ def _changed(what: str, where: str) -> ConfigError:
         fix="undo the change and run the same command again; or, with the change, a new "
         "comparison: --name ANOTHER_NAME",
     )
-
-
-def _name(label: str) -> str:
-    return "baseline" if label == BASE else label

@@ -39,6 +39,8 @@ from runner.records.run_folder import LARGEST_JSON
 FORMAT = 1
 BASE = "base"
 """The key of the base among the labels of the arms; no arm may have this label."""
+BASELINE = "baseline"
+"""What the base is called where people read."""
 FOLDER = "comparisons"
 """The folder below ``outputs`` that holds the comparisons."""
 MOST_SEEDS = 1000
@@ -718,6 +720,11 @@ def _tuned_of(content: Mapping[str, Any]) -> Tuned:
 def identity_of(plan: ComparisonPlan) -> str:
     """Sixteen hex digits over the whole question, which every file of a comparison has."""
     return hash_of(plan_content(plan))
+
+
+def displayed_label(label: str) -> str:
+    """What people read for the label of an arm or of the base."""
+    return BASELINE if label == BASE else label
 
 
 def hash_of(content: Any) -> str:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+from runner.records.comparison_folder import BASELINE
 from runner.report.comparison_words import verdict_line
-from runner.report.comparisons import BASELINE, ComparisonAnswer, Standing
+from runner.report.comparisons import ComparisonAnswer, Standing
 from runner.report.forest import Forest, ForestRow
 from runner.report.measures import interval_text, mean_text, p_text, points
 from runner.report.statistics import LEVEL

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from runner.errors import ArtefactError
 from runner.records.comparison_folder import (
     BASE,
+    BASELINE,
     ArmPlan,
     ComparisonPlan,
     PairedRun,
     Tuned,
+    displayed_label,
 )
 from runner.report.factors import Look, trick_factors
 from runner.report.family import FEWEST_SEEDS, Verdict, judged
@@ -41,8 +43,6 @@ from runner.report.scores import ScoreBook, Scores
 from runner.report.sequential import State, looks, walk
 from runner.report.statistics import Difference, difference
 
-BASELINE = "baseline"
-"""What the base is called where people read."""
 REASONS = ("", "decided", "futile", "all seeds", "failed", "budget")
 _TIMELESS = ("images", "pixels")
 _NO_SETTINGS = "every value of the search diverged"
@@ -372,7 +372,7 @@ def _walk(
 
 def _foreign(run: FinishedRun, label: str, seed: int, why: str) -> ArtefactError:
     return ArtefactError(
-        f"not the run of {BASELINE if label == BASE else label} with seed {seed}: {why}",
+        f"not the run of {displayed_label(label)} with seed {seed}: {why}",
         where=str(run.path),
         fix=f"mv {run.name} ELSEWHERE; the same command trains it again",
     )
@@ -640,8 +640,8 @@ def _notes(
                 yield f"{arm.label} has no search of its own: it has the settings of the baseline"
         if any(chosen.values()):
             sides = {BASELINE: chosen.get(BASE, ()), **{one.label: one.chosen for one in found}}
-            told = (f"{name}: {shlex.join(words) or 'none'}" for name, words in sides.items())
-            yield f"chosen by the search: {'; '.join(told)}"
+            choices = (f"{name}: {shlex.join(words) or 'none'}" for name, words in sides.items())
+            yield f"chosen by the search: {'; '.join(choices)}"
     changes = [one for one in found if one.words]  # a control is no candidate for the best arm
     if len(changes) > 1 and any(one.verdict == "helps" for one in changes):
         yield (
@@ -670,6 +670,6 @@ def compared_runs(
             return None
         if found:
             example = next(iter(found.values()))
-            name = BASELINE if label == BASE else label
+            name = displayed_label(label)
             arms.append(Arm(Look(example, _view(example), {}), {}, label=name, runs=found))
     return RunGroup({}, arms, trick_factors()) if arms else None

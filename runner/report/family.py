@@ -272,11 +272,11 @@ def outlook(
     for n in range(found.n + 1, MOST_SEEDS + 1):
         seeds_error = shared.deviation / sqrt(n)
         far = reach(n, level_zero / 2, LEVEL / 2)
-        if _probability_below(effect - far, seeds_error) >= POWER:
+        if probability_below(effect - far, seeds_error) >= POWER:
             return Outlook("a difference", n, None)
         room = margin - reach(n, level_margin, LEVEL)
-        below = _probability_below(room - effect, seeds_error)
-        above = _probability_below(room + effect, seeds_error)
+        below = probability_below(room - effect, seeds_error)
+        above = probability_below(room + effect, seeds_error)
         if below + above - 1 >= POWER:
             return Outlook("no difference", n, None)
     # Without an error of seeds, the error of images must fall to one of these; it falls as 1/√N.
@@ -291,7 +291,7 @@ def outlook(
     return Outlook(would_show, None, ceil(num_images * (found.image_error / enough) ** 2))
 
 
-def _probability_below(limit: float, deviation: float) -> float:
+def probability_below(limit: float, deviation: float) -> float:
     """The probability that a normal variable around 0 falls below ``limit``."""
     if deviation == 0:
         return float(limit > 0)

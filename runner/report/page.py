@@ -19,10 +19,11 @@ from markupsafe import Markup
 
 from runner import __version__
 from runner.errors import ArtefactError
+from runner.records.comparison_folder import BASELINE
 from runner.report import comparison_text, figures, measures, text
 from runner.report.answer import Answer, GroupAnswer
 from runner.report.comparison_words import verdict_line
-from runner.report.comparisons import BASELINE, ComparisonAnswer
+from runner.report.comparisons import ComparisonAnswer
 from runner.report.curves import AXES, curve, leads
 from runner.report.details import Confused, Confusion, GroupDetails, find_codes, find_series
 from runner.report.groups import Arm, RunGroup

@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
 
-from scipy.special import ndtr, ndtri, stdtrit
+from scipy.special import ndtri, stdtrit
 
 from runner.report.family import (
     FEWEST_SEEDS,
@@ -49,6 +49,7 @@ from runner.report.family import (
     Verdict,
     holm,
     moderated,
+    probability_below,
     verdict,
 )
 from runner.report.statistics import LEVEL, Difference
@@ -245,18 +246,11 @@ def _is_futile(
     degrees = min(spread.degrees + rest, _MOST_DEGREES)
     level = LEVEL * weight(max_seeds, max_seeds) / num_open
     far = -float(stdtrit(degrees, level / 2)) * error
-    chance = _below(-far - mean, moves) + _below(mean - far, moves)
+    chance = probability_below(-far - mean, moves) + probability_below(mean - far, moves)
     room = margin + float(stdtrit(degrees, level)) * error
     if room > 0:
-        chance += _below(room - mean, moves) - _below(-room - mean, moves)
+        chance += probability_below(room - mean, moves) - probability_below(-room - mean, moves)
     return chance < FUTILE
-
-
-def _below(distance: float, deviation: float) -> float:
-    """The probability that a normal variable around 0 falls below ``distance``."""
-    if deviation == 0:
-        return float(distance > 0)
-    return float(ndtr(distance / deviation))
 
 
 @dataclass(frozen=True)
