@@ -151,7 +151,8 @@ def read_ahead(read: Callable[[int], T], count: int, num_workers: int) -> Genera
             try:
                 found: T = ForkingPickler.loads(item)
             except (OSError, RuntimeError, EOFError) as error:  # of descriptors and shared memory
-                raise _failed("a batch cannot be taken over", num_workers, error) from error
+                died = worker_died(error, num_workers)  # reported here, as anywhere else
+                raise died or _failed("a batch cannot be taken over", num_workers, error) from error
             yield found
     finally:
         # Now, not when the last reference is gone: an error that is being raised may hold one.
