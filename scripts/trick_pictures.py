@@ -1,0 +1,167 @@
+"""Draw the pictures of the pages in docs/tricks/: what each trick does to pixels or to a curve.
+
+    python -m scripts.trick_pictures [NAME…] [--folder FOLDER]
+
+NAME is a name as in ``+trick=NAME`` (default: all that have a picture). Each picture is written to
+``docs/tricks/NAME.png``. It is made from the embedded data by the trick's own functions, with
+fixed seeds; every run writes the same bytes (with the same versions of Pillow and matplotlib).
+
+To add a picture: write a function below, in alphabetical order, that takes the embedded data and
+returns an image, and decorate it with ``@picture("NAME")``. :func:`examples`, :func:`grid` and
+:func:`chart` do most of the work. The page shows it with ``![what is seen](NAME.png)``.
+"""
+
+import argparse
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from runner.config.mixup import Mixup
+from runner.data.embedded import FashionSubset, load_fashion
+from runner.tricks import mixup as mixing
+
+FOLDER = Path(__file__).parents[1] / "docs" / "tricks"
+LARGEST_FILE = 60_000  # bytes of a picture
+
+Draw = Callable[[FashionSubset], Image.Image]
+
+PICTURES: dict[str, Draw] = {}
+"""The function that draws each picture, by the name of its trick."""
+
+_GAP, _LABEL_HEIGHT = 4, 18  # px
+_STYLE: Any = {
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+def picture(name: str) -> Callable[[Draw], Draw]:
+    """Register the function that draws the picture of the trick ``name``."""
+
+    def register(draw: Draw) -> Draw:
+        assert name not in PICTURES, f"{name} has two pictures"
+        PICTURES[name] = draw
+        return draw
+
+    return register
+
+
+def examples(data: FashionSubset, count: int, *, first: int = 0) -> Tensor:
+    """Training images of different classes, (count, 3, 28, 28), float in 0..1.
+
+    Args:
+        data: the embedded data.
+        count: number of images, 1 to 10.
+        first: which image of each class.
+    """
+    rows = [np.flatnonzero(data.train_labels == label)[first] for label in range(count)]
+    pixels = torch.from_numpy(data.train_images[rows].astype(np.float32) / 255)
+    return pixels[:, None].repeat(1, 3, 1, 1)
+
+
+def grid(rows: Mapping[str, Tensor], *, scale: int = 3) -> Image.Image:
+    """Rows of images, each below its label.
+
+    Args:
+        rows: images (N, C, H, W) of each row, C of 1 or 3, float in 0..1, by the label of the row.
+        scale: side of a square in the picture that shows one pixel, px.
+    """
+    drawn = [(label, _shown(images, scale)) for label, images in rows.items()]
+    width = max(max(sum(one.width + _GAP for one in row) for _, row in drawn), 200)
+    height = sum(_LABEL_HEIGHT + row[0].height + _GAP for _, row in drawn)
+    sheet = Image.new("RGB", (width + _GAP, height + _GAP), "white")
+    pen, top = ImageDraw.Draw(sheet), _GAP
+    # matplotlib's own font, because Pillow's has no Greek letters.
+    font = ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 11)
+    for label, row in drawn:
+        pen.text((_GAP, top), label, fill="black", font=font)
+        left, top = _GAP, top + _LABEL_HEIGHT
+        for one in row:
+            sheet.paste(one, (left, top))
+            left += one.width + _GAP
+        top += row[0].height + _GAP
+    return sheet
+
+
+def chart(draw: Callable[..., None], *, columns: int = 1, height: float = 2.4) -> Image.Image:
+    """A chart of one or several panels.
+
+    Args:
+        draw: gets one ``matplotlib.axes.Axes`` for each column and draws into it.
+        columns: number of panels side by side.
+        height: height of the picture, inches of 100 px; it is 7.2 wide.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, height), dpi=100, layout="constrained")
+        panels: Sequence[Axes] = figure.subplots(1, columns, squeeze=False)[0]
+        draw(*panels)
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+        return Image.open(file).convert("RGB")
+
+
+def content(name: str, data: FashionSubset) -> bytes:
+    """The bytes of the PNG file of the picture ``name``."""
+    file = io.BytesIO()
+    # 64 colors are enough for gray images and charts, and make the file small.
+    PICTURES[name](data).quantize(64).save(file, "PNG", optimize=True)
+    found = file.getvalue()
+    assert len(found) <= LARGEST_FILE, f"{name} has {len(found):,} bytes, over {LARGEST_FILE:,}"
+    return found
+
+
+def _shown(images: Tensor, scale: int) -> list[Image.Image]:
+    enlarged = F.interpolate(images.float().clamp(0, 1), scale_factor=scale, mode="nearest")
+    pixels = (enlarged * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
+    return [Image.fromarray(one) for one in pixels.permute(0, 2, 3, 1).contiguous().numpy()]
+
+
+# ── The pictures, in alphabetical order ──────────────────────────────────────────────────────────
+
+
+@picture("mixup")
+def draw_mixup(data: FashionSubset) -> Image.Image:
+    """Images, their partners, and the blends, with λ of mixup=beta."""
+    images = examples(data, 8)
+    settings = Mixup(probability=1)
+    mix = mixing.draw(np.random.default_rng(3), settings, len(images), *images.shape[-2:])
+    return grid(
+        {
+            "before": images,
+            "partner": images[mix.partner],
+            "after: λ · image + (1 - λ) · partner": mixing.mix_images(images, mix),
+        }
+    )
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Draw the pictures that the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.trick_pictures", description="Draw the pictures of docs/tricks/."
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(sorted(PICTURES)))
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write")
+    arguments = parser.parse_args(words)
+    if unknown := sorted(set(arguments.names) - set(PICTURES)):
+        parser.error(f"no picture of {', '.join(unknown)}; there are {', '.join(sorted(PICTURES))}")
+    data = load_fashion()
+    for name in arguments.names or sorted(PICTURES):
+        path = arguments.folder / f"{name}.png"
+        path.write_bytes(content(name, data))
+        print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
