@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from runner.config.schema import Data
 from runner.data.depth import BITS, Chosen, Depth, UnknownDepthError, choose
-from runner.data.images import typical_size
+from runner.data.images import Images, typical_size
 from runner.data.listing import Listing
 from runner.data.preprocess import Interpolation
 from runner.data.sources import list_images
@@ -21,6 +22,7 @@ from runner.data.store import (
     Progress,
     Store,
     StreamedStore,
+    Survey,
     content_digests,
     deep_values,
     open_store,
@@ -65,7 +67,8 @@ class Dataset:
         train: training split.
         val: validation split.
         presize: short side of the stored images, px.
-        fingerprint: hash of the manifest, that is, of every image's content, split and label.
+        fingerprint: hash of every training and validation image's content, split and label, and of
+            which of them are a group, if the data names groups.
         manifest: rows of (split, image, label, SHA-256 of the content).
         skipped: broken images that were left out, each with its reason.
         converted: number of images by the color mode they were converted from.
@@ -76,6 +79,14 @@ class Dataset:
         interpolation: how the stored images were resized.
         depth: the rule for images of more than 8 bits per channel.
         is_deep: whether the data set has such images.
+        test: the test part that the data brings, if :func:`load_dataset` was asked for it; its
+            indices are into ``test_store``. None otherwise, or if the data brings none.
+        test_store: the pixels of ``test``.
+        test_fingerprint: hash of the content and label of every test image; ``fingerprint`` does
+            not depend on test images.
+        test_leaked: for each test image that is in training or validation too, that image there and
+            itself.
+        test_manifest: rows of ``manifest`` for the test images.
     """
 
     name: str
@@ -95,6 +106,27 @@ class Dataset:
     interpolation: Interpolation = "bilinear"
     depth: Depth = BITS
     is_deep: bool = False
+    test: Split | None = None
+    test_store: Store | None = None
+    test_fingerprint: str | None = None
+    test_leaked: tuple[tuple[str, str], ...] = ()
+    test_manifest: tuple[tuple[str, str, str, str], ...] = ()
+
+    def on_test(self) -> "Dataset":
+        """The data set with its test part in place of the validation part, to evaluate on it.
+
+        The fingerprint is still that of the training and validation images, which tells whose runs
+        these images belong to.
+        """
+        assert self.test is not None
+        assert self.test_store is not None
+        return replace(
+            self,
+            val=self.test,
+            store=self.test_store,
+            leaked=self.test_leaked,
+            manifest=self.test_manifest,
+        )
 
     @property
     def is_streamed(self) -> bool:
@@ -132,7 +164,9 @@ class Dataset:
         return gzip.compress(text.getvalue().encode(errors="backslashreplace"), mtime=0)
 
 
-def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Dataset:
+def load_dataset(
+    data: Data, size: int, cache: Path, progress: Progress, *, with_test: bool = False
+) -> Dataset:
     """List, check, decode and split the data set that ``data`` names.
 
     Args:
@@ -141,58 +175,57 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
             they are that large.
         cache: folder of downloads and decoded images.
         progress: called with the progress of the work.
+        with_test: whether to read the test part, too, if the data brings one. All else is the same
+            with and without the test part.
 
     Raises:
         DataError: images are broken, classes are missing, or images are in both splits; the
             message names them.
     """
-    listing = list_images(data, cache, _SPLIT_SEED, progress)
+    listing, test = list_images(data, cache, _SPLIT_SEED, progress).parts()
     short_side, aspect = typical_size(listing.images, data.max_aspect)
     presize = data.presize or min(2 * size, short_side or 2 * size)
     interpolation = data.interpolation or "bilinear"
     digests = content_digests(listing.images, cache, progress)
     chosen = _depth(listing, data, digests, cache, progress)
-    store, survey = open_store(
-        listing.images,
-        digests,
-        cache,
-        presize=presize,
-        max_aspect=data.max_aspect,
-        interpolation=interpolation,
-        depth=chosen.depth,
-        cached=3 * len(digests) * aspect * presize**2 <= data.cache_gb * 1e9,
-        progress=progress,
-    )
-    skipped = tuple(
-        (listing.images.name(index), reason) for index, reason in sorted(survey.broken.items())
-    )
-    if skipped and data.on_corrupt == "error":
-        raise _broken_images(skipped, data)
+    space = 3 * len(digests) * aspect * presize**2
+
+    def opened(images: Images, digests: list[str]) -> tuple[Store, Survey]:
+        return open_store(
+            images,
+            digests,
+            cache,
+            presize=presize,
+            max_aspect=data.max_aspect,
+            interpolation=interpolation,
+            depth=chosen.depth,
+            cached=space <= data.cache_gb * 1e9,
+            progress=progress,
+        )
+
+    store, survey = opened(listing.images, digests)
+    skipped = _skipped(listing, survey, data)
     is_good = np.ones(len(listing.labels), dtype=bool)
     is_good[list(survey.broken)] = False
     train, val = (_split(listing, side & is_good) for side in (~listing.is_val, listing.is_val))
     _check_not_empty(listing, train, val, data)
-    leaked = _leaks(listing, digests, train, val)
+    leaked = _leaks((listing, digests, train), (listing, digests, val))
     if leaked and data.on_leak == "error":
-        pairs = "\n".join("  " + " = ".join(distinguishable(pair)) for pair in leaked[:_SHOWN])
-        raise DataError(
-            f"{len(leaked)} of {len(val)} validation images are in training too:\n{pairs}",
-            where="data.on_leak=error",
-            fix="remove one of each, or data.on_leak=warn",
+        raise _leaked_images(
+            leaked, f"{len(leaked)} of {len(val)} validation images are in training"
         )
-    manifest = tuple(
-        (name, listing.images.name(index), listing.classes[listing.labels[index]], digests[index])
-        for name, part in (("train", train), ("val", val))
-        for index in part.indices.tolist()
+    manifest = (
+        *_manifest("train", listing, digests, train),
+        *_manifest("val", listing, digests, val),
     )
-    return Dataset(
+    dataset = Dataset(
         name=listing.name,
         classes=listing.classes,
         store=store,
         train=train,
         val=val,
         presize=presize,
-        fingerprint=_fingerprint(manifest),
+        fingerprint=_fingerprint(manifest, (train, val)),
         manifest=manifest,
         skipped=skipped,
         converted=survey.converted,
@@ -203,6 +236,53 @@ def load_dataset(data: Data, size: int, cache: Path, progress: Progress) -> Data
         interpolation=interpolation,
         depth=chosen.depth,
         is_deep=chosen.is_deep,
+    )
+    if test is None or not with_test:
+        return dataset
+    test_digests = content_digests(test.images, cache, progress)
+    test_store, survey = opened(test.images, test_digests)
+    more_skipped = _skipped(test, survey, data)
+    is_good = np.ones(len(test.labels), dtype=bool)
+    is_good[list(survey.broken)] = False
+    tested = _split(test, is_good)
+    if len(tested) == 0:
+        raise DataError(
+            "all test images are broken", where=f"data.root={data.root}", fix="repair them"
+        )
+    used = _split(listing, np.ones(len(listing.labels), dtype=bool))
+    leaked = _leaks((listing, digests, used), (test, test_digests, tested))
+    if leaked and data.on_leak == "error":
+        what = f"{len(leaked)} of {len(tested)} test images are in training or validation"
+        raise _leaked_images(leaked, what)
+    manifest = _manifest("test", test, test_digests, tested)
+    return replace(
+        dataset,
+        test=tested,
+        test_store=test_store,
+        test_fingerprint=_fingerprint(manifest, (tested,)),
+        test_leaked=leaked,
+        test_manifest=manifest,
+        skipped=(*skipped, *more_skipped),
+    )
+
+
+def _skipped(listing: Listing, survey: Survey, data: Data) -> tuple[tuple[str, str], ...]:
+    """The broken images, each with its reason; an error if they are not to be left out."""
+    skipped = tuple(
+        (listing.images.name(index), reason) for index, reason in sorted(survey.broken.items())
+    )
+    if skipped and data.on_corrupt == "error":
+        raise _broken_images(skipped, data)
+    return skipped
+
+
+def _manifest(
+    name: str, listing: Listing, digests: list[str], part: Split
+) -> tuple[tuple[str, str, str, str], ...]:
+    """Rows of (``name``, image, label, SHA-256 of the content)."""
+    return tuple(
+        (name, listing.images.name(index), listing.classes[listing.labels[index]], digests[index])
+        for index in part.indices.tolist()
     )
 
 
@@ -227,11 +307,19 @@ def _split(listing: Listing, members: NDArray[np.bool_]) -> Split:
     return Split(indices, listing.labels[indices], groups)
 
 
-def _fingerprint(manifest: tuple[tuple[str, str, str, str], ...]) -> str:
-    """Hash contents, labels and split, in order; not the paths, which may change."""
+def _fingerprint(manifest: tuple[tuple[str, str, str, str], ...], parts: Sequence[Split]) -> str:
+    """Hash contents, labels, split and groups, in order; not the paths, which may change.
+
+    Groups are numbered by their first image, so their names do not matter.
+    """
     digest = hashlib.sha256()
     for split, _, label, content in manifest:
         digest.update(f"{split}\0{label}\0{content}\n".encode(errors="surrogateescape"))
+    numbers = [part.groups for part in parts if part.groups is not None]
+    if numbers:
+        number_of: dict[int, int] = {}
+        for group in np.concatenate(numbers).tolist():
+            digest.update(f"{number_of.setdefault(group, len(number_of))}\n".encode())
     return digest.hexdigest()
 
 
@@ -268,14 +356,29 @@ def _check_not_empty(listing: Listing, train: Split, val: Split, data: Data) -> 
 
 
 def _leaks(
-    listing: Listing, digests: list[str], train: Split, val: Split
+    seen: tuple[Listing, list[str], Split], held: tuple[Listing, list[str], Split]
 ) -> tuple[tuple[str, str], ...]:
-    """Each validation image that is in training too, after its first equal there."""
+    """Each image of ``held`` that is in ``seen`` too, after its first equal there.
+
+    Each of the two is a listing, the digests of its images, and a split of it.
+    """
+    listing, digests, split = seen
     first: dict[str, int] = {}
-    for index in train.indices.tolist():
+    for index in split.indices.tolist():
         first.setdefault(digests[index], index)
+    first.pop("", None)  # unreadable images
+    others, their_digests, part = held
     return tuple(
-        (listing.images.name(first[digests[index]]), listing.images.name(index))
-        for index in val.indices.tolist()
-        if digests[index] in first
+        (listing.images.name(first[their_digests[index]]), others.images.name(index))
+        for index in part.indices.tolist()
+        if their_digests[index] in first
+    )
+
+
+def _leaked_images(leaked: tuple[tuple[str, str], ...], what: str) -> DataError:
+    pairs = "\n".join("  " + " = ".join(distinguishable(pair)) for pair in leaked[:_SHOWN])
+    return DataError(
+        f"{what} too:\n{pairs}",
+        where="data.on_leak=error",
+        fix="remove one of each, or data.on_leak=warn",
     )

@@ -70,6 +70,10 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
+    def subset(self, indices: NDArray[np.int64]) -> "Images":
+        """The images at ``indices``, in that order."""
+        ...
+
     def name(self, index: int) -> str:
         """The name of the image in messages and manifests: a path, or a position in an array."""
         ...
@@ -110,6 +114,10 @@ class FileImages:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def subset(self, indices: NDArray[np.int64]) -> "FileImages":
+        """The files at ``indices``, in that order."""
+        return FileImages(self.root, tuple(self.paths[index] for index in indices.tolist()))
 
     def name(self, index: int) -> str:
         """The path relative to ``root``."""
@@ -164,6 +172,10 @@ class ArrayImages:
 
     def __len__(self) -> int:
         return len(self.array)
+
+    def subset(self, indices: NDArray[np.int64]) -> "ArrayImages":
+        """The images at ``indices``, in that order."""
+        return ArrayImages(self.origin, self.array[indices])
 
     def name(self, index: int) -> str:
         """The origin of the array and the position of the image in it."""

@@ -2,11 +2,12 @@
 
 import unicodedata
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runner.data.grouping import split_groups
 from runner.data.images import Images
 from runner.errors import DataError
 from runner.randomness import generator
@@ -26,6 +27,8 @@ class Listing:
         notes: what the user should know, one sentence each.
         groups: (n,) int64, the group of each image, such as the patient or the film that it is of;
             None if every image is a group of its own. No source names groups yet.
+        is_test: (n,) bool, True for images of a test part that the data brings, which are neither
+            training nor validation; None if it brings none.
     """
 
     name: str
@@ -36,16 +39,51 @@ class Listing:
     num_ignored: int = 0
     notes: tuple[str, ...] = ()
     groups: NDArray[np.int64] | None = None
+    is_test: NDArray[np.bool_] | None = None
+
+    def parts(self) -> tuple["Listing", "Listing | None"]:
+        """The listing of the training and validation images, and that of the test images, if any.
+
+        The first one is what it would be if the data brought no test part.
+        """
+        if self.is_test is None:
+            return self, None
+        return self._only(~self.is_test), self._only(self.is_test)
+
+    def _only(self, members: NDArray[np.bool_]) -> "Listing":
+        return replace(
+            self,
+            images=self.images.subset(np.flatnonzero(members)),
+            labels=self.labels[members],
+            is_val=self.is_val[members],
+            groups=None if self.groups is None else self.groups[members],
+            is_test=None,
+        )
 
 
-def stratified_split(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
+def stratified_split(
+    labels: NDArray[np.int64],
+    fraction: float,
+    seed: int,
+    groups: NDArray[np.int64] | None = None,
+) -> NDArray[np.bool_]:
     """Which images are held out: ``fraction`` of each class, drawn by keyed randomness.
 
     A class of one image stays in training; every other class has images on both sides.
 
+    Args:
+        labels: (n,) int64, the class of each image.
+        fraction: part of each class to hold out, in 0..1.
+        seed: of the draw.
+        groups: (n,) int64, the group of each image: a group is held out whole or not at all, and
+            the fractions are as close as whole groups allow; see
+            :func:`runner.data.grouping.split_groups`. None: each image is drawn for itself.
+
     Returns:
         (n,) bool, True for validation.
     """
+    if groups is not None:
+        return split_groups(labels, fraction, seed, groups)
     is_val = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
