@@ -101,7 +101,7 @@ class _Counts:
         """Move the group whose move helps most, until no move helps; and what remains as cost."""
         held = held.copy()
         while True:
-            moved = np.where(held[self.group], -1.0, 1.0) * self.count
+            moved = np.where(held[self.group], -self.count, self.count)
             weights = (self.count * held[self.group]).astype(np.float64)
             taken = np.bincount(self.label, weights=weights, minlength=len(self.sizes))
             now = self._cost(taken, slice(None))
@@ -113,7 +113,7 @@ class _Counts:
             held[best] = not held[best]
 
     def _cost(
-        self, taken: NDArray[np.float64], label: NDArray[np.int64] | slice
+        self, taken: NDArray[np.number], label: NDArray[np.int64] | slice
     ) -> NDArray[np.float64]:
         """What it costs to hold out ``taken`` images of each class in ``label``."""
         sizes, shares = self.sizes[label], self.shares[label]
