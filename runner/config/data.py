@@ -25,6 +25,10 @@ class Data(Group):
     val_fraction: float = option(
         0.2, "part held out per class if the data has no split of its own", above=0, below=1
     )
+    num_folds: int | None = option(
+        None, "folder, table: cross-validation folds; null: data.val_fraction", at_least=2
+    )
+    fold: int = option(0, "the fold that is the validation part, from 0 on", at_least=0)
     path_column: str = option("path", "table: column with image paths, relative to the table")
     label_column: str = option("label", "table: column with class names")
     split_column: str | None = option(None, "table: column that says train or val; null: drawn")
@@ -67,8 +71,10 @@ class Data(Group):
             yield "label_noise"
         if self.name != "imagenette" or self.root is not None:
             yield "variant"
-        if self.name not in ("folder", "table"):
+        if self.name not in ("folder", "table") or self.num_folds is not None:
             yield "val_fraction"
+        if self.num_folds is None:
+            yield "fold"
         if self.name != "table":
             yield from ("path_column", "label_column", "split_column")
         if self.name not in ("folder", "table"):
@@ -90,8 +96,23 @@ class Data(Group):
                 f"data.window={list(self.window)}: two values, of black and then of white",
                 "data.window=[0,4095], or data.window=null",
             )
+        if self.num_folds is not None:
+            yield from self._wrong_folds(self.num_folds)
         if self.name in ("folder", "table") and self.root is None:
             yield Problem(
                 f"data.root=null: data={self.name} needs to know where the images are",
                 f"data={self.name} data.root=PATH",
+            )
+
+    def _wrong_folds(self, num_folds: int) -> Iterator[Problem]:
+        if self.name not in ("folder", "table"):
+            yield Problem(
+                f"data.num_folds={num_folds}: data={self.name} has a split of its own, so its "
+                "images are not divided into folds",
+                "data.num_folds=null, or data=folder data.root=PATH of a folder without splits",
+            )
+        if self.fold >= num_folds:
+            yield Problem(
+                f"data.fold={self.fold}: {num_folds} folds are numbered from 0 to {num_folds - 1}",
+                f"data.fold={num_folds - 1}, or data.num_folds={self.fold + 1}",
             )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from runner.config.schema import Data
 from runner.data.depth import BITS, Chosen, Depth, UnknownDepthError, choose
+from runner.data.folds import Folds
 from runner.data.images import Images, typical_size
 from runner.data.listing import Listing
 from runner.data.preprocess import Interpolation
@@ -87,6 +88,7 @@ class Dataset:
         test_leaked: for each test image that is in training or validation too, that image there and
             itself.
         test_manifest: rows of ``manifest`` for the test images.
+        folds: which fold the validation split is; None if the data is not divided into folds.
     """
 
     name: str
@@ -111,6 +113,7 @@ class Dataset:
     test_fingerprint: str | None = None
     test_leaked: tuple[tuple[str, str], ...] = ()
     test_manifest: tuple[tuple[str, str, str, str], ...] = ()
+    folds: Folds | None = None
 
     def on_test(self) -> "Dataset":
         """The data set with its test part in place of the validation part, to evaluate on it.
@@ -127,6 +130,17 @@ class Dataset:
             leaked=self.test_leaked,
             manifest=self.test_manifest,
         )
+
+    @property
+    def pool_fingerprint(self) -> str | None:
+        """Fingerprint of the data without its split, equal for all folds; None without folds."""
+        return None if self.folds is None else self.folds.fingerprint
+
+    @property
+    def val_places(self) -> NDArray[np.int64]:
+        """(n,) the place of each validation image among all images, in the order of the data."""
+        every = np.sort(np.concatenate([self.train.indices, self.val.indices]))
+        return np.searchsorted(every, self.val.indices)
 
     @property
     def is_streamed(self) -> bool:
@@ -236,6 +250,7 @@ def load_dataset(
         interpolation=interpolation,
         depth=chosen.depth,
         is_deep=chosen.is_deep,
+        folds=_folds(data, listing, digests, train, val),
     )
     if test is None or not with_test:
         return dataset
@@ -321,6 +336,20 @@ def _fingerprint(manifest: tuple[tuple[str, str, str, str], ...], parts: Sequenc
         for group in np.concatenate(numbers).tolist():
             digest.update(f"{number_of.setdefault(group, len(number_of))}\n".encode())
     return digest.hexdigest()
+
+
+def _folds(
+    data: Data, listing: Listing, digests: list[str], train: Split, val: Split
+) -> Folds | None:
+    """Which fold the data is, with the hash that all folds share."""
+    if data.num_folds is None:
+        return None
+    digest = hashlib.sha256(f"{data.num_folds}\n".encode())
+    for index in np.sort(np.concatenate([train.indices, val.indices])).tolist():
+        group = "" if listing.groups is None else listing.groups[index]
+        line = f"{listing.classes[listing.labels[index]]}\0{digests[index]}\0{group}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+    return Folds(data.num_folds, data.fold, digest.hexdigest())
 
 
 def _broken_images(broken: tuple[tuple[str, str], ...], data: Data) -> DataError:

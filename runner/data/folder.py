@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from runner.config.schema import Data
+from runner.data.folds import drawn_split, refuse_folds
 from runner.data.images import SUFFIXES, FileImages
 from runner.data.layout import is_junk, is_ours, part_of
 from runner.data.listing import (
@@ -21,8 +22,6 @@ from runner.data.listing import (
     check_same_classes,
     few_names,
     note_similar_classes,
-    note_single_images,
-    stratified_split,
 )
 from runner.data.places import unpacked
 from runner.data.scanning import ignored_note, leads_back, scan_files
@@ -40,6 +39,7 @@ def list_folder(data: Data, cache: Path, split_seed: int, progress: Progress) ->
     root = descend(unpacked(data, cache, None, progress), outputs)
     folders = _data_folders(root, outputs)
     if (splits := _split_folders(root, folders)) is not None:
+        refuse_folds(data, f"the folder {splits[1].name}")
         return from_split_folders(root, *splits, name="folder", outputs=outputs)
     where = f"data.root={data.root}"
     if folders and all(part_of(folder.name) for folder in folders):
@@ -50,6 +50,7 @@ def list_folder(data: Data, cache: Path, split_seed: int, progress: Progress) ->
             fix="one folder per class in each of them, as train/CLASS and val/CLASS",
         )
     if (inner := _splits_of_classes(root, folders, outputs)) is not None:
+        refuse_folds(data, "folders of splits in each class")
         return inner
     _refuse_equal_subfolders(folders, outputs, where)
     classes = [(folder.name, folder) for folder in folders]
@@ -63,9 +64,8 @@ def list_folder(data: Data, cache: Path, split_seed: int, progress: Progress) ->
         )
     every = tuple(sorted({*names}))
     labels = np.array(_labels(names, every), np.int64)
-    notes = note_single_images(every, labels) + note_similar_classes(every)
-    notes += ignored_note(ignored, root)
-    is_val = stratified_split(labels, data.val_fraction, split_seed)
+    is_val, notes = drawn_split(data, every, labels, split_seed)
+    notes += note_similar_classes(every) + ignored_note(ignored, root)
     images = FileImages(root, tuple(paths))
     return Listing("folder", every, images, labels, is_val, len(ignored), notes)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from runner.config.schema import Data
+from runner.data.folds import drawn_split, refuse_folds
 from runner.data.images import SUFFIXES, FileImages
 from runner.data.layout import part_of
 from runner.data.listing import (
@@ -25,9 +26,7 @@ from runner.data.listing import (
     check_same_classes,
     few_names,
     note_similar_classes,
-    note_single_images,
     spelled,
-    stratified_split,
 )
 from runner.data.places import existing_root
 from runner.data.store import Progress
@@ -70,9 +69,10 @@ def list_table(data: Data, cache: Path, split_seed: int, progress: Progress) -> 
     label_of = {name: label for label, name in enumerate(classes)}
     labels = np.array([label_of[name] for name in names], np.int64)
     if is_val is None:
-        held = stratified_split(labels, data.val_fraction, split_seed)
-        notes += note_single_images(classes, labels)
+        held, more = drawn_split(data, classes, labels, split_seed)
+        notes += more
     else:
+        refuse_folds(data, f"data.split_column={data.split_column}")
         held = np.array(is_val, dtype=bool)
         notes += check_same_classes(classes, labels, held, f"{table}")
     notes += note_similar_classes(classes)

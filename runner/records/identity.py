@@ -177,11 +177,12 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def folder_name(config: RunConfig, run_identity: str) -> str:
-    """A legible name: data, model, tricks of training and code, seed, start of the identity."""
+    """A legible name: data, model, tricks of training and code, seed, fold, start of identity."""
     code = [] if config.code is None else [_legible(Path(config.code).stem)[:40]]
     tricks = "+".join([*config.training.tricks, *code]) or "baseline"
     model = _legible(config.model.name)
-    return f"{config.data.name}-{model}-{tricks}-seed{config.seed}-{run_identity[:8]}"
+    fold = "" if config.data.num_folds is None else f"-fold{config.data.fold}"
+    return f"{config.data.name}-{model}-{tricks}-seed{config.seed}{fold}-{run_identity[:8]}"
 
 
 def _legible(text: str) -> str:

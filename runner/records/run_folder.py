@@ -11,7 +11,8 @@
     code.py          a copy of the file of code=FILE, to be read; no command runs it
     checkpoints/     the state from which an unfinished run resumes (runner/records/checkpoint.py)
     predictions.npz  labels (n,), plain (n, K): probabilities per validation image; groups (n,) if
-                     the data names groups of images
+                     the data names groups of images; places (n,) if it is divided into folds: the
+                     place of each image among those of all folds
     bundle/          the trained network with everything that is needed to use it
     result.json      written last: its presence is the only proof that the run finished
     evaluations/     evaluations of the finished run with TTA (runner/records/evaluations.py)
@@ -382,16 +383,25 @@ class RunFolder:
         labels: NDArray[np.int64],
         plain: NDArray[np.float32],
         groups: NDArray[np.int64] | None = None,
+        places: NDArray[np.int64] | None = None,
     ) -> None:
         """Write ``predictions.npz``; its rows are the validation rows of ``split.csv.gz``.
 
-        ``groups`` is the (n,) group of each image; without it, every image is its own.
+        Args:
+            labels: (n,) label of each image.
+            plain: (n, K) probabilities.
+            groups: (n,) group of each image; without it, every image is its own.
+            places: (n,) place of each image among those of all folds, for data in folds.
         """
-        named = {} if groups is None else {"groups": groups}
+        named = {
+            name: found
+            for name, found in (("groups", groups), ("places", places))
+            if found is not None
+        }
         self.write_bytes("predictions.npz", packed(labels=labels, plain=plain, **named))
 
     def predictions(self) -> dict[str, NDArray[Any]]:
-        """Read what :meth:`write_predictions` wrote: ``labels``, ``plain``, maybe ``groups``.
+        """Read what :meth:`write_predictions` wrote, and maybe ``groups`` and ``places``.
 
         Runs of earlier versions with TTA also have ``tta``, with the shape of ``plain``.
 
@@ -399,7 +409,7 @@ class RunFolder:
             ArtefactError: the file is missing or was changed.
         """
         path = self.path / "predictions.npz"
-        return unpacked(path, ("labels", "plain"), optional=("groups", "tta"))
+        return unpacked(path, ("labels", "plain"), optional=("groups", "places", "tta"))
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write ``result.json``, last and whole; return its content."""

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from runner.config.schema import RunConfig, to_dict
@@ -44,13 +44,15 @@ def write_files(folder: RunFolder, experiment: Experiment, outcome: Outcome) -> 
         StorageError: a file cannot be written.
     """
     config, learner, found = experiment.config, outcome.learner, outcome.predictions
-    folder.write_predictions(found.labels, found.plain, found.groups)
+    dataset = experiment.dataset
+    places = None if dataset.folds is None else dataset.val_places
+    folder.write_predictions(found.labels, found.plain, found.groups, places)
     bundle = bundle_files(
         learner.model,
         architecture=Architecture(
             config.model.source, config.model.name, learner.num_outputs, changes_of(learner.idea)
         ),
-        classes=experiment.dataset.classes,
+        classes=dataset.classes,
         preprocess=learner.preprocess,
         evaluated=EvaluationSettings(
             precision=learner.precision,
@@ -160,4 +162,5 @@ def _data_facts(dataset: Dataset) -> dict[str, Any]:
         "depth": dataset.depth.to_dict() if dataset.is_deep else None,
         "leaked": len(dataset.leaked),
         "ignored": dataset.num_ignored,
+        "folds": None if dataset.folds is None else asdict(dataset.folds),
     }
