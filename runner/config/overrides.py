@@ -26,8 +26,8 @@ from runner.config import checks
 from runner.config.complaints import bad_override
 from runner.config.group import Problem
 from runner.config.options import GROUPS, OVERLAYS, option_names
-from runner.config.overlays import chosen_options
-from runner.config.schema import RunConfig
+from runner.config.overlays import chosen_options, option_values
+from runner.config.schema import RunConfig, to_dict
 from runner.config.words import spelled
 from runner.errors import ConfigError, first_line
 
@@ -268,22 +268,28 @@ def _choice_for(key: str, value: Any, text: str) -> str:
     group = RunConfig().groups.get(key)
     names = option_names(key)
     said = spelled(value).lower()
+    can_be_off = group is not None and (group.TRICKS or key == "augment")
+    neutral = _neutral_options(key) if can_be_off else []
     if isinstance(value, int | float) and not isinstance(value, bool) and group and group.MAIN_KEY:
         return f"{group.MAIN_KEY}={text}"
     if key in OVERLAYS:
         return f"{key}=[]" if said in _OFF else f"+{key}=NAME, one of {', '.join(names)}"
     if said in _ON and group is not None and group.TRICKS:
-        choices = [_overlay_choice(key), *(name for name in names if name not in _NEUTRAL)]
+        choices = [_overlay_choice(key), *(name for name in names if name not in neutral)]
         first, *others = dict.fromkeys(choice for choice in choices if choice)
         more = f", or {', '.join(f'{key}={name}' for name in others)}" if others else ""
         return f"{key}={first}{more}"
-    if said in _OFF and (neutral := next((name for name in _NEUTRAL if name in names), None)):
-        return f"{key}={neutral}"
+    if said in _OFF and neutral:
+        return f"{key}={neutral[0]}"
     return f"{key}=NAME, one of {', '.join(names)}"
 
 
-_NEUTRAL = ("none", "fixed")
-"""Options that leave a group without effect."""
+def _neutral_options(key: str) -> list[str]:
+    """The options that leave a group, which must be one that other options turn on, as it is."""
+    default = to_dict(RunConfig())[key]
+    return [
+        name for name in option_names(key) if {**default, **option_values(key, name)} == default
+    ]
 
 
 def _overlay_choice(group: str) -> str | None:

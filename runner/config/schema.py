@@ -19,11 +19,13 @@ from runner.config.data import Data
 from runner.config.ema import Ema
 from runner.config.eval import Eval
 from runner.config.group import Group, Problem, option
+from runner.config.loss import Loss
 from runner.config.mixup import Mixup
 from runner.config.model import Model
 from runner.config.normalize import Normalize
 from runner.config.optim import Optim
 from runner.config.resize import Resize
+from runner.config.sampling import Sampling
 from runner.config.smoothing import Smoothing
 from runner.config.tta import Tta
 
@@ -35,6 +37,7 @@ __all__ = [
     "Ema",
     "Eval",
     "Group",
+    "Loss",
     "Mixup",
     "Model",
     "Normalize",
@@ -42,6 +45,7 @@ __all__ = [
     "Problem",
     "Resize",
     "RunConfig",
+    "Sampling",
     "Smoothing",
     "Tta",
     "default_dict",
@@ -66,6 +70,8 @@ class RunConfig:
     resize: Resize = field(default_factory=Resize)
     mixup: Mixup = field(default_factory=Mixup)
     smoothing: Smoothing = field(default_factory=Smoothing)
+    loss: Loss = field(default_factory=Loss)
+    sampling: Sampling = field(default_factory=Sampling)
     model: Model = field(default_factory=Model)
     optim: Optim = field(default_factory=Optim)
     ema: Ema = field(default_factory=Ema)

@@ -4,15 +4,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from runner.config.idea import IdeaFile
 from runner.config.schema import RunConfig
 from runner.data.dataset import Dataset
 from runner.data.preprocess import Preprocess
 from runner.data.statistics import training_statistics
-from runner.errors import ArtefactError, ConfigError
+from runner.errors import ArtefactError, ConfigError, DataError
 from runner.machine.hardware import (
     device_kind,
     keep_freed_memory,
@@ -38,6 +39,9 @@ from runner.records.bundle import Bundle
 from runner.terminal.display import Display
 from runner.training.step import Learner
 from runner.tricks.idea import NO_IDEA, Idea, load_idea
+from runner.tricks.loss import class_weights
+
+_SHOWN = 10
 
 
 def fitted_to_weights(
@@ -80,6 +84,7 @@ def build_learner(
 
     Raises:
         ConfigError: the device does not exist, or the network does not fit the data.
+        DataError: a class without training images must have a weight.
         CodeError: the function ``model`` of ``idea`` does not return a network.
         ArtefactError: the weights belong to another architecture.
         StorageError: the weights cannot be downloaded.
@@ -113,8 +118,33 @@ def build_learner(
     precision = used_precision(config.precision, device.type, config.size)
     set_determinism(precision)
     preprocess = _preprocess(config, dataset, processes)
-    learner = Learner(model, groups, num_outputs, preprocess, device, precision, processes, idea)
-    return learner, loaded
+    by_class = _class_weights(config, dataset, num_outputs)
+    return Learner(
+        model,
+        groups,
+        num_outputs,
+        preprocess,
+        device,
+        precision,
+        processes,
+        idea,
+        None if by_class is None else by_class.to(device),
+    ), loaded
+
+
+def _class_weights(config: RunConfig, dataset: Dataset, num_outputs: int) -> Tensor | None:
+    """What a training image of each class counts, (num_outputs,); None if all count alike."""
+    counts = np.bincount(dataset.train.labels, minlength=len(dataset.classes))
+    if config.loss.is_weighted and (empty := np.flatnonzero(counts == 0)).size:
+        names = ", ".join(dataset.classes[label] for label in empty[:_SHOWN])
+        more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
+        raise DataError(
+            f"no training image is of {names}{more}, and the weight of a class is computed from "
+            "their number",
+            where=f"loss.class_weights={config.loss.class_weights} data.root={config.data.root}",
+            fix="loss.class_weights=none, or training images of each class",
+        )
+    return class_weights(config.loss, counts, num_outputs)
 
 
 def set_determinism(precision: str) -> None:

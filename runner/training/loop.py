@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from runner.config.schema import RunConfig
-from runner.data.batches import read_ahead, training_order
+from runner.data.batches import read_ahead
 from runner.data.dataset import Dataset
 from runner.data.resident import ResidentStore
 from runner.errors import ConfigError, DivergedError, TrainingError, first_line
@@ -38,6 +38,7 @@ from runner.training.step import (
 )
 from runner.tricks import augment as augmentation
 from runner.tricks import mixup as mixing
+from runner.tricks.sampling import epoch_order
 
 _SHOWN = 16  # names of a batch in a message
 
@@ -240,10 +241,11 @@ class Training:
 
     def _images_of(self, now: Moment) -> str:
         """The images of a batch, for the message about a step."""
-        split, stage = self._dataset.train, self._stages[now.stage]
-        order = training_order(len(split), stage.batch_size, self._config.seed, now.epoch)
+        labels, config = self._dataset.train.labels, self._config
+        batch_size = self._stages[now.stage].batch_size
+        order = epoch_order(labels, batch_size, config.sampling, config.seed, now.epoch)
         # The manifest lists the training images first, in the order of the split.
-        return shortened([self._dataset.manifest[row][1] for row in order[now.step]])
+        return shortened([self._dataset.manifest[row][1] for row in order[now.step].images])
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -311,14 +313,14 @@ def training_batches(
 ) -> Generator[Batch, None, None]:
     """Yield the batches of some steps of one epoch; of each batch, the part of this process."""
     split, augment, epoch = dataset.train, config.augment, moments[0].epoch
-    order = training_order(len(split), batch_size, config.seed, epoch)
+    order = epoch_order(split.labels, batch_size, config.sampling, config.seed, epoch)
     draws = augmentation.draw(augment, len(split), config.seed, "augment", epoch)
     mine = processes.share(batch_size)
 
     def read(number: int) -> Batch:
         now = moments[number]
-        rows = order[now.step]
-        drawn = draws.rows(rows)
+        rows, places = order[now.step]
+        drawn = draws.rows(places)
         if augment.crop_per == "batch":
             drawn = drawn.with_one_crop()
         mix, needed = None, mine

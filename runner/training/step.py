@@ -28,6 +28,7 @@ from runner.training.optim import (
 )
 from runner.training.schedule import Moment
 from runner.tricks import augment as augmentation
+from runner.tricks import loss as losses
 from runner.tricks import mixup as mixing
 from runner.tricks.idea import NO_IDEA, Idea
 from runner.tricks.normalize import normalize
@@ -48,6 +49,8 @@ class Learner:
         precision: ``fp32`` or ``bf16``.
         processes: the processes that share the work.
         idea: the user's own functions.
+        class_weights: (K,) float32 on ``device``, what an image of each class counts in the
+            training loss; None if all count alike.
     """
 
     model: nn.Module
@@ -58,6 +61,7 @@ class Learner:
     precision: str
     processes: Processes = ALONE
     idea: Idea = NO_IDEA
+    class_weights: Tensor | None = None
 
     def autocast(self) -> AbstractContextManager[object]:
         """A context of mixed precision if ``precision`` is ``bf16``, otherwise of none."""
@@ -118,15 +122,29 @@ def train_step(
         images, targets = mixing.mix_images(images, mix), mixing.mix_targets(targets, mix)
     targets = smooth(targets, config.smoothing.epsilon)
     targets = idea.targets(targets, keyed, progress)
+    weights, kind = learner.class_weights, config.loss.kind
     # Processes average their gradients, so each loss is weighted by its part of the images.
-    part = len(images) / batch.num_images
-    loss = idea.loss(learner.logits(images), targets) * (part * learner.processes.count)
+    part = losses.total_weight(targets, weights) / step_weight(learner, targets, batch.num_images)
+    ours = partial(losses.mean_loss, kind=kind, weights=weights)
+    loss = idea.loss(learner.logits(images), targets, ours) * (part * learner.processes.count)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     whole = learner.processes.sum(loss.detach() / learner.processes.count)
     if "optimizer" in idea.functions:
         seed_update(learner, config.seed, batch.moment, "optimizer")
     return updated(learner, optimizer, whole)
+
+
+def step_weight(learner: Learner, targets: Tensor, num_images: int) -> Tensor | int:
+    """What all images of a step count together, over all processes.
+
+    Args:
+        learner: has the weights of the classes, and the processes.
+        targets: (N, K), all targets of this process.
+        num_images: number of images in the step, over all processes.
+    """
+    mine = losses.total_weight(targets, learner.class_weights)
+    return num_images if isinstance(mine, int) else learner.processes.sum(mine)
 
 
 def after_step(learner: Learner, model: nn.Module, seed: int, now: Moment) -> None:

@@ -20,9 +20,15 @@ from runner.tricks.resize import first_size
 
 Composed = Callable[..., RunConfig]
 
-OVERLAYS = {
-    path.stem: list(chosen_options("trick", path.stem)) for path in (CONF_DIR / "trick").iterdir()
-}
+
+def groups_of(path: Path) -> list[str]:
+    """The groups that an overlay chooses an option of, or sets a key of."""
+    content = yaml.safe_load(path.read_text()) or {}
+    keys = [key for key in content if key != "defaults"]
+    return [*chosen_options(path.parent.name, path.stem), *keys]
+
+
+OVERLAYS = {path.stem: groups_of(path) for path in (CONF_DIR / "trick").iterdir()}
 OPTIONS = sorted(
     (path.parent.name, path.stem)
     for path in CONF_DIR.glob("*/*.yaml")

@@ -30,6 +30,7 @@ from runner.config.schema import (
     Smoothing,
     Tta,
 )
+from runner.data.batches import training_order
 from runner.errors import ConfigError, TrainingError
 from runner.models import build_model
 from runner.training import loop
@@ -304,7 +305,7 @@ def test_a_loss_that_is_not_finite_is_told_with_the_last_finite_one_and_its_imag
         "the loss or a gradient is not finite; "
         f"the last finite loss was {found[1]:.4g} in epoch 1, step 2"
     )
-    batch = loop.training_order(33, 8, config.seed, 0)[2]
+    batch = training_order(33, 8, config.seed, 0)[2]
     names = ", ".join(f"{index}.png" for index in batch)
     assert caught.value.where.startswith("epoch 1, step 3, lr ")
     assert caught.value.where.endswith(f", images {names}")
