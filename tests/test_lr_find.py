@@ -12,6 +12,7 @@ from runner.config.schema import Data, Optim
 from runner.errors import DataError, TrainingError
 from runner.lr_find import RangeTest, range_test
 from runner.training import loop
+from runner.training.step import Update
 
 
 def falling_then_rising() -> RangeTest:
@@ -72,11 +73,11 @@ def test_a_frozen_body_is_frozen_here_too(monkeypatch: pytest.MonkeyPatch) -> No
     moved: list[tuple[bool, bool]] = []
     step = loop.train_step
 
-    def watched(*arguments: Any) -> torch.Tensor:
-        loss = step(*arguments)
+    def watched(*arguments: Any) -> Update:
+        update = step(*arguments)
         pairs = zip((convolution, head), start, strict=True)
         moved.append(tuple(not torch.equal(now, before) for now, before in pairs))
-        return loss
+        return update
 
     monkeypatch.setattr(loop, "train_step", watched)
     optim = Optim(layer_groups=3, frozen=True)

@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from typing import Any, Literal
 
+from runner.config.accumulate import Accumulate
 from runner.config.augment import Augment
 from runner.config.budget import Budget
 from runner.config.checkpoint import Checkpoint
+from runner.config.clip import Clip
 from runner.config.data import Data
 from runner.config.ema import Ema
 from runner.config.eval import Eval
@@ -25,14 +27,17 @@ from runner.config.model import Model
 from runner.config.normalize import Normalize
 from runner.config.optim import Optim
 from runner.config.resize import Resize
+from runner.config.sam import Sam
 from runner.config.sampling import Sampling
 from runner.config.smoothing import Smoothing
 from runner.config.tta import Tta
 
 __all__ = [
+    "Accumulate",
     "Augment",
     "Budget",
     "Checkpoint",
+    "Clip",
     "Data",
     "Ema",
     "Eval",
@@ -45,6 +50,7 @@ __all__ = [
     "Problem",
     "Resize",
     "RunConfig",
+    "Sam",
     "Sampling",
     "Smoothing",
     "Tta",
@@ -74,6 +80,9 @@ class RunConfig:
     sampling: Sampling = field(default_factory=Sampling)
     model: Model = field(default_factory=Model)
     optim: Optim = field(default_factory=Optim)
+    accumulate: Accumulate = field(default_factory=Accumulate)
+    sam: Sam = field(default_factory=Sam)
+    clip: Clip = field(default_factory=Clip)
     ema: Ema = field(default_factory=Ema)
     tta: Tta = field(default_factory=Tta)
     budget: Budget = field(default_factory=Budget)

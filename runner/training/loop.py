@@ -30,6 +30,7 @@ from runner.training.schedule import Moment, Stage, batch_key, moment
 from runner.training.step import (
     Batch,
     Learner,
+    Update,
     after_step,
     require_finite,
     seed_global_generators,
@@ -52,12 +53,14 @@ class Step:
         num_images: number of images in the step, over all processes.
         loss: training loss of the step, a scalar on the device.
         seconds: time that the step took.
+        clipped: whether the gradient was clipped, a bool on the device; None without clipping.
     """
 
     moment: Moment
     num_images: int
     loss: Tensor
     seconds: float
+    clipped: Tensor | None = None
 
     @property
     def done(self) -> int:
@@ -152,20 +155,21 @@ class Training:
                     # The caller may have evaluated the network, which this learner may wrap.
                     if not self._learner.model.training:
                         learner.model.train()
-                    loss = self._step(learner, optimizer, now, next(batches))
+                    update = self._step(learner, optimizer, now, next(batches))
                     with self._errors_located(now):
                         after_step(learner, self._learner.model, self._config.seed, now)
                     self._average.after_step(self._learner.model, now.before)
                     self._look_at_the_last_loss()  # while a GPU computes this step
-                    self._unseen = (now, _HostCopy(loss))
+                    self._unseen = (now, _HostCopy(update.loss))
                     if now.ends_epoch:
                         self._look_at_the_last_loss()
                     self.done += 1
                     yield Step(
                         moment=now,
                         num_images=self._stages[now.stage].batch_size,
-                        loss=loss,
+                        loss=update.loss,
                         seconds=time.perf_counter() - started,
+                        clipped=update.clipped,
                     )
 
     def _begin_stage(self, now: Moment) -> tuple[Learner, torch.optim.Optimizer]:
@@ -200,7 +204,7 @@ class Training:
 
     def _step(
         self, learner: Learner, optimizer: torch.optim.Optimizer, now: Moment, batch: Batch
-    ) -> Tensor:
+    ) -> Update:
         config = self._config
         # Layers such as dropout draw from the global generator of their device.
         seed_global_generators(learner.device, layer_seed(config.seed, now, learner.processes.rank))

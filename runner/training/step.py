@@ -1,7 +1,7 @@
 """A training step, from pixels to updated weights; the code reads in the order in which it runs."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from runner.config.schema import Augment, RunConfig
 from runner.data.batches import (
@@ -30,9 +31,12 @@ from runner.training.schedule import Moment
 from runner.tricks import augment as augmentation
 from runner.tricks import loss as losses
 from runner.tricks import mixup as mixing
+from runner.tricks.accumulate import micro_batches
+from runner.tricks.clip import clip_gradients
 from runner.tricks.idea import NO_IDEA, Idea
 from runner.tricks.normalize import normalize
 from runner.tricks.resize import to_size
+from runner.tricks.sam import climbed
 from runner.tricks.smoothing import one_hot, smooth
 
 
@@ -99,10 +103,23 @@ class Batch:
     num_images: int
 
 
+@dataclass(frozen=True)
+class Update:
+    """The measures of one training step; scalars on the device, which may still compute them.
+
+    Attributes:
+        loss: training loss of the whole step, at the weights before the update.
+        clipped: whether the gradient was clipped, a bool; None if no gradient is to be clipped.
+    """
+
+    loss: Tensor
+    clipped: Tensor | None = None
+
+
 def train_step(
     learner: Learner, optimizer: torch.optim.Optimizer, batch: Batch, config: RunConfig
-) -> Tensor:
-    """Make one update; return the training loss of the whole step, a scalar on the device.
+) -> Update:
+    """Make one update and return its measures.
 
     Each trick acts on one line, in the order of the lines. If the loss or a gradient is not finite,
     the weights stay unchanged. The function does not wait for a GPU: on a GPU, the returned loss is
@@ -122,17 +139,73 @@ def train_step(
         images, targets = mixing.mix_images(images, mix), mixing.mix_targets(targets, mix)
     targets = smooth(targets, config.smoothing.epsilon)
     targets = idea.targets(targets, keyed, progress)
-    weights, kind = learner.class_weights, config.loss.kind
-    # Processes average their gradients, so each loss is weighted by its part of the images.
-    part = losses.total_weight(targets, weights) / step_weight(learner, targets, batch.num_images)
-    ours = partial(losses.mean_loss, kind=kind, weights=weights)
-    loss = idea.loss(learner.logits(images), targets, ours) * (part * learner.processes.count)
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    whole = learner.processes.sum(loss.detach() / learner.processes.count)
+    gradients = partial(compute_gradients, learner, optimizer, images, targets, batch, config)
+    if config.sam.acts_at(batch.moment.before):
+        draws = generator_states(device)
+        loss = gradients()
+        with climbed(learner.model, parameters_of(learner), config.sam.rho):
+            restore_generators(device, draws)  # the layers draw the same in both passes
+            gradients()
+    else:
+        loss = gradients()
+    clipped = None
+    if config.clip.norm is not None:
+        clipped = clip_gradients(parameters_of(learner), config.clip.norm)
     if "optimizer" in idea.functions:
         seed_update(learner, config.seed, batch.moment, "optimizer")
-    return updated(learner, optimizer, whole)
+    return Update(updated(learner, optimizer, loss), clipped)
+
+
+def compute_gradients(
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    targets: Tensor,
+    batch: Batch,
+    config: RunConfig,
+) -> Tensor:
+    """Compute the gradients of the mean loss over the whole batch, in micro-batches.
+
+    The loss of a micro-batch is a mean over its own images, so it counts by its part of the batch.
+
+    Args:
+        learner: its parameters get the gradients, the same ones in all processes.
+        optimizer: forgets the gradients of the step before.
+        images: (N, 3, S, S), the images of this process, in 0..1.
+        targets: (N, K).
+        batch: the batch of all processes that the images belong to.
+        config: says in how many micro-batches a batch is computed.
+
+    Returns:
+        The loss of the whole batch, over all processes, without a gradient.
+    """
+    processes, weights = learner.processes, learner.class_weights
+    whole = step_weight(learner, targets, batch.num_images)
+    ours = partial(losses.mean_loss, kind=config.loss.kind, weights=weights)
+    optimizer.zero_grad(set_to_none=True)
+    found = []
+    parts = micro_batches(batch.num_images, config.accumulate.steps, processes)
+    for rows in parts:
+        with _gradients_shared(learner.model, is_last=rows is parts[-1]):
+            # Processes average their gradients, so each loss is weighted by its part of the images.
+            part = losses.total_weight(targets[rows], weights) / whole
+            loss = learner.idea.loss(learner.logits(images[rows]), targets[rows], ours)
+            loss = loss * (part * processes.count)
+            torch.autograd.backward(loss)
+        found.append(loss.detach())
+    return processes.sum(sum(found[1:], found[0]) / processes.count)
+
+
+def _gradients_shared(model: nn.Module, *, is_last: bool) -> AbstractContextManager[object]:
+    """Let processes average their gradients once, in the backward pass of the last micro-batch."""
+    if isinstance(model, DistributedDataParallel) and not is_last:
+        return model.no_sync()
+    return nullcontext()
+
+
+def parameters_of(learner: Learner) -> list[nn.Parameter]:
+    """All parameters of the learner's network."""
+    return [parameter for group in learner.groups for parameter in group]
 
 
 def step_weight(learner: Learner, targets: Tensor, num_images: int) -> Tensor | int:
@@ -166,10 +239,26 @@ def seed_update(learner: Learner, seed: int, now: Moment, name: str) -> None:
 def seed_global_generators(device: torch.device, seed: int) -> None:
     """Seed the generators that layers draw from: the CPU's and that of ``device``."""
     # torch.manual_seed would look for those of all kinds of devices.
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        torch.cuda.default_generators[index].manual_seed(seed)
+    for generator in _global_generators(device):
+        generator.manual_seed(seed)
+
+
+def generator_states(device: torch.device) -> list[Tensor]:
+    """The states of the generators that layers draw from, for :func:`restore_generators`."""
+    return [generator.get_state() for generator in _global_generators(device)]
+
+
+def restore_generators(device: torch.device, states: Sequence[Tensor]) -> None:
+    """Let the generators that layers draw from continue from earlier states."""
+    for generator, state in zip(_global_generators(device), states, strict=True):
+        generator.set_state(state)
+
+
+def _global_generators(device: torch.device) -> list[torch.Generator]:
+    if device.type != "cuda":
+        return [torch.default_generator]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return [torch.default_generator, torch.cuda.default_generators[index]]
 
 
 def code_generator(learner: Learner, seed: int, now: Moment, name: str) -> torch.Generator:
@@ -188,7 +277,7 @@ def updated(learner: Learner, optimizer: torch.optim.Optimizer, loss: Tensor) ->
     Raises:
         DivergedError: the loss or a gradient is not finite, on a CPU.
     """
-    gradients = [p.grad for group in learner.groups for p in group if p.grad is not None]
+    gradients = [p.grad for p in parameters_of(learner) if p.grad is not None]
     witness = loss + torch.stack(_sizes(gradients)).sum()
     if witness.device.type == "cpu":
         require_finite(witness)

@@ -293,9 +293,9 @@ def test_a_loss_that_is_not_finite_is_told_with_the_last_finite_one_and_its_imag
         if len(found) == 2:
             with torch.no_grad():
                 next(learner.model.parameters()).fill_(torch.nan)
-        loss = train_step(learner, optimizer, batch, config)
-        found.append(float(loss))
-        return loss
+        update = train_step(learner, optimizer, batch, config)
+        found.append(float(update.loss))
+        return update
 
     monkeypatch.setattr(loop, "train_step", poisoned)
     training = Training(small_learner(small_network()), dataset, plan(config, 33), config)

@@ -31,7 +31,7 @@ from runner.training import step as stepping
 from runner.training.loop import Training
 from runner.training.optim import build_optimizer, set_rates
 from runner.training.schedule import Moment, plan
-from runner.training.step import Batch, train_step
+from runner.training.step import Batch, Update, train_step
 from runner.tricks import augment as augmentation
 from runner.tricks import mixup as mixing
 
@@ -62,7 +62,7 @@ def one_step(learner, batch, *, size=12, augment=None, mixup=None, epsilon=0.0, 
     optimizer = optimizer or an_optimizer(learner)
     batch = replace(batch, moment=replace(batch.moment, size=size))
     config = small_config(augment=augment or Augment(), smoothing=Smoothing(epsilon=epsilon))
-    return train_step(learner, optimizer, batch, config)
+    return train_step(learner, optimizer, batch, config).loss
 
 
 # ── One step ───────────────────────────────────────────────────────────────────────────────────
@@ -311,8 +311,8 @@ def test_a_step_that_only_the_device_knows_to_be_bad_is_told_soon(monkeypatch, b
 
     def on_a_gpu(*arguments):
         made.append(len(made) + 1)
-        loss = train_step(*arguments)
-        return torch.full_like(loss, torch.nan) if made[-1] == bad else loss
+        update = train_step(*arguments)
+        return Update(torch.full_like(update.loss, torch.nan)) if made[-1] == bad else update
 
     monkeypatch.setattr(loop, "train_step", on_a_gpu)
     training = Training(small_learner(small_network()), dataset, plan(config, 33), config)
@@ -329,7 +329,7 @@ def test_nothing_is_saved_after_a_step_that_was_not_finite(monkeypatch):
     steps = iter(training)
     next(steps)
     training.tensors()  # negative control: of a good step there is something to save
-    monkeypatch.setattr(loop, "train_step", lambda *_: torch.tensor(torch.nan))
+    monkeypatch.setattr(loop, "train_step", lambda *_: Update(torch.tensor(torch.nan)))
     next(steps)
     with pytest.raises(TrainingError, match="not finite"):
         training.tensors()

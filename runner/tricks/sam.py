@@ -1,0 +1,48 @@
+"""SAM: the gradient of a step is taken at the worst weights nearby.
+
+Sharpness-aware minimization (Foret et al. 2021, arXiv:2010.01412) takes the gradient ``g`` at the
+weights ``w``, then the gradient at ``w + rho · g / ‖g‖``, and updates ``w`` with the second one.
+As in the code of the paper's authors, both passes see the same images and make the same draws in
+their layers, and BatchNorms keep the statistics of the first pass; unlike there, all processes that
+share a batch climb to the same weights, so that their number changes nothing. Composer has the
+interval between steps with SAM, of which the last of each interval is one.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+_SMALLEST = 1e-12  # norm that a gradient is divided by; a gradient of zero climbs nowhere
+
+
+@contextmanager
+def climbed(model: nn.Module, parameters: Sequence[nn.Parameter], rho: float) -> Iterator[None]:
+    """Move the weights by ``rho`` up along their gradient for the block; nothing waits for a GPU.
+
+    After the block, also after an exception, the weights and the buffers of ``model`` are what they
+    were before, to the bit.
+
+    Args:
+        model: the network.
+        parameters: its parameters; those without a gradient stay.
+        rho: Euclidean distance, > 0.
+    """
+    moved = [parameter for parameter in parameters if parameter.grad is not None]
+    weights = [parameter.detach().clone() for parameter in moved]
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
+    scale = rho / torch.nn.utils.get_total_norm(gradients).clamp_min(_SMALLEST)
+    try:
+        with torch.no_grad():
+            for parameter, gradient in zip(moved, gradients, strict=True):
+                parameter.addcmul_(gradient, scale)
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, weight in zip(moved, weights, strict=True):
+                parameter.copy_(weight)
+            # Listed anew: a layer may have replaced a buffer rather than changed it.
+            for buffer, value in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(value)
