@@ -9,10 +9,10 @@ starts, so that help and errors appear at once.
 import argparse
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -34,8 +34,9 @@ from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
 from runner.terminal.console import table_console
 from runner.terminal.display import Display
+from runner.terminal.metric_tables import class_table, metric_label, metric_text
 from runner.terminal.tables import Table, to_csv
-from runner.training.metrics import classification_metrics
+from runner.training.metrics import METRICS, classification_metrics, mean_class_scores
 
 if TYPE_CHECKING:
     from runner.data.dataset import Dataset
@@ -60,9 +61,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "lost": ("lost", str),
     "p_value": ("p", "{:.2g}".format),
     "p_holm": ("p (Holm)", "{:.2g}".format),
-    "nll": ("log loss", "{:.4f}".format),
-    "brier": ("Brier", "{:.4f}".format),
-    "ece": ("ECE", "{:.4f}".format),
+    **{name: (metric_label(name), partial(metric_text, name)) for name in METRICS[1:]},
     "forward_passes": ("passes", "{:g}".format),
     "pixels": ("pixels", "{:.3g}".format),
 }
@@ -449,14 +448,35 @@ def averaged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    hidden = {"p_value", "p_holm" if rows[0]["runs"] > 1 else "runs"}
-    shown = {name: column for name, column in _COLUMNS.items() if name not in hidden}
+def _tables(
+    rows: Sequence[Mapping[str, Any]], entries: Sequence[Mapping[str, Any]], title: str
+) -> list[Table]:
+    """The table of accuracy and cost, that of further metrics, and those of the classes."""
+    hidden = {*METRICS[1:], "p_value", "p_holm" if rows[0]["runs"] > 1 else "runs"}
+    return [
+        _table(rows, [name for name in _COLUMNS if name not in hidden], title),
+        _table(rows, ["variant", *METRICS[1:]], "further metrics"),
+        *_class_tables(entries),
+    ]
+
+
+def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> Table:
+    shown = {name: _COLUMNS[name] for name in names}
     cells = tuple(
         tuple("" if row[name] is None else form(row[name]) for name, (_, form) in shown.items())
         for row in rows
     )
     return Table(title, tuple(heading for heading, _ in shown.values()), cells, ("variant",))
+
+
+def _class_tables(entries: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """Yield the classes of the plain view, and of the variant if it is the only one."""
+    plain, *others = zip(*(entry["rows"] for entry in entries), strict=True)
+    for same in (plain, *(others if len(others) == 1 else ())):
+        if same is plain or same[0]["tta"] != plain[0]["tta"]:
+            over = f", means of {len(same)} runs" if len(same) > 1 else ""
+            means = mean_class_scores([row["per_class"] for row in same])
+            yield class_table(f"{same[0]['variant']}, by class{over}", means)
 
 
 def main() -> None:
@@ -487,7 +507,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in (
         ("csv", "rows with all digits"),
         ("json", "every number, including those of each run"),
-        ("markdown", "the printed table"),
+        ("markdown", "the printed tables"),
     ):
         parser.add_argument(
             f"--{name}",
@@ -567,15 +587,17 @@ def _report(
     """Print the table, unless standard output is a target, and write the requested files."""
     rows = averaged(entries)
     title = f"{runs[0].config.data.name}: {entries[0]['images']:,} validation images"
-    table = _table(rows, title + (f", means of {len(runs)} runs" if len(runs) > 1 else ""))
+    title += f", means of {len(runs)} runs" if len(runs) > 1 else ""
+    tables = _tables(rows, entries, title)
     content = {"fingerprint": runs[0].fingerprint, "rows": rows, "runs": entries}
     contents: dict[str, Callable[[], str]] = {
         "csv": lambda: to_csv(list(_COLUMNS), [list(row.values()) for row in rows]),
         "json": lambda: json.dumps(content, indent=2, allow_nan=False) + "\n",
-        "markdown": table.markdown,
+        "markdown": lambda: "\n".join(table.markdown() for table in tables),
     }
     if not write_outputs(targets, contents):
-        table.print(table_console())
+        for table in tables:
+            table.print(table_console())
 
 
 if __name__ == "__main__":

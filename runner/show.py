@@ -18,9 +18,14 @@ from runner.terminal.command import command, program
 from runner.terminal.console import PipeConsole, legible, printable
 from runner.terminal.tables import Table
 
+_ACCURACIES = ("accuracy", "balanced")
+
 
 def rows(outputs: Path) -> Iterator[dict[str, Any]]:
-    """Yield a row per run: ``name``, ``status``, ``reason``, ``epoch``, ``accuracy`` (or None).
+    """Yield a row per run: ``name``, ``status``, ``reason``, ``epoch``, ``accuracy``, ``balanced``.
+
+    The last two are None before the first evaluation, and ``balanced``, the balanced accuracy,
+    also for runs of earlier versions.
 
     Raises:
         DataError: there is no such folder.
@@ -38,6 +43,7 @@ def rows(outputs: Path) -> Iterator[dict[str, Any]]:
             "reason": str(status["reason"]).partition("\n")[0],
             "epoch": last.get("epoch", 0),
             "accuracy": last.get("val_accuracy"),
+            "balanced": last.get("val_balanced_accuracy"),
         }
 
 
@@ -68,7 +74,7 @@ def main() -> None:
                 row["name"],
                 row["status"],
                 str(row["epoch"]),
-                "" if row["accuracy"] is None else f"{row['accuracy']:.2%}",
+                *("" if row[name] is None else f"{row[name]:.2%}" for name in _ACCURACIES),
                 row["reason"],
             )
             for row in found
@@ -76,7 +82,7 @@ def main() -> None:
         console = PipeConsole(highlight=False)
         Table(
             title=f"{len(found)} runs{': ' if title else ''}{title}",
-            columns=("run", "status", "epoch", "accuracy", "reason"),
+            columns=("run", "status", "epoch", *_ACCURACIES, "reason"),
             rows=tuple(cells),
             text_columns=("run", "status", "reason"),
         ).print(console)

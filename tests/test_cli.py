@@ -157,7 +157,7 @@ def test_one_run_leaves_the_whole_folder(
         metrics = result["metrics"][view]
         low, high = metrics["accuracy_ci"]
         assert 0 <= low <= metrics["accuracy"] <= high <= 1
-        assert {"nll", "brier", "ece", "per_class"} <= set(metrics)
+        assert {"log_loss", "brier", "ece", "per_class"} <= set(metrics)
     assert {"epochs", "images", "pixels", "seconds", "images_per_second"} <= set(result["budget"])
     (folder,) = (path.parent for path in tmp_path.glob("outputs/*/result.json"))
     assert "normalize+progressive_resizing" in folder.name

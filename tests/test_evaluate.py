@@ -107,7 +107,7 @@ def test_a_grid_over_several_runs(command: Command, runs: tuple[Path, Path]) -> 
     results = [json.loads((path / "result.json").read_text())["metrics"] for path in runs]
     accuracies = [result["plain"]["accuracy"] for result in results]
     assert float(rows[0]["accuracy"]) == pytest.approx(np.mean(accuracies), abs=1e-12)
-    assert len({row["nll"] for row in rows}) == 5
+    assert len({row["log_loss"] for row in rows}) == 5
 
 
 def test_measures_of_a_variant(runs: tuple[Path, Path]) -> None:
@@ -126,7 +126,7 @@ def test_measures_of_a_variant(runs: tuple[Path, Path]) -> None:
 
 def test_rows_over_runs() -> None:
     def entry(accuracy: float, gained: int) -> dict[str, Any]:
-        common = {"nll": 1.0, "brier": 0.5, "ece": 0.1, "forward_passes": 2, "pixels": 2.0}
+        common = {"log_loss": 1.0, "brier": 0.5, "ece": 0.1, "forward_passes": 2, "pixels": 2.0}
         paired = {"points": 1.0, "gained": gained, "lost": 1, "p_value": 0.5}
         return {"rows": [{"variant": "x", "accuracy": accuracy, **common, **paired}]}
 

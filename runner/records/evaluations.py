@@ -27,6 +27,7 @@ from runner.records.run_folder import (
     RunFolder,
     packed,
     redacted_words,
+    rename_metrics,
     require_metrics,
     unpacked,
 )
@@ -54,7 +55,9 @@ def read(folder: RunFolder, name: str) -> dict[str, Any] | None:
             raise ValueError(f"its record version is {found['record_version']}, not {VERSION}")
         if fields.text(found, "evaluation") != name:
             raise ValueError(f"it is evaluation {found['evaluation']}")
-        require_metrics(fields.section(found, "metrics"))
+        metrics = fields.section(found, "metrics")
+        rename_metrics(metrics)
+        require_metrics(metrics)
         fields.section(found, "tta")
         fields.texts(found, "tricks")
         fields.text(found, "predictions")

@@ -131,6 +131,9 @@ class RunFolder:
                 where=str(path),
                 fix="run_dir=ANOTHER_FOLDER, or force=true to run anew",
             )
+        views = found.get("metrics")
+        for metrics in views.values() if isinstance(views, dict) else ():
+            rename_metrics(metrics)
         return found
 
     def whole_result(self) -> dict[str, Any] | None:
@@ -456,6 +459,12 @@ class RunFolder:
             )
 
 
+def rename_metrics(metrics: Any) -> None:
+    """Give the metrics of one view, of any version, their names of today, in place."""
+    if isinstance(metrics, dict) and "nll" in metrics:
+        metrics.setdefault("log_loss", metrics.pop("nll"))
+
+
 def require_metrics(metrics: Mapping[str, Any]) -> None:
     """Require what is shown of the metrics of one view.
 
@@ -464,10 +473,11 @@ def require_metrics(metrics: Mapping[str, Any]) -> None:
     """
     fields.number(metrics, "accuracy", at_least=0, at_most=1)
     fields.numbers(metrics, "accuracy_ci", count=2)
-    for key in ("nll", "brier", "ece", "forward_passes"):
+    for key in ("log_loss", "brier", "ece", "forward_passes"):
         fields.number(metrics, key, at_least=0)
-    if "top5" in metrics:
-        fields.number(metrics, "top5", at_least=0, at_most=1)
+    for key in ("top5", "balanced_accuracy", "macro_f1", "auroc"):
+        if metrics.get(key) is not None:  # earlier versions have fewer metrics
+            fields.number(metrics, key, at_least=0, at_most=1)
 
 
 def packed(**arrays: Any) -> bytes:

@@ -49,6 +49,10 @@ def parser() -> argparse.ArgumentParser:
         "--margin", type=float, default=0.5, metavar="POINTS",
         help="smallest difference that matters, in percentage points (default: 0.5)",
     )  # fmt: skip
+    parser.add_argument(
+        "--per-class", action="store_true",
+        help="also show precision, recall and F1 of each class, for each trick",
+    )  # fmt: skip
     for kind, what in {
         "html": "write a page with figures that needs no other file",
         "csv": "write a line per trick; parts of 1, not percent",
@@ -91,10 +95,10 @@ def _report(arguments: argparse.Namespace) -> None:
         "html": lambda: _page(found),
         "csv": lambda: text.csv(found),
         "json": lambda: text.to_json(found),
-        "markdown": lambda: text.markdown(found),
+        "markdown": lambda: text.markdown(found, per_class=arguments.per_class),
     }
     if not write_outputs({name: getattr(arguments, name) for name in contents}, contents):
-        _print(found, table_console())
+        _print(found, table_console(), per_class=arguments.per_class)
 
 
 def _page(found: Answer) -> str:
@@ -103,7 +107,7 @@ def _page(found: Answer) -> str:
     return page(found)
 
 
-def _print(found: Answer, console: PipeConsole) -> None:
+def _print(found: Answer, console: PipeConsole, *, per_class: bool) -> None:
     # A narrow terminal shows only the columns that decide.
     left_out: list[str] = []
     if console.width < TABLE_WIDTH:
@@ -112,7 +116,7 @@ def _print(found: Answer, console: PipeConsole) -> None:
             left_out.append("without it")  # labels name it too
         if all(row.forward_passes == 1 for group in found.groups for row in group.rows):
             left_out.append("passes per image")
-    for part in text.content(found):
+    for part in text.content(found, per_class=per_class):
         if isinstance(part, Forest):
             part.print(console)
         elif isinstance(part, str):

@@ -26,8 +26,9 @@ from runner.report.measures import (
 )
 from runner.report.notes import family_notes, group_notes, other_comparisons
 from runner.report.paired import Asked, Comparison, Family, compare_tables
-from runner.report.runs import METRICS, FinishedRun, Found, Unranked
+from runner.report.runs import FinishedRun, Found, Unranked
 from runner.report.scores import ScoreBook
+from runner.training.metrics import METRICS
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Row:
         values: values of the factors that differ in the group, by dotted key.
         seeds: seeds of the arm's runs.
         failed: seeds without a run because the training failed, with the reasons.
-        metrics: accuracy, nll, brier and ece.
+        metrics: each of ``METRICS``; NaN where it is undefined.
         price: images, pixels and seconds of training with its evaluations, median of the runs.
         forward_passes: forward passes per validation image.
     """
@@ -239,7 +240,7 @@ def _readable(
         try:
             scores = book.scores(run)
             images[run.identity] = (scores.labels, scores.grouping)
-            good.append(run)
+            good.append(book.completed(run))
         except ArtefactError as error:
             bad.append(Unranked(run.name, "unreadable", error.what))
     of_data: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)

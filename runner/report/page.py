@@ -52,6 +52,7 @@ class _Details:
     reliability: Markup | None = None
     confusions: Sequence[Confusion] = ()
     confused: Sequence[Confused] = ()
+    classes: Sequence[Table] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class _Section:
     id: str
     found: GroupAnswer
     answer: Table
+    metrics: Table
     contributions: Table | None
     prices: Table
     pairs: Table
@@ -171,6 +173,7 @@ def _section(found: GroupAnswer, number: int, margin: float, *, is_brief: bool) 
         found=found,
         answer=text.answer_table(found, margin),
         contributions=text.contribution_table(found, margin) if found.contributions else None,
+        metrics=text.metrics_table(found),
         prices=text.price_table(found),
         pairs=_pairs(found),
         forest=_forest(f"{name}-forest", _effects(found.comparisons), margin),
@@ -217,6 +220,7 @@ def _details(group: RunGroup, name: str, leads_of: Callable[[], Table | None]) -
         reliability=_drawn(figures.reliability, f"{name}-reliability", details.reliability()),
         confusions=details.confusions(),
         confused=details.most_confused(),
+        classes=tuple(text.class_tables(group)),
     )
 
 

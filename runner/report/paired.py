@@ -17,9 +17,9 @@ from runner.report.measures import (
     ratio,
 )
 from runner.report.more_runs import MoreRuns, more_runs
-from runner.report.runs import METRICS
 from runner.report.scores import ScoreBook
 from runner.report.statistics import Difference, difference
+from runner.training.metrics import METRICS
 
 FIRST_SEEDS = 5
 """Number of seeds to advise where there are too few to say how many are needed."""
@@ -45,7 +45,7 @@ class Comparison:
         p_margin: p-value of the equivalence test, corrected in the same way.
         verdict: the verdict on accuracy.
         outlook: data that would settle the comparison, if the verdict is cannot tell.
-        others: difference in nll, brier and ece.
+        others: difference in each of ``METRICS`` but accuracy; NaN where it is undefined.
         price: images, pixels and seconds relative to the reference, median of the seeds, as
             machines are shared; and ``forward_passes``.
         is_equal_budget: whether both trained on equally many images and pixels.

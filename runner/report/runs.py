@@ -18,8 +18,10 @@ from runner.machine.files import read_whole
 from runner.records import evaluations
 from runner.records.identity import NEUTRAL, with_defaults
 from runner.records.run_folder import LARGEST_JSON, VERSION, RunFolder
+from runner.training.metrics import METRICS
 
-METRICS = ("accuracy", "nll", "brier", "ece")
+_ALWAYS_THERE = ("accuracy", "log_loss", "brier", "ece", "forward_passes")
+_NEWER = ("balanced_accuracy", "macro_f1", "auroc")  # runs of earlier versions lack them
 VIEWS = ("plain", "tta")
 _REASONS = {"killed": "ended without a word; the same command goes on with it"}
 _OLDER = "begun with record version {}: train again, or continue it with trick-runner 0.1.0"
@@ -64,13 +66,17 @@ class FinishedRun:
         classes: names of the classes in the order of the labels.
         num_val: number of validation images.
         num_train: number of training images.
-        metrics: by view, accuracy, nll, brier, ece, and ``forward_passes`` per image.
+        metrics: by view, each of ``METRICS`` (an undefined one is NaN), and ``forward_passes`` per
+            image. Runs of earlier versions have fewer: see
+            :meth:`runner.report.scores.ScoreBook.completed`.
         budget: ``epochs``, ``images``, ``pixels``, and ``seconds`` of training and evaluation.
         environment: versions and machine.
         command: the command that repeats the run.
         finished: when training ended, in UTC as ISO 8601; empty if that is unknown.
         config: the requested configuration, in which null is not replaced by its meaning.
         evaluation: name of the evaluation with TTA in the folder; None for the plain view alone.
+        per_class: by view, what the run recorded about each class, unchecked; see
+            :func:`runner.report.classes.class_means`.
     """
 
     path: Path
@@ -89,6 +95,12 @@ class FinishedRun:
     finished: str
     config: Mapping[str, Any]
     evaluation: str | None = None
+    per_class: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_all_metrics(self) -> bool:
+        """Whether the run recorded each of ``METRICS``."""
+        return all(name in found for found in self.metrics.values() for name in METRICS)
 
     @property
     def name(self) -> str:
@@ -332,6 +344,7 @@ def _evaluated(run: FinishedRun, name: str, content: Mapping[str, Any]) -> Finis
             tricks=fields.texts(content, "tricks"),
             values={**run.values, "tta": tta},
             metrics={**run.metrics, "tta": _measures(fields.section(content, "metrics"))},
+            per_class={**run.per_class, "tta": content["metrics"].get("per_class")},
             budget={**run.budget, "seconds": run.budget["seconds"] + seconds},
             command=fields.texts(content, "command"),
             config={**run.config, "tta": tta},
@@ -398,6 +411,9 @@ def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
             command=fields.texts(result, "command"),
             finished=_finished(path),
             config=config if is_whole else {**config, "tta": NEUTRAL["tta"]},
+            per_class={
+                view: metrics[view if is_whole else "plain"].get("per_class") for view in VIEWS
+            },
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -466,9 +482,17 @@ def _numbers(mapping: Mapping[str, Any], keys: Iterable[str]) -> dict[str, float
 
 
 def _measures(mapping: Mapping[str, Any]) -> dict[str, float]:
-    found = _numbers(mapping, (*METRICS, "forward_passes"))
+    found = _numbers(mapping, _ALWAYS_THERE)
     if found["accuracy"] > 1:
         raise ValueError(f"not a possible accuracy: {found['accuracy']}")
+    for name in _NEWER:
+        if name in mapping:
+            is_undefined = mapping[name] is None
+            found[name] = (
+                float("nan")
+                if is_undefined
+                else float(fields.number(mapping, name, at_least=0, at_most=1))
+            )
     return found
 
 

@@ -10,22 +10,24 @@ import io
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.errors import StorageError
+from runner.errors import ArtefactError, StorageError
 from runner.machine import fields
 from runner.machine.arrays import read_npz
 from runner.machine.files import replace_whole
 from runner.records import evaluations
 from runner.records.run_folder import RunFolder
-from runner.report.runs import VIEWS, FinishedRun
+from runner.report.runs import VIEWS, FinishedRun, StoredPredictions
+from runner.training.metrics import auroc, balanced_accuracy, macro_f1
 
-_FORMAT = 2
+_NEWER = {"balanced_accuracy": balanced_accuracy, "macro_f1": macro_f1, "auroc": auroc}
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class ScoreBook:
         self._stamps: dict[str, list[Any]] = {}
         self._bits: dict[str, NDArray[np.uint8]] = {}
         self._groups: dict[str, NDArray[np.int64]] = {}  # by their hash
+        self._metrics: dict[str, dict[str, dict[str, float | None]]] = {}  # by identity and view
         self._read: dict[tuple[Path, str], Scores] = {}
         self._is_changed = False
         with suppress(Exception):  # a damaged cache is made again
@@ -73,11 +76,37 @@ class ScoreBook:
             self._read[key] = self._scores(run)
         return self._read[key]
 
+    def completed(self, run: FinishedRun) -> FinishedRun:
+        """The run with each of ``METRICS``; those that it did not record are computed once.
+
+        Raises:
+            ArtefactError: the predictions of the run cannot be read.
+        """
+        if run.has_all_metrics:
+            return run
+        self.scores(run)
+        metrics = {
+            view: {
+                **{
+                    name: float("nan") if value is None else value
+                    for name, value in self._metrics[run.identity][view].items()
+                },
+                **recorded,
+            }
+            for view, recorded in run.metrics.items()
+        }
+        return replace(run, metrics=metrics)
+
     def _scores(self, run: FinishedRun) -> Scores:
         stamp = self._stamp(run)
         remembered = self._stamps.get(run.identity)
-        if remembered is None or remembered[:-2] != stamp:
+        is_known = run.has_all_metrics or run.identity in self._metrics
+        if remembered is None or remembered[:-2] != stamp or not is_known:
             predictions = run.predictions()
+            if not run.has_all_metrics:
+                self._metrics[run.identity] = {
+                    view: _newer_metrics(run, predictions, view) for view in VIEWS
+                }
             grouping = ""
             if predictions.groups is not None:
                 grouping = _digest(predictions.groups)
@@ -102,6 +131,7 @@ class ScoreBook:
             "format": _FORMAT,
             "stamps": self._stamps,
             "groups": {name: len(found) for name, found in groups.items()},
+            "metrics": self._metrics,
         }
         content = io.BytesIO()
         np.savez(
@@ -135,8 +165,13 @@ class ScoreBook:
             start = end
             if stamp[-1] and len(groups[stamp[-1]]) != stamp[0]:
                 return
+        metrics = {
+            identity: {view: _newer_from(fields.section(views, view)) for view in VIEWS}
+            for identity, views in fields.section(index, "metrics").items()
+        }
         # All or, after an error, none.
         self._stamps, self._bits, self._groups = index["stamps"], found, groups
+        self._metrics = metrics
 
     @staticmethod
     def _stamp(run: FinishedRun) -> list[Any]:
@@ -149,6 +184,35 @@ class ScoreBook:
             else:
                 stamp += [status.st_size, status.st_mtime_ns]
         return stamp
+
+
+def _newer_metrics(
+    run: FinishedRun, predictions: StoredPredictions, view: str
+) -> dict[str, float | None]:
+    """The metrics that runs of earlier versions did not record.
+
+    Raises:
+        ArtefactError: the predictions are not probabilities.
+    """
+    probabilities, labels = predictions.views[view], predictions.labels
+    try:
+        return {name: compute(probabilities, labels) for name, compute in _NEWER.items()}
+    except ValueError as error:
+        raise ArtefactError(f"cannot compute metrics: {error}", where=str(run.path)) from error
+
+
+def _newer_from(found: Mapping[str, Any]) -> dict[str, float | None]:
+    """The same from a file.
+
+    Raises:
+        ValueError: a metric is missing or impossible.
+    """
+    return {
+        name: None
+        if fields.value(found, name) is None
+        else float(fields.number(found, name, at_least=0, at_most=1))
+        for name in _NEWER
+    }
 
 
 def _digest(numbers: NDArray[np.int64]) -> str:

@@ -7,12 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 from runner.report.answer import Answer, GroupAnswer, Row
+from runner.report.classes import class_means
 from runner.report.comparison_json import to_json as comparison_json
 from runner.report.comparison_text import comparison_parts
 from runner.report.comparisons import ComparisonAnswer
 from runner.report.curves import Lead
 from runner.report.family import FEWEST_SEEDS, MOST_SEEDS
 from runner.report.forest import Forest
+from runner.report.groups import RunGroup
 from runner.report.measures import (
     PRICES,
     Interval,
@@ -23,10 +25,11 @@ from runner.report.measures import (
 )
 from runner.report.more_runs import MoreRuns
 from runner.report.paired import Comparison
-from runner.report.runs import METRICS
 from runner.report.statistics import LEVEL
 from runner.terminal.console import printable
+from runner.terminal.metric_tables import class_table, metric_label, metric_text
 from runner.terminal.tables import Table, markdown_text, to_csv
+from runner.training.metrics import METRICS
 
 UNEQUAL = "≠"
 _FEW_SEEDS = {1: "one seed", 2: "two seeds"}
@@ -140,23 +143,40 @@ def _comparison_cells(one: Comparison, margin: float) -> list[str]:
     ]
 
 
+def metrics_table(found: GroupAnswer) -> Table:
+    """The table of the metrics of each arm of a group, besides accuracy."""
+    names = METRICS[1:]
+    return Table(
+        "further metrics, means over seeds",
+        (change(found), *(metric_label(name) for name in names)),
+        tuple(
+            (row.label, *(metric_text(name, row.metrics[name].mean) for name in names))
+            for row in found.rows
+        ),
+        (change(found),),
+    )
+
+
+def class_tables(group: RunGroup) -> Iterator[Table]:
+    """Yield for each arm the table of the scores of each class."""
+    for arm in group.arms:
+        if means := class_means(arm):
+            yield class_table(f"{arm.label}, by class, means over seeds", means)
+
+
 def price_table(found: GroupAnswer) -> Table:
-    """The table of further metrics and of the cost of each arm of a group."""
+    """The table of the cost of each arm of a group."""
     compared = {one.label: one for one in found.comparisons}
     first = found.rows[0]
     rows = []
     for row in found.rows:
         one = compared.get(row.label)
-        metrics = [f"{row.metrics[name].mean:.4f}" for name in METRICS[1:]]
         prices = [_relative(key, row, first, one) for key in PRICES]
-        rows.append((row.label, *metrics, *prices, f"{row.forward_passes:g}"))
+        rows.append((row.label, *prices, f"{row.forward_passes:g}"))
     return Table(
-        f"means over seeds; cost of training relative to {first.label} "
+        f"cost of training relative to {first.label} "
         f"({first.price['images']:,.0f} images, {first.price['seconds']:,.0f} s), median of seeds",
-        (
-            change(found), "log loss", "Brier", "ECE", "images ×", "pixels ×", "seconds ×",
-            "passes per image",
-        ),
+        (change(found), "images ×", "pixels ×", "seconds ×", "passes per image"),
         tuple(rows),
         (change(found),),
     )  # fmt: skip
@@ -179,7 +199,7 @@ def unranked_table(found: Answer) -> Table:
     )
 
 
-def content(found: Answer) -> Iterator[Table | Forest | str]:
+def content(found: Answer, *, per_class: bool = False) -> Iterator[Table | Forest | str]:
     """Yield comparisons, then tables with the sentences below them, in reading order."""
     for one in found.comparisons:
         yield from comparison_parts(one)
@@ -190,7 +210,10 @@ def content(found: Answer) -> Iterator[Table | Forest | str]:
         yield answer_table(group, found.margin)
         if group.contributions:
             yield contribution_table(group, found.margin)
+        yield metrics_table(group)
         yield price_table(group)
+        if per_class:
+            yield from class_tables(group.group)
         yield from remarks(group, found.margin)
     if alone:
         names = "; ".join(f"{group.group.title}: {group.rows[0].label}" for group in alone)
@@ -256,15 +279,15 @@ LEGEND = (
     "p-values are corrected by Holm over all comparisons of a group, which share the spread of "
     "their seeds for that, and are never below the comparison's own; each group is a family of its "
     "own. Below 5 % a change helps or hurts: then the second interval leaves out zero. A verdict "
-    "takes three seeds, and is for a number of seeds fixed beforehand. Log loss, Brier score and "
-    "ECE are described, not tested; less is better. Seconds are compared where at least three "
-    "seeds took turns on one machine and agree to 20 %, else –."
+    "takes three seeds, and is for a number of seeds fixed beforehand. Further metrics are "
+    "described, not tested; of log loss, Brier score and ECE, less is better. Seconds are compared "
+    "where at least three seeds took turns on one machine and agree to 20 %, else –."
 )
 
 
-def markdown(found: Answer) -> str:
+def markdown(found: Answer, *, per_class: bool = False) -> str:
     """Write the answer as Markdown; commands, which are indented, are code in Markdown too."""
-    return "\n".join(f"{_markdown_part(part)}\n" for part in content(found))
+    return "\n".join(f"{_markdown_part(part)}\n" for part in content(found, per_class=per_class))
 
 
 def _markdown_part(part: Table | Forest | str) -> str:
@@ -373,7 +396,12 @@ def _csv_line(group: GroupAnswer, table: str, row: Row, one: Comparison | None) 
                 for column, end in _ends(f"{name}_difference", paired.interval).items()
             },
         }
-    return [line.get(column) for column in CSV_COLUMNS]
+    return [_defined(line.get(column)) for column in CSV_COLUMNS]
+
+
+def _defined(value: object) -> object:
+    """The value of a cell: an undefined number is an empty cell."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _ends(name: str, interval: Interval | None) -> dict[str, object]:
@@ -393,6 +421,7 @@ def to_json(found: Answer) -> str:
                 "values": dict(group.group.values),
                 "baseline": group.baseline,
                 "arms": [asdict(row) for row in group.rows],
+                "per_class": {arm.label: class_means(arm) for arm in group.group.arms},
                 "comparisons": [_without_resamples(one) for one in group.comparisons],
                 "contributions": [_without_resamples(one) for one in group.contributions],
                 "num_tested": group.family.num_tested,

@@ -7,8 +7,10 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from runner.terminal.console import PipeConsole, printable
+from runner.terminal.metric_tables import metric_label, metric_text
 from runner.terminal.tables import Table
 
+_FURTHER = ("top5", "balanced_accuracy", "log_loss", "brier", "macro_f1", "auroc", "ece")
 _REFRESH_SECONDS = 0.5  # not at each step: reading the loss on a GPU waits for the step
 
 
@@ -117,10 +119,10 @@ class Display:
             ("accuracy", *(f"{view['accuracy']:.2%}" for view in views.values())),
             ("95% interval", *(f"{low:.2%} – {high:.2%}" for low, high in low_high)),
         ]
-        if "top5" in metrics["plain"]:
-            rows.append(("top-5", *(f"{view['top5']:.2%}" for view in views.values())))
-        for label, key in (("log loss", "nll"), ("Brier score", "brier"), ("ECE", "ece")):
-            rows.append((label, *(f"{view[key]:.4f}" for view in views.values())))
+        for name in _FURTHER:
+            if all(name in view for view in views.values()):  # earlier runs have fewer metrics
+                cells = (metric_text(name, view[name]) for view in views.values())
+                rows.append((metric_label(name), *cells))
         Table(
             title=f"tricks: {', '.join(names) or 'none (baseline)'}   seed: {result['seed']}",
             columns=(

@@ -1,4 +1,4 @@
-"""How good are predicted probabilities? Accuracy, likelihood and calibration, in numpy alone.
+"""How good are predicted probabilities? Accuracy, ranking, likelihood, calibration, in numpy alone.
 
 This module does not import torch, so that commands that only read results start quickly.
 
@@ -8,16 +8,20 @@ is (N,) of integers in 0..K-1, with N and K at least 1; anything else raises Val
 computed in float64 and returned as plain Python numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
-FloatArray = npt.NDArray[np.floating[Any]]
-IntArray = npt.NDArray[np.integer[Any]]
+FloatArray = NDArray[np.floating[Any]]
+IntArray = NDArray[np.integer[Any]]
+
+METRICS = ("accuracy", "balanced_accuracy", "log_loss", "brier", "macro_f1", "auroc", "ece")
+"""The names of the metrics that are one number, as users type them and as files spell them."""
 
 ROW_SUM_TOLERANCE = 1e-3
 # The smallest normal float32: one confident miss costs at most 87.3 nats, not infinity, in any
@@ -30,9 +34,10 @@ def classification_metrics(
 ) -> dict[str, Any]:
     """Return every metric of one evaluation, ready for JSON.
 
-    `accuracy`, `accuracy_ci` ([low, high], 95% Wilson), `top5` (only if K > 5), `nll`, `brier`,
-    `ece`, and `per_class`: {name: {"accuracy": recall or None, "n": images}}, where None means
-    that the class has no images. Raises ValueError as described above, and for a label without a
+    `accuracy`, `accuracy_ci` ([low, high], 95% Wilson), `top5` (only if K > 5),
+    `balanced_accuracy`, `log_loss`, `brier`, `macro_f1`, `auroc` (None if no class has images on
+    both sides), `ece`, and `per_class`: {name: {"precision", "recall", "f1", "support"}} of
+    :func:`class_scores`. Raises ValueError as described above, and for a label without a
     name, more names than outputs, or a name given twice.
     """
     probabilities, labels = _checked(probabilities, labels)
@@ -43,22 +48,99 @@ def classification_metrics(
             f"{len(classes)} class names do not fit labels up to {labels.max()} "
             f"and {probabilities.shape[1]} model outputs"
         )
-    correct = probabilities.argmax(axis=1) == labels
-    images = np.bincount(labels, minlength=len(classes)).tolist()
-    hits = np.bincount(labels[correct], minlength=len(classes)).tolist()
-    top5 = {"top5": top_k_accuracy(probabilities, labels, 5)} if probabilities.shape[1] > 5 else {}
+    num_outputs = probabilities.shape[1]
+    predicted = probabilities.argmax(axis=1)
+    scores = class_scores(predicted, labels, num_outputs)
+    top5 = {"top5": top_k_accuracy(probabilities, labels, 5)} if num_outputs > 5 else {}
     return {
         "accuracy": accuracy(probabilities, labels),
-        "accuracy_ci": list(wilson_interval(int(correct.sum()), len(labels))),
+        "accuracy_ci": list(wilson_interval(int((predicted == labels).sum()), len(labels))),
         **top5,
-        "nll": negative_log_likelihood(probabilities, labels),
+        "balanced_accuracy": float(np.nanmean(scores.recall)),
+        "log_loss": log_loss(probabilities, labels),
         "brier": brier_score(probabilities, labels),
+        "macro_f1": float(np.nanmean(scores.f1)),
+        "auroc": auroc(probabilities, labels),
         "ece": expected_calibration_error(probabilities, labels),
-        "per_class": {
-            name: {"accuracy": hit / n if n else None, "n": n}
-            for name, hit, n in zip(classes, hits, images, strict=True)
-        },
+        "per_class": {name: scores.of(place) for place, name in enumerate(classes)},
     }
+
+
+@dataclass(frozen=True, eq=False)
+class ClassScores:
+    """Scores of each class from the most probable outputs of N images; NaN where undefined.
+
+    An undefined score is what scikit-learn calls a zero division, with its
+    ``zero_division=numpy.nan``.
+
+    Attributes:
+        precision: (K,) part of the predictions of a class that are right, 0..1; NaN for a class
+            that is never predicted.
+        recall: (K,) part of the images of a class that are right, 0..1; NaN for a class without
+            images.
+        f1: (K,) harmonic mean of the two, 0..1: 0 for a class that has images or predictions and
+            none right; NaN for a class that has neither.
+        support: (K,) int64, number of images of each class.
+    """
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    f1: NDArray[np.float64]
+    support: NDArray[np.int64]
+
+    def of(self, place: int) -> dict[str, float | int | None]:
+        """The scores of one class for JSON: an undefined score is None."""
+        ratios = {"precision": self.precision, "recall": self.recall, "f1": self.f1}
+        return {
+            **{
+                name: None if np.isnan(found[place]) else float(found[place])
+                for name, found in ratios.items()
+            },
+            "support": int(self.support[place]),
+        }
+
+
+def class_scores(predicted: IntArray, labels: IntArray, num_outputs: int) -> ClassScores:
+    """Return the scores of each class.
+
+    Args:
+        predicted: (N,) most probable output of each image, 0..num_outputs-1.
+        labels: (N,) label of each image, 0..num_outputs-1.
+        num_outputs: the number K of model outputs.
+    """
+    support = np.bincount(labels, minlength=num_outputs)
+    chosen = np.bincount(predicted, minlength=num_outputs)
+    right = np.bincount(labels[predicted == labels], minlength=num_outputs)
+    return ClassScores(
+        precision=_ratio(right, chosen),
+        recall=_ratio(right, support),
+        f1=_ratio(2 * right, chosen + support),
+        support=support.astype(np.int64),
+    )
+
+
+def mean_class_scores(
+    runs: Sequence[Mapping[str, Mapping[str, Any]]],
+) -> dict[str, dict[str, float | int | None]]:
+    """Return the means of the ``per_class`` of several runs on the same images.
+
+    A score that is undefined in some runs is the mean of the others; the support is that of all.
+    """
+    means: dict[str, dict[str, float | int | None]] = {}
+    for name, first in runs[0].items():
+        means[name] = {}
+        for score in ("precision", "recall", "f1"):
+            defined = [run[name][score] for run in runs if run[name][score] is not None]
+            means[name][score] = float(np.mean(defined)) if defined else None
+        means[name]["support"] = first["support"]
+    return means
+
+
+def _ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> NDArray[np.float64]:
+    """The quotient, (K,); NaN where the denominator is 0."""
+    found = np.full(numerator.shape, np.nan)
+    np.divide(numerator, denominator, out=found, where=denominator > 0)
+    return found
 
 
 def accuracy(probabilities: FloatArray, labels: IntArray) -> float:
@@ -82,7 +164,59 @@ def top_k_accuracy(probabilities: FloatArray, labels: IntArray, k: int) -> float
     return float((rank < k).mean())
 
 
-def negative_log_likelihood(probabilities: FloatArray, labels: IntArray) -> float:
+def balanced_accuracy(probabilities: FloatArray, labels: IntArray) -> float:
+    """Return the mean recall, 0..1, of the classes that have images; each class counts alike.
+
+    This is scikit-learn's `balanced_accuracy_score`, which leaves classes without images out too.
+    """
+    probabilities, labels = _checked(probabilities, labels)
+    scores = class_scores(probabilities.argmax(axis=1), labels, probabilities.shape[1])
+    return float(np.nanmean(scores.recall))
+
+
+def macro_f1(probabilities: FloatArray, labels: IntArray) -> float:
+    """Return the mean F1, 0..1, of the classes that have images or predictions.
+
+    This is scikit-learn's `f1_score(average="macro", zero_division=0)`: a class that has images
+    and is never predicted counts with 0, and so does one that is predicted and has no images, also
+    an output that no class of the data has.
+    """
+    probabilities, labels = _checked(probabilities, labels)
+    scores = class_scores(probabilities.argmax(axis=1), labels, probabilities.shape[1])
+    return float(np.nanmean(scores.f1))
+
+
+def auroc(probabilities: FloatArray, labels: IntArray) -> float | None:
+    """Return the mean over classes of the area under the curve of one class against the rest.
+
+    The area is the probability, 0..1, that an image of the class gets a higher probability for
+    this class than an image of another class; equal probabilities count half. This is
+    scikit-learn's `roc_auc_score(multi_class="ovr", average="macro")`, which needs images of every
+    class. Here, classes without images are left out, and without other images too: then there is
+    no class left, and the value is None.
+    """
+    probabilities, labels = _checked(probabilities, labels)
+    support = np.bincount(labels, minlength=probabilities.shape[1])
+    columns = np.ascontiguousarray(probabilities.T)
+    areas = []
+    for place in np.flatnonzero((support > 0) & (support < len(labels))):
+        everyone = np.sort(columns[place])
+        own = np.sort(columns[place][labels == place])
+        pairs = len(own) * (len(labels) - len(own))
+        areas.append((_lower(everyone, own) - _lower(own, own)) / (2 * pairs))
+    return float(np.mean(areas)) if areas else None
+
+
+def _lower(values: NDArray[Any], own: NDArray[Any]) -> int:
+    """Twice the number of pairs (value, own value) whose first is lower; equal pairs count once.
+
+    Both arrays are sorted.
+    """
+    sides: tuple[Literal["left", "right"], ...] = ("left", "right")
+    return sum(int(np.searchsorted(values, own, side).sum()) for side in sides)
+
+
+def log_loss(probabilities: FloatArray, labels: IntArray) -> float:
     """Return the mean of -ln p(label) over images, in nats: plain cross entropy, 0..87.3.
 
     p is clipped at `SMALLEST_PROBABILITY` from below, so the mean is finite, and at 1 from above.

@@ -83,7 +83,7 @@ def test_every_option_trains(
     assert set(result["metrics"]) == {"plain", "tta"} if result["tricks"] == ["tta"] else {"plain"}
     for metrics in result["metrics"].values():
         assert 0 <= metrics["accuracy"] <= 1
-        assert metrics["nll"] >= 0
+        assert metrics["log_loss"] >= 0
     assert result["budget"]["steps"] >= 2
 
 
@@ -99,10 +99,10 @@ def check_tricks(trained: Callable[..., dict[str, object]], names: Sequence[str]
     # What a trick changes is seen in the numbers, not only in the list of names.
     plain, baseline = result["metrics"]["plain"], trained()["metrics"]["plain"]
     trains_differently = bool(expected - {"tta"})
-    assert (plain["nll"] != baseline["nll"]) == trains_differently
+    assert (plain["log_loss"] != baseline["log_loss"]) == trains_differently
     assert ("tta" in result["metrics"]) == ("tta" in expected)
     if "tta" in expected:
-        assert result["metrics"]["tta"]["nll"] != plain["nll"]
+        assert result["metrics"]["tta"]["log_loss"] != plain["log_loss"]
 
 
 @pytest.mark.parametrize("name", TRICKS)
@@ -123,7 +123,7 @@ def test_tta_changes_no_plain_metric_and_no_weight(
 ) -> None:
     plain, tta = trained("tta=none"), trained("tta=flip")
     assert plain["metrics"]["plain"] == tta["metrics"]["plain"]
-    assert plain["metrics"]["plain"]["nll"] != tta["metrics"]["tta"]["nll"]
+    assert plain["metrics"]["plain"]["log_loss"] != tta["metrics"]["tta"]["log_loss"]
 
 
 def test_the_book_has_three_stages_and_says_what_it_cost(

@@ -25,6 +25,7 @@ from runner.report.paired import FIRST_SEEDS, Comparison
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
 from runner.report.statistics import difference
+from runner.training.metrics import METRICS
 
 ALL = tuple(TRICKS)
 MARGIN = 0.05
@@ -146,7 +147,7 @@ def test_rows_are_over_all_seeds_of_a_arm(grid: Grid) -> None:
     assert rows["label_smoothing"].metrics["accuracy"].interval is None
 
 
-@pytest.mark.parametrize("key", ["nll", "brier", "ece"])
+@pytest.mark.parametrize("key", METRICS[1:])
 def test_other_metrics_are_paired_too(key: str, grid: Grid) -> None:
     def value(name: str, seed: int) -> float:
         path = grid.folders[name, seed].path / "result.json"

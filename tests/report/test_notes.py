@@ -183,7 +183,9 @@ def test_other_measures_have_numbers_and_no_marks(tmp_path: Path) -> None:
         write_run(tmp_path, "mixup", seed=seed, num_images=60, accuracy=0.9 + 0.01 * seed)
     found = ask(tmp_path)
     (one,) = only(found).comparisons
-    assert all(mean.interval and mean.interval[1] < 0 for mean in [one.others["nll"]]), "a control"
+    assert all(mean.interval and mean.interval[1] < 0 for mean in [one.others["log_loss"]]), (
+        "a control"
+    )
     cells = [cell for row in text.price_table(only(found)).rows for cell in row]
     assert not {"↓", "↑"} & set("".join(cells))
 

@@ -14,7 +14,9 @@ from fabricated import predictions, saved, write_run
 
 from runner.errors import ArtefactError
 from runner.records import evaluations
-from runner.records.run_folder import RunFolder, packed
+from runner.records.run_folder import RunFolder, packed, require_metrics
+from runner.report.classes import class_means
+from runner.report.groups import group_runs
 from runner.report.runs import FinishedRun, StoredPredictions, find_runs
 from runner.report.scores import ScoreBook
 
@@ -323,3 +325,70 @@ def test_many_reports_at_once_leave_a_cache_that_does_no_harm(
         thread.join()
     assert errors == []
     check(book, runs)
+
+
+def _make_older(folder: RunFolder) -> None:
+    """Write the metrics of a run and its evaluations as versions before class metrics did."""
+    for path in [folder.path / "result.json", *(folder.path / "evaluations").glob("*.json")]:
+        found = json.loads(path.read_text())
+        views = found["metrics"].values() if path.name == "result.json" else [found["metrics"]]
+        for metrics in views:
+            metrics["nll"] = metrics.pop("log_loss")
+            for name in ("balanced_accuracy", "macro_f1", "auroc"):
+                del metrics[name]
+            metrics["per_class"] = {
+                name: {"accuracy": scores["recall"], "n": scores["support"]}
+                for name, scores in metrics["per_class"].items()
+            }
+        path.write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize("is_old", [True, False], ids=["record version 4", "evaluations apart"])
+def test_metrics_of_earlier_runs_come_from_their_predictions_once(
+    tmp_path: Path, book: Path, reads: list[str], is_old: bool
+) -> None:
+    folder = write_run(tmp_path / "outputs", "tta", accuracy=0.5, tta_accuracy=0.9, is_old=is_old)
+    expected = find_runs([tmp_path / "outputs"]).runs
+    assert all(run.has_all_metrics for run in expected)
+    means = [[class_means(arm) for arm in group_runs([run])[0].arms] for run in expected]
+    assert reads == []
+    _make_older(folder)
+    older = find_runs([tmp_path / "outputs"]).runs
+    assert [run.has_all_metrics for run in older] == [False] * len(expected)
+    assert [run.metrics["tta"]["log_loss"] for run in older] == [
+        run.metrics["tta"]["log_loss"] for run in expected
+    ]
+    require_metrics((folder.result() or {})["metrics"]["plain"])
+    first = ScoreBook(book)
+    assert [first.completed(run).metrics for run in older] == [run.metrics for run in expected]
+    assert len(reads) == len(older)
+    first.save()
+    second = ScoreBook(book)
+    assert [second.completed(run).metrics for run in older] == [run.metrics for run in expected]
+    assert len(reads) == len(older), "they are remembered"
+    assert [[class_means(arm) for arm in group_runs([run])[0].arms] for run in older] == means, (
+        "what is known of the classes comes from the predictions"
+    )
+    predictions_file = folder.path / "predictions.npz"
+    labels, plain = predictions(0.25, 60, seed=9)
+    predictions_file.write_bytes(
+        packed(labels=labels, plain=plain, **({"tta": plain} if is_old else {}))
+    )
+    third = ScoreBook(book)
+    changed = third.completed(older[0]).metrics["plain"]["balanced_accuracy"]
+    assert changed == pytest.approx(0.25)
+    predictions_file.write_bytes(packed(labels=labels, plain=3 * plain, tta=3 * plain))
+    with pytest.raises(ArtefactError, match=r"cannot compute metrics: .* sum to 3"):
+        ScoreBook(book).completed(older[0])
+
+
+def test_a_metric_that_is_undefined_stays_so(tmp_path: Path, book: Path) -> None:
+    folder = write_run(tmp_path / "outputs", classes=("one", "two"), num_images=1)
+    (run,) = find_runs([tmp_path / "outputs"]).runs
+    assert np.isnan(run.metrics["plain"]["auroc"])
+    _make_older(folder)
+    (older,) = find_runs([tmp_path / "outputs"]).runs
+    for _ in range(2):
+        opened = ScoreBook(book)
+        assert np.isnan(opened.completed(older).metrics["plain"]["auroc"])
+        opened.save()

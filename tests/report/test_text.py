@@ -20,6 +20,7 @@ from runner.report.curves import Lead
 from runner.report.runs import Found, Unranked, find_runs
 from runner.report.scores import ScoreBook
 from runner.terminal.tables import Table
+from runner.training.metrics import METRICS
 
 MARGIN = 0.05
 ALL = tuple(TRICKS)
@@ -70,7 +71,7 @@ def test_csv_has_every_number_of_the_answer_in_full(found: Answer) -> None:
         line = by_trick["baseline", row.label]
         assert int(line["seeds"]) == len(row.seeds) or row.label != group.baseline
         assert float(line["accuracy"]) == row.metrics["accuracy"].mean
-        for key in ("nll", "brier", "ece"):
+        for key in METRICS[1:]:
             assert float(line[key]) == row.metrics[key].mean
         for key in ("images", "pixels", "seconds"):
             assert float(line[key]) == row.price[key]

@@ -76,7 +76,7 @@ def test_a_run_starts_from_another(first: Path, next_run: Callable[..., dict[str
     before = json.loads((first / "result.json").read_text())["metrics"]["plain"]
     assert result["bundle"].keys() == {"model.json", "model.safetensors"}
     # Its weights hardly move, and so it predicts hardly otherwise; from scratch it would.
-    assert result["metrics"]["plain"]["nll"] == pytest.approx(before["nll"], abs=0.3)
+    assert result["metrics"]["plain"]["log_loss"] == pytest.approx(before["log_loss"], abs=0.3)
 
 
 def test_the_next_network_sees_what_the_first_saw(

@@ -2,9 +2,12 @@ import json
 import math
 import subprocess
 import sys
+import time
+import warnings
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -12,16 +15,21 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from runner.training.metrics import (
+    METRICS,
     accuracy,
+    auroc,
+    balanced_accuracy,
     brier_score,
     classification_metrics,
     expected_calibration_error,
-    negative_log_likelihood,
+    log_loss,
+    macro_f1,
+    mean_class_scores,
     top_k_accuracy,
     wilson_interval,
 )
 
-SCALARS = ["accuracy", "nll", "brier", "ece"]
+SCALARS = list(METRICS)
 
 
 def sample(seed, n, k):
@@ -80,15 +88,20 @@ def test_a_small_case_by_hand():
     probabilities = np.array([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1], [0.0, 0.2, 0.8], [0.1, 0.3, 0.6]])
     metrics = classification_metrics(probabilities, np.array([0, 1, 2, 0]), ["a", "b", "c"])
     assert metrics["accuracy"] == 0.5
-    assert metrics["nll"] == pytest.approx(-math.log(0.7 * 0.4 * 0.8 * 0.1) / 4)
+    assert metrics["log_loss"] == pytest.approx(-math.log(0.7 * 0.4 * 0.8 * 0.1) / 4)
     assert metrics["brier"] == pytest.approx((0.14 + 0.62 + 0.08 + 1.26) / 4)
     assert metrics["ece"] == pytest.approx((0.3 + 0.5 + 0.2 + 0.6) / 4)  # one image per bin
     assert metrics["per_class"] == {
-        "a": {"accuracy": 0.5, "n": 2},
-        "b": {"accuracy": 0.0, "n": 1},
-        "c": {"accuracy": 1.0, "n": 1},
+        "a": {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2},
+        "b": {"precision": None, "recall": 0.0, "f1": 0.0, "support": 1},
+        "c": {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1},
     }
-    assert list(metrics) == ["accuracy", "accuracy_ci", "nll", "brier", "ece", "per_class"]
+    assert metrics["balanced_accuracy"] == pytest.approx((0.5 + 0 + 1) / 3)
+    assert metrics["macro_f1"] == pytest.approx((0.5 + 0 + 2 / 3) / 3)
+    # a: .7, .1 against .5, 0; b: .4 against .2, .2, .3; c: .8 against .1, .1, .6
+    assert metrics["auroc"] == pytest.approx((3 / 4 + 1 + 1) / 3)
+    assert [name for name in metrics if name in METRICS] == list(METRICS)
+    assert set(metrics) == {*METRICS, "accuracy_ci", "per_class"}
 
 
 def test_ece_of_two_bins_by_hand():
@@ -122,11 +135,11 @@ def test_top5_is_there_from_six_outputs_on():
 
 @settings(deadline=None)
 @given(datasets)
-def test_nll_is_torchs_cross_entropy(dataset):
+def test_log_loss_is_torchs_cross_entropy(dataset):
     probabilities, labels = dataset
     log_probabilities = torch.from_numpy(probabilities).clamp(min=2.0**-126).log()
     target = torch.from_numpy(labels)
-    ours = negative_log_likelihood(probabilities, labels)
+    ours = log_loss(probabilities, labels)
     assert ours == pytest.approx(F.nll_loss(log_probabilities, target).item(), abs=1e-12)
     assert ours == pytest.approx(F.cross_entropy(log_probabilities, target).item(), abs=1e-12)
 
@@ -148,6 +161,79 @@ def test_the_rest_is_what_loops_say(dataset, num_bins):
         assert top_k_accuracy(probabilities, labels, top) == pytest.approx(hits / len(rows))
     ece = expected_calibration_error(probabilities, labels, num_bins)
     assert ece == pytest.approx(loop_ece(probabilities, labels, num_bins), abs=1e-12)
+
+
+# The metrics of classes have scikit-learn as their reference, also where it defines an edge: ties,
+# classes without images, classes that are never predicted, outputs that no class has.
+with_absent_classes = st.builds(
+    lambda dataset, modulus: (dataset[0], dataset[1] % modulus), datasets, st.integers(1, 12)
+)
+
+
+@settings(deadline=None)
+@given(with_absent_classes)
+def test_metrics_of_classes_are_scikit_learns(dataset):
+    probabilities, labels = dataset
+    k = probabilities.shape[1]
+    predicted = probabilities.argmax(axis=1)
+    metrics = classification_metrics(probabilities, labels, names(k))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # classes without images, which the values are about
+        assert metrics["balanced_accuracy"] == pytest.approx(
+            sklearn.metrics.balanced_accuracy_score(labels, predicted)
+        )
+        assert metrics["macro_f1"] == pytest.approx(
+            sklearn.metrics.f1_score(labels, predicted, average="macro", zero_division=0)
+        )
+        theirs = sklearn.metrics.precision_recall_fscore_support(
+            labels, predicted, labels=range(k), zero_division=np.nan
+        )
+        areas = [
+            sklearn.metrics.roc_auc_score(labels == place, probabilities[:, place])
+            for place in sorted(set(labels.tolist()))
+            if len(set(labels.tolist())) > 1
+        ]
+    for name, *scores, support in zip(names(k), *theirs, strict=True):
+        ours = metrics["per_class"][name]
+        assert ours["support"] == support
+        expected = [None if np.isnan(score) else pytest.approx(score) for score in scores]
+        assert [ours["precision"], ours["recall"], ours["f1"]] == expected
+    assert metrics["auroc"] == (pytest.approx(np.mean(areas), abs=1e-12) if areas else None)
+    for name, function in (
+        ("balanced_accuracy", balanced_accuracy), ("macro_f1", macro_f1), ("auroc", auroc),
+    ):  # fmt: skip
+        assert metrics[name] == function(probabilities, labels)
+
+
+def test_auroc_is_scikit_learns_over_all_classes():
+    probabilities, labels = sample(3, 500, 7)
+    theirs = sklearn.metrics.roc_auc_score(labels, probabilities, multi_class="ovr")
+    assert auroc(probabilities, labels) == pytest.approx(theirs, abs=1e-12)
+    shuffled = np.random.default_rng(0).permutation(labels)
+    assert auroc(probabilities, shuffled) == pytest.approx(0.5, abs=0.05), "a control"
+
+
+def test_auroc_of_ties_by_hand():
+    probabilities = np.array([[0.5, 0.5], [0.5, 0.5], [0.8, 0.2]])
+    # Class 0: .5 against .5 is a half and .8 against .5 a whole; class 1 is its mirror.
+    assert auroc(probabilities, np.array([0, 1, 0])) == 0.75
+
+
+def test_a_hundred_classes_take_no_second():
+    probabilities, labels = sample(0, 10_000, 100)
+    started = time.process_time()
+    classification_metrics(probabilities, labels, names(100))
+    assert time.process_time() - started < 2  # .2 s on a machine at rest
+
+
+def test_means_of_classes_leave_out_what_is_undefined():
+    scores = [
+        {"a": {"precision": None, "recall": 0.0, "f1": 0.0, "support": 3}},
+        {"a": {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 3}},
+    ]
+    expected = {"precision": 0.5, "recall": 0.25, "f1": 0.25, "support": 3}
+    assert mean_class_scores(scores) == {"a": expected}
+    assert mean_class_scores(scores[:1]) == {"a": scores[0]["a"]}
 
 
 @settings(deadline=None)
@@ -219,12 +305,16 @@ def test_ranges_and_types(dataset):
     metrics = classification_metrics(probabilities, labels, names(k))
     assert 0 <= metrics["accuracy"] <= metrics.get("top5", 1) <= 1
     assert top_k_accuracy(probabilities, labels, 1) == metrics["accuracy"]
-    assert 0 <= metrics["nll"] < 88
+    assert 0 <= metrics["log_loss"] < 88
     assert 0 <= metrics["brier"] <= 2 + 1e-12
     assert 0 <= metrics["ece"] <= 1
     low, high = metrics["accuracy_ci"]
     assert low <= metrics["accuracy"] <= high
-    assert sum(row["n"] for row in metrics["per_class"].values()) == len(labels)
+    for name in ("balanced_accuracy", "macro_f1"):
+        assert 0 <= metrics[name] <= 1
+    assert (metrics["auroc"] is None) == (len(set(labels.tolist())) == 1)
+    assert metrics["auroc"] is None or 0 <= metrics["auroc"] <= 1
+    assert sum(row["support"] for row in metrics["per_class"].values()) == len(labels)
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
 
@@ -233,11 +323,15 @@ def test_ranges_and_types(dataset):
 def test_perfect_and_uniform_predictions(n, k):
     labels = np.arange(n) % k
     perfect = classification_metrics(np.eye(k, dtype=np.float32)[labels], labels, names(k))
-    assert {key: perfect[key] for key in SCALARS} == {"accuracy": 1, "nll": 0, "brier": 0, "ece": 0}
-    assert math.copysign(1, perfect["nll"]) == 1  # not -0.0
+    assert {key: perfect[key] for key in SCALARS} == {
+        "accuracy": 1, "balanced_accuracy": 1, "log_loss": 0, "brier": 0, "macro_f1": 1,
+        "auroc": 1 if min(n, k) > 1 else None, "ece": 0,
+    }  # fmt: skip
+    assert math.copysign(1, perfect["log_loss"]) == 1  # not -0.0
     uniform = classification_metrics(np.full((n, k), 1 / k), labels, names(k))
-    assert uniform["nll"] == pytest.approx(math.log(k))
+    assert uniform["log_loss"] == pytest.approx(math.log(k))
     assert uniform["brier"] == pytest.approx(1 - 1 / k)
+    assert uniform["auroc"] == (0.5 if min(n, k) > 1 else None)
     assert uniform["ece"] == pytest.approx(abs(uniform["accuracy"] - 1 / k))
 
 
@@ -247,9 +341,7 @@ def test_overconfidence_raises_ece_and_calibration_does_not():
     assert accuracy(sharpened, labels) == accuracy(probabilities, labels)
     assert expected_calibration_error(probabilities, labels) < 0.015
     assert expected_calibration_error(sharpened, labels) > 0.15
-    assert negative_log_likelihood(sharpened, labels) > negative_log_likelihood(
-        probabilities, labels
-    )
+    assert log_loss(sharpened, labels) > log_loss(probabilities, labels)
 
 
 # Edges
@@ -258,7 +350,7 @@ def test_overconfidence_raises_ece_and_calibration_does_not():
 def test_a_certain_miss_is_finite():
     probabilities, labels = np.array([[1.0, 0.0]]), np.array([1])
     expected = 126 * math.log(2)
-    assert negative_log_likelihood(probabilities, labels) == pytest.approx(expected)
+    assert log_loss(probabilities, labels) == pytest.approx(expected)
     assert brier_score(probabilities, labels) == 2
     assert expected_calibration_error(probabilities, labels) == 1
 
@@ -267,7 +359,8 @@ def test_more_outputs_than_classes_and_a_class_without_images():
     probabilities, _ = sample(0, 8, 7)
     metrics = classification_metrics(probabilities, np.array([0, 2] * 4), ["a", "b", "c"])
     assert list(metrics["per_class"]) == ["a", "b", "c"]
-    assert metrics["per_class"]["b"] == {"accuracy": None, "n": 0}
+    assert metrics["per_class"]["b"]["recall"] is None
+    assert metrics["per_class"]["b"]["support"] == 0
     assert "top5" in metrics
 
 
@@ -308,9 +401,12 @@ def test_inputs_are_not_written_to():
     "metric",
     [
         accuracy,
+        auroc,
+        balanced_accuracy,
         brier_score,
         expected_calibration_error,
-        negative_log_likelihood,
+        log_loss,
+        macro_f1,
         lambda p, y: top_k_accuracy(p, y, 1),
         lambda p, y: classification_metrics(p, y, ["a", "b"]),
     ],
@@ -321,7 +417,7 @@ def test_bad_arrays_are_refused(metric, probabilities, labels, message):
 
 
 def test_rows_that_sum_to_one_within_the_tolerance_pass():
-    assert negative_log_likelihood(np.array([[1.0009, 0.0]]), np.array([0])) == 0
+    assert log_loss(np.array([[1.0009, 0.0]]), np.array([0])) == 0
     assert accuracy(np.array([[0.4, 0.5991]]), np.array([1])) == 1
 
 

@@ -230,12 +230,12 @@ def test_the_metrics_are_of_the_predictions(finished):
         assert metrics["accuracy"] == pytest.approx(hits.mean())
         low, high = metrics["accuracy_ci"]
         assert low <= metrics["accuracy"] <= high
-        assert metrics["nll"] == pytest.approx(cross_entropy(probabilities, found["labels"]))
+        assert metrics["log_loss"] == pytest.approx(cross_entropy(probabilities, found["labels"]))
         targets = np.eye(3)[found["labels"]]
         assert metrics["brier"] == pytest.approx(((probabilities - targets) ** 2).sum(1).mean())
         assert 0 <= metrics["ece"] <= 1
         assert set(metrics["per_class"]) == set(CLASSES)
-    assert result["metrics"]["plain"]["nll"] != result["metrics"]["tta"]["nll"]
+    assert result["metrics"]["plain"]["log_loss"] != result["metrics"]["tta"]["log_loss"]
     assert result["metrics"]["tta"]["forward_passes"] == 2
 
 
@@ -244,7 +244,7 @@ def test_the_validation_loss_is_plain_whatever_the_training_loss(finished):
     found, last = predictions(folder), rows(folder)[-1]
     plain = cross_entropy(found["plain"], found["labels"])
     assert last["val_loss"] == pytest.approx(plain, rel=1e-6)
-    assert last["val_loss"] == result["metrics"]["plain"]["nll"]
+    assert last["val_loss"] == result["metrics"]["plain"]["log_loss"]
     smoothed = 0.9 * plain - 0.1 * float(np.log(found["plain"]).mean())  # negative control
     assert abs(last["val_loss"] - smoothed) > 1e-4
 
@@ -310,7 +310,7 @@ def test_the_same_command_gives_the_same_bytes(finished, config, tmp_path):
         assert (again.path / name).read_bytes() == (folder.path / name).read_bytes(), name
     assert other["metrics"] == result["metrics"]
     seeded = run(RunFolder(tmp_path / "seeded"), replace(config, seed=6))
-    assert seeded["metrics"]["plain"]["nll"] != result["metrics"]["plain"]["nll"]
+    assert seeded["metrics"]["plain"]["log_loss"] != result["metrics"]["plain"]["log_loss"]
 
 
 @pytest.mark.parametrize(
