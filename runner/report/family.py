@@ -84,7 +84,7 @@ class Judged:
         p_margin: p-value of a difference of at least the margin, corrected in the same way.
         verdict: the verdict at the 5 % level.
         outlook: what would settle it, if the verdict is cannot tell and there are enough seeds to
-            say so.
+            say so; None under cross-validation, where more seeds may or may not.
     """
 
     p_zero: float | None
@@ -170,7 +170,7 @@ def judged(found: Sequence[Difference], margin: float, num_images: int) -> list[
         sharing = num_pooled if own.floor > 0 and num_pooled else 1
         expected = (
             outlook(own, one, sharing, margin, num_images, *levels)
-            if said == "cannot tell"
+            if said == "cannot tell" and not own.is_of_folds
             else None
         )
         results.append(Judged(p_zero, p_margin, said, expected))

@@ -75,6 +75,7 @@ class Difference:
         floor: the part of ``variance`` that is known from the images alone, so that the true
             variance is at least this; 0 for one seed, and if all seeds differ on equal images.
         means: (resamples,) means over the resampled images.
+        is_of_folds: whether ``n`` is a number of folds; see :mod:`runner.report.folds`.
     """
 
     n: int
@@ -88,6 +89,7 @@ class Difference:
     variance: float
     floor: float
     means: FloatArray = field(repr=False, compare=False)
+    is_of_folds: bool = False
 
     def interval(self, confidence: float) -> tuple[float, float] | None:
         """The interval over seeds and images with another confidence, in 0..1, than 95 %.
