@@ -14,11 +14,13 @@ from typing import Any, Literal
 
 from runner.config.accumulate import Accumulate
 from runner.config.augment import Augment
+from runner.config.auto_augment import AutoAugment
 from runner.config.budget import Budget
 from runner.config.checkpoint import Checkpoint
 from runner.config.clip import Clip
 from runner.config.data import Data
 from runner.config.ema import Ema
+from runner.config.erasing import Erasing
 from runner.config.eval import Eval
 from runner.config.group import Group, Problem, option
 from runner.config.loss import Loss
@@ -35,11 +37,13 @@ from runner.config.tta import Tta
 __all__ = [
     "Accumulate",
     "Augment",
+    "AutoAugment",
     "Budget",
     "Checkpoint",
     "Clip",
     "Data",
     "Ema",
+    "Erasing",
     "Eval",
     "Group",
     "Loss",
@@ -73,6 +77,8 @@ class RunConfig:
     data: Data = field(default_factory=Data)
     normalize: Normalize = field(default_factory=Normalize)
     augment: Augment = field(default_factory=Augment)
+    auto_augment: AutoAugment = field(default_factory=AutoAugment)
+    erasing: Erasing = field(default_factory=Erasing)
     resize: Resize = field(default_factory=Resize)
     mixup: Mixup = field(default_factory=Mixup)
     smoothing: Smoothing = field(default_factory=Smoothing)

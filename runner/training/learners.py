@@ -37,7 +37,7 @@ from runner.models import (
 from runner.randomness import torch_seed
 from runner.records.bundle import Bundle
 from runner.terminal.display import Display
-from runner.training.step import Learner
+from runner.training.step import BLACK, Learner
 from runner.tricks.idea import NO_IDEA, Idea, load_idea
 from runner.tricks.loss import class_weights
 
@@ -129,6 +129,7 @@ def build_learner(
         processes,
         idea,
         None if by_class is None else by_class.to(device),
+        _statistics(config, dataset, processes)[0] if config.erasing.fills_with_mean else BLACK,
     ), loaded
 
 
@@ -258,9 +259,7 @@ def _placed(model: nn.Module, device: torch.device) -> nn.Module:
 
 def _preprocess(config: RunConfig, dataset: Dataset, processes: Processes) -> Preprocess:
     if config.normalize.source == "dataset":
-        cache = Path(config.outputs).expanduser() / "cache"
-        with processes.first_alone():
-            mean, std = training_statistics(dataset, cache)
+        mean, std = _statistics(config, dataset, processes)
     else:
         mean, std = config.normalize.mean, config.normalize.std
     return Preprocess(
@@ -273,6 +272,15 @@ def _preprocess(config: RunConfig, dataset: Dataset, processes: Processes) -> Pr
         std=std,
         depth=dataset.depth,
     )
+
+
+def _statistics(
+    config: RunConfig, dataset: Dataset, processes: Processes
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std per channel of the training images; measured once, by one process."""
+    cache = Path(config.outputs).expanduser() / "cache"
+    with processes.first_alone():
+        return training_statistics(dataset, cache)
 
 
 def _device(name: str, threads: int, processes: Processes) -> torch.device:

@@ -38,6 +38,7 @@ from runner.training.step import (
     train_step,
 )
 from runner.tricks import augment as augmentation
+from runner.tricks import auto_augment, erasing
 from runner.tricks import mixup as mixing
 from runner.tricks.sampling import epoch_order
 
@@ -327,6 +328,9 @@ def training_batches(
         drawn = draws.rows(places)
         if augment.crop_per == "batch":
             drawn = drawn.with_one_crop()
+        key = (config.seed, epoch, now.step)
+        chosen = auto_augment.draw(config.auto_augment, batch_size, now.size, *key)
+        boxes = erasing.draw(config.erasing, batch_size, now.size, now.size, *key)
         mix, needed = None, mine
         if config.mixup.acts_at(now.progress):
             rng = generator(config.seed, "mixup", epoch, now.step)
@@ -340,6 +344,8 @@ def training_batches(
             pixels=pixels,
             labels=torch.from_numpy(split.labels[rows]),
             draws=drawn,
+            chosen=chosen.rows(needed),
+            boxes=boxes[needed],
             mix=mix,
             num_images=batch_size,
         )

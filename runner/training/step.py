@@ -29,6 +29,7 @@ from runner.training.optim import (
 )
 from runner.training.schedule import Moment
 from runner.tricks import augment as augmentation
+from runner.tricks import auto_augment, erasing
 from runner.tricks import loss as losses
 from runner.tricks import mixup as mixing
 from runner.tricks.accumulate import micro_batches
@@ -38,6 +39,8 @@ from runner.tricks.normalize import normalize
 from runner.tricks.resize import to_size
 from runner.tricks.sam import climbed
 from runner.tricks.smoothing import one_hot, smooth
+
+BLACK = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Learner:
         idea: the user's own functions.
         class_weights: (K,) float32 on ``device``, what an image of each class counts in the
             training loss; None if all count alike.
+        mean: of red, green and blue of the training images, in 0..1, for what fills with it.
     """
 
     model: nn.Module
@@ -66,6 +70,7 @@ class Learner:
     processes: Processes = ALONE
     idea: Idea = NO_IDEA
     class_weights: Tensor | None = None
+    mean: tuple[float, ...] = BLACK
 
     def autocast(self) -> AbstractContextManager[object]:
         """A context of mixed precision if ``precision`` is ``bf16``, otherwise of none."""
@@ -91,6 +96,8 @@ class Batch:
             as partners.
         labels: (M,) int64.
         draws: augmentation of the M images.
+        chosen: the operations of TrivialAugment or RandAugment on the M images.
+        boxes: (M, 4), the part of each of the M images that is erased; may be empty.
         mix: the mix of the first N images; None if nothing is mixed, and then M = N.
         num_images: number of images in the step, over all processes.
     """
@@ -99,6 +106,8 @@ class Batch:
     pixels: Pixels
     labels: Tensor
     draws: augmentation.Draws
+    chosen: auto_augment.Chosen
+    boxes: NDArray[np.int64]
     mix: mixing.Mix | None
     num_images: int
 
@@ -132,6 +141,8 @@ def train_step(
     device, idea, progress = learner.device, learner.idea, batch.moment.progress
     keyed = partial(code_generator, learner, config.seed, batch.moment)
     images = augmented(batch.pixels, batch.draws, batch.moment.size, config.augment, device)
+    images = auto_augment.apply(images, batch.chosen)
+    images = erasing.erase(images, batch.boxes, partial(erase_fill, learner, config, batch.moment))
     images = idea.images(images, keyed, progress)
     targets = one_hot(on_device(batch.labels, device), learner.num_outputs)
     if batch.mix is not None:
@@ -218,6 +229,12 @@ def step_weight(learner: Learner, targets: Tensor, num_images: int) -> Tensor | 
     """
     mine = losses.total_weight(targets, learner.class_weights)
     return num_images if isinstance(mine, int) else learner.processes.sum(mine)
+
+
+def erase_fill(learner: Learner, config: RunConfig, now: Moment) -> Tensor:
+    """What covers the erased boxes of a step, the same in all processes."""
+    seed = torch_seed(config.seed, "erasing noise", now.epoch, now.step)
+    return erasing.fill_of(config.erasing, learner.mean, now.size, seed, learner.device)
 
 
 def after_step(learner: Learner, model: nn.Module, seed: int, now: Moment) -> None:

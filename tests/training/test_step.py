@@ -20,6 +20,8 @@ from torch import nn
 
 from runner.config.schema import (
     Augment,
+    AutoAugment,
+    Erasing,
     Mixup,
     Optim,
     Smoothing,
@@ -33,6 +35,7 @@ from runner.training.optim import build_optimizer, set_rates
 from runner.training.schedule import Moment, plan
 from runner.training.step import Batch, Update, train_step
 from runner.tricks import augment as augmentation
+from runner.tricks import auto_augment, erasing
 from runner.tricks import mixup as mixing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -46,7 +49,9 @@ def a_batch(*, size=12, count=6, seed=0):
     pixels = Pixels(canvas, np.full((count, 2), size))
     now = Moment(stage=0, epoch=0, step=0, starts_stage=True, ends_epoch=False, before=0,
                  progress=0.0, size=size, lr=0.01, momentum=0.9)  # fmt: skip
-    return Batch(now, pixels, torch.arange(count) % 3, draws, None, count)
+    chosen = auto_augment.draw(AutoAugment(), count, size, 0, 0, 0)
+    boxes = erasing.draw(Erasing(), count, size, size, 0, 0, 0)
+    return Batch(now, pixels, torch.arange(count) % 3, draws, chosen, boxes, None, count)
 
 
 def an_optimizer(learner, *, lr=0.01):
