@@ -15,7 +15,8 @@ from torch import nn
 
 from runner.config import checks
 from runner.config.options import CONF_DIR
-from runner.config.schema import Augment, Budget, Data, Optim, RunConfig
+from runner.config.schema import Augment, AutoAugment, Budget, Data, Erasing, Optim, RunConfig
+from runner.data.batches import Pixels
 from runner.data.dataset import Dataset, Split
 from runner.data.embedded import load_fashion
 from runner.data.preprocess import Preprocess
@@ -25,8 +26,10 @@ from runner.records.bundle import Architecture, Bundle, EvaluationSettings
 from runner.records.identity import evaluation_identity
 from runner.records.run_folder import RunFolder
 from runner.training.loop import Training
-from runner.training.schedule import plan
-from runner.training.step import Learner
+from runner.training.schedule import Moment, plan
+from runner.training.step import Batch, Learner
+from runner.tricks import augment as augmentation
+from runner.tricks import auto_augment, erasing
 from runner.tricks.normalize import normalize
 
 EVERY_TRICK = f"+trick=[{','.join(sorted(path.stem for path in (CONF_DIR / 'trick').iterdir()))}]"
@@ -120,6 +123,25 @@ def small_preprocess(**changes: Any) -> Preprocess:
     """The whole centre square at 16 px, without normalization."""
     neutral = Preprocess(16, 2.0, 1.0, 16, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     return replace(neutral, **changes)
+
+
+def a_batch(*, size: int = 12, count: int = 6, seed: int = 0) -> Batch:
+    """A batch of random squares of three classes in turn, neither augmented nor mixed."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
+    canvas = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    draws = augmentation.draw(Augment(), count, 0, "augment", 0)
+    now = Moment(stage=0, epoch=0, step=0, starts_stage=True, ends_epoch=False, before=0,
+                 progress=0.0, size=size, lr=0.01, momentum=0.9)  # fmt: skip
+    return Batch(
+        moment=now,
+        pixels=Pixels(canvas, np.full((count, 2), size)),
+        labels=torch.arange(count) % len(CLASSES),
+        draws=draws,
+        chosen=auto_augment.draw(AutoAugment(), count, size, 0, 0, 0),
+        boxes=erasing.draw(Erasing(), count, size, size, 0, 0, 0),
+        mix=None,
+        num_images=count,
+    )
 
 
 def small_learner(model: nn.Sequential, *, layer_groups: int = 1, **changes: Any) -> Learner:

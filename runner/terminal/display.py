@@ -94,12 +94,13 @@ class Display:
 
     def epoch(self, row: Mapping[str, Any], num_epochs: int) -> None:
         """Print one line about a finished epoch."""
+        clipped = f"  clipped {row['clipped']:.0%}" if "clipped" in row else ""
         self.line(
             f"epoch {row['epoch']:>{len(str(num_epochs))}}/{num_epochs}"
             f"  size {row['size']:>3}"
             f"  train loss {row['train_loss']:.4f}"
             f"  val loss {row['val_loss']:.4f}"
-            f"  accuracy {row['val_accuracy']:.2%}"
+            f"  accuracy {row['val_accuracy']:.2%}{clipped}"
             f"  {row['images_per_second']:,.0f} images/s"
             f"  {row['seconds']:.1f} s"
         )

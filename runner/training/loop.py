@@ -260,26 +260,30 @@ def shortened(names: Sequence[str]) -> str:
 
 
 def _require_statistics(learner: Learner, stages: Sequence[Stage], config: RunConfig) -> None:
-    """Raise ConfigError if a batch of one image is too little for the network's BatchNorms.
+    """Raise ConfigError if one image at a time is too little for the network's BatchNorms.
 
     Where the last map is a single pixel, a BatchNorm has one value of each channel, which has no
     variance. Evaluation takes the running statistics, and so takes single images.
     """
+    steps = config.accumulate.steps
     for stage in stages:
-        if stage.batch_size > 1:
+        if stage.batch_size // steps > 1:
             continue
         size = min(stage.size(0.0), stage.size(1.0))
-        key = batch_key(config, stage.batch_size)
+        key, value, fix = batch_key(config, stage.batch_size), stage.batch_size, 2
+        if stage.batch_size > 1:
+            key, value, fix = "accumulate.steps", steps, stage.batch_size // 2
         trial = copy.deepcopy(learner.model).train()
         try:
             with torch.random.fork_rng(), torch.no_grad(), learner.autocast():
                 trial(torch.zeros(1, 3, size, size, device=learner.device))
         except ValueError as error:
+            name = "micro-batch" if stage.batch_size > 1 else "batch"
             raise ConfigError(
-                f"a batch of one image of {size} px is too small for this network: "
+                f"a {name} of one image of {size} px is too small for this network: "
                 f"{first_line(error)}",
-                where=f"{key}={stage.batch_size}",
-                fix=f"{key}=2",
+                where=f"{key}={value}",
+                fix=f"{key}={fix}",
             ) from error
 
 

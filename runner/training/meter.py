@@ -32,16 +32,21 @@ class Meter:
         self.steps, self.images, self.pixels = 0, 0, 0
         self.seconds, self.eval_seconds = 0.0, 0.0
         self._accuracy = float("nan")
+        self._clipped_before = 0  # in earlier rows
+        self._clipped: torch.Tensor | None = None  # number of steps, on the device; if any clips
         self._begin_row()
 
     def _begin_row(self) -> None:
         self._losses: list[torch.Tensor] = []
         self._images, self._seconds = 0, 0.0
+        if self._clipped is not None:
+            self._clipped = torch.zeros_like(self._clipped)
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint keeps, as values for JSON."""
         return {
             "losses": self._losses_on_cpu().tolist() if self._losses else [],
+            **self._clipping(),
             **{name: getattr(self, name) for name in self._KEPT},
         }
 
@@ -57,10 +62,27 @@ class Meter:
             setattr(self, name, kept)
         losses = fields.numbers(state, "losses", count=len(fields.value(state, "losses")))
         self._losses = list(torch.tensor(losses, dtype=torch.float32))
+        if "clipped" in state:
+            most = self.steps - len(losses)
+            self._clipped_before = fields.whole(state, "clipped_before", at_most=most)
+            self._clipped = torch.tensor(fields.whole(state, "clipped", at_most=len(losses)))
+
+    def _clipping(self) -> dict[str, int]:
+        """What :meth:`state` holds about clipped gradients; nothing if none is to be clipped."""
+        if self._clipped is None:
+            return {}
+        return {"clipped": int(self._clipped), "clipped_before": self._clipped_before}
 
     def _losses_on_cpu(self) -> torch.Tensor:
         # Losses restored from a checkpoint are on the CPU; later losses may be on a GPU.
         return torch.stack([loss.cpu() for loss in self._losses])
+
+    @property
+    def clipped(self) -> float | None:
+        """The part of all steps whose gradient was clipped; None if none is to be clipped."""
+        if self._clipped is None:
+            return None
+        return (self._clipped_before + int(self._clipped)) / max(self.steps, 1)
 
     @property
     def is_epoch_over(self) -> bool:
@@ -84,6 +106,9 @@ class Meter:
     def step(self, step: Step) -> None:
         """Count a step."""
         self._losses.append(step.loss)
+        if step.clipped is not None:
+            clipped = step.clipped.long()
+            self._clipped = clipped if self._clipped is None else clipped + self._clipped
         self._images += step.num_images
         self._seconds += step.seconds
         self.steps += 1
@@ -98,6 +123,8 @@ class Meter:
         note = f"size {now.size}  loss {float(step.loss):.3f}  {rate:,.0f} images/s"
         if math.isfinite(self._accuracy):
             note += f"  accuracy {self._accuracy:.2%}"
+        if self._clipped is not None:
+            note += f"  clipped {int(self._clipped) / len(self._losses):.0%}"
         name = self._stages[now.stage].name
         return f"{name}, epoch {now.epoch + 1}/{self.num_epochs}", note
 
@@ -131,6 +158,10 @@ class Meter:
             "images": self.images,
             "pixels": self.pixels,
         }
+        if self._clipped is not None:
+            count = int(self._clipped)
+            row["clipped"] = count / len(self._losses)
+            self._clipped_before += count
         timing = {
             "epoch": last.epoch + 1,
             "seconds": self._seconds,

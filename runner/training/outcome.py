@@ -88,6 +88,7 @@ def result(
         "data": _data_facts(experiment.dataset),
         "metrics": {"plain": {**outcome.plain, "forward_passes": outcome.predictions.passes_plain}},
         "budget": _budget(outcome),
+        **({} if outcome.used.clipped is None else {"clipped": outcome.used.clipped}),
         "model": {
             "source": config.model.source,
             "name": config.model.name,

@@ -62,7 +62,7 @@ def train_and_evaluate(
     """
     config, dataset = experiment.config, experiment.dataset
     stages = plan(config, len(dataset.train))
-    _require_divisible(stages, config, processes)
+    require_divisible(stages, config, processes)
     try:
         learner, loaded = build_learner(
             config, dataset, processes, experiment.weights, experiment.idea
@@ -79,6 +79,8 @@ def train_and_evaluate(
         display.line(
             f"note: ema has no effect: {config.ema.span:g} of {total} updates is one update or less"
         )
+    if config.sam.is_on and config.sam.every > total:
+        display.line(f"note: sam has no effect: sam.every={config.sam.every} of {total} updates")
     with _owned(folder, processes):
         # Another process may have finished the run while this one was starting.
         if not config.force and (finished := folder.whole_result()) is not None:
@@ -238,15 +240,23 @@ def _finished_learner(
     return learner
 
 
-def _require_divisible(stages: tuple[Stage, ...], config: RunConfig, processes: Processes) -> None:
-    """Raise ConfigError if a batch has fewer images than there are processes."""
+def require_divisible(stages: tuple[Stage, ...], config: RunConfig, processes: Processes) -> None:
+    """Raise ConfigError if a micro-batch has fewer images than there are processes."""
+    count, steps = processes.count, config.accumulate.steps
     smallest = min(stage.batch_size for stage in stages)
-    if smallest < processes.count:
+    if smallest < count:
         key = batch_key(config, smallest)
         raise ConfigError(
-            f"batches of {smallest} images cannot be divided among {processes.count} processes",
+            f"batches of {smallest} images cannot be divided among {count} processes",
             where=f"{key}={smallest}",
-            fix=f"{key}={processes.count}, or fewer processes",
+            fix=f"{key}={count}, or fewer processes",
+        )
+    if smallest // steps < count:
+        raise ConfigError(
+            f"{steps} micro-batches of a batch of {smallest} images have fewer images than there "
+            f"are processes, {count}",
+            where=f"accumulate.steps={steps}",
+            fix=f"accumulate.steps={smallest // count}",
         )
 
 
@@ -291,13 +301,7 @@ def _user_error(error: Exception, experiment: Experiment) -> RunnerError | None:
     if (died := worker_died(error, config.data.num_workers)) is not None:
         return died
     if ran_out(error):
-        train, val = config.data.batch_size, config.eval.batch_size
-        return ProcessError(
-            "out of memory",
-            where=f"data.batch_size={train} eval.batch_size={val or 'null'}",
-            fix=f"data.batch_size={max(1, train // 2)} "
-            f"eval.batch_size={max(1, (val or train) // 2)}",
-        )
+        return out_of_memory(config)
     if isinstance(error, torch.distributed.DistError) or "by peer" in str(error):
         return TrainingError(
             "another of the processes that share the run has ended; its own message says why",
@@ -307,6 +311,23 @@ def _user_error(error: Exception, experiment: Experiment) -> RunnerError | None:
         # An error in a step, such as a gradient that cannot be computed after a change in place.
         return failed(error, f"what the functions of {code.name} returned")
     return blamed(error)
+
+
+def out_of_memory(config: RunConfig) -> ProcessError:
+    """The error for a run that needs more memory than there is."""
+    train, val, steps = config.data.batch_size, config.eval.batch_size, config.accumulate.steps
+    half, smaller = max(1, train // 2), f"eval.batch_size={max(1, (val or train) // 2)}"
+    accumulated = f" accumulate.steps={steps}" if steps > 1 else ""
+    fix = f"data.batch_size={half} {smaller}"
+    if steps > half:
+        fix += f" accumulate.steps={half}"
+    if 2 * steps <= train:
+        fix = f"accumulate.steps={2 * steps} {smaller}, which keeps the batch, or {fix}"
+    return ProcessError(
+        "out of memory",
+        where=f"data.batch_size={train} eval.batch_size={val or 'null'}{accumulated}",
+        fix=fix,
+    )
 
 
 _LARGEST_SAVING = 0.05  # largest part of the time for checkpoints at the ends of epochs

@@ -150,7 +150,9 @@ def train_step(
         images, targets = mixing.mix_images(images, mix), mixing.mix_targets(targets, mix)
     targets = smooth(targets, config.smoothing.epsilon)
     targets = idea.targets(targets, keyed, progress)
-    gradients = partial(compute_gradients, learner, optimizer, images, targets, batch, config)
+    gradients = partial(
+        compute_gradients, learner, optimizer, images, targets, batch.num_images, config
+    )
     if config.sam.acts_at(batch.moment.before):
         draws = generator_states(device)
         loss = gradients()
@@ -172,7 +174,7 @@ def compute_gradients(
     optimizer: torch.optim.Optimizer,
     images: Tensor,
     targets: Tensor,
-    batch: Batch,
+    num_images: int,
     config: RunConfig,
 ) -> Tensor:
     """Compute the gradients of the mean loss over the whole batch, in micro-batches.
@@ -184,18 +186,18 @@ def compute_gradients(
         optimizer: forgets the gradients of the step before.
         images: (N, 3, S, S), the images of this process, in 0..1.
         targets: (N, K).
-        batch: the batch of all processes that the images belong to.
+        num_images: number of images in the batch, over all processes.
         config: says in how many micro-batches a batch is computed.
 
     Returns:
         The loss of the whole batch, over all processes, without a gradient.
     """
     processes, weights = learner.processes, learner.class_weights
-    whole = step_weight(learner, targets, batch.num_images)
+    whole = step_weight(learner, targets, num_images)
     ours = partial(losses.mean_loss, kind=config.loss.kind, weights=weights)
     optimizer.zero_grad(set_to_none=True)
     found = []
-    parts = micro_batches(batch.num_images, config.accumulate.steps, processes)
+    parts = micro_batches(num_images, config.accumulate.steps, processes)
     for rows in parts:
         with _gradients_shared(learner.model, is_last=rows is parts[-1]):
             # Processes average their gradients, so each loss is weighted by its part of the images.

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from small import (
     STANDARD,
+    a_batch,
     small_config,
     small_dataset,
     small_learner,
@@ -20,38 +21,22 @@ from torch import nn
 
 from runner.config.schema import (
     Augment,
-    AutoAugment,
-    Erasing,
     Mixup,
     Optim,
     Smoothing,
 )
-from runner.data.batches import Pixels
 from runner.errors import TrainingError
 from runner.training import loop
 from runner.training import step as stepping
 from runner.training.loop import Training
 from runner.training.optim import build_optimizer, set_rates
-from runner.training.schedule import Moment, plan
-from runner.training.step import Batch, Update, train_step
+from runner.training.schedule import plan
+from runner.training.step import Update, train_step
 from runner.tricks import augment as augmentation
-from runner.tricks import auto_augment, erasing
 from runner.tricks import mixup as mixing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MIXUP = Mixup(probability=1.0)
-
-
-def a_batch(*, size=12, count=6, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
-    canvas = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    draws = augmentation.draw(Augment(), count, 0, "augment", 0)
-    pixels = Pixels(canvas, np.full((count, 2), size))
-    now = Moment(stage=0, epoch=0, step=0, starts_stage=True, ends_epoch=False, before=0,
-                 progress=0.0, size=size, lr=0.01, momentum=0.9)  # fmt: skip
-    chosen = auto_augment.draw(AutoAugment(), count, size, 0, 0, 0)
-    boxes = erasing.draw(Erasing(), count, size, size, 0, 0, 0)
-    return Batch(now, pixels, torch.arange(count) % 3, draws, chosen, boxes, None, count)
 
 
 def an_optimizer(learner, *, lr=0.01):
