@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from runner.config.idea import read_idea
+from runner.config.idea import idea_of
 from runner.config.schema import RunConfig
 from runner.errors import CodeError, TrainingError
 from runner.machine.hardware import require_device
@@ -157,7 +157,7 @@ def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
 
     with Display() as display:
         require_device(config.device)
-        code = read_idea(config.code) if config.code is not None else None
+        code = idea_of(config)
         config, weights = fitted_to_weights(config, display, code)
         cache = Path(config.outputs).expanduser() / "cache"
         dataset = load_dataset(config.data, config.largest_size, cache, display.work)

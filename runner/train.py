@@ -7,7 +7,7 @@ configuration errors and finished runs appear at once.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.config.idea import read_idea
+from runner.config.idea import idea_of
 from runner.config.overlays import own_overlays, words_without_effect
 from runner.config.schema import RunConfig
 from runner.errors import RunnerError
@@ -54,7 +54,7 @@ def _run(
     # The data may take minutes to read. Results that exist need no place that can be written.
     if not any((outputs if place is None else place.parent).glob("*/result.json")):
         require_writable(place or outputs)
-    code = read_idea(config.code) if config.code is not None else None
+    code = idea_of(config)
     if not config.tricks and (own := own_overlays(overrides)):
         display.line(
             f"note: {', '.join(own)} turns on none of our tricks, so this run is called baseline; "

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.compare.question import Question, equal_arms
-from runner.config.idea import read_idea
+from runner.config.idea import idea_of
 from runner.config.schema import Data, RunConfig, evaluation_groups
 from runner.errors import ConfigError
 from runner.machine import fields
@@ -128,6 +128,7 @@ def planned(question: Question, display: Display) -> Planned:
         DataError: see :func:`runner.data.dataset.load_dataset`.
     """
     from runner.data.dataset import load_dataset
+    from runner.tricks.loss import class_weights
 
     @cache
     def load(data: Data, size: int) -> "Dataset":
@@ -142,7 +143,7 @@ def planned(question: Question, display: Display) -> Planned:
     every += [(arm.label, arm.seed_offset, arm.config) for arm in question.arms]
     dataset = load(question.base.data, question.base.largest_size)
     for label, offset, config in every:
-        code = None if config.code is None else read_idea(config.code)
+        code = idea_of(config)
         weights = None
         if config.names_weights:
             from runner.training.learners import fitted_to_weights
@@ -156,6 +157,8 @@ def planned(question: Question, display: Display) -> Planned:
                 where=f"--try {shlex.join(_words(question, label))}",
                 fix="the words on data before the first --try",
             )
+        # Raises where a class has no training image, before anything is trained.
+        class_weights(config.loss, own.train.labels, own.classes, len(own.classes))
         evaluations[label] = evaluation_identity(config)
         folders[label] = {}
         for seed in seeds:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from runner.compare.asked import Asked, separate_words
 from runner.config import checks, compose
 from runner.config.complaints import translated
-from runner.config.idea import read_idea
+from runner.config.idea import idea_of, read_idea
 from runner.config.options import OVERLAYS, option_names
 from runner.config.overlays import all_tricks, words_without_effect
 from runner.config.overrides import is_sweep
@@ -418,8 +418,7 @@ def _check_base(base: RunConfig, words: Sequence[str]) -> None:
             fix="seed=0",
         )
     require_device(base.device)
-    if base.code is not None:
-        read_idea(base.code)
+    idea_of(base)
 
 
 def _arms(
@@ -540,8 +539,7 @@ def _arm_config(
                 where=" ".join(words),
                 fix=f"{key}={spelled(getattr(config, key))} before the first --try",
             )
-    if config.code is not None:
-        read_idea(config.code)
+    idea_of(config)
     return config
 
 

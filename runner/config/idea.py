@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from importlib.machinery import all_suffixes
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner.config.group import Problem
 from runner.config.words import nearest
 from runner.errors import CodeError, ConfigError
 from runner.machine.files import read_whole
+
+if TYPE_CHECKING:
+    from runner.config.schema import RunConfig
 
 MODULE = "runner_code_"
 """Start of the module name of every idea file that runs; the SHA-256 follows."""
@@ -166,6 +169,29 @@ def read_idea(path: str, word: str = "code=") -> IdeaFile:
             fix=f"for example {SEAMS['loss'].definition('loss')}",
         )
     return IdeaFile(file, content, lines)
+
+
+def idea_of(config: "RunConfig") -> IdeaFile | None:
+    """Read and check the file that ``code`` names; None without one.
+
+    Raises:
+        ConfigError: as of :func:`read_idea`; or the file has a loss of its own, and the
+            configuration chooses another loss or weighs its classes.
+    """
+    if config.code is None:
+        return None
+    file = read_idea(config.code)
+    chosen = [f"loss.kind={config.loss.kind}"] if config.loss.kind != "cross_entropy" else []
+    if config.loss.is_weighted:
+        chosen.append(f"loss.class_weights={config.loss.class_weights}")
+    if "loss" in file.lines and chosen:
+        raise ConfigError(
+            f"{' and '.join(chosen)} would have no effect: the function loss of {file.name} "
+            "replaces the loss",
+            where=f"code={config.code} {' '.join(chosen)}",
+            fix="loss.kind=cross_entropy loss.class_weights=none, or a file without loss",
+        )
+    return file
 
 
 def _parsed(file: Path, content: bytes) -> ast.Module:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from runner.config import compose
 from runner.config.complaints import translated
-from runner.config.idea import read_idea
+from runner.config.idea import idea_of, read_idea
 from runner.config.schema import RunConfig
 from runner.errors import CodeError, ConfigError, RunnerError
 from runner.machine.children import can_fork, ending, in_child
@@ -44,6 +44,7 @@ def check_jobs(
                     fix="force=true for one of them, then all of them without it",
                 )
             trainings.add(repr(one.training))
+            idea_of(one)
             if one.code is not None and one.code not in codes:
                 codes.add(one.code)
                 check_code(one.code)

@@ -44,6 +44,7 @@ def build_model(
     *,
     seed: int,
     dropout: float = 0.0,
+    head_bias: float = 0.0,
     changes: Sequence[Change] = (),
     idea: Idea = NO_IDEA,
 ) -> nn.Module:
@@ -64,6 +65,7 @@ def build_model(
         dropout: probability in [0, 1). Our models and timm's zero features before the classifier;
             torchvision's zero them where the argument of their constructor says. The value
             replaces the architecture's own default (0.5 in torchvision's VGG), so 0 means none.
+        head_bias: initial bias of the last layer, if the layer has a bias.
         changes: changes of the network, in the order in which they are applied; they do not change
             the weights that are drawn without them.
         idea: the user's functions, for a change by the user's own code.
@@ -91,12 +93,18 @@ def build_model(
                 where=f"model.name={name}",
                 fix="another model.name",
             )
-        draw_head(model, num_outputs, seed)
+        if head_bias != 0 and _ends_with_relu(model, num_outputs):
+            raise ConfigError(
+                f"the architecture {name} ends with a ReLU, so no output can be below 0: say no",
+                where=f"loss.kind=bce model.name={name}",
+                fix="loss.kind=cross_entropy, or another model.name",
+            )
+        draw_head(model, num_outputs, seed, head_bias)
         return changed(model, changes, idea, seed)
 
 
-def draw_head(model: nn.Module, num_outputs: int, seed: int) -> None:
-    """Draw the last layers of a network anew: small weights, a bias of 0.
+def draw_head(model: nn.Module, num_outputs: int, seed: int, bias: float = 0.0) -> None:
+    """Draw the last layers of a network anew: small weights, and a constant bias.
 
     Libraries draw the head of some architectures from ±1/√K for K classes, which is large if K is
     small: the first logits are then far from 0, and a short training does no more than undo that.
@@ -107,6 +115,7 @@ def draw_head(model: nn.Module, num_outputs: int, seed: int) -> None:
         model: network whose last layers have ``num_outputs`` outputs.
         num_outputs: K, the number of logits.
         seed: seed of the draw, from 0 to 2⁶⁴ - 1; no generator of the process advances.
+        bias: the bias of every output, for layers that have one.
     """
     generator = torch.Generator().manual_seed(torch_seed(seed, "head"))
     with torch.no_grad():
@@ -114,7 +123,7 @@ def draw_head(model: nn.Module, num_outputs: int, seed: int) -> None:
             bound = _HEAD_BOUND / layer.weight[0].numel() ** 0.5
             layer.weight.uniform_(-bound, bound, generator=generator)
             if layer.bias is not None:
-                layer.bias.zero_()
+                layer.bias.fill_(bias)
 
 
 def layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:
@@ -299,6 +308,16 @@ def _last_layers(model: nn.Module, num_outputs: int) -> list[nn.Linear | nn.Conv
         yield from found[-1:] if is_chain else found
 
     return [layer for head in head_of(model) for layer in last(head)]
+
+
+def _ends_with_relu(model: nn.Module, num_outputs: int) -> bool:
+    """Whether a ReLU follows the last layer, as in SqueezeNet."""
+    last = {id(layer) for layer in _last_layers(model, num_outputs)}
+    found = False
+    for head in head_of(model):
+        for module in head.modules():
+            found = id(module) not in last and (found or isinstance(module, nn.ReLU))
+    return found
 
 
 def _has_parameters(module: nn.Module) -> bool:

@@ -1,19 +1,19 @@
 """Builds a network ready for use: to be trained as configured, or restored from a bundle."""
 
 from collections.abc import Mapping, Sequence
+from math import log
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from runner.config.idea import IdeaFile
 from runner.config.schema import RunConfig
 from runner.data.dataset import Dataset
 from runner.data.preprocess import Preprocess
 from runner.data.statistics import training_statistics
-from runner.errors import ArtefactError, ConfigError, DataError
+from runner.errors import ArtefactError, ConfigError
 from runner.machine.hardware import (
     device_kind,
     keep_freed_memory,
@@ -40,8 +40,6 @@ from runner.terminal.display import Display
 from runner.training.step import BLACK, Learner
 from runner.tricks.idea import NO_IDEA, Idea, load_idea
 from runner.tricks.loss import class_weights
-
-_SHOWN = 10
 
 
 def fitted_to_weights(
@@ -103,6 +101,7 @@ def build_learner(
         num_outputs,
         seed=torch_seed(config.seed, "weights"),
         dropout=config.model.dropout,
+        head_bias=-log(num_outputs) if config.loss.kind == "bce" else 0.0,
         changes=changes_of(idea),
         idea=idea,
     )
@@ -118,7 +117,7 @@ def build_learner(
     precision = used_precision(config.precision, device.type, config.size)
     set_determinism(precision)
     preprocess = _preprocess(config, dataset, processes)
-    by_class = _class_weights(config, dataset, num_outputs)
+    by_class = class_weights(config.loss, dataset.train.labels, dataset.classes, num_outputs)
     return Learner(
         model,
         groups,
@@ -131,21 +130,6 @@ def build_learner(
         None if by_class is None else by_class.to(device),
         _statistics(config, dataset, processes)[0] if config.erasing.fills_with_mean else BLACK,
     ), loaded
-
-
-def _class_weights(config: RunConfig, dataset: Dataset, num_outputs: int) -> Tensor | None:
-    """What a training image of each class counts, (num_outputs,); None if all count alike."""
-    counts = np.bincount(dataset.train.labels, minlength=len(dataset.classes))
-    if config.loss.is_weighted and (empty := np.flatnonzero(counts == 0)).size:
-        names = ", ".join(dataset.classes[label] for label in empty[:_SHOWN])
-        more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
-        raise DataError(
-            f"no training image is of {names}{more}, and the weight of a class is computed from "
-            "their number",
-            where=f"loss.class_weights={config.loss.class_weights} data.root={config.data.root}",
-            fix="loss.class_weights=none, or training images of each class",
-        )
-    return class_weights(config.loss, counts, num_outputs)
 
 
 def set_determinism(precision: str) -> None:

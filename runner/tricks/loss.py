@@ -6,6 +6,7 @@ more: ``balanced`` by N/(K·n) for n of N images, as scikit-learn's ``compute_cl
 ``effective`` by (1-β)/(1-βⁿ) (Cui et al. 2019, arXiv:1901.05555).
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,9 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runner.config.loss import Loss
+from runner.errors import DataError
+
+_SHOWN = 10
 
 
-def class_weights(loss: Loss, counts: NDArray[np.int64], num_outputs: int) -> Tensor | None:
+def class_weights(
+    loss: Loss, labels: NDArray[np.int64], classes: Sequence[str], num_outputs: int
+) -> Tensor | None:
     """The weight of each class: (num_outputs,) float32, whose mean over the images is 1.
 
     Outputs that are no class of the data have the weight 1: label smoothing gives them a part of
@@ -25,14 +31,28 @@ def class_weights(loss: Loss, counts: NDArray[np.int64], num_outputs: int) -> Te
 
     Args:
         loss: the settings of the loss.
-        counts: (K,) number of training images of each class, at least 1.
+        labels: (n,) labels of the training images, in 0..K-1.
+        classes: names of the K classes.
         num_outputs: number of outputs, at least K.
 
     Returns:
         None if all classes count alike.
+
+    Raises:
+        DataError: a class has no training image.
     """
     if not loss.is_weighted:
         return None
+    counts = np.bincount(labels, minlength=len(classes))
+    if empty := np.flatnonzero(counts == 0).tolist():
+        names = ", ".join(classes[label] for label in empty[:_SHOWN])
+        more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
+        raise DataError(
+            f"no training image is of {names}{more}, and the weight of a class is computed from "
+            "the number of its images",
+            where=f"loss.class_weights={loss.class_weights}",
+            fix="loss.class_weights=none, or training images of each class",
+        )
     if loss.class_weights == "balanced":
         weights = 1 / counts
     else:  # 1-βⁿ without the rounding of a β near 1
