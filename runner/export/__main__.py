@@ -126,7 +126,7 @@ def _compared(
 
     def probabilities(squares: "Tensor") -> NDArray[np.float32]:
         with torch.inference_mode():
-            found: NDArray[np.float32] = learner.idea.predictions(learner.logits(squares)).numpy()
+            found: NDArray[np.float32] = learner.probabilities(learner.logits(squares)).numpy()
         return found
 
     largest = rounding = 0.0

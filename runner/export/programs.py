@@ -1,7 +1,8 @@
 """A network as a program that runs without trick-runner, in ONNX or ``torch.export``.
 
 The program takes the resized squares as uint8 and returns probabilities. Scaling, normalization and
-softmax are inside, traced from the code of prediction, so that users need not repeat them.
+what makes probabilities of logits are inside, traced from the code of prediction, so that users
+need not repeat them.
 """
 
 import io
@@ -47,7 +48,7 @@ class _Program(nn.Module):
         self._learner = learner
 
     def forward(self, images: Tensor) -> Tensor:
-        return self._learner.idea.predictions(self._learner.logits(images.float() / 255))
+        return self._learner.probabilities(self._learner.logits(images.float() / 255))
 
 
 def _traced(learner: Learner) -> torch.export.ExportedProgram:

@@ -32,6 +32,8 @@ from runner.records.run_folder import RunFolder
 FORMAT, FORMAT_WITH_CHANGES = 2, 3
 CODE = "code"
 """Name of the change that a file of the user made."""
+BCE = "bce"
+"""Name of the change that makes probabilities of the sigmoids of the outputs, not of a softmax."""
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 

@@ -35,7 +35,7 @@ from runner.models import (
     suit_convolutions,
 )
 from runner.randomness import torch_seed
-from runner.records.bundle import Bundle
+from runner.records.bundle import BCE, Bundle
 from runner.terminal.display import Display
 from runner.training.step import BLACK, Learner
 from runner.tricks.idea import NO_IDEA, Idea, load_idea
@@ -102,7 +102,7 @@ def build_learner(
         seed=torch_seed(config.seed, "weights"),
         dropout=config.model.dropout,
         head_bias=-log(num_outputs) if config.loss.kind == "bce" else 0.0,
-        changes=changes_of(idea),
+        changes=changes_of(config, idea),
         idea=idea,
     )
     with processes.first_alone():  # so that only one process downloads the file
@@ -129,6 +129,7 @@ def build_learner(
         idea,
         None if by_class is None else by_class.to(device),
         _statistics(config, dataset, processes)[0] if config.erasing.fills_with_mean else BLACK,
+        config.loss.kind,
     ), loaded
 
 
@@ -199,6 +200,7 @@ def trained_learner(
         precision,
         processes,
         idea,
+        loss="bce" if any(each.name == BCE for each in architecture.changes) else "cross_entropy",
     )
 
 

@@ -50,7 +50,10 @@ def write_files(folder: RunFolder, experiment: Experiment, outcome: Outcome) -> 
     bundle = bundle_files(
         learner.model,
         architecture=Architecture(
-            config.model.source, config.model.name, learner.num_outputs, changes_of(learner.idea)
+            config.model.source,
+            config.model.name,
+            learner.num_outputs,
+            changes_of(config, learner.idea),
         ),
         classes=dataset.classes,
         preprocess=learner.preprocess,

@@ -278,7 +278,7 @@ def probabilities(
 
 
 def _predict(learner: Learner, images: Tensor) -> Tensor:
-    return learner.idea.predictions(learner.logits(images))
+    return learner.probabilities(learner.logits(images))
 
 
 def displayed_view(pixels: Pixels, view: View, learner: Learner) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -59,6 +60,7 @@ class Learner:
         class_weights: (K,) float32 on ``device``, what an image of each class counts in the
             training loss; None if all count alike.
         mean: of red, green and blue of the training images, in 0..1, for what fills with it.
+        loss: the training loss, on which depends what the logits mean.
     """
 
     model: nn.Module
@@ -71,6 +73,7 @@ class Learner:
     idea: Idea = NO_IDEA
     class_weights: Tensor | None = None
     mean: tuple[float, ...] = BLACK
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
 
     def autocast(self) -> AbstractContextManager[object]:
         """A context of mixed precision if ``precision`` is ``bf16``, otherwise of none."""
@@ -84,6 +87,10 @@ class Learner:
         with self.autocast():
             outputs: Tensor = self.model(inputs)
         return self.idea.logits(images, outputs, self.num_outputs).float()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Map logits (N, K) float32 to probabilities (N, K), whose rows sum to 1."""
+        return self.idea.predictions(logits, partial(losses.probabilities, kind=self.loss))
 
 
 @dataclass(frozen=True)
@@ -194,7 +201,7 @@ def compute_gradients(
     """
     processes, weights = learner.processes, learner.class_weights
     whole = step_weight(learner, targets, num_images)
-    ours = partial(losses.mean_loss, kind=config.loss.kind, weights=weights)
+    ours = partial(losses.mean_loss, kind=learner.loss, weights=weights)
     optimizer.zero_grad(set_to_none=True)
     found = []
     parts = micro_batches(num_images, config.accumulate.steps, processes)

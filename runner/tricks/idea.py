@@ -36,6 +36,10 @@ Keyed = Callable[[str], torch.Generator]
 _ROW_SUM = 1e-3  # by which a row of probabilities may miss 1
 
 
+def _softmax(logits: Tensor) -> Tensor:
+    return torch.softmax(logits, dim=1)
+
+
 @dataclass(frozen=True)
 class Idea:
     """The functions of an idea file; without any, each method is an exact identity.
@@ -171,14 +175,18 @@ class Idea:
         if found is not None:
             raise self._wrong("after_step", found, "nothing; it changes the model in place")
 
-    def predictions(self, logits: Tensor) -> Tensor:
+    def predictions(self, logits: Tensor, ours: Callable[[Tensor], Tensor] = _softmax) -> Tensor:
         """Logits (N, K) float32 → probabilities (N, K) float32, whose rows sum to 1.
+
+        Args:
+            logits: the logits.
+            ours: the probabilities if the file has no function for them.
 
         Raises:
             CodeError: the function returns no probabilities for finite logits.
         """
         if "predictions" not in self.functions:
-            return torch.softmax(logits, dim=1)
+            return ours(logits)
         found: Any = self.functions["predictions"](logits)
         if torch.compiler.is_exporting():  # what is exported is compared with this afterwards
             return torch.as_tensor(found)

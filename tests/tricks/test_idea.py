@@ -16,7 +16,7 @@ from small import small_config, small_dataset, small_learner, small_network, wei
 from torch import nn
 
 from runner.config.idea import SEAMS, blamed, read_idea
-from runner.config.schema import Augment, Data, Mixup, Optim, Smoothing, Tta
+from runner.config.schema import Augment, Data, Mixup, Optim, RunConfig, Smoothing, Tta
 from runner.errors import CodeError, ConfigError, TrainingError
 from runner.machine.processes import ALONE, Processes
 from runner.models import build_model, changes_of, layer_groups
@@ -317,8 +317,10 @@ def test_new_layers_draw_from_the_seed_and_the_others_stay(load):
     idea = load(HEAD)
 
     def build(seed, idea=NO_IDEA):
-        return build_model("xresnet", "xresnet18", 3, seed=seed, changes=changes_of(idea),
-                           idea=idea).state_dict()  # fmt: skip
+        changes = changes_of(RunConfig(), idea)
+        return build_model(
+            "xresnet", "xresnet18", 3, seed=seed, changes=changes, idea=idea
+        ).state_dict()
 
     before = torch.random.get_rng_state()
     plain, first, again, other = build(5), build(5, idea), build(5, idea), build(6, idea)
@@ -331,11 +333,11 @@ def test_new_layers_draw_from_the_seed_and_the_others_stay(load):
 
 
 def test_only_what_matters_to_the_network_is_a_change(load):
-    assert changes_of(NO_IDEA) == changes_of(load(NOISE)) == ()
-    (change,) = changes_of(load(NEUTRAL))
+    assert changes_of(RunConfig(), NO_IDEA) == changes_of(RunConfig(), load(NOISE)) == ()
+    (change,) = changes_of(RunConfig(), load(NEUTRAL))
     assert change.name == "code"
     assert change.values["functions"] == ["model", "predictions"]
-    (change,) = changes_of(load(HEAD))
+    (change,) = changes_of(RunConfig(), load(HEAD))
     assert change.values["functions"] == ["model"]
 
 

@@ -1,5 +1,7 @@
 """The training loss against torch, scikit-learn and loops; its first bias, and what is refused."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from math import exp, log
 from pathlib import Path
@@ -20,15 +22,20 @@ from small import (
     weights,
 )
 
+from runner.config import checks
 from runner.config.idea import idea_of
 from runner.config.schema import Loss, Mixup, RunConfig, Smoothing
-from runner.data.dataset import Dataset, Split
+from runner.data.dataset import Dataset, Split, load_dataset
 from runner.errors import ConfigError, DataError
+from runner.export import programs
 from runner.models import build_model
-from runner.training.learners import build_learner
+from runner.records.bundle import Change, open_bundle
+from runner.records.run_folder import RunFolder
+from runner.training.learners import build_learner, trained_learner
 from runner.training.loop import Training
+from runner.training.predicting import evaluate
 from runner.training.schedule import plan
-from runner.tricks.loss import class_weights, mean_loss, total_weight
+from runner.tricks.loss import class_weights, mean_loss, probabilities, total_weight
 from runner.tricks.smoothing import one_hot, smooth
 
 BALANCED, EFFECTIVE = Loss(class_weights="balanced"), Loss(class_weights="effective")
@@ -112,7 +119,8 @@ def test_large_logits_stay_finite() -> None:
     for kind in ("cross_entropy", "bce"):
         loss = mean_loss(logits, one_hot(torch.tensor([1, 1]), 3), kind, torch.tensor([1.0, 2, 3]))
         (gradient,) = torch.autograd.grad(loss, logits)
-        assert loss.isfinite() and gradient.isfinite().all()
+        assert loss.isfinite()
+        assert gradient.isfinite().all()
 
 
 @settings(max_examples=20, deadline=None)
@@ -197,7 +205,7 @@ def uneven() -> Dataset:
 
 def learner_of(config: RunConfig, dataset: Dataset):
     by_class = class_weights(config.loss, dataset.train.labels, dataset.classes, len(CLASSES))
-    return small_learner(small_network(), class_weights=by_class)
+    return small_learner(small_network(), class_weights=by_class, loss=config.loss.kind)
 
 
 def trained_with(config: RunConfig) -> torch.Tensor:
@@ -254,7 +262,8 @@ def test_the_first_bias_says_that_each_class_is_one_of_k() -> None:
     assert plain.fc.bias.tolist() == [0.0] * 3
     assert torch.equal(plain.fc.weight, model.fc.weight)
     # The first loss is near that of answering 1/K everywhere, which is what is known at first.
-    logits = model.eval()(torch.rand(8, 3, 16, 16))
+    with torch.no_grad():
+        logits = model.eval()(torch.rand(8, 3, 16, 16))
     first = mean_loss(logits, one_hot(torch.arange(8) % 3, 3), "bce")
     assert float(first) == pytest.approx(log(4) + 2 * log(4 / 3), rel=0.05)
 
@@ -264,6 +273,50 @@ def test_a_network_that_ends_with_a_relu_cannot_say_no() -> None:
         build_model("torchvision", "squeezenet1_1", 3, seed=0, head_bias=-1.0)
     assert "loss.kind=bce" in caught.value.where
     build_model("torchvision", "squeezenet1_1", 3, seed=0)
+
+
+# ── What the outputs mean ──────────────────────────────────────────────────────────────────────
+
+
+def test_sigmoids_are_divided_by_their_sum() -> None:
+    logits = some()[0]
+    expected = logits.double().sigmoid() / logits.double().sigmoid().sum(dim=1, keepdim=True)
+    torch.testing.assert_close(probabilities(logits, "bce").double(), expected)
+    torch.testing.assert_close(probabilities(logits - 200, "bce").sum(dim=1), torch.ones(12))
+    assert torch.equal(probabilities(logits, "cross_entropy"), logits.softmax(dim=1))
+
+
+@pytest.fixture(scope="module")
+def bce_run(finished_run: Callable[..., Path]) -> Path:
+    return finished_run("loss=bce", "precision=fp32", "device=cpu")
+
+
+def test_a_bundle_says_what_its_outputs_mean(bce_run: Path) -> None:
+    bundle = open_bundle(bce_run)
+    assert bundle.architecture.changes == (Change("bce", {}),)
+    learner = trained_learner(bundle, device="cpu", precision="fp32", threads=1)
+    content = json.loads((bce_run / "result.json").read_text())
+    config = checks.from_dict(content["config"])
+    dataset = load_dataset(config.data, 16, Path(config.outputs) / "cache", lambda *_: None)
+    saved = RunFolder(bce_run).predictions()["plain"]
+    found = evaluate(learner, dataset, config, with_tta=False).plain
+    assert found == pytest.approx(saved, abs=1e-6)
+    metrics = content["metrics"]["plain"]
+    log_loss = -np.log(saved[np.arange(len(saved)), dataset.val.labels]).mean()
+    assert metrics.get("log_loss", metrics.get("nll")) == pytest.approx(log_loss, rel=1e-5)
+    other = evaluate(replace(learner, loss="cross_entropy"), dataset, config, with_tta=False)
+    assert np.abs(other.plain - saved).max() > 1e-3  # negative control
+
+
+@pytest.mark.whole
+def test_an_exported_program_has_the_sigmoids_inside(bce_run: Path) -> None:
+    learner = trained_learner(open_bundle(bce_run), device="cpu", precision="fp32", threads=1)
+    content = programs.to_torch(learner, {})
+    run, _ = programs.from_torch(content)
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16), np.uint8)
+    with torch.no_grad():
+        logits = learner.logits(torch.from_numpy(images).float() / 255)
+    assert run(images) == pytest.approx(probabilities(logits, "bce").numpy(), abs=1e-5)
 
 
 # ── What is refused ────────────────────────────────────────────────────────────────────────────
@@ -282,7 +335,7 @@ def test_code_with_a_loss_of_its_own_takes_no_other_loss(loss: Loss, tmp_path: P
     own.write_text("def loss(logits, targets):\n    return logits.sum()\n")
     other = tmp_path / "other.py"
     other.write_text("def images(images, generator, progress):\n    return images\n")
-    with pytest.raises(ConfigError, match="would have no effect: the function loss of own.py"):
+    with pytest.raises(ConfigError, match=r"would have no effect: the function loss of own\.py"):
         idea_of(small_config(loss=loss, code=str(own)))
     assert idea_of(small_config(loss=loss, code=str(other))) is not None
     assert idea_of(small_config(code=str(own))) is not None

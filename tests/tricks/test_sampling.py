@@ -52,7 +52,7 @@ def test_images_come_as_often_as_from_torchs_sampler(power: float) -> None:
     assert chisquare(ours, uneven).pvalue < 1e-6  # negative control
     # Torch's own draws have the same expectation.
     generator = torch.Generator().manual_seed(0)
-    theirs = list(WeightedRandomSampler(by_image.tolist(), ours.sum(), generator=generator))
+    theirs = list(WeightedRandomSampler(by_image.tolist(), int(ours.sum()), generator=generator))
     assert chisquare(np.bincount(theirs, minlength=len(LABELS)), expected.numpy()).pvalue > 1e-3
 
 
