@@ -265,7 +265,7 @@ def test_the_order_and_shapes_of_what_is_given(load):
     assert targets.min() > 0  # smoothed
     assert ((targets > 0.1).sum(1) > 1).any()  # mixed
     assert given["loss"][0].requires_grad
-    assert given["loss"][1] is targets
+    assert torch.equal(given["loss"][1], targets)
     assert given["after_step"] == (learner.model, 0.0)
 
 
