@@ -303,7 +303,7 @@ def test_a_bundle_says_what_its_outputs_mean(bce_run: Path) -> None:
     assert found == pytest.approx(saved, abs=1e-6)
     metrics = content["metrics"]["plain"]
     log_loss = -np.log(saved[np.arange(len(saved)), dataset.val.labels]).mean()
-    assert metrics.get("log_loss", metrics.get("nll")) == pytest.approx(log_loss, rel=1e-5)
+    assert metrics["log_loss"] == pytest.approx(log_loss, rel=1e-5)
     other = evaluate(replace(learner, loss="cross_entropy"), dataset, config, with_tta=False)
     assert np.abs(other.plain - saved).max() > 1e-3  # negative control
 
