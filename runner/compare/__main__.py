@@ -25,6 +25,7 @@ from runner.errors import ConfigError
 from runner.machine.files import require_writable
 from runner.machine.processes import from_environment
 from runner.records.comparison_folder import ComparisonFolder, Place, place
+from runner.report.metric import METRICS, default_margins
 from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
 from runner.terminal.console import TABLE_WIDTH, PipeConsole, printable, table_console
@@ -64,9 +65,9 @@ what decides the images (data, data.root and so on), seed (the first one),
 outputs, device, threads, and hydra. Several words of one arm are quoted
 together. The plan shows the baseline and each arm before anything is trained.
 
-The number of seeds, the arms and the margin are fixed before the first
-training. To change them afterwards is a new comparison, which needs --name and
-uses the runs that exist.
+The number of seeds, the arms, the metric and the margin are fixed before the
+first training. To change them afterwards is a new comparison, which needs
+--name and uses the runs that exist.
 
 With --exit-code: 0 an arm helps; 10 none helps (no difference, or it hurts);
 11 cannot tell. The control (--try '') counts only if there is no other arm.
@@ -105,7 +106,8 @@ def parser() -> Parser:
     found = _Parser(
         prog=called,
         usage="%(prog)s [WORD …] [--try WORDS] …\n"
-        "       [--margin POINTS] [--max-seeds N | --seeds N] [--budget TIME]\n"
+        "       [--metric NAME] [--margin MARGIN] [--max-seeds N | --seeds N]\n"
+        "       [--budget TIME]\n"
         "       [--tune KEY=V1,V2] [--plan] [--html FILE] [--json FILE] [--exit-code] …",
         description="Train until it is known which changes of the training help.",
         epilog=_EPILOG.format(called=called),
@@ -119,10 +121,14 @@ def parser() -> Parser:
         "tricks, each alone)",
     )  # fmt: skip
     add(
-        "--margin", default="0.5", metavar="POINTS",
-        help="smallest difference that matters, in percentage points (default: 0.5)",
+        "--margin",
+        help="smallest difference that matters, in percentage points, or for log loss and Brier "
+        f"score in their own units (default: {default_margins()})",
+    )
+    add(
+        "--metric", default="accuracy", metavar="NAME",
+        help=f"what is compared: {', '.join(METRICS)} (default: accuracy)",
     )  # fmt: skip
-    add("--metric", default="accuracy", help="what is compared (default: accuracy)")
     add("--max-seeds", metavar="N", help="seeds per arm at most, 3 to 20 (default: 10)")
     add("--seeds", metavar="N", help="a fixed design: all N seeds for every arm, one look")
     add(

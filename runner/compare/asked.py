@@ -15,7 +15,7 @@ class Asked:
     Attributes:
         words: of the baseline.
         tries: the words after each ``--try``; none for the tricks, each alone.
-        margin: smallest difference that matters, in percentage points.
+        margin: value of ``--margin``; None if it was not given.
         metric: what is compared.
         max_seeds: value of ``--max-seeds``; None if it was not given.
         seeds: value of ``--seeds``; None if it was not given.
@@ -27,7 +27,7 @@ class Asked:
 
     words: tuple[str, ...] = ()
     tries: tuple[tuple[str, ...], ...] = ()
-    margin: str = "0.5"
+    margin: str | None = None
     metric: str = "accuracy"
     max_seeds: str | None = None
     seeds: str | None = None

@@ -29,6 +29,7 @@ from runner.records.comparison_folder import BASE, displayed_label
 from runner.records.run_folder import RunFolder
 from runner.report.comparison_words import verdict_line
 from runner.report.comparisons import ComparisonAnswer, Standing
+from runner.report.metric import METRICS, Metric
 from runner.terminal.console import PipeConsole, legible, printable
 from runner.terminal.display import duration
 
@@ -151,7 +152,8 @@ class Live:
         if self._table is not None or is_first or not answer.has_open_arms:  # printed whole
             return
         for one in answer.standings:
-            self.line(f"  {legible(verdict_line(one, answer.plan.margin))}")
+            line = verdict_line(one, answer.plan.margin, answer.metric)
+            self.line(f"  {legible(line)}")
         if expected := self._expected():
             self.line(f"  {expected}")
 
@@ -175,8 +177,10 @@ class Live:
         mean = None
         if self._answer is not None:
             standings = {one.label: one for one in self._answer.standings}
-            mean = self._answer.base
-        accuracy = f"accuracy {mean.mean:.2%}" if mean else ""
+            mean = self._answer.base_value
+        metric = METRICS[self._plan.comparison.metric]
+        unit = "%" if metric.unit else ""
+        value = f"{metric.label} {metric.text(mean.mean, signed=False)}{unit}" if mean else ""
         for label in (BASE, *self._plan.comparison.labels):
             one = standings.get(label)
             seeds = f"{len(self._done[label])}/{most}"
@@ -185,7 +189,7 @@ class Live:
             state = "" if label == BASE else "open"
             if one is not None and not one.is_open:
                 state = "failed" if one.reason == "failed" else one.verdict
-            shown = accuracy if label == BASE else _difference(one)
+            shown = value if label == BASE else _difference(one, metric)
             yield displayed_label(label), seeds, shown, state, self._now(label)
 
     def _now(self, label: str) -> str:
@@ -307,12 +311,8 @@ def _accuracy(outcome: Outcome) -> float | None:
     return outcome.accuracy
 
 
-def _difference(one: Standing | None) -> str:
-    """The difference so far in points, with its interval."""
+def _difference(one: Standing | None, metric: Metric) -> str:
+    """The difference so far in units of the metric, with its interval."""
     if one is None or one.mean is None:
         return ""
-    text = f"{100 * one.mean:+.2f}"
-    if one.interval is not None:
-        low, high = one.interval
-        text += f" [{100 * low:+.2f}, {100 * high:+.2f}]"
-    return text
+    return " ".join(filter(None, [metric.text(one.mean), metric.interval_text(one.interval)]))

@@ -22,6 +22,8 @@ from runner.machine import fields
 from runner.records.comparison_folder import BASE, ArmPlan, ComparisonPlan
 from runner.records.identity import decisive_values, evaluation_identity, folder_name, identified
 from runner.records.run_folder import RunFolder
+from runner.report.measured import missing_class
+from runner.report.metric import ACCURACY, METRICS, undefined
 from runner.report.sequential import Design, design, looks
 from runner.terminal.console import legible
 from runner.terminal.display import Display, duration
@@ -142,6 +144,10 @@ def planned(question: Question, display: Display) -> Planned:
     every = [(BASE, 0, question.base)]
     every += [(arm.label, arm.seed_offset, arm.config) for arm in question.arms]
     dataset = load(question.base.data, question.base.largest_size)
+    metric = METRICS[question.metric]
+    missing = missing_class(metric, dataset.val.labels, len(dataset.classes))
+    if missing is not None:
+        raise undefined(metric, dataset.classes[missing])
     for label, offset, config in every:
         code = idea_of(config)
         weights = None
@@ -360,6 +366,12 @@ def _design(comparison: ComparisonPlan) -> Design:
 
 
 def _power(comparison: ComparisonPlan) -> str:
+    metric = METRICS[comparison.metric]
+    if metric is not ACCURACY:
+        return (
+            f"what the seeds allow: how much {metric.label} varies between trainings is not known "
+            "beforehand, as it is for accuracy"
+        )
     found = _design(comparison)
     return (
         f"a difference of {_points(found.effect)} points with 80 %, if differences vary from "
@@ -369,6 +381,12 @@ def _power(comparison: ComparisonPlan) -> str:
 
 
 def _provable(comparison: ComparisonPlan) -> str:
+    metric = METRICS[comparison.metric]
+    if metric is not ACCURACY:
+        return (
+            f"that there is no difference larger than {metric.size(comparison.margin)} in "
+            f"{metric.label} (--margin), if images and seeds are enough for that"
+        )
     found = _design(comparison)
     smallest = _points(found.provable_margin + 0.0005)
     if found.provable_margin <= comparison.margin:

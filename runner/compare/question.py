@@ -5,7 +5,6 @@ baseline, wherever it stands among the words. Several words of one arm are one q
 because unquoted ones could also be meant for the baseline.
 """
 
-import math
 import re
 import shlex
 from collections import Counter
@@ -28,6 +27,7 @@ from runner.machine.hardware import require_device
 from runner.records.comparison_folder import BASE, BASELINE, check_name
 from runner.records.identity import evaluation_identity, identity
 from runner.report.family import FEWEST_SEEDS
+from runner.report.metric import margin_of, metric_of
 from runner.terminal.console import legible
 
 AGAIN = "baseline again (A/A)"
@@ -83,7 +83,7 @@ class Question:
         first_seed: the smallest seed.
         max_seeds: seeds per arm at most; of the fixed design, the seeds of every arm.
         is_fixed: whether every arm has all seeds and is judged once.
-        margin: smallest difference that matters, 0..1.
+        margin: smallest difference that matters, in units of the metric.
         metric: what is compared.
         tune: keys with the values of their grid.
         name: of the comparison, if the user gave one.
@@ -165,8 +165,8 @@ def question(asked: Asked) -> Question:
         ConfigError: naming the word or the option, and the arm.
         CodeError: see :func:`runner.config.idea.read_idea`.
     """
-    margin, (max_seeds, is_fixed) = _margin(asked.margin), _seeds(asked)
-    _check_metric(asked.metric)
+    metric = metric_of(asked.metric)
+    margin, (max_seeds, is_fixed) = margin_of(asked.margin, metric), _seeds(asked)
     budget = None if asked.budget is None else _seconds(asked.budget)
     if asked.name is not None:
         check_name(asked.name)
@@ -195,26 +195,12 @@ def question(asked: Asked) -> Question:
         max_seeds=max_seeds,
         is_fixed=is_fixed,
         margin=margin,
-        metric=asked.metric,
+        metric=metric.name,
         tune=_grid(asked.tune, own, base, arms, asked.config_dir),
         name=asked.name,
         budget=budget,
         notes=(*words_without_effect(base, base_words), *notes),
     )
-
-
-def _margin(text: str) -> float:
-    try:
-        points = float(text)
-    except ValueError:
-        points = math.nan
-    if not 0 < points < 100:
-        raise ConfigError(
-            "the margin must be a number of percentage points above 0 and below 100",
-            where=f"--margin {text}",
-            fix="--margin 0.5",
-        )
-    return points / 100
 
 
 def _seeds(asked: Asked) -> tuple[int, bool]:
@@ -241,11 +227,6 @@ def _seeds(asked: Asked) -> tuple[int, bool]:
             fix=f"--{option} {FEWEST_SEEDS if 0 < number < FEWEST_SEEDS else 10}",
         )
     return number, option == "seeds"
-
-
-def _check_metric(name: str) -> None:
-    if name != "accuracy":
-        raise ConfigError("no such metric", where=f"--metric {name}", fix="--metric accuracy")
 
 
 _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}

@@ -6,6 +6,7 @@ verdict never uses, and takes the one with the best mean accuracy.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from runner.records.comparison_folder import (
     PairedRun,
     Tuned,
 )
+from runner.report.metric import METRICS, Metric
 from runner.report.runs import read_run
 
 FIRST_SEED = 1_000_000
@@ -107,7 +109,7 @@ def search(
             for words, job in planned:
                 if job.label == label:
                     runs.setdefault(words, {})[job.seed] = found[job]
-            tuned[label] = Tuned(_best(outputs, runs), runs)
+            tuned[label] = Tuned(_best(outputs, runs, METRICS[plan.metric]), runs)
     if BASE in tuned:
         again = {arm.label for arm in plan.arms if not arm.words}
         tuned |= dict.fromkeys(again, Tuned(tuned[BASE].chosen))
@@ -117,16 +119,20 @@ def search(
 
 
 def _best(
-    outputs: Path, runs: Mapping[tuple[str, ...], Mapping[int, PairedRun]]
+    outputs: Path, runs: Mapping[tuple[str, ...], Mapping[int, PairedRun]], metric: Metric
 ) -> tuple[str, ...]:
-    """The words with the best mean accuracy, the first of equal ones; none if all diverged."""
-    best, chosen = -1.0, tuple[str, ...]()
+    """The words with the best mean of the metric, the first of equal ones.
+
+    None if all diverged.
+    """
+    best, chosen = -math.inf, tuple[str, ...]()
     for words, by_seed in runs.items():
         ended = list(by_seed.values())
         if all(run.run is not None for run in ended):
-            accuracy = _mean([_accuracy(outputs, run) for run in ended])
-            if accuracy > best:
-                best, chosen = accuracy, words
+            value = _mean([_value(outputs, run, metric) for run in ended])
+            value = -value if metric.less_is_better else value
+            if value > best:
+                best, chosen = value, words
     return chosen
 
 
@@ -134,7 +140,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _accuracy(outputs: Path, run: PairedRun) -> float:
-    """The accuracy of a run in the view of its arm, 0..1."""
+def _value(outputs: Path, run: PairedRun, metric: Metric) -> float:
+    """The metric of a run in the view of its arm."""
     found = read_run(outputs / str(run.run), run.evaluation)
-    return float(found.metrics["plain" if run.evaluation is None else "tta"]["accuracy"])
+    return float(found.metrics["plain" if run.evaluation is None else "tta"][metric.name])

@@ -47,7 +47,11 @@ MOST_SEEDS = 1000
 """Seeds of a fixed design at most."""
 SEQUENTIAL_SEEDS = range(3, 21)
 """What the largest number of seeds of a sequential design can be."""
-METRICS = ("accuracy",)
+METRICS = ("accuracy", "balanced_accuracy", "log_loss", "brier", "macro_f1", "auroc", "ece")
+"""What a comparison can be about."""
+
+_NO_RATES = ("log_loss", "brier")
+"""Those whose margin is no part of 1, and so not in percentage points."""
 
 _PLAN, _RUNS, _TUNING, _ANSWER = "comparison.json", "runs.json", "tuning.json", "answer.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -94,7 +98,7 @@ class ComparisonPlan:
         num_val: number of validation images.
         arms: the arms, at least one.
         margin: a difference below this, in (0, 1], counts as no difference.
-        metric: the metric that is compared, one of ``METRICS``.
+        metric: the metric that is compared, one of ``METRICS``; the margin is in its units.
         is_fixed: whether all seeds run before the only look.
         max_seeds: largest number of seeds of an arm.
         looks: numbers of seeds after which the arms are judged, rising to ``max_seeds``.
@@ -528,7 +532,7 @@ def _changes(old: ComparisonPlan, new: ComparisonPlan) -> dict[str, str]:
     found = {what: f"arms {what}: {', '.join(labels)}" for what, labels in arms.items() if labels}
     for key, was, now in (
         ("max_seeds", old.max_seeds, new.max_seeds),
-        ("margin", f"{100 * old.margin:g} points", f"{100 * new.margin:g} points"),
+        ("margin", *_margins(old, new)),
         ("metric", old.metric, new.metric),
         ("design", _design(old), _design(new)),
         ("tune", _tune_words(old), _tune_words(new)),
@@ -537,6 +541,14 @@ def _changes(old: ComparisonPlan, new: ComparisonPlan) -> dict[str, str]:
         if was != now:
             found[key] = f"{key}: {was} → {now}"
     return found
+
+
+def _margins(old: ComparisonPlan, new: ComparisonPlan) -> tuple[str, str]:
+    """The margins in words; of different metrics they are not compared."""
+    if old.metric != new.metric:
+        return "", ""
+    scale, unit = (1, "") if old.metric in _NO_RATES else (100, " points")
+    return f"{scale * old.margin:g}{unit}", f"{scale * new.margin:g}{unit}"
 
 
 def _changed_question(

@@ -11,11 +11,11 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from runner.errors import ConfigError
 from runner.report import text
 from runner.report.answer import Answer, answer
 from runner.report.forest import Forest
 from runner.report.found_comparisons import find_comparisons
+from runner.report.metric import ACCURACY, METRICS, default_margins, margin_of, metric_of
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
 from runner.terminal.arguments import Parser
@@ -46,9 +46,14 @@ def parser() -> argparse.ArgumentParser:
         "such as optim.lr=0.01 or augment=none, once for each KEY (default: the default value)",
     )
     parser.add_argument(
-        "--margin", type=float, default=0.5, metavar="POINTS",
-        help="smallest difference that matters, in percentage points (default: 0.5)",
+        "--metric", default=ACCURACY.name, metavar="NAME",
+        help=f"what the verdict is about: {', '.join(METRICS)} (default: accuracy)",
     )  # fmt: skip
+    parser.add_argument(
+        "--margin",
+        help="smallest difference that matters, in percentage points, or for log loss and Brier "
+        f"score in their own units (default: {default_margins()})",
+    )
     parser.add_argument(
         "--per-class", action="store_true",
         help="also show precision, recall and F1 of each class, for each trick",
@@ -70,12 +75,8 @@ def main() -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    if not 0 < arguments.margin < 100:
-        raise ConfigError(
-            "the margin must be above 0 and below 100 percentage points",
-            where=f"--margin {arguments.margin:g}",
-            fix="--margin 0.5",
-        )
+    metric = metric_of(arguments.metric)
+    margin = margin_of(arguments.margin, metric)
     places = arguments.outputs or [Path("outputs")]
     cache = places[0] / "cache"
     book = ScoreBook(cache / "report.npz")
@@ -83,11 +84,12 @@ def _report(arguments: argparse.Namespace) -> None:
     found = answer(
         find_runs(places),
         book,
-        arguments.margin / 100,
+        margin,
         arguments.baseline,
         arguments.by,
         ("python", "-m", "runner.report", *map(str, arguments.outputs)),
         comparisons,
+        metric,
     )
     if cache.is_dir():  # the folder is an ``outputs`` folder, not a copy of some runs
         book.save()

@@ -19,11 +19,13 @@ from runner.report.factors import (
 )
 from runner.report.found_comparisons import FoundComparisons
 from runner.report.groups import Arm, RunGroup, assign_failed, group_runs, trick_label
+from runner.report.measured import missing_class
 from runner.report.measures import (
     PRICES,
     Mean,
     mean_of,
 )
+from runner.report.metric import ACCURACY, Metric, undefined
 from runner.report.notes import family_notes, group_notes, other_comparisons
 from runner.report.paired import Asked, Comparison, Family, compare_tables
 from runner.report.runs import FinishedRun, Found, Unranked
@@ -87,7 +89,8 @@ class Answer:
         groups: answers about the groups, largest group first.
         unranked: runs that are not compared, with the reasons.
         foreign: names of entries that are not runs.
-        margin: smallest difference in accuracy that matters, 0..1.
+        margin: smallest difference that matters, in units of the metric.
+        metric: what is compared.
         by: names of the factors; empty for the tricks.
         notes: arms that are not judged, and hints at other possible comparisons; commands to paste
             are indented.
@@ -99,6 +102,7 @@ class Answer:
     unranked: tuple[Unranked, ...]
     foreign: tuple[str, ...]
     margin: float
+    metric: Metric = ACCURACY
     by: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     comparisons: tuple[ComparisonAnswer, ...] = ()
@@ -113,13 +117,14 @@ def answer(
     by: Sequence[str] = (),
     command: Sequence[str] = ("python", "-m", "runner.report"),
     comparisons: FoundComparisons | None = None,
+    metric: Metric = ACCURACY,
 ) -> Answer:
     """Compare the runs of every group.
 
     Args:
         found: the runs, and other entries of their folders.
         book: the scores of the runs.
-        margin: smallest difference in accuracy that matters, above 0, below 1.
+        margin: smallest difference that matters, in units of the metric, above 0, below 1.
         baseline: the arm to compare with: its label, its tricks joined by ``+``, or each
             ``KEY=VALUE`` that it has. The default is the arm without tricks, or with ``by`` the arm
             with default values.
@@ -129,11 +134,14 @@ def answer(
             judged again, because their number of seeds was not fixed beforehand; it stays as what
             other arms are compared with. Nor is an arm of which some runs belong to them, which a
             note says. Their failed trainings count nowhere else.
+        metric: what is compared.
 
     Raises:
-        ConfigError: no group has that baseline, or a key is unknown.
+        ConfigError: no group has that baseline, a key is unknown, or a class has no images and the
+            metric needs them.
     """
     runs, damaged = _readable(found.runs, book)
+    _check_defined(runs, book, metric)
     factors = chosen_factors(by, [look for run in runs for look in looks_of(run)])
     if by and (names := [word for word in baseline if "=" not in word]):
         raise ConfigError(
@@ -166,12 +174,13 @@ def answer(
     )
     return Answer(
         tuple(
-            _group_answer(group, reference, book, margin, baseline, is_hinted=bool(hints))
+            _group_answer(group, reference, book, margin, metric, baseline, is_hinted=bool(hints))
             for group, reference in kept
         ),
         (*found.unranked, *damaged, *compared.damaged),
         tuple(found.foreign),
         margin,
+        metric,
         tuple(factor.name for factor in factors.all) if by else (),
         (*mixed, *hints),
         compared.answers,
@@ -256,11 +265,21 @@ def _readable(
     return [run for run in good if run not in odd], bad
 
 
+def _check_defined(runs: Iterable[FinishedRun], book: ScoreBook, metric: Metric) -> None:
+    """Raise if a metric needs images of a class that has none."""
+    for run in {run.fingerprint: run for run in runs}.values():
+        classes = book.scores(run).images.classes
+        missing = missing_class(metric, classes, len(run.classes))
+        if missing is not None:
+            raise undefined(metric, run.classes[missing])
+
+
 def _group_answer(
     group: RunGroup,
     reference: Arm | None,
     book: ScoreBook,
     margin: float,
+    metric: Metric,
     baseline: Sequence[str],
     *,
     is_hinted: bool,
@@ -277,7 +296,7 @@ def _group_answer(
             for arm in ordered[1:]
         ]
         within = list(_leave_one_out(group, reference))
-    family = compare_tables((against_baseline, within), book, margin)
+    family = compare_tables((against_baseline, within), book, margin, metric)
     compared, contributions = family.tables
     varying = differing_keys([arm.all_values for arm in ordered])
     return GroupAnswer(
@@ -289,7 +308,7 @@ def _group_answer(
         family,
         (
             *group_notes(group, reference, compared, baseline, is_hinted=is_hinted),
-            *family_notes(group, reference, family, margin),
+            *family_notes(group, reference, family, margin, metric),
         ),
     )
 

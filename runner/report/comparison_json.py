@@ -6,17 +6,19 @@ from typing import Any, get_args
 
 from runner.errors import ArtefactError
 from runner.machine import fields
-from runner.records.comparison_folder import plan_content, plan_of
+from runner.records.comparison_folder import ComparisonPlan, plan_content, plan_of
 from runner.report.comparison_words import verdict_line
 from runner.report.comparisons import REASONS, ComparisonAnswer, LookRow, Standing
 from runner.report.family import Verdict
 from runner.report.measures import Mean, Pair
+from runner.report.metric import METRICS
 
 _FORMAT = 1
+_LARGEST = 88.0  # a value that is no rate: log loss ends at that of the smallest probability
 
 
 def to_json(answer: ComparisonAnswer) -> dict[str, Any]:
-    """The answer as values of JSON; differences and accuracies are parts of 1, not percent.
+    """The answer as values of JSON; differences and rates are parts of 1, not percent.
 
     The keys stay as they are; others may join them. Equal answers have equal values: nothing in
     them depends on the clock, unless the answer is :func:`~runner.report.comparisons.timed`.
@@ -28,7 +30,8 @@ def to_json(answer: ComparisonAnswer) -> dict[str, Any]:
         ``metric``, ``design``, ``max_seeds``, ``looks``, ``first_seed``, ``tune``,
         ``shares_runs_with``.
     ``base``
-        ``accuracy`` {``mean``, ``low``, ``high``} or null, ``seeds``, ``failed`` {seed: reason},
+        ``accuracy`` {``mean``, ``low``, ``high``} or null, the same as ``value`` of the metric
+        that is compared if it is not accuracy, ``seeds``, ``failed`` {seed: reason},
         ``chosen``, ``price`` {``images``, ``pixels``, with :func:`~runner.report.comparisons.timed`
         ``seconds``}.
     ``arms``
@@ -49,6 +52,7 @@ def to_json(answer: ComparisonAnswer) -> dict[str, Any]:
         "plan": plan_content(answer.plan),
         "base": {
             "accuracy": _mean_content(answer.base),
+            **_value_content(answer.plan, answer.base_value),
             "seeds": [*answer.base_seeds],
             "failed": _failed_content(answer.base_failed),
             "chosen": [*answer.base_chosen],
@@ -72,9 +76,10 @@ def to_json(answer: ComparisonAnswer) -> dict[str, Any]:
                 "is_early": one.is_early,
                 "max_seeds": one.max_seeds,
                 "accuracy": _mean_content(one.accuracy),
+                **_value_content(answer.plan, one.value),
                 "price": dict(one.price),
                 "pairs": [vars(pair) for pair in one.pairs],
-                "line": verdict_line(one, answer.plan.margin),
+                "line": verdict_line(one, answer.plan.margin, answer.metric),
             }
             for one in answer.standings
         ],
@@ -91,6 +96,11 @@ def _mean_content(mean: Mean | None) -> dict[str, float | None] | None:
         return None
     low, high = mean.interval or (None, None)
     return {"mean": mean.mean, "low": low, "high": high}
+
+
+def _value_content(plan: ComparisonPlan, value: Mean | None) -> dict[str, Any]:
+    """The value of the metric, if it is not accuracy."""
+    return {} if plan.metric == "accuracy" else {"value": _mean_content(value)}
 
 
 def _failed_content(failed: Mapping[int, str]) -> dict[str, str]:
@@ -120,17 +130,18 @@ def _answer_of(content: Mapping[str, Any]) -> ComparisonAnswer:
     return ComparisonAnswer(
         plan=plan,
         base=_mean_from(base, "accuracy"),
+        base_value=_value_from(base, plan),
         base_seeds=_wholes(base, "seeds"),
         base_failed=_failed_from(base),
         base_chosen=fields.texts(base, "chosen"),
         base_price=_prices_from(base),
-        standings=tuple(_standing_from(one) for one in arms),
+        standings=tuple(_standing_from(one, plan) for one in arms),
         looks=tuple(
             LookRow(
                 n=fields.whole(row, "n", at_least=1),
                 label=_one_of(row, "label", plan.labels),
                 num_pairs=fields.whole(row, "num_pairs"),
-                mean=fields.number(row, "mean", at_least=-1, at_most=1),
+                mean=fields.number(row, "mean", at_least=-_most(plan), at_most=_most(plan)),
                 p_zero=fields.number(row, "p_zero", at_least=0, at_most=1),
                 p_margin=fields.number(row, "p_margin", at_least=0, at_most=1),
                 verdict=_verdict_from(row),
@@ -144,8 +155,9 @@ def _answer_of(content: Mapping[str, Any]) -> ComparisonAnswer:
     )
 
 
-def _standing_from(one: Mapping[str, Any]) -> Standing:
-    low, high = (_maybe(one, key, -2, 2) for key in ("low", "high"))
+def _standing_from(one: Mapping[str, Any], plan: ComparisonPlan) -> Standing:
+    most = _most(plan)
+    low, high = (_maybe(one, key, -2 * most, 2 * most) for key in ("low", "high"))
     if fields.value(one, "reason") == "failed" and not fields.section(one, "failed"):
         raise ValueError("an arm cannot fail without a failed seed")
     return Standing(
@@ -154,7 +166,7 @@ def _standing_from(one: Mapping[str, Any]) -> Standing:
         chosen=fields.texts(one, "chosen"),
         seeds=_wholes(one, "seeds"),
         failed=_failed_from(one),
-        mean=_maybe(one, "difference", -1, 1),
+        mean=_maybe(one, "difference", -most, most),
         interval=None if low is None or high is None else (low, high),
         p_zero=_maybe(one, "p_zero", 0, 1),
         p_margin=_maybe(one, "p_margin", 0, 1),
@@ -164,11 +176,12 @@ def _standing_from(one: Mapping[str, Any]) -> Standing:
         is_early=_flag(one, "is_early"),
         max_seeds=fields.whole(one, "max_seeds", at_least=1),
         accuracy=_mean_from(one, "accuracy"),
+        value=_value_from(one, plan),
         price=_prices_from(one),
         pairs=tuple(
             Pair(
                 seed=fields.whole(pair, "seed"),
-                difference=fields.number(pair, "difference", at_least=-1, at_most=1),
+                difference=fields.number(pair, "difference", at_least=-most, at_most=most),
                 gained=fields.whole(pair, "gained"),
                 lost=fields.whole(pair, "lost"),
                 p=fields.number(pair, "p", at_least=0, at_most=1),
@@ -211,13 +224,25 @@ def _wholes(values: Mapping[str, Any], key: str) -> tuple[int, ...]:
     return tuple(fields.whole({key: one}, key) for one in found)
 
 
-def _mean_from(values: Mapping[str, Any], key: str) -> Mean | None:
+def _mean_from(values: Mapping[str, Any], key: str, *, at_most: float = 1) -> Mean | None:
     if fields.value(values, key) is None:
         return None
     found = fields.section(values, key)
     low, high = (_maybe(found, end, -100, 100) for end in ("low", "high"))
     interval = None if low is None or high is None else (low, high)
-    return Mean(fields.number(found, "mean", at_least=0, at_most=1), interval)
+    return Mean(fields.number(found, "mean", at_least=0, at_most=at_most), interval)
+
+
+def _value_from(values: Mapping[str, Any], plan: ComparisonPlan) -> Mean | None:
+    """The value of the metric that is compared; that of accuracy has a key of its own."""
+    if plan.metric == "accuracy":
+        return _mean_from(values, "accuracy")
+    return _mean_from(values, "value", at_most=_most(plan))
+
+
+def _most(plan: ComparisonPlan) -> float:
+    """The largest value of the metric that is compared."""
+    return 1.0 if METRICS[plan.metric].unit else _LARGEST
 
 
 def _failed_from(values: Mapping[str, Any]) -> dict[int, str]:

@@ -6,7 +6,8 @@ from runner.records.comparison_folder import BASELINE
 from runner.report.comparison_words import verdict_line
 from runner.report.comparisons import ComparisonAnswer, Standing
 from runner.report.forest import Forest, ForestRow
-from runner.report.measures import interval_text, mean_text, p_text, points
+from runner.report.measures import mean_text, p_text
+from runner.report.metric import ACCURACY, Metric
 from runner.report.statistics import LEVEL
 from runner.terminal.tables import Table
 
@@ -22,7 +23,7 @@ def comparison_parts(answer: ComparisonAnswer) -> Iterator[Table | Forest | str]
     """Yield the answer in reading order: verdicts in words, their table, the plot, the price."""
     yield comparison_title(answer)
     for one in answer.standings:
-        yield f"- {verdict_line(one, answer.plan.margin)}"
+        yield f"- {verdict_line(one, answer.plan.margin, answer.metric)}"
     yield standings_table(answer)
     yield forest_of(answer)
     yield prices_table(answer)
@@ -35,37 +36,38 @@ def comparison_title(answer: ComparisonAnswer) -> str:
     seeds = f"{plan.max_seeds} seeds each" if plan.is_fixed else f"up to {plan.max_seeds} seeds"
     arms = f"{len(plan.arms)} arm{'s' * (len(plan.arms) > 1)} against the baseline"
     state = "" if answer.is_ended else " (not ended)"
-    return f"comparison {plan.name}{state}: {arms}, {seeds}, margin {100 * plan.margin:g} points"
+    margin = f"{answer.metric.size(plan.margin)}{answer.metric.within}"
+    return f"comparison {plan.name}{state}: {arms}, {seeds}, margin {margin}"
 
 
-def standing_text(one: Standing, margin: float) -> str:
+def standing_text(one: Standing, margin: float, metric: Metric = ACCURACY) -> str:
     """How an arm stands, in a few words."""
     if one.reason == "failed":
         return "failed"
     if one.is_open:
         return "open"
     if one.verdict == "no difference":
-        return f"no difference larger than {100 * margin:g}"
+        return f"no difference larger than {metric.plain(margin)}"
     is_small = one.p_margin is not None and one.p_margin < LEVEL
     is_small = is_small and one.verdict in ("helps", "hurts")
-    return f"{one.verdict}, by less than {100 * margin:g}" if is_small else one.verdict
+    return f"{one.verdict}, by less than {metric.plain(margin)}" if is_small else one.verdict
 
 
 def standings_table(answer: ComparisonAnswer) -> Table:
     """The table of the arms: seeds, accuracy, difference with its interval, p-value, verdict."""
-    plan = answer.plan
+    plan, metric, value = answer.plan, answer.metric, answer.base_value
     base = [BASELINE, _count(answer.base_seeds, answer.base_failed)]
-    rows = [(*base, mean_text(answer.base) if answer.base else "", "", "", "", "")]
+    rows = [(*base, mean_text(value, metric) if value else "", "", "", "", "")]
     for one in answer.standings:
         rows.append(
             (
                 one.label,
                 _count(one.seeds, one.failed),
-                mean_text(one.accuracy) if one.accuracy else "",
-                points(one.mean) if one.mean is not None else "",
-                interval_text(one.interval),
+                mean_text(one.value, metric) if one.value else "",
+                metric.text(one.mean) if one.mean is not None else "",
+                metric.interval_text(one.interval),
                 p_text(one.p_zero),
-                standing_text(one, plan.margin),
+                standing_text(one, plan.margin, metric),
             )
         )
     kind = (
@@ -74,11 +76,21 @@ def standings_table(answer: ComparisonAnswer) -> Table:
         else "intervals over seeds and images hold at every look together"
     )
     return Table(
-        f"difference in percentage points, paired by seed; {kind}",
-        ("arm", "n", "accuracy, %", "points", "interval", "p (Holm)", "verdict"),
+        f"difference in {_what(metric)}, paired by seed; {kind}",
+        (
+            "arm", "n", metric.heading, metric.difference_heading, "interval", "p (Holm)",
+            "verdict",
+        ),
         tuple(rows),
         ("arm", "verdict"),
-    )
+    )  # fmt: skip
+
+
+def _what(metric: Metric) -> str:
+    """What the numbers of a difference are, with their direction where less is better."""
+    of = "" if metric.name == "accuracy" else f" of {metric.label}"
+    what = f"percentage points{of}" if metric.unit else metric.label
+    return f"{what} ({metric.direction})" if metric.direction else what
 
 
 def _count(seeds: tuple[int, ...], failed: object) -> str:
@@ -89,11 +101,12 @@ def _count(seeds: tuple[int, ...], failed: object) -> str:
 
 def forest_of(answer: ComparisonAnswer) -> Forest:
     """The forest plot of the arms."""
-    rows = [(one, "" if one.mean is None else f"{points(one.mean)}") for one in answer.standings]
+    metric = answer.metric
+    rows = [(one, "" if one.mean is None else metric.text(one.mean)) for one in answer.standings]
     width = max((len(size) for _, size in rows), default=0)
     margin = answer.plan.margin
     return Forest(
-        f"difference in percentage points; shaded: smaller than the margin of {100 * margin:g}",
+        f"difference in {_what(metric)}; shaded: smaller than the margin of {metric.plain(margin)}",
         tuple(
             ForestRow(
                 one.label,
@@ -104,6 +117,7 @@ def forest_of(answer: ComparisonAnswer) -> Forest:
             for one, size in rows
         ),
         margin,
+        metric.scale,
     )
 
 
@@ -138,13 +152,16 @@ def looks_table(answer: ComparisonAnswer) -> Table:
     """The table of what every look found."""
     return Table(
         "every look, with p-values corrected for arms and looks",
-        ("arm", "seeds", "pairs", "points", "p, no difference", "p, the margin", "verdict"),
+        (
+            "arm", "seeds", "pairs", answer.metric.difference_heading, "p, no difference",
+            "p, the margin", "verdict",
+        ),
         tuple(
             (
                 row.label,
                 str(row.n),
                 str(row.num_pairs),
-                points(row.mean),
+                answer.metric.text(row.mean),
                 p_text(row.p_zero),
                 p_text(row.p_margin),
                 row.verdict,
@@ -152,7 +169,7 @@ def looks_table(answer: ComparisonAnswer) -> Table:
             for row in answer.looks
         ),
         ("arm", "verdict"),
-    )
+    )  # fmt: skip
 
 
 def pairs_table(answer: ComparisonAnswer) -> Table:
@@ -164,7 +181,7 @@ def pairs_table(answer: ComparisonAnswer) -> Table:
             (
                 one.label,
                 str(pair.seed),
-                points(pair.difference),
+                answer.metric.text(pair.difference),
                 str(pair.gained),
                 str(pair.lost),
                 f"{pair.p:.3g}",

@@ -5,19 +5,22 @@ from collections import Counter
 from runner.report.comparisons import Standing
 from runner.report.family import FEWEST_SEEDS
 from runner.report.measures import Interval
+from runner.report.metric import ACCURACY, Metric
 from runner.report.statistics import LEVEL
 
-_MOST_DIGITS = 4
+_MOST_MORE = 3  # decimals, for small values
 
 
-def verdict_line(one: Standing, margin: float) -> str:
+def verdict_line(one: Standing, margin: float, metric: Metric = ACCURACY) -> str:
     """Say in one line how an arm stands.
 
     Args:
         one: the arm.
-        margin: smallest difference that matters, 0..1.
+        margin: smallest difference that matters, in units of the metric.
+        metric: what is compared.
     """
-    limit, n = f"{100 * margin:g} points", _seeds(len(one.seeds))
+    limit, n = metric.size(margin), _seeds(len(one.seeds))
+    unit, within = f" {metric.unit}" if metric.unit else "", metric.within
     if one.reason == "failed":
         return f"{one.label} failed: {_failures(one)}"
     if one.mean is None:
@@ -26,29 +29,31 @@ def verdict_line(one: Standing, margin: float) -> str:
         size, interval = abs(one.mean), one.interval
         if one.mean < 0 and interval is not None:
             interval = (-interval[1], -interval[0])
-        digits = _digits(size, *(interval or ()))
+        digits = _digits(metric, size, *(interval or ()))
         line = (
-            f"{one.label} {one.verdict} by about {100 * size:.{digits}f} points"
-            f"{_bracketed(interval, digits)} after {n}"
+            f"{one.label} {one.verdict} by about {metric.scale * size:.{digits}f}{unit}"
+            f"{_bracketed(interval, digits, metric)}{within} after {n}"
         )
         if one.p_margin is not None and one.p_margin < LEVEL:
             line += f", by less than the margin of {limit}"
         if one.is_early:
             line += "; stopped early: the size is probably overstated"
     elif one.verdict == "no difference":
-        within = _bracketed(one.interval, _digits(*(one.interval or ())))
-        line = f"{one.label}: no difference larger than {limit}{within} after {n}"
+        shown = _bracketed(one.interval, _digits(metric, *(one.interval or ())), metric)
+        line = f"{one.label}: no difference larger than {limit}{shown}{within} after {n}"
     else:
-        line = _undecided(one, n)
+        line = _undecided(one, n, metric)
     return f"{line}; {_failures(one)}" if one.failed else line
 
 
-def _undecided(one: Standing, n: str) -> str:
+def _undecided(one: Standing, n: str, metric: Metric) -> str:
     assert one.mean is not None
-    digits = _digits(one.mean, *(one.interval or ()))
-    interval = _bracketed(one.interval, digits)
+    digits = _digits(metric, one.mean, *(one.interval or ()))
+    interval = _bracketed(one.interval, digits, metric) + metric.within
     if one.is_open:
-        so_far = f"{one.label}: {100 * one.mean:+.{digits}f} points{interval} so far, after {n}"
+        unit = f" {metric.unit}" if metric.unit else ""
+        mean = f"{metric.scale * one.mean:+.{digits}f}{unit}"
+        so_far = f"{one.label}: {mean}{interval} so far, after {n}"
         return f"{so_far}; the budget is used up" if one.reason == "budget" else so_far
     line = f"{one.label}: cannot tell after {n}{interval}"
     if one.reason == "futile":
@@ -77,16 +82,17 @@ def _seeds(count: int) -> str:
     return f"{count} seed{'s' * (count != 1)}"
 
 
-def _digits(*values: float) -> int:
-    """Decimals of percentage points with which no value that is not zero looks like zero."""
-    for digits in range(1, _MOST_DIGITS):
-        if all(value == 0 or abs(100 * value) >= 0.5 * 10**-digits for value in values):
+def _digits(metric: Metric, *values: float) -> int:
+    """Decimals with which no value that is not zero looks like zero: one or more of points."""
+    first = 1 if metric.unit else 3
+    for digits in range(first, first + _MOST_MORE):
+        if all(value == 0 or abs(metric.scale * value) >= 0.5 * 10**-digits for value in values):
             return digits
-    return _MOST_DIGITS
+    return first + _MOST_MORE
 
 
-def _bracketed(interval: Interval | None, digits: int) -> str:
+def _bracketed(interval: Interval | None, digits: int, metric: Metric) -> str:
     if interval is None:
         return ""
-    low, high = (f"{100 * end + 0.0:.{digits}f}" for end in interval)
+    low, high = (f"{metric.scale * end + 0.0:.{digits}f}" for end in interval)
     return f" [{low}, {high}]"

@@ -13,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runner.errors import ArtefactError
 from runner.records.comparison_folder import (
@@ -28,6 +27,7 @@ from runner.records.comparison_folder import (
 from runner.report.factors import Look, trick_factors
 from runner.report.family import FEWEST_SEEDS, Verdict, judged
 from runner.report.groups import Arm, RunGroup
+from runner.report.measured import Measured, compared, digest
 from runner.report.measures import (
     Interval,
     Mean,
@@ -38,10 +38,11 @@ from runner.report.measures import (
     price_ratios,
     ratio,
 )
+from runner.report.metric import ACCURACY, METRICS, Metric
 from runner.report.runs import FinishedRun, read_run
 from runner.report.scores import ScoreBook, Scores
 from runner.report.sequential import State, looks, walk
-from runner.report.statistics import Difference, difference
+from runner.report.statistics import Difference
 
 REASONS = ("", "decided", "futile", "all seeds", "failed", "budget")
 _TIMELESS = ("images", "pixels")
@@ -59,7 +60,7 @@ class Standing:
         seeds: seeds of the pairs that count: those of the look that closed the arm, or of the last
             look; before the first look, all so far.
         failed: seeds that have no pair, because a training failed, each with the reason.
-        mean: mean difference in accuracy over these pairs, 0..1; None without a pair.
+        mean: mean difference in the metric over these pairs; None without a pair.
         interval: interval of the difference: of a sequential design the repeated one, which holds
             at every look together; None before the first look, and below three pairs.
         p_zero: p-value of no difference, corrected for arms and looks; None where ``interval`` is.
@@ -73,6 +74,7 @@ class Standing:
             overstated.
         max_seeds: largest number of seeds of the design.
         accuracy: accuracy of the arm over these seeds; None without a pair.
+        value: the metric of the arm over these seeds, as ``accuracy``.
         price: ``images``, ``pixels``, and ``forward_passes`` per validation image, relative to the
             base; medians of the pairs. With :func:`timed`, also ``seconds``.
         pairs: the difference of each of ``seeds``.
@@ -93,6 +95,7 @@ class Standing:
     is_early: bool
     max_seeds: int
     accuracy: Mean | None = None
+    value: Mean | None = None
     price: Mapping[str, float] = field(default_factory=dict)
     pairs: tuple[Pair, ...] = ()
 
@@ -105,7 +108,7 @@ class LookRow:
         n: number of seeds of the look.
         label: label of the arm.
         num_pairs: number of pairs, which is ``n`` without the failed ones.
-        mean: mean difference in accuracy, 0..1.
+        mean: mean difference in the metric.
         p_zero: p-value of no difference, corrected for arms and looks.
         p_margin: p-value of a difference of at least the margin, corrected likewise.
         verdict: the verdict after the look.
@@ -139,6 +142,7 @@ class ComparisonAnswer:
         num_trainings: number of trainings, with the failed ones; arms that share one count it once.
         num_evaluations: number of evaluations with TTA.
         notes: what to bear in mind, a sentence each.
+        base_value: the metric that is compared of the base, as ``base``.
     """
 
     plan: ComparisonPlan
@@ -153,6 +157,12 @@ class ComparisonAnswer:
     num_trainings: int
     num_evaluations: int
     notes: tuple[str, ...]
+    base_value: Mean | None = None
+
+    @property
+    def metric(self) -> Metric:
+        """What is compared."""
+        return METRICS[self.plan.metric]
 
     @property
     def has_open_arms(self) -> bool:
@@ -201,6 +211,7 @@ def standings(
     return ComparisonAnswer(
         plan=plan,
         base=mean_of([_accuracy(run) for run in base_runs]) if base_runs else None,
+        base_value=paired.value(BASE, base_seeds),
         base_seeds=base_seeds,
         base_failed=base_failed,
         base_chosen=chosen.get(BASE, ()),
@@ -257,6 +268,7 @@ class _Paired:
         book: ScoreBook,
     ) -> None:
         self.plan = plan
+        self.metric = METRICS[plan.metric]
         self._runs = runs
         self._outputs = outputs
         self._book = book
@@ -330,44 +342,50 @@ class _Paired:
             raise _foreign(run, label, seed, "its images are not those of the other runs")
         return scores
 
-    def correct(self, label: str, seeds: Sequence[int]) -> NDArray[np.bool_]:
-        """Which images the runs have right, (seeds, N), in the view that is compared."""
-        rows = [self.scores(label, seed).correct[_view(self.run(label, seed))] for seed in seeds]
-        return np.stack(rows)
+    def measured(self, label: str, seeds: Sequence[int]) -> list[Measured]:
+        """The metric of the runs, in the view that is compared."""
+        found = []
+        for seed in seeds:
+            self.scores(label, seed)  # refuses those of other images
+            run = self.run(label, seed)
+            found.append(self._book.measured(run, _view(run), self.metric))
+        return found
+
+    def value(self, label: str, seeds: Sequence[int]) -> Mean | None:
+        """The metric over these seeds; None without one."""
+        if not seeds:
+            return None
+        if self.metric is ACCURACY:
+            return mean_of([_accuracy(self.run(label, seed)) for seed in seeds])
+        return mean_of([one.value for one in self.measured(label, seeds)])
 
     def difference(self, label: str, seeds: Sequence[int]) -> Difference:
         """The difference between an arm and the base over these pairs."""
-        ours, theirs = self.correct(label, seeds), self.correct(BASE, seeds)
-        groups = self.scores(BASE, seeds[0]).groups
-        return _difference(
-            np.packbits(ours).tobytes(),
-            np.packbits(theirs).tobytes(),
-            ours.shape,
-            self.plan.margin,
-            None if groups is None else groups.tobytes(),
+        sides = self.measured(label, seeds), self.measured(BASE, seeds)
+        scores = self.scores(BASE, seeds[0])
+        key = "-".join(
+            [digest(sides), scores.labels, scores.grouping, self.metric.name, str(self.plan.margin)]
         )
+        if key not in _differences:
+            if len(_differences) >= _MOST_REMEMBERED:
+                _differences.clear()
+            _differences[key] = compared(self.metric, *sides, scores.images, self.plan.margin)
+        return _differences[key]
 
 
-@lru_cache(maxsize=512)
-def _difference(
-    ours: bytes, theirs: bytes, shape: tuple[int, int], margin: float, groups: bytes | None
-) -> Difference:
-    """A difference of packed scores, remembered because every look is replayed each time."""
-    scores, reference = (
-        np.unpackbits(np.frombuffer(bits, np.uint8), count=shape[0] * shape[1])
-        .reshape(shape)
-        .astype(np.float32)
-        for bits in (ours, theirs)
-    )
-    of_image = None if groups is None else np.frombuffer(groups, np.int64)
-    return difference(scores, reference, margin, of_image)
+_MOST_REMEMBERED = 512
+_differences: dict[str, Difference] = {}
+"""Differences by what they are computed from, because every look is replayed each time."""
 
 
 @lru_cache(maxsize=64)
 def _walk(
-    history: tuple[tuple[Difference | None, ...], ...], max_seeds: int, margin: float
+    history: tuple[tuple[Difference | None, ...], ...],
+    max_seeds: int,
+    margin: float,
+    less_is_better: bool,
 ) -> list[State]:
-    return walk(history, max_seeds, margin)
+    return walk(history, max_seeds, margin, less_is_better=less_is_better)
 
 
 def _foreign(run: FinishedRun, label: str, seed: int, why: str) -> ArtefactError:
@@ -439,7 +457,8 @@ def _sequential(paired: _Paired) -> _Places:
             if len(those) >= FEWEST_SEEDS
         }
         history.append(tuple(row.get(label) for label in now.by_label))
-        states = _walk(tuple(history), plan.max_seeds, plan.margin)
+        less_is_better = paired.metric.less_is_better
+        states = _walk(tuple(history), plan.max_seeds, plan.margin, less_is_better)
         for label, state in zip(now.by_label, states, strict=True):
             if label not in still:
                 continue
@@ -483,7 +502,12 @@ def _fixed(paired: _Paired) -> _Places:
         return now
     pairs = {label: paired.pairs(label, plan.seeds) for label in now.by_label}
     found = {label: paired.difference(label, those) for label, those in pairs.items() if those}
-    results = judged([*found.values()], plan.margin, plan.num_val)
+    results = judged(
+        [*found.values()],
+        plan.margin,
+        plan.num_val,
+        less_is_better=paired.metric.less_is_better,
+    )
     said = dict(zip(found, results, strict=True))
     for label, those in pairs.items():
         is_failed = len(those) < min(FEWEST_SEEDS, plan.max_seeds)
@@ -518,8 +542,8 @@ def _standing(paired: _Paired, arm: ArmPlan, now: _Places, chosen: tuple[str, ..
     seeds = paired.pairs(label, asked)
     pairs: tuple[Pair, ...] = ()
     if seeds:
-        sides = paired.correct(label, seeds), paired.correct(BASE, seeds)
-        pairs = tuple(pair_of(*one) for one in zip(seeds, *sides, strict=True))
+        sides = paired.measured(label, seeds), paired.measured(BASE, seeds)
+        pairs = tuple(pair_of(*one, paired.metric) for one in zip(seeds, *sides, strict=True))
     ours = [paired.run(label, seed) for seed in seeds]
     theirs = [paired.run(BASE, seed) for seed in seeds]
     return Standing(
@@ -538,6 +562,7 @@ def _standing(paired: _Paired, arm: ArmPlan, now: _Places, chosen: tuple[str, ..
         is_early=place.is_early,
         max_seeds=plan.max_seeds,
         accuracy=mean_of([_accuracy(run) for run in ours]) if ours else None,
+        value=paired.value(label, seeds),
         price=_price(ours, theirs),
         pairs=pairs,
     )

@@ -139,7 +139,9 @@ def _tested(one: Difference, margin: float, deviation: float, degrees: int) -> M
     return Moderated(mixture.p_zero(), mixture.p_margin(margin), deviation, degrees)
 
 
-def judged(found: Sequence[Difference], margin: float, num_images: int) -> list[Judged]:
+def judged(
+    found: Sequence[Difference], margin: float, num_images: int, *, less_is_better: bool = False
+) -> list[Judged]:
     """The verdicts of one family of comparisons, whose seeds were chosen beforehand.
 
     The 5 % hold for all of them together, for the tests of no difference and for those of the
@@ -150,6 +152,7 @@ def judged(found: Sequence[Difference], margin: float, num_images: int) -> list[
         found: the differences; each comparison once.
         margin: smallest difference that matters, as for each of ``found``.
         num_images: number of validation images.
+        less_is_better: whether a negative difference is an improvement.
     """
     tested = [one for one in found if one.n >= FEWEST_SEEDS]
     moderate = moderated(tested, margin)
@@ -166,7 +169,7 @@ def judged(found: Sequence[Difference], margin: float, num_images: int) -> list[
         strict=True,
     ):
         p_zero, p_margin = max(p_zero, own.p_zero or 0.0), max(p_margin, own.p_margin or 0.0)
-        said = verdict(own.mean, p_zero, p_margin)
+        said = verdict(own.mean, p_zero, p_margin, less_is_better=less_is_better)
         sharing = num_pooled if own.floor > 0 and num_pooled else 1
         expected = (
             outlook(own, one, sharing, margin, num_images, *levels)
@@ -221,13 +224,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdict(mean: float, p_zero: float | None, p_margin: float | None) -> Verdict:
+def verdict(
+    mean: float, p_zero: float | None, p_margin: float | None, *, less_is_better: bool = False
+) -> Verdict:
     """The verdict at the 5 % level; ``p_zero`` and ``p_margin`` are corrected for the family.
 
     A significant difference that is smaller than the margin still helps or hurts.
     """
     if p_zero is not None and p_zero < LEVEL:
-        return "helps" if mean > 0 else "hurts"
+        return "helps" if (mean < 0 if less_is_better else mean > 0) else "hurts"
     if p_margin is not None and p_margin < LEVEL:
         return "no difference"
     return "cannot tell"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from runner.report.curves import Curve
 from runner.report.details import SeriesPoint
+from runner.report.metric import ACCURACY, Metric
 from runner.terminal.console import printable
 
 _INK, _FAINT, _BAND = "#010203", "#010204", "#010205"
@@ -56,7 +57,7 @@ class Effect:
 
     Attributes:
         label: what is compared.
-        mean: mean difference, 0..1.
+        mean: mean difference.
         interval: its interval; None if there is none.
         over_seeds: its interval over seeds, for these images; None if there is none.
     """
@@ -67,11 +68,20 @@ class Effect:
     over_seeds: tuple[float, float] | None = None
 
 
-def forest(name: str, effects: Sequence[Effect], margin: float, *, is_narrow: bool = False) -> str:
+def forest(
+    name: str,
+    effects: Sequence[Effect],
+    margin: float,
+    metric: Metric = ACCURACY,
+    *,
+    is_narrow: bool = False,
+) -> str:
     """Draw the differences with their intervals, a line each, around zero and the margin.
 
-    A narrow figure, for phones, has the labels above their lines.
+    A narrow figure, for phones, has the labels above their lines. Where less of the metric is
+    better, the axis says so.
     """
+    scale = metric.scale
     labels = [_in_two_lines(one.label) for one in effects]
     num_lines = 1 + any("\n" in label for label in labels)
     size = (
@@ -82,14 +92,15 @@ def forest(name: str, effects: Sequence[Effect], margin: float, *, is_narrow: bo
     with mpl.rc_context({**_STYLE, "font.size": 12.5 if is_narrow else _STYLE["font.size"]}):
         figure = Figure(size, layout="constrained")
         axes = figure.subplots()
-        axes.axvspan(-100 * margin, 100 * margin, color=_BAND, lw=0)
+        axes.axvspan(-scale * margin, scale * margin, color=_BAND, lw=0)
         axes.axvline(0, color=_FAINT, lw=1)
         for place, one in enumerate(effects):
             if one.interval:
-                axes.plot(_percent(one.interval), [place] * 2, color=_SERIES[0], lw=1.3)
+                axes.plot(_scaled(one.interval, scale), [place] * 2, color=_SERIES[0], lw=1.3)
             if one.over_seeds:
-                axes.plot(_percent(one.over_seeds), [place] * 2, color=_SERIES[0], lw=4, alpha=0.55)
-            axes.plot(100 * one.mean, place, "o", color=_INK, ms=5)
+                ends = _scaled(one.over_seeds, scale)
+                axes.plot(ends, [place] * 2, color=_SERIES[0], lw=4, alpha=0.55)
+            axes.plot(scale * one.mean, place, "o", color=_INK, ms=5)
             if is_narrow:
                 start = axes.get_yaxis_transform()  # across the axes, down the lines
                 axes.text(0, place - 0.25, labels[place], transform=start, linespacing=1.1)
@@ -98,14 +109,14 @@ def forest(name: str, effects: Sequence[Effect], margin: float, *, is_narrow: bo
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_ylim(len(effects) - 0.5, -0.7)
-        axes.set_xlim(*_limits(effects, margin))
-        axes.set_xlabel(
-            "percentage points" if is_narrow else "difference in accuracy, percentage points"
-        )
+        axes.set_xlim(*_limits(effects, margin, scale))
+        unit = "percentage points" if metric.unit else ""
+        what = "" if is_narrow and unit else f"difference in {metric.label}"
+        axes.set_xlabel(", ".join(filter(None, [what, unit, metric.direction])))
         return _svg(figure, name)
 
 
-def _limits(effects: Sequence[Effect], margin: float) -> tuple[float, float]:
+def _limits(effects: Sequence[Effect], margin: float, scale: int = 100) -> tuple[float, float]:
     """The ends of the axis: they include every mean, and intervals unless these are very wide."""
     reach = max(4 * margin, *(2.5 * abs(one.mean) for one in effects))
     ends = [
@@ -114,7 +125,7 @@ def _limits(effects: Sequence[Effect], margin: float) -> tuple[float, float]:
         for end in (*(one.interval or ()), one.mean, -margin, margin)
     ]
     room = 0.04 * (max(ends) - min(ends))
-    return 100 * (min(ends) - room), 100 * (max(ends) + room)
+    return scale * (min(ends) - room), scale * (max(ends) + room)
 
 
 def curves(name: str, by_axis: Mapping[str, Mapping[str, Curve]]) -> str:
@@ -201,8 +212,8 @@ def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
 
 
-def _percent(interval: tuple[float, float]) -> list[float]:
-    return [100 * end for end in interval]
+def _scaled(interval: tuple[float, float], scale: int) -> tuple[float, float]:
+    return scale * interval[0], scale * interval[1]
 
 
 def _shown(text: str) -> str:

@@ -32,7 +32,7 @@ class ForestRow:
 
     Attributes:
         label: name of the arm.
-        mean: mean difference, 0..1; None without a pair of runs.
+        mean: mean difference; None without a pair of runs.
         interval: its interval; None where there is none yet.
         words: a few words at the end of the line, such as the verdict.
     """
@@ -69,12 +69,14 @@ class Forest:
     Attributes:
         title: the line above it.
         rows: the arms.
-        margin: smallest difference that matters, 0..1; the band around zero.
+        margin: smallest difference that matters; the band around zero.
+        scale: what differences are multiplied by on the axis: 100 for percentage points.
     """
 
     title: str
     rows: tuple[ForestRow, ...]
     margin: float
+    scale: int = 100
 
     def lines(self, width: int = WIDTH, *, is_ascii: bool = False) -> list[str]:
         """Draw the plot without its title.
@@ -100,7 +102,7 @@ class Forest:
         for label, row in zip(labels, self.rows, strict=True):
             drawn = _drawn(row, axis, self.margin, marks)
             found.append(f"{set_cell_size(label, before)}{drawn}{' ' * _GAP}{row.words}".rstrip())
-        ticks, numbers = axis.ruler(marks)
+        ticks, numbers = axis.ruler(marks, self.scale)
         return [*found, f"{' ' * before}{ticks}".rstrip(), f"{' ' * before}{numbers}".rstrip()]
 
     def print(self, console: Console) -> None:
@@ -146,15 +148,15 @@ class _Axis:
         """The character of a value; outside 0..places - 1 if the value is beyond the axis."""
         return round((value - self.low) / (self.high - self.low) * (self.places - 1))
 
-    def ruler(self, marks: _Marks) -> tuple[str, str]:
-        """A line with ticks, and one with their numbers in percentage points."""
-        step = _step(100 * (self.high - self.low) / _MOST_TICKS)
-        first, last = ceil(100 * self.low / step), floor(100 * self.high / step)
+    def ruler(self, marks: _Marks, scale: int) -> tuple[str, str]:
+        """A line with ticks, and one with their numbers, which are differences times ``scale``."""
+        step = _step(scale * (self.high - self.low) / _MOST_TICKS)
+        first, last = ceil(scale * self.low / step), floor(scale * self.high / step)
         digits = max(0, -floor(log10(step) + 1e-9))
         ticks, numbers = [" "] * self.places, [" "] * (self.places + _GAP)
         end = -1
         for number in range(first, last + 1):
-            place = self.place(number * step / 100)
+            place = self.place(number * step / scale)
             text = f"{number * step:.{digits}f}"
             start = max(0, min(place - len(text) // 2, len(numbers) - len(text)))
             if start <= end:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from runner.report.measured import Measured
+from runner.report.metric import ACCURACY, Metric
 from runner.report.runs import FinishedRun
 from runner.report.statistics import gained_and_lost, mcnemar, t_interval
 
@@ -25,7 +26,10 @@ class Mean:
 
 @dataclass(frozen=True)
 class Pair:
-    """One seed with and without: the numbers of images that only one has right, exact McNemar p."""
+    """One seed with and without: the difference in the metric that is compared.
+
+    And in accuracy, the numbers of images that only one has right, with the exact McNemar p.
+    """
 
     seed: int
     difference: float
@@ -39,10 +43,13 @@ def mean_of(values: Sequence[float]) -> Mean:
     return Mean(float(np.mean(values)), t_interval(values))
 
 
-def pair_of(seed: int, new: NDArray[np.bool_], old: NDArray[np.bool_]) -> Pair:
-    """Compare which of the N images two runs of one seed have right, (N,) each."""
-    gained, lost = gained_and_lost(new, old)
-    return Pair(seed, (gained - lost) / len(new), gained, lost, mcnemar(gained, lost))
+def pair_of(seed: int, new: Measured, old: Measured, metric: Metric) -> Pair:
+    """Compare two runs of one seed."""
+    gained, lost = gained_and_lost(new.correct, old.correct)
+    difference = new.value - old.value
+    if metric.name == "accuracy":
+        difference = (gained - lost) / len(new.correct)  # without rounding
+    return Pair(seed, difference, gained, lost, mcnemar(gained, lost))
 
 
 def ratio(ours: float, theirs: float) -> float:
@@ -90,22 +97,13 @@ def is_timed(
     )
 
 
-def points(value: float, *, signed: bool = True) -> str:
-    """A part of 1 as percent, or as signed percentage points."""
-    return f"{100 * value:+.2f}" if signed else f"{100 * value:.2f}"
-
-
-def interval_text(interval: Interval | None) -> str:
-    """An interval in percentage points."""
-    return "" if interval is None else f"[{points(interval[0])}, {points(interval[1])}]"
-
-
-def mean_text(mean: Mean) -> str:
-    """An accuracy in percent, with half its interval."""
+def mean_text(mean: Mean, metric: Metric = ACCURACY) -> str:
+    """A value of a metric, with half its interval."""
+    value = metric.text(mean.mean, signed=False)
     if mean.interval is None:
-        return points(mean.mean, signed=False)
+        return value
     half = (mean.interval[1] - mean.interval[0]) / 2
-    return f"{points(mean.mean, signed=False)} ± {points(half, signed=False)}"
+    return f"{value} ± {metric.text(half, signed=False)}"
 
 
 def p_text(p_value: float | None) -> str:

@@ -20,6 +20,7 @@ from runner.report.factors import (
     without_views,
 )
 from runner.report.groups import Arm, RunGroup
+from runner.report.metric import Metric
 from runner.report.more_runs import MoreRuns, words_but_seed
 from runner.report.paired import Comparison, Family
 
@@ -71,7 +72,7 @@ def group_notes(
 
 
 def family_notes(
-    group: RunGroup, reference: Arm | None, family: Family, margin: float
+    group: RunGroup, reference: Arm | None, family: Family, margin: float, metric: Metric
 ) -> Iterable[str]:
     """What holds for all comparisons of a group together: failures, images, number of tests."""
     for arm in group.arms:
@@ -94,10 +95,13 @@ def family_notes(
         )
     if family.smallest_margin is not None and family.smallest_margin[0] > margin:
         smallest, seeds = family.smallest_margin
+        equal = (
+            "equal accuracies show" if metric.name == "accuracy" else f"equal {metric.label} shows"
+        )
         yield (
             f"{group.any_run.num_val:,} images are too few to show no difference larger than "
-            f"{100 * margin:g} points: even equal accuracies show it with {seeds} seeds only for "
-            f"margins from about {100 * smallest:.2g} points"
+            f"{metric.size(margin)}: even {equal} it with {seeds} seeds only for margins from "
+            f"about {metric.size(float(f'{smallest:.2g}'))}"
         )
 
 

@@ -20,13 +20,14 @@ from markupsafe import Markup
 from runner import __version__
 from runner.errors import ArtefactError
 from runner.records.comparison_folder import BASELINE
-from runner.report import comparison_text, figures, measures, text
+from runner.report import comparison_text, figures, text
 from runner.report.answer import Answer, GroupAnswer
 from runner.report.comparison_words import verdict_line
 from runner.report.comparisons import ComparisonAnswer
 from runner.report.curves import AXES, curve, leads
 from runner.report.details import Confused, Confusion, GroupDetails, find_codes, find_series
 from runner.report.groups import Arm, RunGroup
+from runner.report.metric import ACCURACY, Metric
 from runner.report.paired import Comparison
 from runner.terminal.console import printable
 from runner.terminal.tables import Table
@@ -100,7 +101,7 @@ def page(found: Answer) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"printable": printable, "points": measures.points}
+    environment.filters |= {"printable": printable, "points": ACCURACY.text}
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in _INLINED)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     compared = [
@@ -110,7 +111,13 @@ def page(found: Answer) -> str:
         )
     ]
     sections = [
-        _section(group, number, found.margin, is_brief=number + len(compared) >= _MOST_DETAILED)
+        _section(
+            group,
+            number,
+            found.margin,
+            found.metric,
+            is_brief=number + len(compared) >= _MOST_DETAILED,
+        )
         for number, group in enumerate(found.groups)
     ]
     titles = [*(one.title for one in compared), *(one.found.group.title for one in sections)]
@@ -130,8 +137,9 @@ def page(found: Answer) -> str:
         foreign=found.foreign,
         notes=[(note, text.is_command(note)) for note in found.notes],
         compared=" and ".join(found.by) or "trick",
-        margin=100 * found.margin,
-        legend=text.LEGEND,
+        margin=found.metric.size(found.margin),
+        metric=found.metric,
+        legend=text.legend(found.metric),
         sequential=text.SEQUENTIAL,
         style=Markup(style),  # noqa: S704  ours
         script=Markup(script),  # noqa: S704  ours
@@ -140,8 +148,8 @@ def page(found: Answer) -> str:
         version=__version__,
         time=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         symbols=_SYMBOLS,
-        verdict=lambda one: text.verdict_text(one, found.margin),
-        sentence=lambda one: _sentence(one, found.margin),
+        verdict=lambda one: text.verdict_text(one, found.margin, found.metric),
+        sentence=lambda one: _sentence(one, found.margin, found.metric),
         command=shlex.join,
     )
 
@@ -160,24 +168,29 @@ def comparison_page(answer: ComparisonAnswer, group: RunGroup | None) -> str:
             unranked=(),
             foreign=(),
             margin=answer.plan.margin,
+            metric=answer.metric,
             comparisons=(answer,),
             compared_runs=(group,),
         )
     )
 
 
-def _section(found: GroupAnswer, number: int, margin: float, *, is_brief: bool) -> _Section:
+def _section(
+    found: GroupAnswer, number: int, margin: float, metric: Metric, *, is_brief: bool
+) -> _Section:
     name = f"group-{number}"
     return _Section(
         id=name,
         found=found,
-        answer=text.answer_table(found, margin),
-        contributions=text.contribution_table(found, margin) if found.contributions else None,
-        metrics=text.metrics_table(found),
+        answer=text.answer_table(found, margin, metric),
+        contributions=(
+            text.contribution_table(found, margin, metric) if found.contributions else None
+        ),
+        metrics=text.metrics_table(found, metric),
         prices=text.price_table(found),
-        pairs=_pairs(found),
-        forest=_forest(f"{name}-forest", _effects(found.comparisons), margin),
-        forest_within=_forest(f"{name}-within", _effects(found.contributions), margin),
+        pairs=_pairs(found, metric),
+        forest=_forest(f"{name}-forest", _effects(found.comparisons), margin, metric),
+        forest_within=_forest(f"{name}-within", _effects(found.contributions), margin, metric),
         details=_Details() if is_brief else _details(found.group, name, lambda: _leads(found)),
     )
 
@@ -195,7 +208,7 @@ def _comparison_section(
         id=name,
         answer=answer,
         title=comparison_text.comparison_title(answer),
-        forest=_forest(f"{name}-forest", effects, answer.plan.margin),
+        forest=_forest(f"{name}-forest", effects, answer.plan.margin, answer.metric),
         verdicts=comparison_text.standings_table(answer),
         prices=comparison_text.prices_table(answer),
         looks=comparison_text.looks_table(answer),
@@ -237,13 +250,15 @@ def _effects(comparisons: Sequence[Comparison]) -> list[figures.Effect]:
 
 
 def _forest(
-    name: str, effects: Sequence[figures.Effect], margin: float
+    name: str, effects: Sequence[figures.Effect], margin: float, metric: Metric
 ) -> tuple[Markup, Markup] | None:
     """The forest plot for wide and for narrow screens; None without a line."""
     if not effects:
         return None
     wide, narrow = (
-        Markup(figures.forest(f"{name}-{is_narrow}", effects, margin, is_narrow=is_narrow))  # noqa: S704
+        Markup(  # noqa: S704  escaped there
+            figures.forest(f"{name}-{is_narrow}", effects, margin, metric, is_narrow=is_narrow)
+        )
         for is_narrow in (False, True)
     )
     return wide, narrow
@@ -287,14 +302,14 @@ def _leads_table(pairs: Sequence[tuple[str, Arm, Arm]], column: str, baseline: s
     return Table(f"against {baseline}, mean over seeds", columns, tuple(rows), columns)
 
 
-def _pairs(found: GroupAnswer) -> Table:
+def _pairs(found: GroupAnswer, metric: Metric) -> Table:
     """A table of every seed of every comparison."""
     return Table(
         "seed by seed",
         (text.change(found), "without it", "seed", "difference", "gained", "lost", "McNemar p"),
         tuple(
             (
-                one.label, one.reference, str(pair.seed), measures.points(pair.difference),
+                one.label, one.reference, str(pair.seed), metric.text(pair.difference),
                 str(pair.gained), str(pair.lost), f"{pair.p:.3g}",
             )
             for one in (*found.comparisons, *found.contributions)
@@ -304,11 +319,12 @@ def _pairs(found: GroupAnswer) -> Table:
     )  # fmt: skip
 
 
-def _sentence(one: Comparison, margin: float) -> str:
+def _sentence(one: Comparison, margin: float, metric: Metric) -> str:
     """One comparison in one sentence."""
+    mean = " ".join(filter(None, [metric.text(one.found.mean), metric.unit]))
     said = (
-        f"{measures.points(one.found.mean)} points {measures.interval_text(one.found.over_both)}, "
+        f"{mean} {metric.interval_text(one.found.over_both)}{metric.within}, "
         f"{len(one.seeds)} seed{'s' * (len(one.seeds) > 1)}"
     )
-    advice = text.advice(one, margin)
+    advice = text.advice(one, margin, metric)
     return f"{said}; {advice}" if advice else said

@@ -7,6 +7,7 @@ import numpy as np
 
 from runner.report.family import Judged, Outlook, Verdict, judged, smallest_margin
 from runner.report.groups import Arm
+from runner.report.measured import compared
 from runner.report.measures import (
     Mean,
     Pair,
@@ -16,9 +17,10 @@ from runner.report.measures import (
     price_ratios,
     ratio,
 )
+from runner.report.metric import ACCURACY, Metric
 from runner.report.more_runs import MoreRuns, more_runs
 from runner.report.scores import ScoreBook
-from runner.report.statistics import Difference, difference
+from runner.report.statistics import Difference
 from runner.training.metrics import METRICS
 
 FIRST_SEEDS = 5
@@ -38,14 +40,15 @@ class Comparison:
         arm: label of the arm.
         reference: label of the reference.
         seeds: seeds that both have.
-        found: the difference in accuracy.
+        found: the difference in the metric that is compared.
         pairs: the difference of each seed.
         p_zero: p-value of no difference, corrected for the comparisons of all tables of the group;
             None for fewer than three seeds.
         p_margin: p-value of the equivalence test, corrected in the same way.
-        verdict: the verdict on accuracy.
+        verdict: the verdict on the metric.
         outlook: data that would settle the comparison, if the verdict is cannot tell.
-        others: difference in each of ``METRICS`` but accuracy; NaN where it is undefined.
+        others: difference in each of ``METRICS`` but the one that is compared; NaN where it is
+            undefined.
         price: images, pixels and seconds relative to the reference, median of the seeds, as
             machines are shared; and ``forward_passes``.
         is_equal_budget: whether both trained on equally many images and pixels.
@@ -72,18 +75,20 @@ class Comparison:
 
 
 def _compare(
-    arm: Arm, reference: Arm, label: str, book: ScoreBook, margin: float
+    arm: Arm, reference: Arm, label: str, book: ScoreBook, margin: float, metric: Metric
 ) -> Comparison | None:
     """Compare two arms, without a verdict yet; None if they have no common seed."""
     seeds = tuple(sorted(set(arm.runs) & set(reference.runs)))
     if not seeds:
         return None
     ours, theirs = (
-        np.stack([book.scores(side.runs[seed]).correct[side.view] for seed in seeds])
+        [book.measured(side.runs[seed], side.view, metric) for seed in seeds]
         for side in (arm, reference)
     )
-    groups = book.scores(arm.runs[seeds[0]]).groups  # those of all runs: the others are left out
-    pairs = [pair_of(seed, new, old) for seed, new, old in zip(seeds, ours, theirs, strict=True)]
+    images = book.scores(arm.runs[seeds[0]]).images  # those of all runs: the others are left out
+    pairs = [
+        pair_of(seed, new, old, metric) for seed, new, old in zip(seeds, ours, theirs, strict=True)
+    ]
     ratios = price_ratios(
         [arm.runs[seed] for seed in seeds], [reference.runs[seed] for seed in seeds]
     )
@@ -95,7 +100,7 @@ def _compare(
         arm=arm.label,
         reference=reference.label,
         seeds=seeds,
-        found=difference(ours.astype(np.float32), theirs.astype(np.float32), margin, groups),
+        found=compared(metric, ours, theirs, images, margin),
         pairs=tuple(pairs),
         p_zero=None,
         p_margin=None,
@@ -103,7 +108,8 @@ def _compare(
         outlook=None,
         others={
             key: mean_of([new[seed] - old[seed] for seed in seeds])
-            for key in METRICS[1:]
+            for key in METRICS
+            if key != metric.name
             for new, old in [(arm.metric(key), reference.metric(key))]
         },
         price={**price, "forward_passes": ratio(*passes)},
@@ -137,34 +143,46 @@ class Family:
     image_groups: int | None
 
 
-def compare_tables(tables: Sequence[Sequence[Asked]], book: ScoreBook, margin: float) -> Family:
+def compare_tables(
+    tables: Sequence[Sequence[Asked]],
+    book: ScoreBook,
+    margin: float,
+    metric: Metric = ACCURACY,
+) -> Family:
     """Compare the arms of all tables of one group, whose comparisons are one family.
 
     Args:
         tables: what each table compares. Pairs of arms without a common seed are left out. A
             comparison that is in several tables, or in one of them reversed, counts once.
         book: the scores of the runs.
-        margin: smallest difference in accuracy that matters, 0..1.
+        margin: smallest difference that matters, in units of the metric.
+        metric: what is compared.
     """
-    compared = [
+    compared_tables = [
         [
             (one, arm, reference)
             for arm, reference, label in table
-            if (one := _compare(arm, reference, label, book, margin))
+            if (one := _compare(arm, reference, label, book, margin, metric))
         ]
         for table in tables
     ]
     family: dict[frozenset[str], Difference] = {}
-    for one, _, _ in (pair for table in compared for pair in table):
+    for one, _, _ in (pair for table in compared_tables for pair in table):
         family.setdefault(_key(one), one.found)
-    arms = [arm for table in compared for _, arm, _ in table]
+    arms = [arm for table in compared_tables for _, arm, _ in table]
     num_images = arms[0].num_images if arms else 0
-    answers = dict(zip(family, judged(list(family.values()), margin, num_images), strict=True))
+    results = judged(
+        list(family.values()), margin, num_images, less_is_better=metric.less_is_better
+    )
+    answers = dict(zip(family, results, strict=True))
     groups = book.scores(next(iter(arms[0].runs.values()))).groups if arms else None
     return Family(
         tuple(
-            tuple(_judged(one, answers[_key(one)], arm, reference) for one, arm, reference in table)
-            for table in compared
+            tuple(
+                _judged(one, answers[_key(one)], arm, reference, metric)
+                for one, arm, reference in table
+            )
+            for table in compared_tables
         ),
         sum(said.p_zero is not None for said in answers.values()),
         smallest_margin(list(family.values())),
@@ -176,11 +194,11 @@ def _key(one: Comparison) -> frozenset[str]:
     return frozenset({one.arm, one.reference})
 
 
-def _judged(one: Comparison, said: Judged, arm: Arm, reference: Arm) -> Comparison:
+def _judged(one: Comparison, said: Judged, arm: Arm, reference: Arm, metric: Metric) -> Comparison:
     """Add the verdict to a comparison, or if it is cannot tell, the runs that would settle it."""
     kind = said.verdict
     if kind in ("helps", "hurts"):  # it may have been found in the reverse direction
-        kind = "helps" if one.found.mean > 0 else "hurts"
+        kind = "helps" if metric.is_better(one.found.mean) else "hurts"
     wanted = FIRST_SEEDS if said.p_zero is None else said.outlook and said.outlook.seeds
     return replace(
         one,

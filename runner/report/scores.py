@@ -2,7 +2,9 @@
 
 Unpacking a run's predictions takes a millisecond or more, which is too slow for a thousand runs. So
 one file below ``cache`` holds one bit per image: whether the prediction is right. All runs on the
-same data share the groups of images, so these are in the file once.
+same data share the labels and the groups of images, so these are in the file once. For each other
+metric that was asked for, the file has what :class:`~runner.report.measured.Measured` needs: a
+float32 per image, or a float64 per resample.
 """
 
 import hashlib
@@ -23,11 +25,15 @@ from runner.machine.arrays import read_npz
 from runner.machine.files import replace_whole
 from runner.records import evaluations
 from runner.records.run_folder import RunFolder
+from runner.report.measured import NUM_RESAMPLES, Images, Measured, measured, of_scores
+from runner.report.metric import Metric
 from runner.report.runs import VIEWS, FinishedRun, StoredPredictions
 from runner.training.metrics import auroc, balanced_accuracy, macro_f1
 
 _NEWER = {"balanced_accuracy": balanced_accuracy, "macro_f1": macro_f1, "auroc": auroc}
-_FORMAT = 3
+_FORMAT = 4
+_OF_BITS = ("accuracy", "balanced_accuracy")
+"""Metrics that need nothing but which images are right."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,19 @@ class Scores:
     Attributes:
         labels: hash of the labels; equal for runs on the same images in the same order.
         correct: (N,) bool, whether each prediction is right, by view.
-        groups: (N,) int64, the group of each image; None if every image is a group of its own.
-        grouping: hash of ``groups``; empty without groups.
+        images: the classes and groups of the images.
+        grouping: hash of the groups; empty without groups.
     """
 
     labels: str
     correct: Mapping[str, NDArray[np.bool_]]
-    groups: NDArray[np.int64] | None = None
+    images: Images
     grouping: str = ""
+
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """(N,) the group of each image; None if every image is a group of its own."""
+        return self.images.groups
 
 
 class ScoreBook:
@@ -58,9 +69,12 @@ class ScoreBook:
         self._path = path
         self._stamps: dict[str, list[Any]] = {}
         self._bits: dict[str, NDArray[np.uint8]] = {}
-        self._groups: dict[str, NDArray[np.int64]] = {}  # by their hash
+        self._names: dict[str, NDArray[np.int64]] = {}  # labels and groups by their hash
+        self._parts: dict[_Key, NDArray[Any]] = {}
         self._metrics: dict[str, dict[str, dict[str, float | None]]] = {}  # by identity and view
         self._read: dict[tuple[Path, str], Scores] = {}
+        self._measured: dict[tuple[Path, str, str, str], Measured] = {}
+        self._last: tuple[FinishedRun, StoredPredictions] | None = None
         self._is_changed = False
         with suppress(Exception):  # a damaged cache is made again
             self._load()
@@ -97,63 +111,112 @@ class ScoreBook:
         }
         return replace(run, metrics=metrics)
 
+    def measured(self, run: FinishedRun, view: str, metric: Metric) -> Measured:
+        """A metric of one view of a run.
+
+        Raises:
+            ArtefactError: the predictions of the run cannot be read.
+        """
+        place = (run.path, run.identity, view, metric.name)
+        if place not in self._measured:
+            self._measured[place] = self._measure(run, view, metric)
+        return self._measured[place]
+
+    def _measure(self, run: FinishedRun, view: str, metric: Metric) -> Measured:
+        scores = self._scores(run)
+        correct, images = scores.correct[view], scores.images
+        if metric.name in _OF_BITS:
+            return of_scores(metric, correct, correct, images.classes)
+        key = (run.identity, view, metric.name)
+        if key not in self._parts:
+            found = measured(metric, self._views(run)[view], images.classes, images.groups)
+            is_mean = metric.kind == "images"
+            self._parts[key] = found.parts if is_mean else np.append(found.parts, found.value)
+            self._is_changed = True
+        parts = self._parts[key]
+        if metric.kind == "images":
+            return of_scores(metric, correct, parts, None)
+        return Measured(float(parts[-1]), correct, parts[:-1])
+
+    def _views(self, run: FinishedRun) -> Mapping[str, NDArray[np.float32]]:
+        """The probabilities of a run; those of the last one are kept, for its other view."""
+        if self._last is None or self._last[0] is not run:
+            self._last = (run, run.predictions())
+        return self._last[1].views
+
     def _scores(self, run: FinishedRun) -> Scores:
         stamp = self._stamp(run)
         remembered = self._stamps.get(run.identity)
         is_known = run.has_all_metrics or run.identity in self._metrics
         if remembered is None or remembered[:-2] != stamp or not is_known:
             predictions = run.predictions()
+            self._last = (run, predictions)
+            labels, grouping = self._named(predictions.labels), ""
             if not run.has_all_metrics:
                 self._metrics[run.identity] = {
                     view: _newer_metrics(run, predictions, view) for view in VIEWS
                 }
-            grouping = ""
             if predictions.groups is not None:
-                grouping = _digest(predictions.groups)
-                self._groups[grouping] = predictions.groups
+                grouping = self._named(predictions.groups)
             rows = np.stack([predictions.correct(view) for view in VIEWS])
-            remembered = [*stamp, _digest(predictions.labels), grouping]
+            remembered = [*stamp, labels, grouping]
             self._stamps[run.identity] = remembered
             self._bits[run.identity] = np.packbits(rows, axis=1)
+            for key in [key for key in self._parts if key[0] == run.identity]:
+                del self._parts[key]
             self._is_changed = True
         rows = np.unpackbits(self._bits[run.identity], axis=1, count=run.num_val).astype(bool)
         labels, grouping = remembered[-2:]
         correct = dict(zip(VIEWS, rows, strict=True))
-        return Scores(labels, correct, self._groups[grouping] if grouping else None, grouping)
+        images = Images(self._names[labels], self._names[grouping] if grouping else None)
+        return Scores(labels, correct, images, grouping)
+
+    def _named(self, numbers: NDArray[np.int64]) -> str:
+        """Keep labels or groups; return their hash."""
+        name = _digest(numbers)
+        self._names[name] = numbers
+        return name
 
     def save(self) -> None:
         """Write the file if there are new scores; do nothing if it cannot be written."""
         if not self._is_changed:
             return
-        used = {stamp[-1] for stamp in self._stamps.values()}
-        groups = {name: found for name, found in self._groups.items() if name in used}
+        used = {name for stamp in self._stamps.values() for name in stamp[-2:]}
+        names = {name: found for name, found in self._names.items() if name in used}
+        parts = {kind: _of_kind(self._parts, kind) for kind in _KINDS}
+        arrays: dict[str, Any] = {
+            kind: np.concatenate([np.zeros(0, kind), *(found for _, found in parts[kind])])
+            for kind in _KINDS
+        }
         index = {
             "format": _FORMAT,
             "stamps": self._stamps,
-            "groups": {name: len(found) for name, found in groups.items()},
             "metrics": self._metrics,
+            "names": {name: len(found) for name, found in names.items()},
+            **{kind: [[*key, len(found)] for key, found in parts[kind]] for kind in _KINDS},
         }
         content = io.BytesIO()
         np.savez(
             content,
             index=np.frombuffer(json.dumps(index).encode(), np.uint8),
             bits=np.concatenate([self._bits[identity].ravel() for identity in self._stamps]),
-            groups=np.concatenate([np.zeros(0, np.int64), *groups.values()]),
+            names=np.concatenate([np.zeros(0, np.int64), *names.values()]),
+            **arrays,
         )
         with suppress(StorageError):
             replace_whole(self._path, content.getvalue())
 
     def _load(self) -> None:
-        file = read_npz(self._path, ("index", "bits", "groups"))
+        file = read_npz(self._path, ("index", "bits", "names", *_KINDS))
         index, bits = fields.parsed(file["index"].tobytes()), file["bits"]
         if index["format"] != _FORMAT or bits.dtype != np.uint8:
             return
-        groups: dict[str, NDArray[np.int64]] = {}
+        names: dict[str, NDArray[np.int64]] = {}
         start = 0
-        for name in index["groups"]:
-            end = start + fields.whole(index["groups"], name)
-            groups[name] = file["groups"][start:end]
-            if _digest(groups[name]) != name:
+        for name in index["names"]:
+            end = start + fields.whole(index["names"], name)
+            names[name] = file["names"][start:end]
+            if _digest(names[name]) != name:
                 return
             start = end
         found: dict[str, NDArray[np.uint8]] = {}
@@ -163,14 +226,26 @@ class ScoreBook:
             end = start + len(VIEWS) * width
             found[identity] = bits[start:end].reshape(len(VIEWS), width)
             start = end
-            if stamp[-1] and len(groups[stamp[-1]]) != stamp[0]:
+            if any(len(names[name]) != stamp[0] for name in stamp[-2:] if name):
                 return
         metrics = {
             identity: {view: _newer_from(fields.section(views, view)) for view in VIEWS}
             for identity, views in fields.section(index, "metrics").items()
         }
+        parts: dict[_Key, NDArray[Any]] = {}
+        for kind in _KINDS:
+            start = 0
+            for identity, view, metric, length in index[kind]:
+                end = start + fields.whole({"length": length}, "length")
+                one = file[kind][start:end]
+                start = end
+                wanted = index["stamps"][identity][0] if kind == "f4" else NUM_RESAMPLES + 1
+                if one.dtype != kind or len(one) != wanted or not np.isfinite(one).all():
+                    return
+                parts[identity, view, metric] = one
         # All or, after an error, none.
-        self._stamps, self._bits, self._groups = index["stamps"], found, groups
+        self._stamps, self._bits, self._names = index["stamps"], found, names
+        self._parts = parts
         self._metrics = metrics
 
     @staticmethod
@@ -184,6 +259,16 @@ class ScoreBook:
             else:
                 stamp += [status.st_size, status.st_mtime_ns]
         return stamp
+
+
+_Key = tuple[str, str, str]
+"""Identity of a run, view and name of a metric."""
+_KINDS = ("f4", "f8")
+"""Types of what is saved for a metric: a score per image; its values on resampled images."""
+
+
+def _of_kind(parts: Mapping[_Key, NDArray[Any]], kind: str) -> list[tuple[_Key, NDArray[Any]]]:
+    return [(key, found) for key, found in parts.items() if found.dtype == kind]
 
 
 def _newer_metrics(

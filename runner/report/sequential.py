@@ -125,6 +125,7 @@ class State:
 class _Arm:
     """What an arm takes from look to look."""
 
+    less_is_better: bool
     latest: Difference | None = None  # the last with three pairs
     q_zero: float = 1.0  # smallest p-values over the looks, before Holm
     q_margin: float = 1.0
@@ -135,7 +136,8 @@ class _Arm:
     def state(
         self, reason: Literal["", "decided", "futile", "all seeds"], n: int, max_seeds: int
     ) -> State:
-        said = verdict(self.latest.mean if self.latest else 0.0, self.p_zero, self.p_margin)
+        mean = self.latest.mean if self.latest else 0.0
+        said = verdict(mean, self.p_zero, self.p_margin, less_is_better=self.less_is_better)
         confidence = 1 - LEVEL * weight(n, max_seeds)
         return State(
             verdict=said,
@@ -150,7 +152,11 @@ class _Arm:
 
 
 def walk(
-    found: Sequence[Sequence[Difference | None]], max_seeds: int, margin: float
+    found: Sequence[Sequence[Difference | None]],
+    max_seeds: int,
+    margin: float,
+    *,
+    less_is_better: bool = False,
 ) -> list[State]:
     """Replay the looks of a comparison; return the state of each arm after the last of them.
 
@@ -162,6 +168,7 @@ def walk(
             than three pairs of seeds. What an arm has after the look that closed it is ignored.
         max_seeds: seeds at the last look, 3..20, fixed before the first look.
         margin: smallest difference that matters, > 0, as for the differences.
+        less_is_better: whether a negative difference is an improvement.
 
     Returns:
         One state per arm; none if there was no look yet.
@@ -180,7 +187,7 @@ def walk(
             raise ValueError(f"an arm has more than {n} pairs at the look at {n} seeds")
     if not found:
         return []
-    arms = [_Arm() for _ in found[0]]
+    arms = [_Arm(less_is_better) for _ in found[0]]
     for n, row in zip(plan, found, strict=False):
         _look(arms, row, n, max_seeds, margin)
     last = plan[len(found) - 1]

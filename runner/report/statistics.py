@@ -30,6 +30,18 @@ and in what suits them. Where the images have groups, groups take the place of i
 resampled, and all variances come from their sums. Resampling single images would make the interval
 the more too short the larger the groups are.
 
+Scores need not be 0 and 1. Log losses and Brier scores are means over images too, and a few images
+with a large loss can decide a mean as a few differing images can. The number of images that decide
+is then (Σm²)²/Σm⁴ of the image means m, which is the number of differing images where all differ
+alike. Balanced accuracy is the mean over classes of the mean over their images, so an image counts
+1/(K n_c), and only the spread within the classes is an error: validation splits are stratified, and
+otherwise the number of images of each class divides out. A class with few differing images has too
+small a spread for what it weighs: each class gets z²/K more differing images.
+
+Macro F1, AUROC and calibration error are no means over images. :func:`resampled_difference` takes
+their values on the same resampled images for all seeds and both arms. What all seeds share of the
+resampled differences is b, what remains is c, as in the two-way layout; both agree to first order.
+
 :mod:`runner.report.family` decides about several arms together. This module does not import
 scipy.stats, which takes too long; scipy.special has what is needed.
 """
@@ -51,6 +63,7 @@ LEVEL = 0.05
 
 _NUM_RESAMPLES = 1000
 _MOST_TERMS = 60  # degrees of freedom up to which a finite sum is faster
+_Z = -float(ndtri(LEVEL / 2))
 _FEW = 30  # differing images; their number is Poisson, so with fewer it is known to 20 % at best
 _ROUNDING = 1e-12  # part of the mean square below which a variance is one of rounding
 _BLOCK = 4_000_000  # images drawn at a time, to bound the memory
@@ -119,14 +132,16 @@ def difference(
     reference: FloatArray,
     margin: float,
     groups: NDArray[np.int64] | None = None,
+    classes: NDArray[np.int64] | None = None,
 ) -> Difference:
-    """Compare paired scores.
+    """Compare paired scores, whose mean over the images is compared.
 
     Args:
         scores: (n, N) scores with the trick, seeds by images.
         reference: (n, N) scores without the trick, for the same seeds and images.
         margin: smallest difference that matters, > 0, in units of the scores.
         groups: (N,) the group of each image; None if each image is a group of its own.
+        classes: (N,) the class of each image, if each class counts alike; None if each image does.
 
     Raises:
         ValueError: the shapes differ or are empty, or the margin is not positive.
@@ -136,13 +151,102 @@ def difference(
     if not margin > 0:
         raise ValueError(f"margin must be positive, got {margin}")
     per_image = np.asarray(scores, np.float32) - np.asarray(reference, np.float32)
-    per_seed = per_image.mean(axis=1, dtype=np.float64)
-    units = _images(per_image) if groups is None else _grouped(per_image, per_seed, groups)
+    if classes is not None:
+        per_seed, units = _of_classes(per_image, classes, groups)
+    else:
+        per_seed = per_image.mean(axis=1, dtype=np.float64)
+        are_counts = all(bool(((one == 0) | (one == 1)).all()) for one in (scores, reference))
+        largest = 1.0 if are_counts else _largest(per_image, scores, reference)
+        units = (
+            _images(per_image, largest, are_counts=are_counts)
+            if groups is None
+            else _grouped(per_image, per_seed, groups, largest, are_counts=are_counts)
+        )
+    if len(per_seed) == 1:
+        floor, image_error = 0.0, sqrt(_variance(units.mean) / units.count)
+    else:
+        floor, image_error = _components(units, per_seed)
+    return _difference(
+        per_seed,
+        floor=floor,
+        is_rounding=not floor > _ROUNDING * float(np.square(units.values).mean()),
+        image_error=_with_rare(image_error, units.rare),
+        luck=_normal_luck() if units.are_few else _luck(units),
+        margin=margin,
+    )
+
+
+def resampled_difference(
+    values: FloatArray,
+    reference: FloatArray,
+    resampled: FloatArray,
+    resampled_reference: FloatArray,
+    margin: float,
+    rare: float = 0.0,
+) -> Difference:
+    """Compare paired values of a metric that is no mean over images.
+
+    Args:
+        values: (n,) the metric with the trick, by seed.
+        reference: (n,) the metric without the trick, for the same seeds and images.
+        resampled: (n, R) the metric with the trick on resampled images, the same for all seeds.
+        resampled_reference: (n, R) the metric without the trick on the same resampled images.
+        margin: smallest difference that matters, > 0, in units of the metric.
+        rare: a further standard error of the images; see :func:`rare_error`.
+
+    Raises:
+        ValueError: the shapes differ or are empty, or the margin is not positive.
+    """
+    n = len(values)
+    if (
+        values.shape != reference.shape
+        or resampled.shape != resampled_reference.shape
+        or resampled.shape[:1] != (n,)
+        or 0 in resampled.shape
+    ):
+        raise ValueError(f"need shapes (n,) and (n, R), got {values.shape} and {resampled.shape}")
+    if not margin > 0:
+        raise ValueError(f"margin must be positive, got {margin}")
+    per_seed = np.asarray(values, np.float64) - np.asarray(reference, np.float64)
+    moved = np.asarray(resampled, np.float64) - np.asarray(resampled_reference, np.float64)
+    moved = moved - moved.mean(axis=1, keepdims=True)
+    shared = moved.mean(axis=0)
+    square, floor = _variance(shared), 0.0
+    if n > 1:
+        floor = float(np.square(moved - shared).sum()) / ((n - 1) * max(len(shared) - 1, 1))
+        square = max(0.0, square - floor / n)
+    return _difference(
+        per_seed,
+        floor=floor,
+        is_rounding=not floor > _ROUNDING * max(float(np.square(values).mean()), _ROUNDING),
+        image_error=_with_rare(sqrt(square), rare),
+        luck=_normal_luck() if rare else _mirrored(shared),
+        margin=margin,
+    )
+
+
+def _difference(
+    per_seed: FloatArray,
+    *,
+    floor: float,
+    is_rounding: bool,
+    image_error: float,
+    luck: FloatArray,
+    margin: float,
+) -> Difference:
+    """The difference of n seeds, from its parts.
+
+    Args:
+        per_seed: (n,) the difference of each seed.
+        floor: the part of the variance of one seed's difference that the images imply.
+        is_rounding: whether ``floor`` is nothing but rounding.
+        image_error: standard error of the mean that comes from the choice of images.
+        luck: deviations of the mean over resampled images, in units of their spread.
+        margin: smallest difference that matters.
+    """
     n, mean = len(per_seed), float(per_seed.mean())
-    luck = _luck(units)
+    means = mean + image_error * luck
     if n == 1:
-        image_error = _with_rare(sqrt(_variance(units.mean) / units.count), units)
-        means = mean + image_error * luck
         low, high = np.quantile(means, (LEVEL / 2, 1 - LEVEL / 2))
         return Difference(
             n=1,
@@ -158,10 +262,7 @@ def difference(
             means=means,
         )
     variance = float(per_seed.var(ddof=1))
-    floor, image_error = _components(units, per_seed)
-    image_error = _with_rare(image_error, units)
     seed_deviation = sqrt(max(variance, floor))
-    means = mean + image_error * luck
     mixture = Mixture(means, seed_deviation / sqrt(n), n - 1)
     return Difference(
         n=n,
@@ -173,7 +274,7 @@ def difference(
         seed_deviation=seed_deviation,
         image_error=image_error,
         variance=variance,
-        floor=floor if floor > _ROUNDING * float(np.square(units.values).mean()) else 0.0,
+        floor=0.0 if is_rounding else floor,
         means=means,
     )
 
@@ -185,48 +286,122 @@ class _Units:
     Attributes:
         values: (n, units) difference of each seed, whose mean over the units is that over images.
         mean: (units,) mean of ``values`` over the seeds.
-        differing: number of units that differ in the mean over the seeds.
-        largest: the largest difference that a unit may make in ``values``.
+        are_few: whether so few units differ that their spread is a poor estimate.
+        rare: standard error of the mean from units that differ and were not drawn, 0 if none.
     """
 
     values: FloatArray
     mean: FloatArray
-    differing: int
-    largest: float
+    are_few: bool
+    rare: float
 
     @property
     def count(self) -> int:
         return len(self.mean)
 
-    @property
-    def are_few(self) -> bool:
-        """Whether so few units differ that their spread is a poor estimate."""
-        return self.differing < _FEW
 
-
-def _images(per_image: NDArray[np.float32]) -> _Units:
+def _images(per_image: NDArray[np.float32], largest: float, *, are_counts: bool) -> _Units:
+    """Images as units; ``largest`` is the largest difference of one."""
     mean = per_image.mean(axis=0, dtype=np.float64)
-    return _Units(per_image, mean, int((mean != 0).sum()), 1.0)
+    are_few = _differing(mean, are_counts=are_counts) < _FEW
+    return _Units(per_image, mean, are_few, _Z * largest / len(mean) if are_few else 0.0)
 
 
 def _grouped(
-    per_image: NDArray[np.float32], per_seed: FloatArray, groups: NDArray[np.int64]
+    per_image: NDArray[np.float32],
+    per_seed: FloatArray,
+    groups: NDArray[np.int64],
+    largest: float,
+    *,
+    are_counts: bool,
 ) -> _Units:
     """Groups as units. Larger groups count more: the mean is a ratio of sums, made linear.
 
     The largest difference is that of any group in any seed, or of a whole group if none differs:
     an image that differs has a difference of 1, whereas few images of a group may differ.
     """
-    _, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    place, sizes = _places(groups)
     count, num_images = len(sizes), len(place)
     if count == num_images:
-        return _images(per_image)
-    sums = np.stack([np.bincount(place, weights=row, minlength=count) for row in per_image])
+        return _images(per_image, largest, are_counts=are_counts)
+    sums = _sums(per_image, place, count)
     scale = count / num_images
     values = scale * (sums - per_seed[:, None] * sizes) + per_seed[:, None]
-    differing = int((sums.mean(axis=0) != 0).sum())
-    largest = scale * float(np.abs(sums).max()) if differing else scale * float(sizes.max())
-    return _Units(values, values.mean(axis=0), differing, largest)
+    differing = _differing(sums.mean(axis=0), are_counts=are_counts)
+    most = float(np.abs(sums).max()) if differing else largest * float(sizes.max())
+    are_few = differing < _FEW
+    rare = _Z * (scale * most) / count if are_few else 0.0
+    return _Units(values, values.mean(axis=0), are_few, rare)
+
+
+def _of_classes(
+    per_image: NDArray[np.float32], classes: NDArray[np.int64], groups: NDArray[np.int64] | None
+) -> tuple[FloatArray, _Units]:
+    """The difference of each seed, (n,), where each class counts alike; and images, or groups.
+
+    An image stands for its distance from the mean of its class, so that the spread between classes
+    is no error. The factor √(n/(n-1)) makes up for what the mean of a small class has fitted.
+    """
+    place, sizes = _places(classes)
+    num_classes, num_images = len(sizes), len(place)
+    of_class = _sums(per_image, place, num_classes) / sizes
+    per_seed: FloatArray = of_class.mean(axis=1)
+    shares = num_images / (num_classes * sizes) * np.sqrt(sizes / np.maximum(sizes - 1, 1))
+    values = shares[place] * (per_image - of_class[:, place]) + per_seed[:, None]
+    is_different = (per_image.mean(axis=0, dtype=np.float64) != 0).astype(np.float64)
+    rare = rare_error(is_different, classes)
+    if groups is not None:
+        group, counts = _places(groups)
+        scale = len(counts) / num_images
+        values = scale * _sums(values - per_seed[:, None], group, len(counts)) + per_seed[:, None]
+    mean = values.mean(axis=0)
+    are_few = _differing(mean - mean.mean(), are_counts=False) < _FEW
+    return per_seed, _Units(values, mean, are_few, rare)
+
+
+def rare_error(is_different: FloatArray, classes: NDArray[np.int64]) -> float:
+    """Standard error of a mean over classes from images that differ and were not drawn.
+
+    The spread of a class with few differing images is a poor estimate. Each such class counts z²/K
+    more differing images; for K equal classes this is z² more in all, as for accuracy.
+
+    Args:
+        is_different: (N,) 1 where the predictions of an image differ, else 0.
+        classes: (N,) the class of each image.
+    """
+    place, sizes = _places(classes)
+    differing = np.bincount(place, weights=is_different, minlength=len(sizes))
+    few = sizes[differing < _FEW]
+    return _Z * sqrt(float((1 / np.square(few)).sum()) / len(sizes)) / len(sizes)
+
+
+def _places(names: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The place of each image's name among all names, (N,), and how many images each name has."""
+    _, place, sizes = np.unique(names, return_inverse=True, return_counts=True)
+    return place, sizes
+
+
+def _sums(values: FloatArray, place: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """(n, count): the sums of ``values`` (n, N) over the images of each place."""
+    return np.stack([np.bincount(place, weights=row, minlength=count) for row in values])
+
+
+def _largest(per_image: FloatArray, scores: FloatArray, reference: FloatArray) -> float:
+    """The largest difference of an image; if none differs, the largest that the scores allow."""
+    found = float(np.abs(per_image).max())
+    if found > 0:
+        return found
+    both = (scores, reference)
+    return float(max(one.max() for one in both) - min(one.min() for one in both))
+
+
+def _differing(mean: FloatArray, *, are_counts: bool) -> float:
+    """The number of units that differ; of unequal differences, few large ones count for all."""
+    if are_counts:
+        return int((mean != 0).sum())
+    squares = np.square(mean)
+    fourth = float(np.square(squares).sum())
+    return float(squares.sum()) ** 2 / fourth if fourth > 0 else 0.0
 
 
 def _components(units: _Units, per_seed: FloatArray) -> tuple[float, float]:
@@ -242,14 +417,9 @@ def _components(units: _Units, per_seed: FloatArray) -> tuple[float, float]:
     return interaction / units.count, sqrt(variance_of_b / units.count)
 
 
-def _with_rare(image_error: float, units: _Units) -> float:
-    """The error of the images, with z² differing units more if few units differ."""
-    z = -float(ndtri(LEVEL / 2))
-    return (
-        sqrt(image_error**2 + (z * units.largest / units.count) ** 2)
-        if units.are_few
-        else image_error
-    )
+def _with_rare(image_error: float, rare: float) -> float:
+    """The error of the images, with that of images that differ and were not drawn."""
+    return sqrt(image_error**2 + rare**2) if rare else image_error
 
 
 def _variance(values: FloatArray) -> float:
@@ -321,19 +491,25 @@ def _student(degrees: float, t: FloatArray) -> FloatArray:
 
 
 def _luck(units: _Units) -> FloatArray:
-    """(2 · resamples,): deviations of the mean over resampled images, in units of their spread.
-
-    Each resample counts together with its mirror image, so that mean and spread are exact. If few
-    images differ, the deviations are those of a normal distribution.
-    """
-    if units.are_few:
-        places = np.arange(1, _NUM_RESAMPLES) / _NUM_RESAMPLES  # an odd number, symmetric around 0
-        return np.asarray(ndtri(places), np.float64)
+    """(2 · resamples,): deviations of the mean over resampled units, in units of their spread."""
     means = _resampled_counts(units.count) @ units.mean.astype(np.float32)
-    deviations = means.astype(np.float64) - means.mean(dtype=np.float64)
+    return _mirrored(means.astype(np.float64) - means.mean(dtype=np.float64))
+
+
+def _mirrored(deviations: FloatArray) -> FloatArray:
+    """Deviations in units of their spread, each together with its mirror image.
+
+    So mean and spread are exact.
+    """
     spread = float(deviations.std())
     unit = deviations / spread if spread > 0 else np.zeros_like(deviations)
     return np.concatenate([unit, -unit])
+
+
+def _normal_luck() -> FloatArray:
+    """The same of a normal distribution, for where few images differ."""
+    places = np.arange(1, _NUM_RESAMPLES) / _NUM_RESAMPLES  # an odd number, symmetric around 0
+    return np.asarray(ndtri(places), np.float64)
 
 
 @lru_cache(maxsize=2)

@@ -18,11 +18,10 @@ from runner.report.groups import RunGroup
 from runner.report.measures import (
     PRICES,
     Interval,
-    interval_text,
     mean_text,
     p_text,
-    points,
 )
+from runner.report.metric import ACCURACY, Metric
 from runner.report.more_runs import MoreRuns
 from runner.report.paired import Comparison
 from runner.report.statistics import LEVEL
@@ -43,19 +42,19 @@ _COURSES = {
 _AXIS_UNITS = {"epoch": "epoch {:.1f}", "seconds": "{:.0f} s", "pixels": "{:.3g} pixels"}
 
 
-def verdict_text(one: Comparison, margin: float) -> str:
+def verdict_text(one: Comparison, margin: float, metric: Metric = ACCURACY) -> str:
     """The verdict in words."""
     if len(one.seeds) < FEWEST_SEEDS:
         return f"{_FEW_SEEDS[len(one.seeds)]}: no verdict"
     if one.verdict == "no difference":
-        return f"no difference larger than {100 * margin:g}"
+        return f"no difference larger than {metric.plain(margin)}"
     if one.verdict == "cannot tell":
         return "cannot tell"
     is_small = one.p_margin is not None and one.p_margin < LEVEL
-    return f"{one.verdict}, by less than {100 * margin:g}" if is_small else one.verdict
+    return f"{one.verdict}, by less than {metric.plain(margin)}" if is_small else one.verdict
 
 
-def advice(one: Comparison, margin: float) -> str:
+def advice(one: Comparison, margin: float, metric: Metric = ACCURACY) -> str:
     """Advice that would settle a comparison whose verdict is cannot tell; otherwise empty."""
     if one.verdict != "cannot tell":
         return ""
@@ -63,7 +62,7 @@ def advice(one: Comparison, margin: float) -> str:
         return "a verdict takes three seeds or more"
     what: str = one.outlook.would_show
     if what == "no difference":
-        what = f"no difference larger than {100 * margin:g} points"
+        what = f"no difference larger than {metric.size(margin)}"
     if one.outlook.images is not None:
         return (
             f"more seeds alone would not settle it: to show {what}, more than "
@@ -90,19 +89,19 @@ def change(found: GroupAnswer) -> str:
     return factors.all[0].name if len(factors.all) == 1 else "change"
 
 
-def answer_table(found: GroupAnswer, margin: float) -> Table:
+def answer_table(found: GroupAnswer, margin: float, metric: Metric = ACCURACY) -> Table:
     """The table of the verdicts of one group."""
     compared = {one.label: one for one in found.comparisons}
     rows = []
     for row in found.rows:
         one = compared.get(row.label)
-        cells = [row.label, _count(row, one), mean_text(row.metrics["accuracy"])]
-        rows.append((*cells, *(_comparison_cells(one, margin) if one else [""] * 5)))
+        cells = [row.label, _count(row, one), mean_text(row.metrics[metric.name], metric)]
+        rows.append((*cells, *(_comparison_cells(one, margin, metric) if one else [""] * 5)))
     return Table(
         found.group.title,
         (
-            change(found), "n", "accuracy, %", "points", "over seeds", "over seeds and images",
-            "p (Holm)", "verdict",
+            change(found), "n", metric.heading, metric.difference_heading, "over seeds",
+            "over seeds and images", "p (Holm)", "verdict",
         ),
         tuple(rows),
         (change(found), "verdict"),
@@ -116,36 +115,36 @@ def _count(row: Row, one: Comparison | None) -> str:
     return f"{finished} (+{len(row.failed)} failed)" if row.failed else finished
 
 
-def contribution_table(found: GroupAnswer, margin: float) -> Table:
+def contribution_table(found: GroupAnswer, margin: float, metric: Metric = ACCURACY) -> Table:
     """The table of what each change adds to other changes, for one group."""
     return Table(
         f"inside combinations: with the {change(found)}, against all the same without it",
         (
-            change(found), "without it", "n", "points", "over seeds", "over seeds and images",
-            "p (Holm)", "verdict",
+            change(found), "without it", "n", metric.difference_heading, "over seeds",
+            "over seeds and images", "p (Holm)", "verdict",
         ),
         tuple(
-            (one.label, one.reference, str(len(one.seeds)), *_comparison_cells(one, margin))
+            (one.label, one.reference, str(len(one.seeds)), *_comparison_cells(one, margin, metric))
             for one in found.contributions
         ),
         (change(found), "without it", "verdict"),
     )  # fmt: skip
 
 
-def _comparison_cells(one: Comparison, margin: float) -> list[str]:
+def _comparison_cells(one: Comparison, margin: float, metric: Metric) -> list[str]:
     mark = "" if one.is_equal_budget else f" {UNEQUAL}"
     return [
-        points(one.found.mean),
-        interval_text(one.found.over_seeds),
-        interval_text(one.found.over_both) + (" images only" if len(one.seeds) == 1 else ""),
+        metric.text(one.found.mean),
+        metric.interval_text(one.found.over_seeds),
+        metric.interval_text(one.found.over_both) + (" images only" if len(one.seeds) == 1 else ""),
         p_text(one.p_zero),
-        verdict_text(one, margin) + mark,
+        verdict_text(one, margin, metric) + mark,
     ]
 
 
-def metrics_table(found: GroupAnswer) -> Table:
-    """The table of the metrics of each arm of a group, besides accuracy."""
-    names = METRICS[1:]
+def metrics_table(found: GroupAnswer, metric: Metric = ACCURACY) -> Table:
+    """The table of the metrics of each arm of a group, besides the one that is compared."""
+    names = [name for name in METRICS if name != metric.name]
     return Table(
         "further metrics, means over seeds",
         (change(found), *(metric_label(name) for name in names)),
@@ -207,20 +206,20 @@ def content(found: Answer, *, per_class: bool = False) -> Iterator[Table | Fores
     for group in found.groups:
         if group in alone:
             continue
-        yield answer_table(group, found.margin)
+        yield answer_table(group, found.margin, found.metric)
         if group.contributions:
-            yield contribution_table(group, found.margin)
-        yield metrics_table(group)
+            yield contribution_table(group, found.margin, found.metric)
+        yield metrics_table(group, found.metric)
         yield price_table(group)
         if per_class:
             yield from class_tables(group.group)
-        yield from remarks(group, found.margin)
+        yield from remarks(group, found.margin, found.metric)
     if alone:
         names = "; ".join(f"{group.group.title}: {group.rows[0].label}" for group in alone)
         yield f"with nothing to compare: {names}"
     yield from found.notes
     if found.groups:
-        yield LEGEND
+        yield legend(found.metric)
     elif not found.comparisons:
         yield "no finished runs"
     if found.unranked:
@@ -230,7 +229,7 @@ def content(found: Answer, *, per_class: bool = False) -> Iterator[Table | Fores
         yield f"skipped, not runs: {names}"
 
 
-def remarks(group: GroupAnswer, margin: float) -> Iterator[str]:
+def remarks(group: GroupAnswer, margin: float, metric: Metric = ACCURACY) -> Iterator[str]:
     """Yield the sentences that belong below the tables of a group."""
     yield from group.notes
     compared = (*group.comparisons, *group.contributions)
@@ -240,7 +239,7 @@ def remarks(group: GroupAnswer, margin: float) -> Iterator[str]:
     if few:
         yield f"{', '.join(few)}: a verdict takes three seeds or more"
     for one in compared:
-        said = advice(one, margin)
+        said = advice(one, margin, metric)
         if said and len(one.seeds) >= FEWEST_SEEDS and not _is_noted(one, group, margin):
             yield f"{one.label}: {said}"
     if more := _merged(compared):
@@ -273,8 +272,8 @@ SEQUENTIAL = (
     "more seeds, to be chosen beforehand; python -m runner.compare adds seeds until there is a "
     "verdict, and corrects for that:"
 )
-LEGEND = (
-    "n: seeds. Points: difference in percentage points of accuracy, paired by seed, with 95 % "
+_LEGEND = (
+    "n: seeds. {first}, paired by seed, with 95 % "
     "intervals: over seeds for these images, and over seeds and images; the second decides. "
     "p-values are corrected by Holm over all comparisons of a group, which share the spread of "
     "their seeds for that, and are never below the comparison's own; each group is a family of its "
@@ -283,6 +282,18 @@ LEGEND = (
     "described, not tested; of log loss, Brier score and ECE, less is better. Seconds are compared "
     "where at least three seeds took turns on one machine and agree to 20 %, else –."
 )
+
+
+def legend(metric: Metric = ACCURACY) -> str:
+    """How to read the tables of groups."""
+    unit = "difference in percentage points of" if metric.unit else "in"
+    direction = f" ({metric.direction})" if metric.direction else ""
+    return _LEGEND.format(
+        first=f"{metric.difference_heading.capitalize()}: {unit} {metric.label}{direction}"
+    )
+
+
+LEGEND = legend()
 
 
 def markdown(found: Answer, *, per_class: bool = False) -> str:
@@ -309,7 +320,7 @@ CSV_COLUMNS = (
     "p_holm", "p_margin_holm", "verdict", "is_equal_budget",
     *METRICS[1:], *PRICES, "forward_passes",
     *(f"{name}_difference{end}" for name in METRICS[1:] for end in ("", "_low", "_high")),
-    "design", "reason",
+    "design", "reason", "metric", "value", "value_low", "value_high",
 )  # fmt: skip
 
 
@@ -317,6 +328,7 @@ def csv(found: Answer) -> str:
     """Write one line per arm and per contribution as CSV; parts of 1, not percent.
 
     The column ``design`` is sequential or fixed; arms of comparisons are before those of groups.
+    ``value`` is the ``metric`` that is compared, of which ``difference`` and verdict are.
     """
     lines: list[list[object]] = []
     for comparison in found.comparisons:
@@ -325,9 +337,9 @@ def csv(found: Answer) -> str:
         compared = {one.label: one for one in group.comparisons}
         rows = {row.label: row for row in group.rows}
         for row in group.rows:
-            lines.append(_csv_line(group, "baseline", row, compared.get(row.label)))
+            lines.append(_csv_line(group, "baseline", row, compared.get(row.label), found.metric))
         for one in group.contributions:
-            lines.append(_csv_line(group, "combination", rows[one.arm], one))
+            lines.append(_csv_line(group, "combination", rows[one.arm], one, found.metric))
     return to_csv(CSV_COLUMNS, lines)
 
 
@@ -338,11 +350,14 @@ def _csv_lines(answer: ComparisonAnswer) -> Iterator[list[object]]:
         "group": plan.name,
         "table": "comparison",
         "design": "fixed" if plan.is_fixed else "sequential",
+        "metric": plan.metric,
     }
     accuracy = answer.base
     base = {"arm": "baseline", "seeds": len(answer.base_seeds), **answer.base_price}
     if accuracy is not None:
         base |= {"accuracy": accuracy.mean, **_ends("accuracy", accuracy.interval)}
+    if (value := answer.base_value) is not None:
+        base |= {"value": value.mean, **_ends("value", value.interval)}
     yield [{**shared, **base}.get(column) for column in CSV_COLUMNS]
     for one in answer.standings:
         line: dict[str, object] = {
@@ -360,10 +375,14 @@ def _csv_lines(answer: ComparisonAnswer) -> Iterator[list[object]]:
         }
         if one.accuracy is not None:
             line |= {"accuracy": one.accuracy.mean, **_ends("accuracy", one.accuracy.interval)}
+        if one.value is not None:
+            line |= {"value": one.value.mean, **_ends("value", one.value.interval)}
         yield [line.get(column) for column in CSV_COLUMNS]
 
 
-def _csv_line(group: GroupAnswer, table: str, row: Row, one: Comparison | None) -> list[object]:
+def _csv_line(
+    group: GroupAnswer, table: str, row: Row, one: Comparison | None, metric: Metric
+) -> list[object]:
     accuracy = row.metrics["accuracy"]
     line: dict[str, object] = {
         "group": group.group.title,
@@ -377,6 +396,9 @@ def _csv_line(group: GroupAnswer, table: str, row: Row, one: Comparison | None) 
         **row.price,
         "forward_passes": row.forward_passes,
         "design": "fixed",
+        "metric": metric.name,
+        "value": row.metrics[metric.name].mean,
+        **_ends("value", row.metrics[metric.name].interval),
     }
     if one:
         line |= {
@@ -413,6 +435,7 @@ def to_json(found: Answer) -> str:
     """Write everything except the figures as JSON, every number in full."""
     content = {
         "margin": found.margin,
+        "metric": found.metric.name,
         "by": found.by,
         "comparisons": [comparison_json(one) for one in found.comparisons],
         "groups": [

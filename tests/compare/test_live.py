@@ -42,7 +42,7 @@ def answered(plan: Planned, *standings: Standing) -> ComparisonAnswer:
     return ComparisonAnswer(
         plan=plan.comparison, base=Mean(0.8, (0.7, 0.9)), base_seeds=(0, 1, 2), base_failed={},
         base_chosen=(), base_price={}, standings=standings, looks=(), is_ended=False,
-        num_trainings=6, num_evaluations=0, notes=(),
+        num_trainings=6, num_evaluations=0, notes=(), base_value=Mean(0.8, (0.7, 0.9)),
     )  # fmt: skip
 
 

@@ -298,7 +298,7 @@ WRONG: dict[str, Wrong] = {
     "no budget": ("", ["mixup=beta"], {"budget": "0h"}, ["above 0"]),
     "an empty budget": ("", ["mixup=beta"], {"budget": ""}, ["--budget 1h30m"]),
     "a budget backwards": ("", ["mixup=beta"], {"budget": "30m1h"}, ["--budget 1h30m"]),
-    "another metric": ("", ["mixup=beta"], {"metric": "log_loss"}, ["--metric accuracy"]),
+    "another metric": ("", ["mixup=beta"], {"metric": "nll"}, ["accuracy, balanced"]),
     "a path as a name": ("", ["mixup=beta"], {"name": "../x"}, ["--name"]),
     "a tuned typo": ("", ["mixup=beta"], {"tune": "optim.lrr=1,2"},
         ["did you mean optim.lr?", "fix: --tune optim.lr=1,2"]),

@@ -319,7 +319,7 @@ def test_each_difference_is_computed_once(
     def never(*arguments: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(comparisons, "difference", never)
+    monkeypatch.setattr(comparisons, "compared", never)
     monkeypatch.setattr(comparisons, "walk", never)
     assert asked(folder) == found
     other = replace(folder.plan(), margin=0.029)

@@ -166,7 +166,7 @@ def test_groups_are_remembered_once_and_told_apart(
         name_groups(run, groups)
     fill(book, runs)
     with np.load(book) as file:
-        assert len(file["groups"]) == 2 * NUM_IMAGES, "runs on the same data share them"
+        assert len(file["names"]) == 3 * NUM_IMAGES, "runs on the same data share them"
     reads.clear()
     check(book, runs)
     found = [ScoreBook(book).scores(run).grouping for run in runs]
@@ -175,7 +175,7 @@ def test_groups_are_remembered_once_and_told_apart(
     name_groups(runs[2], halves)
     fill(book, runs)
     with np.load(book) as file:
-        assert len(file["groups"]) == NUM_IMAGES, "what no run uses is dropped"
+        assert len(file["names"]) == 2 * NUM_IMAGES, "what no run uses is dropped"
     check(book, runs)
 
 
@@ -219,10 +219,11 @@ def archive(**arrays: Any) -> bytes:
 def changed(whole: bytes, change: Callable[[dict[str, Any], np.ndarray], Any]) -> bytes:
     """The file with its index, or its bits where ``change`` gives any, replaced."""
     with np.load(io.BytesIO(whole)) as file:
-        index, bits, groups = json.loads(file["index"].tobytes()), file["bits"], file["groups"]
+        index, bits = json.loads(file["index"].tobytes()), file["bits"]
+        rest = {name: file[name] for name in ("names", "f4", "f8")}
     bits = given if (given := change(index, bits)) is not None else bits
     packed = np.frombuffer(json.dumps(index).encode(), np.uint8)
-    return archive(index=packed, bits=bits, groups=groups)
+    return archive(index=packed, bits=bits, **rest)
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
@@ -236,11 +237,11 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "nested index": lambda whole: archive(
         index=np.frombuffer(b"[" * 200_000, np.uint8), bits=np.zeros(9, np.uint8)
     ),
-    "the format before groups": lambda whole: changed(
-        whole, lambda index, bits: index.update(format=1)
+    "the format before other metrics": lambda whole: changed(
+        whole, lambda index, bits: index.update(format=3)
     ),
     "other groups": lambda whole: changed(
-        whole, lambda index, bits: index.update(groups=dict.fromkeys(index["groups"], 36))
+        whole, lambda index, bits: index.update(names=dict.fromkeys(index["names"], 36))
     ),
     "no such groups": lambda whole: changed(
         whole,

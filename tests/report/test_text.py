@@ -14,9 +14,10 @@ from rich.console import Console
 
 from runner.config.schema import Optim
 from runner.records.run_folder import RunFolder
-from runner.report import measures, text
+from runner.report import metric, text
 from runner.report.answer import Answer, answer
 from runner.report.curves import Lead
+from runner.report.metric import ACCURACY
 from runner.report.runs import Found, Unranked, find_runs
 from runner.report.scores import ScoreBook
 from runner.terminal.tables import Table
@@ -199,11 +200,14 @@ def test_verdicts_in_words(found: Answer) -> None:
 
 
 def test_numbers_in_words() -> None:
-    assert measures.points(0.01234) == "+1.23"
-    assert measures.points(-0.5) == "-50.00"
-    assert measures.points(0.9, signed=False) == "90.00"
-    assert measures.interval_text((-0.01, 0.02)) == "[-1.00, +2.00]"
-    assert measures.interval_text(None) == ""
+    assert ACCURACY.text(0.01234) == "+1.23"
+    assert ACCURACY.text(-0.5) == "-50.00"
+    assert ACCURACY.text(0.9, signed=False) == "90.00"
+    assert ACCURACY.interval_text((-0.01, 0.02)) == "[-1.00, +2.00]"
+    assert ACCURACY.interval_text(None) == ""
+    assert metric.METRICS["log_loss"].text(0.01234) == "+0.0123"
+    assert metric.METRICS["ece"].size(0.015) == "1.5 points"
+    assert metric.METRICS["brier"].size(0.015) == "0.015"
     assert text.lead_text("epoch", Lead("overtakes", 2.25)) == "ahead from epoch 2.2 on"
     assert text.lead_text("seconds", Lead("falls behind", 31.4)) == "behind from 31 s on"
     assert text.lead_text("pixels", Lead("ahead", None)) == "ahead all the way"
