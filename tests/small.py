@@ -1,5 +1,6 @@
 """Small data sets, in memory and on disk, and a network that trains in milliseconds."""
 
+import itertools
 import json
 import subprocess
 from collections import Counter
@@ -15,6 +16,7 @@ from torch import nn
 
 from runner.config import checks
 from runner.config.options import CONF_DIR
+from runner.config.overlays import chosen_options
 from runner.config.schema import Augment, AutoAugment, Budget, Data, Erasing, Optim, RunConfig
 from runner.data.batches import Pixels
 from runner.data.dataset import Dataset, Split
@@ -32,8 +34,26 @@ from runner.tricks import augment as augmentation
 from runner.tricks import auto_augment, erasing
 from runner.tricks.normalize import normalize
 
-EVERY_TRICK = f"+trick=[{','.join(sorted(path.stem for path in (CONF_DIR / 'trick').iterdir()))}]"
-"""The word that turns on every trick there is, together."""
+
+def go_together(*names: str) -> bool:
+    """Whether no two overlays choose different options of a group, as two policies are."""
+    chosen = [chosen_options("trick", name) for name in names]
+    return all(
+        one.get(group, option) == option
+        for one, other in itertools.combinations(chosen, 2)
+        for group, option in other.items()
+    )
+
+
+def _every_trick() -> list[str]:
+    found: list[str] = []
+    for name in sorted(path.stem for path in (CONF_DIR / "trick").iterdir()):
+        found += [name] if go_together(*found, name) else []
+    return found
+
+
+EVERY_TRICK = f"+trick=[{','.join(_every_trick())}]"
+"""The word that turns on every trick there is, together; of tricks that exclude each other one."""
 CLASSES = ("blue", "green", "red")
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 """Runs a command of ours with the given words."""

@@ -247,6 +247,23 @@ def _check_choice(key: str, override: Override, word: str) -> None:
                     where=word,
                     fix=_choice_for(key, item, text),
                 )
+        if is_list and key == "trick":
+            _check_together(choice, word)
+
+
+def _check_together(names: Sequence[Any], word: str) -> None:
+    """Raise if two overlays of tricks choose different options of a group: one would be lost."""
+    first = dict[str, tuple[str, str]]()
+    for name in map(spelled, names):
+        options = chosen_options("trick", name) if name in option_names("trick") else {}
+        for group, option in options.items():
+            other, chosen = first.setdefault(group, (name, option))
+            if chosen != option:
+                raise ConfigError(
+                    f"{other} and {name} do not go together: {group}={chosen} and {group}={option}",
+                    where=word,
+                    fix=f"+trick={other}, or +trick={name}",
+                )
 
 
 def _is_name(value: Any, group: str) -> bool:

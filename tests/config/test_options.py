@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from small import small_preprocess
+from small import go_together, small_preprocess
 
 from runner import train
 from runner.config.options import CONF_DIR, OVERLAYS
@@ -111,7 +111,11 @@ def test_every_overlay_trains(trained: Callable[..., dict[str, object]], name: s
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("pair", list(itertools.combinations(TRICKS, 2)), ids="+".join)
+@pytest.mark.parametrize(
+    "pair",
+    [pair for pair in itertools.combinations(TRICKS, 2) if go_together(*pair)],
+    ids="+".join,
+)
 def test_every_pair_of_overlays_trains(
     trained: Callable[..., dict[str, object]], pair: tuple[str, str]
 ) -> None:

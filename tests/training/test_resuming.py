@@ -46,6 +46,7 @@ WORDS = [
     "smoothing.epsilon=0.3 mixup=uniform",
     "model.dropout=0.5",
     "model.dropout=0.5 augment=inception mixup=beta data.num_workers=2",
+    "auto_augment=rand erasing=random erasing.fill=noise mixup=beta data.num_workers=2",
     "precision=bf16",
     f"precision=bf16 optim=sgd {EVERY_TRICK} model.dropout=0.5",
     "seed=7 budget.epochs=3 data.batch_size=11",
