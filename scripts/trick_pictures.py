@@ -29,6 +29,8 @@ from torch import Tensor
 from runner.config.mixup import Mixup
 from runner.data.embedded import FashionSubset, load_fashion
 from runner.tricks import mixup as mixing
+from runner.tricks.accumulate import micro_batches
+from runner.tricks.clip import clip_gradients
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tricks"
 LARGEST_FILE = 60_000  # bytes of a picture
@@ -131,6 +133,59 @@ def _shown(images: Tensor, scale: int) -> list[Image.Image]:
 # ── The pictures, in alphabetical order ──────────────────────────────────────────────────────────
 
 
+@picture("accumulate")
+def draw_accumulate(data: FashionSubset) -> Image.Image:
+    """What a small network keeps for its backward passes, by the number of micro-batches."""
+    images = examples(data, 10).repeat(4, 1, 1, 1)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3), torch.nn.ReLU()
+    )
+
+    def kept(steps: int) -> list[float]:
+        """Megabytes kept after each layer of one batch."""
+        found, held = [0.0], 0
+        for rows in micro_batches(len(images), steps):
+            values, base = images[rows], held
+            for layer in network:
+                values = layer(values)
+                held += values.numel() * values.element_size()
+                found.append(held / 1e6)
+            held = base
+            found.append(held / 1e6)
+        return found
+
+    def draw(axes: Axes) -> None:
+        for steps in (1, 4):
+            sizes = kept(steps)
+            place = np.linspace(0, 1, len(sizes))
+            label = f"accumulate.steps={steps}"
+            axes.plot(place, sizes, label=label, drawstyle="steps-post")
+        axes.set(xlabel="part of the batch that is done", ylabel="activations, MB")
+        axes.legend()
+
+    return chart(draw)
+
+
+@picture("clip")
+def draw_clip(data: FashionSubset) -> Image.Image:
+    """The norm of a gradient after clipping, by its norm before."""
+    weight = torch.nn.Parameter(torch.zeros(2))
+    before = np.linspace(0.05, 3, 60)
+    after = []
+    for norm in before:
+        weight.grad = torch.tensor([0.6, 0.8]) * float(norm)
+        clip_gradients([weight], 1.0)
+        after.append(float(weight.grad.norm()))
+
+    def draw(axes: Axes) -> None:
+        axes.plot(before, before, color="0.7", label="clip=none")
+        axes.plot(before, after, label="clip.norm=1")
+        axes.set(xlabel="norm of the gradient", ylabel="norm that updates")
+        axes.legend()
+
+    return chart(draw)
+
+
 @picture("mixup")
 def draw_mixup(data: FashionSubset) -> Image.Image:
     """Images, their partners, and the blends, with λ of mixup=beta."""
@@ -144,6 +199,30 @@ def draw_mixup(data: FashionSubset) -> Image.Image:
             "after: λ · image + (1 - λ) · partner": mixing.mix_images(images, mix),
         }
     )
+
+
+@picture("sam")
+def draw_sam(data: FashionSubset) -> Image.Image:
+    """A loss with a sharp and a flat minimum, and the highest loss nearby, which SAM lowers."""
+    rho = 0.3
+    weights = torch.linspace(0.5, 4, 701)
+
+    def loss(weight: Tensor) -> Tensor:
+        sharp = 1.1 * torch.exp(-((weight - 1.2) ** 2) / 0.03)
+        flat = torch.exp(-((weight - 2.6) ** 2) / 0.8)
+        return 1.4 - sharp - flat + 0.02 * weight
+
+    highest = loss(weights[:, None] + torch.linspace(-rho, rho, 61)).amax(dim=1)
+
+    def draw(axes: Axes) -> None:
+        for values, label in ((loss(weights), "loss"), (highest, f"highest loss within {rho}")):
+            (line,) = axes.plot(weights, values, label=label)
+            lowest = values.argmin()
+            axes.plot(weights[lowest], values[lowest], "o", color=line.get_color())
+        axes.set(xlabel="a weight", ylabel="loss")
+        axes.legend()
+
+    return chart(draw)
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -15,7 +15,8 @@ from runner.models import build_model
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
-    "evaluate", "growth", "memory", "startup", "sweep", "throughput", "time_to_accuracy", "verdict",
+    "evaluate", "growth", "memory", "price", "startup", "sweep", "throughput", "time_to_accuracy",
+    "verdict",
 )  # fmt: skip
 
 FAKE = """
