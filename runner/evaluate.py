@@ -28,11 +28,12 @@ from runner.config.words import nearest, own_words
 from runner.errors import ArtefactError, BusyError, ConfigError, DataError, StorageError
 from runner.machine import fields
 from runner.records import evaluations
+from runner.records import evaluations_on_test as on_test
 from runner.records.identity import evaluation_identity
 from runner.records.run_folder import RunFolder
 from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
-from runner.terminal.console import table_console
+from runner.terminal.console import legible, table_console
 from runner.terminal.display import Display
 from runner.terminal.metric_tables import class_table, metric_label, metric_text
 from runner.terminal.tables import Table, to_csv
@@ -65,6 +66,13 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "forward_passes": ("passes", "{:g}".format),
     "pixels": ("pixels", "{:.3g}".format),
 }
+
+
+def _interval(ends: Sequence[float]) -> str:
+    return f"{ends[0]:.2%} – {ends[1]:.2%}"
+
+
+_INTERVAL: tuple[str, Callable[[Any], str]] = ("95% interval", _interval)
 
 
 @dataclass(frozen=True)
@@ -221,6 +229,8 @@ def evaluate_run(
     load: Callable[[Data, int, str], "Dataset"],
     display: Display,
     codes: Sequence[IdeaFile] = (),
+    *,
+    on_test_part: bool = False,
 ) -> dict[str, Any]:
     """Evaluate one run.
 
@@ -230,6 +240,8 @@ def evaluate_run(
         load: returns the data set for ``data``, largest size and ``outputs`` of a configuration.
         display: shows progress and notes.
         codes: files of code that the user allows to run, if the run needs one.
+        on_test_part: whether to evaluate on the test part of the data, which ``load`` has read,
+            and not on the validation images.
 
     Returns:
         Values for JSON: the run, data and environment of the evaluation, the difference to the
@@ -255,6 +267,8 @@ def evaluate_run(
     data = _stored_as(bundle.preprocess, config.data)
     dataset = load(data, config.largest_size, config.outputs)
     _check_data(run, dataset, data)
+    if on_test_part:
+        dataset = _test_part(dataset, data, display)
     learner = trained_learner(
         bundle,
         device=config.device,
@@ -266,9 +280,13 @@ def evaluate_run(
     with advise_smaller_batch("eval.batch_size=", images_per_pass(config, learner)):
         found = evaluate_variants(learner, dataset, config, ttas, progress=display.evaluation)
     now = environment(learner.device, learner.precision, learner.processes)
-    difference = _difference(run, found[0], differences(run.environment, now), display)
-    if difference is not None and difference <= _REPRODUCED:
-        _keep(run, configs, found, dataset, now, display)
+    difference = None
+    if on_test_part:
+        _keep_on_test(run, configs, found, dataset, now, display)
+    else:
+        difference = _difference(run, found[0], differences(run.environment, now), display)
+        if difference is not None and difference <= _REPRODUCED:
+            _keep(run, configs, found, dataset, now, display)
     names = [variant.name for variant in configs]
     views = [("plain", Tta()), *zip(names, ttas, strict=True)]
     measures = [_plain_measures(found[0], dataset.classes)]
@@ -282,9 +300,10 @@ def evaluate_run(
         "seed": config.seed,
         "tricks": config.tricks,
         "environment": now,
-        "images": len(dataset.val),
+        "images": len(found[0].labels),
         "seconds": found[0].seconds,
         "forward_passes": len(looks_used([Tta(), *ttas], crop)),
+        **({"split": "test", "test_fingerprint": dataset.test_fingerprint} if on_test_part else {}),
         "difference_to_saved": difference,
         "rows": [
             {
@@ -334,6 +353,140 @@ def _keep(
                 evaluations.write(run.folder, name, content, predictions.tta)
     except (BusyError, StorageError) as error:
         display.line(f"note: {run.folder.path}: the evaluations are not kept: {error.what}")
+
+
+def _test_part(dataset: "Dataset", data: Data, display: Display) -> "Dataset":
+    """The data set with its test part in place of the validation images.
+
+    Raises:
+        DataError: the data has no test part.
+    """
+    from runner.data.dataset import no_test_part
+
+    if dataset.test is None:
+        raise no_test_part(data)
+    if dataset.test_leaked:
+        display.line(
+            f"note: {len(dataset.test_leaked)} of {len(dataset.test)} test images are in training "
+            f"or validation too, such as {' and '.join(map(legible, dataset.test_leaked[0]))}"
+        )
+    return dataset.on_test()
+
+
+def _keep_on_test(
+    run: RecordedRun,
+    configs: Mapping[Variant, RunConfig],
+    found: Sequence["Predictions"],
+    dataset: "Dataset",
+    machine: Mapping[str, Any],
+    display: Display,
+) -> None:
+    """Write the evaluations on the test part that the folder of the run lacks."""
+    from runner.training.outcome import evaluation
+
+    fingerprint = str(dataset.test_fingerprint)
+    first = next(iter(configs.values()))
+    plain = replace(found[0], tta=found[0].plain, passes_tta=found[0].passes_plain)
+    views: dict[str | None, tuple[tuple[str, ...], RunConfig, Predictions]] = {
+        None: (run.command, replace(first, tta=Tta()), plain)
+    }
+    for (variant, config), predictions in zip(configs.items(), found, strict=True):
+        views.setdefault(evaluation_identity(config), (_command(run, variant), config, predictions))
+    missing = {
+        name: view
+        for identity, view in views.items()
+        if not _is_kept_on_test(run, name := on_test.name_of(identity, fingerprint), fingerprint)
+    }
+    if not missing:
+        return
+    try:
+        with run.folder.owned():
+            if run.folder.result() is None:  # force=true has begun to train it anew
+                return
+            for name, (words, config, predictions) in missing.items():
+                content = {
+                    "identity": run.identity,
+                    "test_fingerprint": fingerprint,
+                    "num_test": len(predictions.labels),
+                    "command": words,
+                    **evaluation(config, predictions, dataset.classes, machine),
+                }
+                kept = on_test.PredictionsOnTest(
+                    predictions.labels, predictions.tta, predictions.groups
+                )
+                on_test.write(run.folder, name, content, kept)
+    except (BusyError, StorageError) as error:
+        display.line(f"note: {run.folder.path}: the evaluations are not kept: {error.what}")
+
+
+def _is_kept_on_test(run: RecordedRun, name: str, fingerprint: str) -> bool:
+    """Whether the folder of the run has an evaluation on the test part; a damaged one is none."""
+    with suppress(FileNotFoundError, ArtefactError):
+        on_test.read(run.folder, name, run.identity, fingerprint)
+        return True
+    return False
+
+
+def recorded_variant(
+    run: RecordedRun, evaluation: str | None, values: Mapping[str, Any]
+) -> Variant:
+    """The variant of one of a run's evaluations, with other ``values`` of this call.
+
+    Args:
+        run: a finished run.
+        evaluation: name of the evaluation with TTA; None for the plain view.
+        values: by group and key, as in :class:`Variant`.
+
+    Raises:
+        ArtefactError: the run has no such evaluation.
+    """
+    content = None if evaluation is None else evaluations.read(run.folder, evaluation)
+    if evaluation is not None and content is None:
+        raise ArtefactError(
+            f"the run has no evaluation {evaluation}",
+            where=str(run.folder.path),
+            fix="the command that evaluated it, once more",
+        )
+    tta = asdict(Tta()) if content is None else {**asdict(Tta()), **content["tta"]}
+    return Variant(evaluation or "plain", {**values, "tta": tta})
+
+
+def predictions_on_test(
+    run: RecordedRun,
+    variant: Variant,
+    test_fingerprint: str,
+    load: Callable[[Data, int, str], "Dataset"],
+    display: Display,
+) -> on_test.PredictionsOnTest:
+    """The predictions of one view of a run for a test part; evaluated if its folder has none.
+
+    Args:
+        run: a finished run.
+        variant: its TTA, and where the data is.
+        test_fingerprint: fingerprint of the test part.
+        load: see :func:`evaluate_run`.
+        display: shows progress and notes.
+
+    Raises:
+        ArtefactError: see :func:`evaluate_run`; or the test part is another one.
+        StorageError: the evaluation could not be kept.
+        ConfigError, DataError: see :func:`evaluate_run`.
+    """
+    (config,) = configurations(run, [variant])
+    name = on_test.name_of(evaluation_identity(config), test_fingerprint)
+    if not _is_kept_on_test(run, name, test_fingerprint):
+        codes = list[IdeaFile]()
+        if run.config.code is not None:
+            with suppress(ConfigError):  # evaluation says so if it needs the file
+                codes.append(read_idea(run.config.code))
+        evaluate_run(run, {variant: config}, load, display, codes, on_test_part=True)
+    if not _is_kept_on_test(run, name, test_fingerprint):
+        raise StorageError(
+            "the evaluation on the test images could not be kept, or its images have changed",
+            where=str(run.folder.path),
+            fix="the same command again",
+        )
+    return on_test.predictions(run.folder, name)
 
 
 def _command(run: RecordedRun, variant: Variant) -> tuple[str, ...]:
@@ -449,19 +602,28 @@ def averaged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _tables(
-    rows: Sequence[Mapping[str, Any]], entries: Sequence[Mapping[str, Any]], title: str
+    rows: Sequence[Mapping[str, Any]],
+    entries: Sequence[Mapping[str, Any]],
+    title: str,
+    *,
+    with_interval: bool,
 ) -> list[Table]:
     """The table of accuracy and cost, that of further metrics, and those of the classes."""
     hidden = {*METRICS[1:], "p_value", "p_holm" if rows[0]["runs"] > 1 else "runs"}
+    names = [name for name in _COLUMNS if name not in hidden]
+    if with_interval:
+        names.insert(names.index("accuracy") + 1, "accuracy_ci")
+        intervals = [row["accuracy_ci"] for row in entries[0]["rows"]]
+        rows = [{**row, "accuracy_ci": found} for row, found in zip(rows, intervals, strict=True)]
     return [
-        _table(rows, [name for name in _COLUMNS if name not in hidden], title),
+        _table(rows, names, title),
         _table(rows, ["variant", *METRICS[1:]], "further metrics"),
         *_class_tables(entries),
     ]
 
 
 def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> Table:
-    shown = {name: _COLUMNS[name] for name in names}
+    shown = {name: _INTERVAL if name == "accuracy_ci" else _COLUMNS[name] for name in names}
     cells = tuple(
         tuple("" if row[name] is None else form(row[name]) for name, (_, form) in shown.items())
         for row in rows
@@ -489,7 +651,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=program("evaluate"),
         usage="%(prog)s RUN [RUN …] [-m] [tta=NAME] [KEY=VALUE …] [--code FILE] [--csv FILE] "
-        "[--json FILE] [--markdown FILE]",
+        "[--json FILE] [--markdown FILE] [--split test]",
         description="Evaluate trained runs again, with any TTA, without training. All variants "
         "share one pass over the validation images.",
         epilog=f"Keys: {', '.join(_ALLOWED)}. Without words on tta, the run's own TTA is used.",
@@ -503,6 +665,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--code", action="append", default=[], metavar="FILE",
         help="the file that changed the network of a run, by code=FILE; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--split", choices=("val", "test"), default="val", metavar="val|test",
+        help="the images: those of validation (default), or those of the test part that the data "
+        "brings, once at the end",
     )  # fmt: skip
     for name, what in (
         ("csv", "rows with all digits"),
@@ -541,8 +708,8 @@ def _run(arguments: argparse.Namespace) -> None:
             display.line(f"note: means over runs with different tricks or code: {'; '.join(kinds)}")
         for note in dict.fromkeys(variant.note for variant in wanted if variant.note):
             display.line(f"note: {note}")
-        entries = _evaluate_all(runs, plans, display, codes)
-    _report(runs, entries, targets)
+        entries = _evaluate_all(runs, plans, display, codes, split=arguments.split)
+    _report(runs, entries, targets, split=arguments.split)
 
 
 def _is_run(word: str) -> bool:
@@ -561,35 +728,58 @@ def _check_comparable(runs: Sequence[RecordedRun]) -> None:
             )
 
 
+def loader(display: Display, *, with_test: bool) -> Callable[[Data, int, str], "Dataset"]:
+    """What loads the data set of :func:`evaluate_run`, with its test part if that is wanted."""
+    from runner.data.dataset import load_dataset
+
+    @lru_cache(maxsize=1)  # runs that differ only in their seed share the data set
+    def load(data: Data, size: int, outputs: str) -> "Dataset":
+        cache = Path(outputs).expanduser() / "cache"
+        return load_dataset(data, size, cache, display.work, with_test=with_test)
+
+    return load
+
+
 def _evaluate_all(
     runs: Sequence[RecordedRun],
     plans: Sequence[Mapping[Variant, RunConfig]],
     display: Display,
     codes: Sequence[IdeaFile],
+    *,
+    split: str,
 ) -> list[dict[str, Any]]:
-    from runner.data.dataset import load_dataset
-
-    @lru_cache(maxsize=1)  # runs that differ only in their seed share the data set
-    def load(data: Data, size: int, outputs: str) -> "Dataset":
-        return load_dataset(data, size, Path(outputs).expanduser() / "cache", display.work)
-
-    return [
-        evaluate_run(run, configs, load, display, codes)
+    is_test = split == "test"
+    load = loader(display, with_test=is_test)
+    entries = [
+        evaluate_run(run, configs, load, display, codes, on_test_part=is_test)
         for run, configs in zip(runs, plans, strict=True)
     ]
+    if is_test and len({entry["test_fingerprint"] for entry in entries}) > 1:
+        raise ConfigError(
+            "runs on different test images cannot be averaged",
+            where=" ".join(str(run.folder.path) for run in runs),
+            fix="one command for each, or data.root=PATH of the same images for all",
+        )
+    return entries
 
 
 def _report(
     runs: Sequence[RecordedRun],
     entries: Sequence[Mapping[str, Any]],
     targets: Mapping[str, Path | None],
+    *,
+    split: str,
 ) -> None:
     """Print the table, unless standard output is a target, and write the requested files."""
     rows = averaged(entries)
-    title = f"{runs[0].config.data.name}: {entries[0]['images']:,} validation images"
+    images = "test images" if split == "test" else "validation images"
+    title = f"{runs[0].config.data.name}: {entries[0]['images']:,} {images}"
     title += f", means of {len(runs)} runs" if len(runs) > 1 else ""
-    tables = _tables(rows, entries, title)
+    is_one_test = split == "test" and len(runs) == 1
+    tables = _tables(rows, entries, title, with_interval=is_one_test)
     content = {"fingerprint": runs[0].fingerprint, "rows": rows, "runs": entries}
+    if split == "test":
+        content |= {"split": "test", "test_fingerprint": entries[0]["test_fingerprint"]}
     contents: dict[str, Callable[[], str]] = {
         "csv": lambda: to_csv(list(_COLUMNS), [list(row.values()) for row in rows]),
         "json": lambda: json.dumps(content, indent=2, allow_nan=False) + "\n",

@@ -15,13 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.compare import recall
+from runner.compare import confirm, recall
 from runner.compare.asked import Asked
 from runner.config.checks import known_keys
 from runner.config.complaints import translated
 from runner.config.options import GROUPS
 from runner.config.words import nearest
-from runner.errors import ConfigError
+from runner.errors import ConfigError, RunnerError
 from runner.machine.files import require_writable
 from runner.machine.processes import from_environment
 from runner.records.comparison_folder import ComparisonFolder, Place, place
@@ -35,8 +35,10 @@ from runner.terminal.usage import EXIT_CODES, KeysParser
 
 if TYPE_CHECKING:
     from runner.compare import plan as plans
+    from runner.compare.confirm import HeldOut
     from runner.compare.question import Question
     from runner.compare.rounds import RoundsResult
+    from runner.records.evaluations_on_test import PredictionsOnTest
     from runner.report.comparisons import ComparisonAnswer
     from runner.report.runs import FinishedRun
 
@@ -140,6 +142,11 @@ def parser() -> Parser:
         "--tune", action="append", default=[], metavar="KEY=V1,V2",
         help="search these values for the baseline and every arm, on other seeds; once per key",
     )  # fmt: skip
+    add(
+        "--confirm-on", metavar="test", dest="confirm_on",
+        help="when the comparison has ended, evaluate its runs on the test part of the data, once; "
+        "a number, no verdict",
+    )  # fmt: skip
     add("--name", help="name of the comparison, for a new one whose arms were compared before")
     add("--plan", action="store_true", help="print the plan and stop: nothing is trained")
     add("--html", type=Path, metavar="FILE", help="write a page with figures; - prints it")
@@ -190,18 +197,29 @@ def _compare(arguments: argparse.Namespace) -> int:
         )
     targets: dict[str, Path | None] = {"html": arguments.html, "json": arguments.json}
     _check_targets(targets)
+    confirm.check_word(arguments.confirm_on)
     # What a program reads is alone on standard output.
     is_read = Path("-") in targets.values()
-    folder, result = _ended_or_run(asked_of(arguments), is_plan=arguments.plan, is_read=is_read)
+    is_confirmed = arguments.confirm_on is not None
+    folder, result, confirming = _ended_or_run(
+        asked_of(arguments), is_plan=arguments.plan, is_read=is_read, is_confirmed=is_confirmed
+    )
     if arguments.plan:
         return 0
     from runner.report.comparison_json import from_json
     from runner.report.comparisons import counted_runs, timed
+    from runner.report.confirmation import with_recorded
 
     runs = folder.runs()
     answer = from_json(folder.answer() or {}) if result is None else result.answer
     known = counted_runs(answer, runs, folder.outputs)
-    answer = timed(answer, known)
+    answer = with_recorded(timed(answer, known), folder)
+    problem: RunnerError | None = None
+    if answer.is_ended and confirming is not None and answer.confirmation is None:
+        try:
+            answer = _confirmed(folder, answer, *confirming, is_read=is_read)
+        except RunnerError as error:  # the answer is printed all the same
+            problem = error
     contents: dict[str, Callable[[], str]] = {
         "html": lambda: _page(answer, known),
         "json": lambda: _json(answer),
@@ -209,6 +227,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     is_seen = answer.is_ended or any(one.seeds for one in answer.standings)
     if not write_outputs(targets, contents) and is_seen:
         _print(answer, table_console())
+    if problem is not None:
+        raise problem
     if result is not None:
         result.raise_problem()
         if result.is_out_of_time:
@@ -218,21 +238,25 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _ended_or_run(
-    words: Asked, *, is_plan: bool, is_read: bool
-) -> "tuple[ComparisonFolder, RoundsResult | None]":
+    words: Asked, *, is_plan: bool, is_read: bool, is_confirmed: bool
+) -> "tuple[ComparisonFolder, RoundsResult | None, tuple[Question, HeldOut] | None]":
     """Find the comparison of these words; print its plan and run its rounds if it has not ended.
 
     Args:
         words: the question.
         is_plan: print the plan alone.
         is_read: a program reads standard output, so all else goes to standard error.
+        is_confirmed: the comparison is to be confirmed on the test part of its data.
 
     Returns:
-        The folder of the comparison, and its rounds; None if it had ended, or is only planned.
+        The folder of the comparison; its rounds, None if it had ended, or is only planned; and what
+        a confirmation needs, None if none is asked for or one is recorded.
     """
+    confirming: tuple[Question, HeldOut] | None = None
     with Display(stderr=is_read) as display:
-        if not is_plan and (ended := recall.ended(words, display)) is not None:
-            return ended, None
+        ended = None if is_plan else recall.ended(words, display)
+        if ended is not None and not (is_confirmed and ended.confirmation() is None):
+            return ended, None, None
         from runner.compare import plan as plans
         from runner.compare.question import question
 
@@ -242,14 +266,48 @@ def _ended_or_run(
         planned = plans.as_recorded(planned, found.plan)
         for note in found.notes:
             print(note, file=sys.stderr)
+        if is_confirmed:
+            confirming = asked, confirm.read_test_part(asked, display)
         is_ended = found.folder.answer() is not None
         if is_plan or not is_ended:
             _check_code(asked)
-            for line in [*plans.lines(planned), ""]:
+            for line in [*plans.lines(planned), *confirm.plan_lines(confirming), ""]:
                 display.line(line)
     result = None if is_plan or is_ended else _run(asked, planned, found, is_read=is_read)
     recall.remember(words, asked, found.folder)
-    return found.folder, result
+    return found.folder, result, confirming
+
+
+def _confirmed(
+    folder: ComparisonFolder,
+    answer: "ComparisonAnswer",
+    asked: "Question",
+    part: "HeldOut",
+    *,
+    is_read: bool,
+) -> "ComparisonAnswer":
+    """Evaluate the runs of an ended comparison on the test part, and record it."""
+    from runner import evaluate
+
+    base = asked.base
+    place = {
+        "data": {
+            "root": base.data.root,
+            "num_workers": base.data.num_workers,
+            "cache_gb": base.data.cache_gb,
+        },
+        "outputs": str(asked.outputs),
+        "threads": base.threads,
+    }
+    with Display(stderr=is_read) as display:
+        load = evaluate.loader(display, with_test=True)
+
+        def predict(path: Path, evaluation: str | None) -> "PredictionsOnTest":
+            run = evaluate.read_run(path)
+            variant = evaluate.recorded_variant(run, evaluation, place)
+            return evaluate.predictions_on_test(run, variant, part.fingerprint, load, display)
+
+        return confirm.confirm(folder, answer, part, predict, display)
 
 
 def _run(

@@ -281,6 +281,16 @@ def load_dataset(
     )
 
 
+def no_test_part(data: Data) -> DataError:
+    """The error for data that brings no test part, where one is asked for."""
+    return DataError(
+        "the data has no test part",
+        where=f"data={data.name} data.root={data.root}",
+        fix="a folder test next to train, or rows with test in data.split_column, of images that "
+        "are in neither training nor validation",
+    )
+
+
 def _skipped(listing: Listing, survey: Survey, data: Data) -> tuple[tuple[str, str], ...]:
     """The broken images, each with its reason; an error if they are not to be left out."""
     skipped = tuple(

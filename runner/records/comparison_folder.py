@@ -5,6 +5,7 @@
     tuning.json      the runs of the search for settings, and the words it chose for each arm
     runs.json        the run, or the failure, of each arm and seed; rewritten whole as jobs end
     answer.json      the answer of a comparison that has ended; written last
+    confirmation.json  what the test images say of an ended comparison, if that was asked for
     comparison.lock  held by the process that runs the comparison
 
 Each file has ``format``, and ``identity``, a hash over the rest of the file and over the question.
@@ -54,6 +55,7 @@ _NO_RATES = ("log_loss", "brier")
 """Those whose margin is no part of 1, and so not in percentage points."""
 
 _PLAN, _RUNS, _TUNING, _ANSWER = "comparison.json", "runs.json", "tuning.json", "answer.json"
+_CONFIRMATION = "confirmation.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _LARGEST_SEED = 2**63 - 1
 _T = TypeVar("_T")
@@ -381,6 +383,30 @@ class ComparisonFolder:
             StorageError: the folder cannot be written, or the lock is gone.
         """
         self._write(_ANSWER, {"answer": dict(answer)}, identity_of(self.plan()))
+
+    def confirmation(self) -> dict[str, Any] | None:
+        """Read what the test images say; None if nobody asked for it.
+
+        Raises:
+            ArtefactError: a file is damaged or was edited, or the question is missing.
+        """
+        if not (self.path / _CONFIRMATION).exists():
+            return None
+        return self._read(
+            _CONFIRMATION,
+            identity_of(self.plan()),
+            lambda content: fields.section(content, "confirmation"),
+            self._removing(_CONFIRMATION),
+        )
+
+    def write_confirmation(self, confirmation: Mapping[str, Any]) -> None:
+        """Write what the test images say of an ended comparison.
+
+        Raises:
+            StorageError: the folder cannot be written, or the lock is gone.
+        """
+        content = {"confirmation": dict(confirmation)}
+        self._write(_CONFIRMATION, content, identity_of(self.plan()))
 
     def _removing(self, name: str) -> str:
         path = shlex.quote(str(self.path / name))

@@ -9,6 +9,7 @@ from runner.machine import fields
 from runner.records.comparison_folder import ComparisonPlan, plan_content, plan_of
 from runner.report.comparison_words import verdict_line
 from runner.report.comparisons import REASONS, ComparisonAnswer, LookRow, Standing
+from runner.report.confirmation import to_content
 from runner.report.family import Verdict
 from runner.report.measures import Mean, Pair
 from runner.report.metric import METRICS
@@ -46,6 +47,10 @@ def to_json(answer: ComparisonAnswer) -> dict[str, Any]:
         a list: ``n``, ``label``, ``num_pairs``, ``mean``, ``p_zero``, ``p_margin``, ``verdict``.
     ``is_ended``, ``num_trainings``, ``num_evaluations``, ``notes``
         as in :class:`ComparisonAnswer`.
+    ``confirmation``
+        only after ``--confirm-on test``: ``split``, ``is_verdict`` (false), ``metric``,
+        ``test_fingerprint``, ``num_images``, ``base`` and ``arms``, each with ``label``, ``mean``,
+        ``values`` {seed: value}, and for arms ``difference``, ``low`` and ``high``.
     """
     return {
         "format": _FORMAT,
@@ -88,6 +93,9 @@ def to_json(answer: ComparisonAnswer) -> dict[str, Any]:
         "num_trainings": answer.num_trainings,
         "num_evaluations": answer.num_evaluations,
         "notes": [*answer.notes],
+        **(
+            {} if answer.confirmation is None else {"confirmation": to_content(answer.confirmation)}
+        ),
     }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from runner.records.comparison_folder import BASELINE
+from runner.report import confirmation
 from runner.report.comparison_words import verdict_line
 from runner.report.comparisons import ComparisonAnswer, Standing
 from runner.report.forest import Forest, ForestRow
@@ -27,6 +28,8 @@ def comparison_parts(answer: ComparisonAnswer) -> Iterator[Table | Forest | str]
     yield standings_table(answer)
     yield forest_of(answer)
     yield prices_table(answer)
+    if answer.confirmation is not None:
+        yield confirmation.table(answer.confirmation, answer)
     yield from answer.notes
 
 

@@ -24,6 +24,7 @@ from runner.records.comparison_folder import (
     Tuned,
     displayed_label,
 )
+from runner.report.confirmation import Confirmation
 from runner.report.factors import Look, trick_factors
 from runner.report.family import FEWEST_SEEDS, Verdict, judged
 from runner.report.groups import Arm, RunGroup
@@ -143,6 +144,7 @@ class ComparisonAnswer:
         num_evaluations: number of evaluations with TTA.
         notes: what to bear in mind, a sentence each.
         base_value: the metric that is compared of the base, as ``base``.
+        confirmation: what the test images say, if that was asked for; no verdict depends on it.
     """
 
     plan: ComparisonPlan
@@ -158,6 +160,7 @@ class ComparisonAnswer:
     num_evaluations: int
     notes: tuple[str, ...]
     base_value: Mean | None = None
+    confirmation: Confirmation | None = None
 
     @property
     def metric(self) -> Metric:

@@ -14,6 +14,7 @@ from runner.report.comparisons import (
     standings,
     timed,
 )
+from runner.report.confirmation import with_recorded
 from runner.report.groups import RunGroup
 from runner.report.runs import FinishedRun, Unranked
 from runner.report.scores import ScoreBook
@@ -74,7 +75,7 @@ def find_comparisons(places: Iterable[Path], book: ScoreBook) -> FoundComparison
             _add_members(members, failed, jobs, folder)
             content = folder.answer()
             if content is not None:
-                found = from_json(content)
+                found = with_recorded(from_json(content), folder)
             else:
                 found = standings(folder.plan(), runs, outputs, book, searched)
             counted = counted_runs(found, runs, outputs)

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from runner import __version__
 from runner.errors import ArtefactError
 from runner.records.comparison_folder import BASELINE
-from runner.report import comparison_text, figures, text
+from runner.report import comparison_text, confirmation, figures, text
 from runner.report.answer import Answer, GroupAnswer
 from runner.report.comparison_words import verdict_line
 from runner.report.comparisons import ComparisonAnswer
@@ -82,6 +82,7 @@ class _ComparisonSection:
     forest: tuple[Markup, Markup] | None
     verdicts: Table
     prices: Table
+    confirmation: Table | None
     looks: Table
     pairs: Table
     group: RunGroup | None
@@ -211,6 +212,9 @@ def _comparison_section(
         forest=_forest(f"{name}-forest", effects, answer.plan.margin, answer.metric),
         verdicts=comparison_text.standings_table(answer),
         prices=comparison_text.prices_table(answer),
+        confirmation=confirmation.table(answer.confirmation, answer)
+        if answer.confirmation
+        else None,
         looks=comparison_text.looks_table(answer),
         pairs=comparison_text.pairs_table(answer),
         group=group,

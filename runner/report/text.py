@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from runner.records.comparison_folder import BASELINE, displayed_label
 from runner.report.answer import Answer, GroupAnswer, Row
 from runner.report.classes import class_means
 from runner.report.comparison_json import to_json as comparison_json
@@ -18,6 +19,7 @@ from runner.report.groups import RunGroup
 from runner.report.measures import (
     PRICES,
     Interval,
+    mean_of,
     mean_text,
     p_text,
 )
@@ -377,6 +379,23 @@ def _csv_lines(answer: ComparisonAnswer) -> Iterator[list[object]]:
             line |= {"accuracy": one.accuracy.mean, **_ends("accuracy", one.accuracy.interval)}
         if one.value is not None:
             line |= {"value": one.value.mean, **_ends("value", one.value.interval)}
+        yield [line.get(column) for column in CSV_COLUMNS]
+    if answer.confirmation is None:
+        return
+    for side in (answer.confirmation.base, *answer.confirmation.arms):
+        line = {
+            "group": plan.name,
+            "table": "confirmation on test",
+            "arm": displayed_label(side.label),
+            "reference": None if side is answer.confirmation.base else BASELINE,
+            "paired_seeds": len(side.values),
+            "difference": side.mean,
+            **_ends("over_both", side.interval),
+        }
+        if side.values:
+            mean = mean_of([*side.values.values()]).mean
+            line |= {"metric": plan.metric, "value": mean}
+            line |= {"accuracy": mean} if answer.metric is ACCURACY else {}
         yield [line.get(column) for column in CSV_COLUMNS]
 
 

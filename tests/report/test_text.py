@@ -335,3 +335,19 @@ def test_seconds_are_a_price_only_where_they_tell_of_the_change(
     table = text.price_table(ask(tmp_path).groups[0])
     place = table.columns.index("seconds ×")
     assert [row[place] for row in table.rows] == ["1.00", shown]
+
+
+def test_classes_are_shown_on_request_and_always_in_json(found: Answer) -> None:
+    quiet = [part for part in text.content(found) if isinstance(part, Table)]
+    shown = [part for part in text.content(found, per_class=True) if isinstance(part, Table)]
+    arms = [arm for group in found.groups for arm in group.group.arms]
+    added = [table for table in shown if table not in quiet]
+    assert [table.title for table in added] == [
+        f"{arm.label}, by class, means over seeds" for arm in arms
+    ]
+    recall = [float(row[3]) / 100 for row in added[0].rows]
+    accuracy = found.groups[0].rows[0].metrics["accuracy"].mean
+    assert sum(recall) / 3 == pytest.approx(accuracy, abs=1e-4), "classes of equal size"
+    per_class = json.loads(text.to_json(found))["groups"][0]["per_class"]
+    assert [*per_class] == [arm.label for arm in found.groups[0].group.arms]
+    assert per_class["mixup"]["bag"]["support"] == 10

@@ -1,0 +1,106 @@
+"""Confirm a comparison that has ended on the test part of its data.
+
+Whether the data has a test part is checked before the first training. After the last one, each run
+that the answer counts predicts the test images once; the predictions stay in the folders of the
+runs, so that a confirmation that was interrupted goes on, and another comparison uses them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from runner.compare.question import Question
+from runner.errors import ConfigError
+from runner.records.comparison_folder import ComparisonFolder
+from runner.records.evaluations_on_test import PredictionsOnTest
+from runner.report.comparisons import ComparisonAnswer
+from runner.report.confirmation import confirmed, counted, record
+from runner.terminal.display import Display
+
+Predict = Callable[[Path, str | None], PredictionsOnTest]
+"""Predicts the test images: path of a run's folder, and name of its evaluation with TTA if any."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The test part of the data of a comparison: its fingerprint, and its number of images."""
+
+    fingerprint: str
+    num_images: int
+
+
+def check_word(split: str | None) -> None:
+    """Refuse a value of ``--confirm-on`` that is not ``test``.
+
+    Raises:
+        ConfigError: naming the value that there is.
+    """
+    if split is not None and split != "test":
+        raise ConfigError(
+            "a comparison is confirmed on images that it has not used",
+            where=f"--confirm-on {split}",
+            fix="--confirm-on test",
+        )
+
+
+def read_test_part(question: Question, display: Display) -> HeldOut:
+    """Read and check the test images, so that nothing is trained in vain.
+
+    Raises:
+        DataError: the data has no test part, or its images cannot be used.
+    """
+    from runner.data.dataset import load_dataset, no_test_part
+
+    base = question.base
+    dataset = load_dataset(
+        base.data, base.largest_size, question.outputs / "cache", display.work, with_test=True
+    )
+    if dataset.test is None or dataset.test_fingerprint is None:
+        raise no_test_part(base.data)
+    return HeldOut(dataset.test_fingerprint, len(dataset.test))
+
+
+def plan_lines(confirming: tuple[Question, HeldOut] | None) -> list[str]:
+    """The line of the plan about the confirmation; none if none is asked for."""
+    if confirming is None:
+        return []
+    _, part = confirming
+    return [f"at the end: every run on {part.num_images:,} test images, once; no verdict"]
+
+
+def confirm(
+    folder: ComparisonFolder,
+    answer: ComparisonAnswer,
+    part: HeldOut,
+    predict: Predict,
+    display: Display,
+) -> ComparisonAnswer:
+    """Evaluate the runs of an ended comparison on the test images, and record what they say.
+
+    Args:
+        folder: the folder of the comparison.
+        answer: its answer.
+        part: the test part of its data.
+        predict: predicts the test images.
+        display: shows the progress.
+
+    Returns:
+        The answer with its confirmation.
+
+    Raises:
+        ArtefactError: a run can no longer be read.
+        StorageError: the predictions or the confirmation cannot be written.
+    """
+    runs, places = folder.runs(), counted(answer)
+    if not places:
+        return answer
+    display.line(f"confirming on {part.num_images:,} test images: {len(places)} runs")
+    predictions = {}
+    for done, (label, seed) in enumerate(places):
+        display.work("runs on test images", done, len(places))
+        one = runs[label][seed]
+        predictions[label, seed] = predict(folder.outputs / str(one.run), one.evaluation)
+    display.work("runs on test images", len(places), len(places))
+    found = confirmed(answer, predictions, part.fingerprint)
+    record(folder, found)
+    return replace(answer, confirmation=found)
