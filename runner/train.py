@@ -71,7 +71,7 @@ def _run(
         config, weights = fitted_to_weights(config, display, code)
     with processes.first_alone():
         dataset = load_dataset(config.data, config.largest_size, outputs / "cache", display.work)
-    _print_notes(dataset, config.data.batch_size, display)
+    _print_notes(dataset, config, display)
     config, what = identified(config, dataset, weights.identity if weights else None, code)
     if code is not None:
         display.line(f"code: {', '.join(code.lines)} of {code.name}, SHA-256 {code.sha256[:8]}…")
@@ -107,12 +107,23 @@ def _run(
         raise
 
 
-def _print_notes(dataset: "Dataset", batch_size: int, display: Display) -> None:
+def _print_notes(dataset: "Dataset", config: RunConfig, display: Display) -> None:
+    batch_size = config.data.batch_size
     display.line(
         f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.val):,} validation "
         f"images in {len(dataset.classes)} classes"
     )
-    if 0 < (left_out := len(dataset.train) % batch_size) < len(dataset.train):
+    if config.sampling.is_on:
+        display.line(
+            "note: each epoch draws its training images with replacement (sampling.power="
+            f"{config.sampling.power:g}): some come several times, others not at all"
+        )
+        if config.loss.is_weighted:
+            display.line(
+                "note: class weights and balanced sampling both make up for the sizes of the "
+                "classes; together, rare classes count more than frequent ones"
+            )
+    elif 0 < (left_out := len(dataset.train) % batch_size) < len(dataset.train):
         display.line(
             f"note: each epoch leaves out {left_out:,} of {len(dataset.train):,} training images, "
             f"others each time, because only whole batches of {batch_size} are trained on"

@@ -75,6 +75,8 @@ def train_and_evaluate(
         raise known from error
     if loaded is not None:
         display.line(f"pretrained: {loaded}")
+        if config.loss.kind == "bce" and not loaded.fresh:
+            display.line("note: loss.kind=bce keeps the bias of the pretrained head")
     if is_too_short(config.ema, total := sum(stage.num_steps for stage in stages)):
         display.line(
             f"note: ema has no effect: {config.ema.span:g} of {total} updates is one update or less"

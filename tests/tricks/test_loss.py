@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import exp, log
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -21,13 +23,15 @@ from small import (
     small_network,
     weights,
 )
+from torch import nn
 
 from runner.config import checks
 from runner.config.idea import idea_of
-from runner.config.schema import Loss, Mixup, RunConfig, Smoothing
+from runner.config.schema import Accumulate, Loss, Mixup, RunConfig, Smoothing
 from runner.data.dataset import Dataset, Split, load_dataset
 from runner.errors import ConfigError, DataError
 from runner.export import programs
+from runner.machine.processes import ALONE, Processes
 from runner.models import build_model
 from runner.records.bundle import Change, open_bundle
 from runner.records.run_folder import RunFolder
@@ -35,6 +39,7 @@ from runner.training.learners import build_learner, trained_learner
 from runner.training.loop import Training
 from runner.training.predicting import evaluate
 from runner.training.schedule import plan
+from runner.training.step import compute_gradients
 from runner.tricks.loss import class_weights, mean_loss, probabilities, total_weight
 from runner.tricks.smoothing import one_hot, smooth
 
@@ -247,6 +252,64 @@ def test_a_stopped_training_goes_on_to_the_same_bits(loss: Loss) -> None:
     for _ in second:
         pass
     assert torch.equal(weights(second.evaluated.model), weights(first.evaluated.model))
+
+
+def without_batch_norm() -> nn.Sequential:
+    """A network whose outputs for an image do not depend on the other images of the batch."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        features = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.Flatten())
+        return nn.Sequential(features, nn.Sequential(nn.Linear(64, 3)))
+
+
+class TwoThreads(Processes):
+    """Two processes as threads: their sums meet at a barrier."""
+
+    def meet(self, barrier: Barrier, sums: dict[int, torch.Tensor]) -> "TwoThreads":
+        object.__setattr__(self, "met", (barrier, sums))
+        return self
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        barrier, sums = self.met
+        sums[self.rank] = tensor.clone()
+        barrier.wait(30)
+        total = sums[0] + sums[1]
+        barrier.wait(30)
+        return total
+
+
+def gradients_of(config: RunConfig, rows: slice, processes: Processes = ALONE) -> torch.Tensor:
+    """All gradients of one step on some of ten images, as one vector."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(10, 3, 16, 16, generator=generator)
+    targets = smooth(one_hot(torch.tensor([0, 0, 0, 0, 0, 0, 0, 1, 1, 2]), 3), 0.1)
+    model = without_batch_norm()
+    by_class = class_weights(config.loss, np.array([0, 0, 0, 0, 0, 1, 2]), CLASSES, 3)
+    learner = small_learner(
+        model, class_weights=by_class, loss=config.loss.kind, processes=processes
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    compute_gradients(learner, optimizer, images[rows], targets[rows], 10, config)
+    found = [parameter.grad for parameter in model.parameters()]
+    return torch.cat([each.flatten() for each in found if each is not None])
+
+
+@pytest.mark.parametrize("loss", WEIGHTED)
+def test_micro_batches_and_processes_make_the_gradient_of_the_whole_batch(loss: Loss) -> None:
+    whole = gradients_of(small_config(loss=loss), slice(None))
+    parts = gradients_of(small_config(loss=loss, accumulate=Accumulate(steps=5)), slice(None))
+    torch.testing.assert_close(parts, whole)
+    barrier, sums = Barrier(2), dict[int, torch.Tensor]()
+
+    def work(rank: int) -> torch.Tensor:
+        processes = TwoThreads(rank, 2).meet(barrier, sums)
+        return gradients_of(small_config(loss=loss), slice(rank, None, 2), processes)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(work, (0, 1))
+    torch.testing.assert_close((first + second) / 2, whole)
+    alone = [gradients_of(small_config(loss=loss), slice(rank, None, 2)) for rank in (0, 1)]
+    assert (sum(alone) / 2 - whole).abs().max() > 1e-3  # negative control: weighed apart
 
 
 # ── The first bias ─────────────────────────────────────────────────────────────────────────────
