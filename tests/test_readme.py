@@ -22,7 +22,9 @@ from runner.report.__main__ import parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = README + (ROOT / "docs" / "comparing.md").read_text()
+PAGES = README + "".join(
+    (ROOT / "docs" / name).read_text() for name in ("comparing.md", "imbalance.md")
+)
 BLOCKS = re.findall(r"```bash\n(.*?)```", PAGES, flags=re.DOTALL)
 COMMANDS = [
     re.split(r"#| \| ", line[line.index("-m runner.") :])[0].strip()
