@@ -41,7 +41,7 @@ MOST_SEEDS: dict[str, int] = {"max-seeds": 20, "seeds": 100}
 
 _IMAGE_KEYS = (
     "name", "root", "variant", "label_noise", "val_fraction", "path_column", "label_column",
-    "split_column", "num_folds", "fold", "on_corrupt", "on_leak",
+    "split_column", "group_column", "group_pattern", "num_folds", "fold", "on_corrupt", "on_leak",
 )  # fmt: skip
 """Keys of ``data`` that decide which images there are, and how they are split and labeled."""
 _PLACE_KEYS = ("seed", "outputs", "run_dir", "device", "threads", "force")

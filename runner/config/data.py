@@ -1,5 +1,6 @@
 """Data: which images, how they are split, stored and batched."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -31,7 +32,19 @@ class Data(Group):
     fold: int = option(0, "the fold that is the validation part, from 0 on", at_least=0)
     path_column: str = option("path", "table: column with image paths, relative to the table")
     label_column: str = option("label", "table: column with class names")
-    split_column: str | None = option(None, "table: column that says train or val; null: drawn")
+    split_column: str | None = option(
+        None, "table: column that says train, val or test; null: drawn"
+    )
+    group_column: str | None = option(
+        None,
+        "table: column that says which images belong together, such as those of one patient: a "
+        "split never parts them, and they count as one draw in verdicts; null: none do",
+    )
+    group_pattern: str | None = option(
+        None,
+        "folder, table: the same by a regular expression that is searched in the path below the "
+        "root; its first parenthesis names the group, without one the whole match",
+    )
     default_size: int = option(28, "image size used where resize.size is null", at_least=1)
     presize: int | None = option(
         None,
@@ -98,6 +111,7 @@ class Data(Group):
             )
         if self.num_folds is not None:
             yield from self._wrong_folds(self.num_folds)
+        yield from self._contradictions_of_groups()
         if self.name in ("folder", "table") and self.root is None:
             yield Problem(
                 f"data.root=null: data={self.name} needs to know where the images are",
@@ -115,4 +129,38 @@ class Data(Group):
             yield Problem(
                 f"data.fold={self.fold}: {num_folds} folds are numbered from 0 to {num_folds - 1}",
                 f"data.fold={num_folds - 1}, or data.num_folds={self.fold + 1}",
+            )
+
+    def _contradictions_of_groups(self) -> Iterator[Problem]:
+        if self.group_column is not None and self.group_pattern is not None:
+            yield Problem(
+                f"data.group_column={self.group_column} data.group_pattern={self.group_pattern}: "
+                "each of the two says which images are a group",
+                "data.group_column=null or data.group_pattern=null",
+            )
+        if self.group_column is not None and self.name != "table":
+            fix = "data.group_column=null"
+            if self.name == "folder":
+                fix += ", or data.group_pattern with a regular expression on the path of an image"
+            yield Problem(
+                f"data.group_column={self.group_column}: data={self.name} has no columns", fix
+            )
+        if self.group_pattern is None:
+            return
+        if self.name not in ("folder", "table"):
+            yield Problem(
+                f"data.group_pattern={self.group_pattern}: the images of data={self.name} have no "
+                "paths of their own",
+                "data.group_pattern=null",
+            )
+        try:
+            re.compile(self.group_pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            place = getattr(error, "pos", None)
+            yield Problem(
+                f"data.group_pattern={self.group_pattern}: no regular expression: "
+                f"{getattr(error, 'msg', error)}"
+                + ("" if place is None else f", at position {place}"),
+                "a regular expression of Python, in two pairs of quotes: "
+                """'data.group_pattern="^[^/]+/([^_/]+)_"', the part of a file's name before _""",
             )

@@ -1,13 +1,141 @@
 """Groups of images that are alike, as all images of one patient: they stay together in a split."""
 
+import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runner.errors import DataError
 from runner.randomness import generator
+from runner.terminal.console import distinguishable, legible
 
 _ATTEMPTS = 100  # orders of the groups that are tried if some class lacks a side
+_SHOWN = 10
+_PARTS = ("training", "validation", "test")
+
+
+def groups_by_pattern(pattern: str, paths: Sequence[str]) -> list[str]:
+    """The group of each path: what the first parenthesis of ``pattern`` finds, or all of it.
+
+    Args:
+        pattern: a regular expression, which is searched in the path.
+        paths: paths of images below the root, with slashes.
+
+    Raises:
+        DataError: some paths have no match, or an empty one; the message names them.
+    """
+    expression = re.compile(pattern)
+    names = []
+    for path in paths:
+        match = expression.search(path.replace(os.sep, "/"))
+        names.append("" if match is None else match[1 if expression.groups else 0] or "")
+    if missing := [path for path, name in zip(paths, names, strict=True) if not name]:
+        shown = "".join(f"\n  {name}" for name in distinguishable(missing[:_SHOWN]))
+        more = f"\n  and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise DataError(
+            f"{len(missing)} of {len(paths)} images have no group, because nothing in their path "
+            f"matches:\n{shown[1:]}{more}",
+            where=f"data.group_pattern={pattern}",
+            fix="a pattern that matches the path of every image, as "
+            """'data.group_pattern="([^/]+)/[^/]+$"', the folder of the file""",
+        )
+    return names
+
+
+def numbered(names: Sequence[str], is_test: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    """A number for each name: those outside the test part come first, so it changes none of them.
+
+    Returns:
+        (n,) int64.
+    """
+    used = names if is_test is None else np.array(names, dtype=object)[~is_test].tolist()
+    first = sorted(set(used))
+    number_of = {name: number for number, name in enumerate(first)}
+    for name in sorted({*names} - {*first}):
+        number_of[name] = len(number_of)
+    return np.array([number_of[name] for name in names], np.int64)
+
+
+def check_apart(
+    names: Sequence[str],
+    groups: NDArray[np.int64],
+    parts: NDArray[np.int64],
+    images: Sequence[str],
+    where: str,
+) -> None:
+    """Raise if images of one group are in more than one part of a split.
+
+    Args:
+        names: n names of groups.
+        groups: (n,) int64, their numbers.
+        parts: (n,) int64; 0, 1 and 2 are training, validation and test.
+        images: n names of images.
+        where: the key that names the groups, with its value.
+    """
+    order = np.lexsort((parts, groups))
+    crossings = (np.diff(groups[order]) == 0) & (np.diff(parts[order]) != 0)
+    if not (places := np.flatnonzero(crossings)).size:
+        return
+    lines = []
+    for place in places[:_SHOWN].tolist():
+        one, other = int(order[place]), int(order[place + 1])
+        first, second = distinguishable([images[one], images[other]])
+        lines.append(
+            f"  {legible(names[one])}: {first} in {_PARTS[int(parts[one])]}, "
+            f"{second} in {_PARTS[int(parts[other])]}"
+        )
+    num_groups = len({*groups[order[places]].tolist()})
+    if len(places) > _SHOWN:
+        lines.append(f"  and {len(places) - _SHOWN} more")
+    raise DataError(
+        f"{num_groups} group{'s have' if num_groups > 1 else ' has'} images in more than one part "
+        "of the split that the data brings:\n" + "\n".join(lines),
+        where=where,
+        fix="move the images of a group to one part, or let the split be drawn, from one folder "
+        "per class or with data.split_column=null; without groups, verdicts take images of one "
+        "group for independent",
+    )
+
+
+def check_both_sides(
+    classes: Sequence[str],
+    labels: NDArray[np.int64],
+    names: Sequence[str],
+    is_val: NDArray[np.bool_],
+    where: str,
+) -> None:
+    """Raise if whole groups leave a class of several images without training or validation images.
+
+    Args:
+        classes: names, in the order of the labels.
+        labels: (n,) int64.
+        names: n names of groups.
+        is_val: (n,) bool, the split that was drawn.
+        where: the key that names the groups, with its value.
+    """
+    lines = []
+    for label, name in enumerate(classes):
+        members = np.flatnonzero(labels == label)
+        if len(members) > 1 and is_val[members].all() | ~is_val[members].any():
+            found = sorted({names[index] for index in members.tolist()})
+            what = (
+                f"are in one group, {legible(found[0])}"
+                if len(found) == 1
+                else f"are in {len(found)} groups, which are needed whole for other classes"
+            )
+            lines.append(f"  all {len(members)} images of {legible(name)} {what}")
+    if lines:
+        more = [f"  and {len(lines) - _SHOWN} more classes"] if len(lines) > _SHOWN else []
+        raise DataError(
+            "no split with whole groups has images of each class on both sides:\n"
+            + "\n".join([*lines[:_SHOWN], *more]),
+            where=where,
+            fix="images of these classes from more groups, or remove the classes; if images of a "
+            "group need not stay together: data.group_column=null data.group_pattern=null",
+        )
 
 
 def split_groups(

@@ -9,8 +9,9 @@ from runner.errors import StorageError
 from runner.machine.files import write_synced
 
 Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
 
-_PARTS: dict[str, Part] = {
+_PART_OF: dict[str, Part] = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "tst", "holdout"), "test"),
@@ -33,7 +34,7 @@ def part_of(name: str) -> Part | None:
     words = [word for word in re.split(r"[\W_]+", name.casefold()) if word]
     joined = (re.sub("(set|data|images)$", "", word) or word for word in words)
     said = [word for word in joined if word not in _FILLERS]
-    return _PARTS.get(said[0]) if len(said) == 1 else None
+    return _PART_OF.get(said[0]) if len(said) == 1 else None
 
 
 def is_junk(name: str) -> bool:

@@ -1,6 +1,7 @@
 """A data set before its images are opened: which images, which labels, which split."""
 
 import unicodedata
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -26,7 +27,7 @@ class Listing:
         num_ignored: files that are not images, such as Thumbs.db.
         notes: what the user should know, one sentence each.
         groups: (n,) int64, the group of each image, such as the patient or the film that it is of;
-            None if every image is a group of its own. No source names groups yet.
+            None if every image is a group of its own.
         is_test: (n,) bool, True for images of a test part that the data brings, which are neither
             training nor validation; None if it brings none.
     """
@@ -145,3 +146,32 @@ def few_names(names: list[str], limit: int = 10) -> str:
     """The first ``limit`` of ``names``, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def note_test_part(count: int, where: str) -> str:
+    """A note on the images of a test part; ``where`` is the folder or the rows that have them."""
+    return f"{count:,} test images ({where}) stay apart: no training and no verdict uses them"
+
+
+def is_test_part(names: Sequence[str], classes: Sequence[str], where: str) -> bool:
+    """Whether test images have labels.
+
+    Args:
+        names: the class of each test image.
+        classes: names of the classes of training and validation.
+        where: the place of the data, for messages.
+
+    Returns:
+        False if there are none, or none is of a known class, as if their labels are withheld.
+
+    Raises:
+        DataError: some classes are known, and some are not.
+    """
+    unknown = sorted({*names} - {*classes})
+    if unknown and {*names} & {*classes}:
+        raise DataError(
+            f"in test but not in training: {few_names(unknown)}",
+            where=where,
+            fix="add training images of these classes or remove them from the test part",
+        )
+    return bool(names) and not unknown

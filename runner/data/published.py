@@ -139,9 +139,7 @@ def list_imagenette(data: Data, cache: Path, split_seed: int, progress: Progress
             where=f"data.root={data.root or root}",
             fix="data.root= the unpacked folder or the .tgz, or leave it out to download",
         )
-    listing = from_split_folders(
-        root, root / "train", root / "val", name="imagenette", outputs=cache.parent
-    )
+    listing = from_split_folders(root, data, outputs=cache.parent)
     if unknown := [name for name in listing.classes if name not in _IMAGENETTE_CLASSES]:
         raise DataError(
             f"not Imagenette: unexpected class folders {', '.join(unknown[:5])}",

@@ -12,23 +12,25 @@ import os
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from runner.config.schema import Data
-from runner.data.folds import drawn_split, refuse_folds
+from runner.data.grouping import groups_by_pattern
 from runner.data.images import SUFFIXES, FileImages
-from runner.data.layout import part_of
+from runner.data.layout import Part, part_of
 from runner.data.listing import (
     Listing,
-    check_same_classes,
     few_names,
+    is_test_part,
     note_similar_classes,
+    note_test_part,
     spelled,
 )
 from runner.data.places import existing_root
+from runner.data.splitting import with_split
 from runner.data.store import Progress
 from runner.errors import DataError
 from runner.machine.files import read_whole
@@ -40,12 +42,13 @@ _MISSING = frozenset({"nan", "na", "n/a", "#n/a", "null", "none", "-", "?"})
 
 @dataclass(frozen=True)
 class _Row:
-    """A line of the table: its number, and its cells."""
+    """A row of the table: the number of its first line, and its cells."""
 
     line: int
     path: str
     label: str
-    split: str
+    split: str = ""
+    group: str = ""
 
 
 def list_table(data: Data, cache: Path, split_seed: int, progress: Progress) -> Listing:
@@ -57,26 +60,42 @@ def list_table(data: Data, cache: Path, split_seed: int, progress: Progress) -> 
     if not rows:
         raise DataError("the table lists no images", where=str(table), fix="add a line per image")
     notes = _notes_on_labels(rows)
-    is_val = None
+    parts: list[Part] = ["train"] * len(rows)
     if data.split_column is not None:
-        rows, is_val, more = _with_split(rows, data, table)
+        rows, parts, more = _with_parts(rows, data, table)
         notes += more
     paths, more = _real_paths(rows, table.parent)
     notes += more
     _refuse_repeated(rows, paths, table)
     names = [row.label.strip() for row in rows]
-    classes = tuple(sorted(set(names)))
+    is_val, is_test = (np.array([part == one for part in parts]) for one in ("val", "test"))
+    classes = tuple(
+        sorted({name for name, part in zip(names, parts, strict=True) if part != "test"})
+    )
     label_of = {name: label for label, name in enumerate(classes)}
-    labels = np.array([label_of[name] for name in names], np.int64)
-    if is_val is None:
-        held, more = drawn_split(data, classes, labels, split_seed)
-        notes += more
-    else:
-        refuse_folds(data, f"data.split_column={data.split_column}")
-        held = np.array(is_val, dtype=bool)
-        notes += check_same_classes(classes, labels, held, f"{table}")
-    notes += note_similar_classes(classes)
-    return Listing("table", classes, FileImages(table.parent, tuple(paths)), labels, held, 0, notes)
+    listing = Listing(
+        name="table",
+        classes=classes,
+        images=FileImages(table.parent, tuple(paths)),
+        labels=np.array([label_of[name] for name in names], np.int64),
+        is_val=is_val,
+        notes=notes,
+        is_test=is_test if is_test.any() else None,
+    )
+    group_names = None
+    if data.group_column is not None:
+        group_names = [row.group.strip() for row in rows]
+    elif data.group_pattern is not None:
+        group_names = groups_by_pattern(data.group_pattern, paths)
+    listing = with_split(
+        listing,
+        data,
+        split_seed,
+        own=f"data.split_column={data.split_column}" if is_val.any() else None,
+        group_names=group_names,
+        where=str(table),
+    )
+    return replace(listing, notes=listing.notes + note_similar_classes(classes))
 
 
 def _text(table: Path) -> str:
@@ -108,38 +127,61 @@ def _text(table: Path) -> str:
 
 def _rows(text: str, data: Data, table: Path) -> Iterator[_Row]:
     """The lines of a table, without empty ones."""
-    keys = {"data.path_column": data.path_column, "data.label_column": data.label_column}
-    if data.split_column is not None:
-        keys["data.split_column"] = data.split_column
+    columns = {
+        "path": data.path_column,
+        "label": data.label_column,
+        "split": data.split_column,
+        "group": data.group_column,
+    }
+    wanted = {name: column for name, column in columns.items() if column is not None}
     line = 1
+    empty: list[tuple[int, str]] = []
     try:
-        header, delimiter = _header(text, [*keys.values()])
-        places = [_place(header, key, column, table) for key, column in keys.items()]
+        header, delimiter = _header(text, [*wanted.values()])
+        places = {
+            name: _place(header, f"data.{name}_column", column, table)
+            for name, column in wanted.items()
+        }
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         next(reader)
+        line = reader.line_num + 1
         for cells in reader:
-            line = reader.line_num
+            first, line = line, reader.line_num + 1
             if not any(cell.strip() for cell in cells):
                 continue
-            where = f"{table}, line {line}"
             if any(cell.strip() for cell in cells[len(header) :]):
                 raise DataError(
                     f"{len(cells)} cells in a table of {len(header)} columns",
-                    where=where,
+                    where=f"{table}, line {first}",
                     fix='put a cell that has separators into quotes: "a, b.png",cat',
                 )
-            found = [cells[place] if place < len(cells) else "" for place in places]
-            if any(not cell.strip() for cell in found):
-                raise DataError(
-                    "an empty cell in the table", where=where, fix="fill it in or remove the line"
-                )
-            yield _Row(line, found[0], found[1], found[2] if len(found) == 3 else "")
+            found = {
+                name: cells[place] if place < len(cells) else "" for name, place in places.items()
+            }
+            empty += [(first, wanted[name]) for name, cell in found.items() if not cell.strip()]
+            yield _Row(first, **found)
     except csv.Error as error:
         raise DataError(
             f"cannot read the table: {error}",
             where=f"{table}, line {line}",
             fix="close the quotes of the cell, or write a quote inside quotes twice",
         ) from error
+    if empty:
+        raise _empty_cells(empty, table)
+
+
+def _empty_cells(empty: Sequence[tuple[int, str]], table: Path) -> DataError:
+    """What to raise for empty cells, each with its line and the name of its column."""
+    lines = [str(line) for line in dict.fromkeys(line for line, _ in empty)]
+    columns = few_names([*dict.fromkeys(column for _, column in empty)])
+    several = "s" * (len(lines) > 1)
+    return DataError(
+        f"an empty cell in {len(lines)} row{several} of the table, in the columns {columns}"
+        if several
+        else f"an empty cell in the table, in the column {columns}",
+        where=f"{table}, line{several} {few_names(lines)}",
+        fix="fill it in or remove the line",
+    )
 
 
 def _header(text: str, columns: Sequence[str]) -> tuple[list[str], str]:
@@ -187,25 +229,35 @@ def _notes_on_labels(rows: Sequence[_Row]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _with_split(
+def _with_parts(
     rows: Sequence[_Row], data: Data, table: Path
-) -> tuple[list[_Row], list[bool], tuple[str, ...]]:
-    """The rows that are used, which of them are validation, and notes."""
-    parts = [part_of(row.split) for row in rows]
-    if wrong := [row for row, part in zip(rows, parts, strict=True) if part is None]:
+) -> tuple[list[_Row], list[Part], tuple[str, ...]]:
+    """The rows that are used, the part of each, and notes."""
+    where = f"data.split_column={data.split_column} ({table}"
+    parts = [part for row in rows if (part := part_of(row.split)) is not None]
+    if len(parts) < len(rows):
+        wrong = [row for row in rows if part_of(row.split) is None]
         raise DataError(
             f"split must say train, val or test, not {few_names(sorted({r.split for r in wrong}))}",
-            where=f"data.split_column={data.split_column} ({table}, line {wrong[0].line})",
-            fix="write train or val there, or data.split_column=null to draw the split",
+            where=f"{where}, line {wrong[0].line})",
+            fix="write train, val or test there, or data.split_column=null to draw the split",
         )
-    notes: tuple[str, ...] = ()
-    held = "val" if "val" in parts else "test"
-    if held == "test" and "test" in parts:
-        notes = ("validation on the rows of the split test, because there is no split val",)
-    elif "test" in parts:
-        notes = (f"{parts.count('test')} rows of the split test are left out; val is validation",)
-    used = [(row, part) for row, part in zip(rows, parts, strict=True) if part in ("train", held)]
-    return [row for row, _ in used], [part == held for _, part in used], notes
+    if "train" not in parts or {*parts} == {"train"}:
+        raise DataError(
+            f"all rows of the table are {' or '.join(sorted({*parts}))}",
+            where=f"{where})",
+            fix="write train, val or test there, or data.split_column=null to draw the split",
+        )
+    if not (count := parts.count("test")):
+        return list(rows), parts, ()
+    both = list(zip(rows, parts, strict=True))
+    names = [row.label.strip() for row, part in both if part == "test"]
+    classes = [row.label.strip() for row, part in both if part != "test"]
+    if is_test_part(names, classes, f"{table}"):
+        return list(rows), parts, (note_test_part(count, "rows of the split test"),)
+    kept = [(row, part) for row, part in both if part != "test"]
+    note = f"{count:,} rows of the split test are left out: none has the label of a training image"
+    return [row for row, _ in kept], [part for _, part in kept], (note,)
 
 
 def _real_paths(rows: Sequence[_Row], folder: Path) -> tuple[list[str], tuple[str, ...]]:

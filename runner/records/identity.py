@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Keys that a result does not depend on, or only in its last bits: where it is written and how it is
 # computed. The content of data.root counts, through the data fingerprint, and that of code, through
-# its SHA-256; their paths do not.
+# its SHA-256; their paths do not. What the groups of images are is in the fingerprint, too.
 _COSMETIC = (
     "code",
     "outputs",
@@ -31,6 +31,8 @@ _COSMETIC = (
     "threads",
     "force",
     "data.root",
+    "data.group_column",
+    "data.group_pattern",
     "data.num_workers",
     "data.cache_gb",
     "data.on_corrupt",

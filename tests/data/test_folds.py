@@ -114,7 +114,7 @@ def test_a_table_has_folds_too(make_images, tmp_path):
     ("folders", "num_folds", "what"),
     [
         ({"train/a": 3, "train/b": 3, "val/a": 2, "val/b": 2}, 2, "split of its own .the folder v"),
-        ({"a/train": 3, "b/train": 3, "a/val": 2, "b/val": 2}, 2, "splits in each class"),
+        ({"a/train": 3, "b/train": 3, "a/val": 2, "b/val": 2}, 2, "folders CLASS/val"),
         ({"a": 3, "b": 1}, 2, "b: one image only"),
         ({"a": 3, "b": 3}, 7, "1 of 7 folds would have no images: there are 6 images"),
     ],

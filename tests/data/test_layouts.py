@@ -51,8 +51,8 @@ def test_the_names_of_splits(part):
 
 @pytest.mark.parametrize(
     ("train", "val"),
-    [("training_set", "test_set"), ("Train", "Val"), ("train", "valid"), ("train", "validation"),
-     ("train", "test"), ("TRAIN", "Testing")],
+    [("training_set", "val-set"), ("Train", "Val"), ("train", "valid"), ("train", "validation"),
+     ("TRAINING", "Validation")],
 )  # fmt: skip
 def test_splits_by_other_names_are_splits_with_a_line(train, val, listed):
     listing = listed(below(**{train: PAIR, val: PAIR}))
@@ -63,11 +63,64 @@ def test_splits_by_other_names_are_splits_with_a_line(train, val, listed):
     assert listing.notes == (f"training on the folder {train}, validation on the folder {val}",)
 
 
-def test_where_val_and_test_exist_val_is_used_and_that_is_said(listed):
-    listing = listed(below(train=PAIR, valid=PAIR, test=PAIR))
+def apart(listing):
+    return [listing.images.name(index) for index in np.flatnonzero(listing.is_test)]
+
+
+@pytest.mark.parametrize("test", ["test", "Testing", "TEST", "test_set"])
+def test_a_test_part_next_to_val_stays_apart(test, listed):
+    listing = listed(below(train=PAIR, valid=PAIR, **{test: PAIR}))
 
     assert {name.split("/")[0] for name in held(listing)} == {"valid"}
-    assert listing.notes[-1] == "left out, because train and valid are used: test"
+    assert {name.split("/")[0] for name in apart(listing)} == {test}
+    assert len(apart(listing)) == 5
+    assert listing.notes[-1] == (
+        f"5 test images (the folder {test}) stay apart: no training and no verdict uses them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("train", "test"), ("TRAIN", "Testing"), ("training_set", "test_set")]
+)
+def test_without_val_validation_is_drawn_from_train_and_that_is_said(train, test, listed):
+    alone = listed({"cat": 10, "dog": 5})
+
+    listing = listed(
+        below(**{train: {"cat": 10, "dog": 5}, test: PAIR}), root=alone.images.root / "x"
+    )
+
+    assert [name.split("/", 1)[1] for name in held(listing)] == held(alone)
+    assert {name.split("/")[0] for name in held(listing)} == {train}
+    assert len(apart(listing)) == 5
+    assert listing.notes == (
+        f"5 test images (the folder {test}) stay apart: no training and no verdict uses them",
+        "there is no validation part, so it is drawn from the training part",
+    )
+
+
+def test_a_test_part_inside_classes(listed):
+    counts = {"cat/train": 4, "cat/test": 1, "dog/train": 4, "dog/test": 2}
+    listing = listed(counts)
+
+    assert apart(listing) == ["cat/test/0.png", "dog/test/0.png", "dog/test/1.png"]
+    assert len(held(listing)) == 2
+    assert all("/train/" in name for name in held(listing))
+    with_val = listed({**counts, "cat/val": 1, "dog/val": 1})
+    assert held(with_val) == ["cat/val/0.png", "dog/val/0.png"]
+    assert apart(with_val) == apart(listing)
+
+
+def test_a_test_part_without_labels_is_left_out_and_half_of_them_is_an_error(listed):
+    listing = listed({**below(train=PAIR, val=PAIR), "test": 3})
+    assert listing.notes == ("the folder test is left out: it has no class folders",)
+    assert (listing.is_test, len(listing.images)) == (None, 10)
+
+    listing = listed({"test/images": 1})
+    assert listing.notes[0] == (
+        "the folder test is left out: it has no images of the classes of training"
+    )
+    with pytest.raises(DataError, match="in test but not in training: images"):
+        listed({"test/cat": 1})
 
 
 REFUSED = {

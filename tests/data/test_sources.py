@@ -80,7 +80,9 @@ def test_train_and_val_folders(make_images, listed, tmp_path):
     ]
     assert listing.labels.dtype == np.int64
     assert listing.num_ignored == 0
-    assert listing.notes == ("left out, because train and val are used: test",)
+    assert listing.notes == (
+        "the folder test is left out: it has no images of the classes of training",
+    )
 
 
 def test_labels_are_those_of_training_where_val_lacks_a_class(make_images, listed, tmp_path):
@@ -499,9 +501,12 @@ def test_a_table_with_a_split_and_columns_of_its_own(table, listed):
         "table", table(text), path_column="file", label_column="kind", split_column="split"
     )
 
-    assert listing.is_val.tolist() == [False, False, True, True, True]
-    assert listing.labels.tolist() == [0, 1, 0, 1, 0]
-    assert listing.notes == ("1 rows of the split test are left out; val is validation",)
+    assert listing.is_val.tolist() == [False, False, True, True, True, False]
+    assert listing.is_test.tolist() == [False] * 5 + [True]
+    assert listing.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert listing.notes == (
+        "1 test images (rows of the split test) stay apart: no training and no verdict uses them",
+    )
 
 
 def test_a_table_as_spreadsheets_write_it(table, listed):

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from runner.config.schema import Data
+from runner.data.decoding import BrokenImageError
 from runner.data.sources import list_images
 from runner.errors import DataError
 
@@ -94,23 +95,50 @@ def test_paths_of_other_programs(path, how, listed):
 
 
 SPLITS = {
-    "val and test": (["train", "train", "val", "val", "test", "test"], 2, "2 rows of the split"),
-    "test alone": (["train", "Train", "train", "training", "test", "TEST"], 2, "no split val"),
-    "other names": (["train", "train", "valid", "dev", "validation", "Val"], 4, None),
+    "val and test": (["train", "train", "val", "val", "test", "test"], 2, 2, "2 test images (rows"),
+    "test alone": (["train", "Train", "train", "training", "test", "TEST"], 2, 2, "is drawn from"),
+    "other names": (["train", "train", "valid", "dev", "validation", "Val"], 4, 0, None),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("splits", "num_val", "said"), SPLITS.values(), ids=SPLITS)
-def test_test_rows_do_not_join_validation(splits, num_val, said, listed):
+@pytest.mark.parametrize(("splits", "num_val", "num_test", "said"), SPLITS.values(), ids=SPLITS)
+def test_test_rows_do_not_join_validation(splits, num_val, num_test, said, listed):
     labels = [f"{'ab'[n % 2]},{split}" for n, split in enumerate(splits)]
 
     listing = listed(lines(labels, head="path,label,split"), split_column="split")
 
     assert listing.is_val.sum() == num_val
-    if said is None:
+    if not num_test:
+        assert listing.is_test is None
         assert listing.notes == ()
     else:
-        assert said in listing.notes[0]
+        assert listing.is_test.tolist() == [False] * 4 + [True] * 2
+        assert not (listing.is_val & listing.is_test).any()
+        assert any(said in note for note in listing.notes)
+
+
+def test_test_rows_without_labels_of_training_are_left_out_and_some_of_them_are_an_error(listed):
+    rows = ["a,train", "b,train", "a,val", "b,val", "unknown,test", "unknown,test"]
+
+    listing = listed(lines(rows, head="path,label,split"), split_column="split")
+
+    assert (listing.classes, len(listing.images), listing.is_test) == (("a", "b"), 4, None)
+    assert listing.notes == (
+        "2 rows of the split test are left out: none has the label of a training image",
+    )
+    with pytest.raises(DataError, match="in test but not in training: unknown"):
+        listed(lines([*rows[:5], "a,test"], head="path,label,split"), split_column="split")
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_column_of_splits_that_splits_nothing(split, listed):
+    with pytest.raises(DataError, match=f"all rows of the table are {split}") as caught:
+        listed(
+            lines([f"{name},{split}" for name in "abab"], head="path,label,split"),
+            split_column="split",
+        )
+
+    assert "data.split_column=null" in caught.value.fix
 
 
 REFUSED = {
@@ -126,6 +154,17 @@ REFUSED = {
     "blank label": (PLAIN + "images/deep/x.png,  \n", "empty cell", "line 8"),
     "latin-1": ("path,label\nimages/0.png,café\n".encode("latin-1"), "not UTF-8", "labels.csv"),
     "utf-16 without a mark": (PLAIN.encode("utf-16-le"), "zero bytes", "labels.csv"),
+    "missing labels": (
+        lines(["a", "", "b", " ", "a"]),
+        "an empty cell in 2 rows of the table, in the columns label",
+        "labels.csv, lines 3, 5",
+    ),
+    "a missing path": (PLAIN + ",a\n", "an empty cell in the table, in the column path", "line 8"),
+    "a quoted line break before": (
+        PLAIN + '"images/deep/x.png","c\nd"\n"images/0\n.png"\n',
+        "empty cell",
+        "line 10",
+    ),
     "zero byte": (PLAIN + "images/\0.png,a\n", "zero bytes", "labels.csv"),
 }
 
@@ -137,6 +176,18 @@ def test_tables_that_are_refused(content, message, where, listed):
 
     assert where in caught.value.where
     assert caught.value.fix
+
+
+def test_line_breaks_in_quotes_absolute_paths_and_one_row_without_its_file(listed, tmp_path):
+    absolute = tmp_path / "my set" / "images" / "1.png"
+    text = f'path,label\nimages/0.png,"a\nb"\n"{absolute}","a\nb"\nimages/2.png,c\nnone.png,c\n'
+
+    listing = listed(text)
+
+    assert listing.classes == ("a\nb", "c")
+    assert [listing.images.open(index).size for index in range(3)] == [(16, 12)] * 3
+    with pytest.raises(BrokenImageError, match="No such file"):  # a broken image, by its name
+        listing.images.open(3)
 
 
 @pytest.mark.parametrize("name", ["it's.csv", "a b,c.csv", "é.csv"])
