@@ -12,7 +12,8 @@ from runner.errors import DataError
 from runner.randomness import generator
 from runner.terminal.console import distinguishable, legible
 
-_ATTEMPTS = 100  # orders of the groups that are tried if some class lacks a side
+_ATTEMPTS = 100  # starts that are tried if some class lacks a side
+_FEW = 200  # groups; with more of them, the first start gives each class both sides if any does
 _SHOWN = 10
 _PARTS = ("training", "validation", "test")
 
@@ -147,7 +148,8 @@ def split_groups(
     class beyond its share. After that, the one group that brings the shares closest changes sides,
     until no group brings them closer. Closeness is the sum over the classes of the squared
     difference of the held-out part from its share; a class that lacks a side counts more than all
-    differences together. As long as some class lacks a side, other orders are tried.
+    differences together. If some class still lacks a side, and the groups are few, random halves are
+    tried as further starts.
 
     Args:
         labels: (n,) int64, the class of each image.
@@ -164,9 +166,13 @@ def split_groups(
     shares = np.clip(np.rint(sizes * fraction), np.minimum(1, sizes - 1), sizes - 1)
     counts = _Counts.of(label_of, group_of, sizes, shares.astype(np.int64))
     best, least = np.zeros(len(counts.starts), dtype=bool), np.inf
-    for attempt in range(_ATTEMPTS):
-        order = generator(seed, "split of groups", attempt).permutation(len(counts.starts))
-        held, cost = counts.improved(counts.filled(order))
+    for attempt in range(_ATTEMPTS if len(counts.starts) <= _FEW else 1):
+        draws = generator(seed, "split of groups", attempt)
+        if attempt == 0:
+            start = counts.filled(draws.permutation(len(counts.starts)))
+        else:
+            start = draws.random(len(counts.starts)) < 0.5
+        held, cost = counts.improved(start)
         if cost < least:
             best, least = held, cost
         if least < counts.one_sided:

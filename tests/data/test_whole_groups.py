@@ -1,17 +1,12 @@
-"""Groups of images: from columns and patterns, whole in every split, refused where they cannot be."""
+"""Groups of images, of columns and patterns: whole in every split, or refused."""
 
 from itertools import product
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.config.schema import Data
-from runner.data.dataset import load_dataset
 from runner.data.listing import stratified_split
-from runner.data.sources import list_images
-from runner.errors import DataError
 
 images = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 6)), min_size=2, max_size=40)
 
@@ -26,7 +21,7 @@ def has_all_sides(labels, is_val):
     counts = np.bincount(labels)
     held = np.bincount(labels[is_val], minlength=len(counts))
     several, single = counts > 1, counts == 1
-    return bool(((0 < held) & (held < counts))[several].all() and (held[single] == 0).all())
+    return bool(((held > 0) & (held < counts))[several].all() and (held[single] == 0).all())
 
 
 @given(images, st.floats(0.05, 0.95), st.integers(0, 3))
