@@ -148,7 +148,7 @@ def split_groups(
     class beyond its share. After that, the one group that brings the shares closest changes sides,
     until no group brings them closer. Closeness is the sum over the classes of the squared
     difference of the held-out part from its share; a class that lacks a side counts more than all
-    differences together. If some class still lacks a side, and the groups are few, random halves are
+    differences together. If a class still lacks a side, and groups are few, random halves are
     tried as further starts.
 
     Args:
