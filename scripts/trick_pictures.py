@@ -26,11 +26,15 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from runner.config.loss import Loss
 from runner.config.mixup import Mixup
+from runner.config.sampling import Sampling
 from runner.data.embedded import FashionSubset, load_fashion
 from runner.tricks import mixup as mixing
 from runner.tricks.accumulate import micro_batches
 from runner.tricks.clip import clip_gradients
+from runner.tricks.loss import class_weights, mean_loss
+from runner.tricks.sampling import epoch_order
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tricks"
 LARGEST_FILE = 60_000  # bytes of a picture
@@ -41,6 +45,7 @@ PICTURES: dict[str, Draw] = {}
 """The function that draws each picture, by the name of its trick."""
 
 _GAP, _LABEL_HEIGHT = 4, 18  # px
+_SIZES = [round(600 * 50 ** (-label / 9)) for label in range(10)]  # as in examples/imbalanced.csv
 _STYLE: Any = {
     "font.size": 9.5,
     "axes.spines.top": False,
@@ -161,6 +166,69 @@ def draw_accumulate(data: FashionSubset) -> Image.Image:
             label = f"accumulate.steps={steps}"
             axes.plot(place, sizes, label=label, drawstyle="steps-post")
         axes.set(xlabel="part of the batch that is done", ylabel="activations, MB")
+        axes.legend()
+
+    return chart(draw)
+
+
+@picture("balanced_sampling")
+def draw_balanced_sampling(data: FashionSubset) -> Image.Image:
+    """How often the images of each class come in an epoch of the imbalanced example."""
+    sizes = _SIZES
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+
+    def draw(axes: Axes) -> None:
+        for number, power in enumerate((0.0, 0.5, 1.0)):
+            order = epoch_order(labels, len(labels), Sampling(power), 0, 0)
+            counts = np.bincount(labels[order[0].images], minlength=len(sizes))
+            place = np.arange(len(sizes)) + 0.27 * (number - 1)
+            axes.bar(place, counts, width=0.25, label=f"sampling.power={power:g}")
+        axes.set(xlabel="class, by the number of its images", ylabel="images in an epoch")
+        axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+        axes.legend()
+
+    return chart(draw)
+
+
+@picture("bce")
+def draw_bce(data: FashionSubset) -> Image.Image:
+    """The loss of an image that is mixed of two classes in halves, by the outputs of these two."""
+    outputs = torch.linspace(-6, 6, 121)
+    target = torch.tensor([[0.5, 0.5, *[0.0] * 8]])
+    others = torch.full((8,), -4.0)
+    logits = [torch.cat([output.expand(2), others])[None] for output in outputs]
+
+    def draw(axes: Axes) -> None:
+        cross_entropy = [mean_loss(each, target, "cross_entropy") for each in logits]
+        bce = [mean_loss(each, target, "bce") for each in logits]
+        axes.plot(outputs, torch.stack(cross_entropy), label="cross entropy")
+        axes.plot(outputs, torch.stack(bce), label="binary cross entropy")
+        axes.set(xlabel="output of each of the two classes; the others are -4", ylabel="loss")
+        axes.legend()
+
+    return chart(draw)
+
+
+@picture("class_weights")
+def draw_class_weights(data: FashionSubset) -> Image.Image:
+    """The weight of an image by the size of its class, in the imbalanced example."""
+    sizes = _SIZES
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    choices = {
+        "balanced": Loss(class_weights="balanced"),
+        "effective, β = 0.999": Loss(class_weights="effective"),
+        "effective, β = 0.99": Loss(class_weights="effective", beta=0.99),
+    }
+
+    def draw(axes: Axes) -> None:
+        for label, loss in choices.items():
+            weights = class_weights(loss, labels, data.classes, len(sizes))
+            assert weights is not None
+            axes.plot(sizes, weights, "o-", label=label)
+        axes.set(
+            xlabel="training images of the class", ylabel="weight of an image",
+            xscale="log", yscale="log",
+        )  # fmt: skip
         axes.legend()
 
     return chart(draw)
