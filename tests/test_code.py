@@ -376,8 +376,8 @@ def test_a_change_that_is_not_known_is_refused(changed: Path, tmp_path: Path) ->
     from runner.models import build_model
     from runner.records.bundle import Change
 
-    with pytest.raises(ArtefactError, match="changed by blurpool"):
-        build_model("timm", "test_resnet", 3, seed=0, changes=[Change("blurpool", {})])
+    with pytest.raises(ArtefactError, match="changed by dilation"):
+        build_model("timm", "test_resnet", 3, seed=0, changes=[Change("dilation", {})])
     folder = Path(shutil.copytree(changed / "bundle", tmp_path / "bundle"))
     for change in ({"name": "code"}, {"name": "code", "file": "a.py", "sha256": "x" * 64,
                                       "functions": []}):  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from runner.config.accumulate import Accumulate
 from runner.config.augment import Augment
 from runner.config.auto_augment import AutoAugment
+from runner.config.blurpool import Blurpool
 from runner.config.budget import Budget
 from runner.config.checkpoint import Checkpoint
 from runner.config.clip import Clip
@@ -32,12 +33,14 @@ from runner.config.resize import Resize
 from runner.config.sam import Sam
 from runner.config.sampling import Sampling
 from runner.config.smoothing import Smoothing
+from runner.config.stochastic_depth import StochasticDepth
 from runner.config.tta import Tta
 
 __all__ = [
     "Accumulate",
     "Augment",
     "AutoAugment",
+    "Blurpool",
     "Budget",
     "Checkpoint",
     "Clip",
@@ -57,6 +60,7 @@ __all__ = [
     "Sam",
     "Sampling",
     "Smoothing",
+    "StochasticDepth",
     "Tta",
     "default_dict",
     "evaluation_groups",
@@ -85,6 +89,8 @@ class RunConfig:
     loss: Loss = field(default_factory=Loss)
     sampling: Sampling = field(default_factory=Sampling)
     model: Model = field(default_factory=Model)
+    stochastic_depth: StochasticDepth = field(default_factory=StochasticDepth)
+    blurpool: Blurpool = field(default_factory=Blurpool)
     optim: Optim = field(default_factory=Optim)
     accumulate: Accumulate = field(default_factory=Accumulate)
     sam: Sam = field(default_factory=Sam)

@@ -8,6 +8,7 @@ Weights are fresh here and nothing is downloaded; ``runner.models.pretrained`` l
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ import torchvision
 from torch import nn
 
 from runner.errors import ConfigError
-from runner.models.changes import changed
+from runner.models.changes import changed, settings_of
 from runner.models.xresnet import DEPTHS, xresnet
 from runner.randomness import torch_seed
 from runner.records.bundle import Change
@@ -71,16 +72,17 @@ def build_model(
         idea: the user's functions, for a change by the user's own code.
 
     Raises:
-        ArtefactError: a change is not known.
+        ArtefactError: a change is not known, or has values that no run has.
         CodeError: the function of ``idea`` does not return a network.
         ConfigError: source or name is unknown, timm is not installed, the architecture computes
-            features alone, or dropout is requested of an architecture without dropout.
-            ``runner.config.schema`` checks the ranges.
+            features alone, or dropout is requested of an architecture without dropout, or a change
+            has no place in it. ``runner.config.schema`` checks the ranges.
     """
+    drop_path = settings_of(changes).stochastic_depth.probability
     builders: dict[str, Callable[[str, int, float], nn.Module]] = {
         "xresnet": _build_xresnet,
         "torchvision": _build_torchvision,
-        "timm": _build_timm,
+        "timm": partial(_build_timm, drop_path=drop_path),
     }
     require_known(source, list(builders), key="model.source", owner="this package", thing="source")
     with torch.random.fork_rng(devices=[]):
@@ -100,7 +102,7 @@ def build_model(
                 fix="loss.kind=cross_entropy, or another model.name",
             )
         draw_head(model, num_outputs, seed, head_bias)
-        return changed(model, changes, idea, seed)
+        return changed(model, changes, idea, seed, f"model.source={source} model.name={name}")
 
 
 def draw_head(model: nn.Module, num_outputs: int, seed: int, bias: float = 0.0) -> None:
@@ -195,18 +197,27 @@ def _build_torchvision(name: str, num_outputs: int, dropout: float) -> nn.Module
     return _with_dropout(build, name, dropout, spellings=("dropout", "drop_rate"))
 
 
-def _build_timm(name: str, num_outputs: int, dropout: float) -> nn.Module:
+def _build_timm(name: str, num_outputs: int, dropout: float, *, drop_path: float) -> nn.Module:
     timm = import_timm()
     # The check also keeps names such as `hf-hub:...` out, which timm would download.
     require_known(name, timm.list_models(), key="model.name", owner="timm", thing="model")
 
+    # Left out unless it is requested: some architectures have a rate of their own by default.
+    rate = {"drop_path_rate": drop_path} if drop_path > 0 else {}
+
     def build(**arguments: float) -> nn.Module:
         model: nn.Module = timm.create_model(
-            name, pretrained=False, num_classes=num_outputs, **arguments
+            name, pretrained=False, num_classes=num_outputs, **rate, **arguments
         )
         return model
 
-    return _with_dropout(build, name, dropout, spellings=("drop_rate",))
+    try:
+        return _with_dropout(build, name, dropout, spellings=("drop_rate",))
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        rate.clear()  # then `changed` reports that the architecture has no stochastic depth
+        return _with_dropout(build, name, dropout, spellings=("drop_rate",))
 
 
 def _with_dropout(

@@ -45,7 +45,8 @@ class Change:
         name: ``code`` for a change by a file of the user, which a bundle does not contain.
         values: further values that building the network again needs. For ``code``: the name of the
             ``file``, its ``sha256``, and the needed ``functions`` among ``model``, which changes
-            the network, and ``predictions``, which turns logits into probabilities.
+            the network, and ``predictions``, which turns logits into probabilities. For a trick,
+            whose name is that of its group of the configuration: the values of the group.
     """
 
     name: str
