@@ -14,6 +14,7 @@ returns an image, and decorate it with ``@picture("NAME")``. :func:`examples`, :
 import argparse
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from runner.config.auto_augment import AutoAugment
+from runner.config.erasing import Erasing
 from runner.config.loss import Loss
 from runner.config.mixup import Mixup
 from runner.config.sampling import Sampling
 from runner.data.embedded import FashionSubset, load_fashion
+from runner.tricks import auto_augment, erasing
 from runner.tricks import mixup as mixing
 from runner.tricks.accumulate import micro_batches
 from runner.tricks.clip import clip_gradients
@@ -269,6 +273,32 @@ def draw_mixup(data: FashionSubset) -> Image.Image:
     )
 
 
+@picture("rand_augment")
+def draw_rand_augment(data: FashionSubset) -> Image.Image:
+    """Images after two operations each, weak and strong."""
+    images = examples(data, 10)
+    rows = {"before": images}
+    for magnitude in (9, 24):
+        policy = AutoAugment("rand", magnitude=magnitude)
+        chosen = auto_augment.draw(policy, len(images), images.shape[-1], 0, 0, 0)
+        rows[f"after two operations, magnitude={magnitude}"] = auto_augment.apply(images, chosen)
+    return grid(rows)
+
+
+@picture("random_erasing")
+def draw_random_erasing(data: FashionSubset) -> Image.Image:
+    """Images with a box each, in each of the fills."""
+    images = examples(data, 10)
+    mean, size = (float(images.mean()),) * 3, images.shape[-1]
+    rows = {"before": images}
+    for fill in ("mean", "zero", "noise"):
+        settings = Erasing(probability=1, fill=fill)
+        boxes = erasing.draw(settings, len(images), size, size, 0, 0, 0)
+        cover = partial(erasing.fill_of, settings, mean, size, 0, images.device)
+        rows[f"after, fill={fill}"] = erasing.erase(images, boxes, cover)
+    return grid(rows)
+
+
 @picture("sam")
 def draw_sam(data: FashionSubset) -> Image.Image:
     """A loss with a sharp and a flat minimum, and the highest loss nearby, which SAM lowers."""
@@ -291,6 +321,24 @@ def draw_sam(data: FashionSubset) -> Image.Image:
         axes.legend()
 
     return chart(draw)
+
+
+@picture("trivial_augment")
+def draw_trivial_augment(data: FashionSubset) -> Image.Image:
+    """One image after each of the 14 operations, weak and strong."""
+    images, rows = examples(data, 8, first=3)[[7]], {}
+    names = auto_augment.OPERATIONS
+    for half in (names[:7], names[7:]):
+        for level in (10, 25):
+            strengths = [
+                auto_augment.magnitude("trivial", name, level, images.shape[-1]) for name in half
+            ]
+            chosen = auto_augment.Chosen(
+                np.array([[names.index(name)] for name in half]), np.array(strengths)[:, None]
+            )
+            label = f"level {level}: " + ", ".join(half).replace("_", " ")
+            rows[label] = auto_augment.apply(images.repeat(len(half), 1, 1, 1), chosen)
+    return grid(rows, scale=3)
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -8,15 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import growth, measure, memory
+from benchmarks import augmentations, growth, measure, memory
 from benchmarks.measure import Spread, Worker, ratio, throughput
 from runner.models import build_model
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
-    "evaluate", "growth", "memory", "price", "startup", "sweep", "throughput", "time_to_accuracy",
-    "verdict",
+    "augmentations", "evaluate", "growth", "memory", "price", "startup", "sweep", "throughput",
+    "time_to_accuracy", "verdict",
 )  # fmt: skip
 
 FAKE = """
@@ -82,6 +83,21 @@ def test_every_benchmark_explains_itself(
             importlib.import_module(f"benchmarks.{name}").main()
         assert caught.value.code == 0
         assert "--json" in capsys.readouterr().out, name
+
+
+@pytest.mark.whole
+def test_augmentations_are_timed_with_the_step_they_are_part_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "times.json"
+    augmentations.main(
+        ["--size=32", "--batch-size=8", "--repeats=2", f"--threads={torch.get_num_threads()}",
+         f"--json={target}"]
+    )  # fmt: skip
+    times = json.loads(target.read_text())["milliseconds"]
+    assert {"bare step", "trivial_augment", "rand_augment", "random_erasing"} < set(times)
+    assert all(len(spread["values"]) == 2 and spread["min"] > 0 for spread in times.values())
+    assert "part of the bare step" in capsys.readouterr().out
 
 
 @pytest.mark.slow
