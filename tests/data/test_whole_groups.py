@@ -3,10 +3,15 @@
 from itertools import product
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner.config.schema import Data
+from runner.data.dataset import load_dataset
 from runner.data.listing import stratified_split
+from runner.errors import ConfigError, DataError
+from runner.records.identity import identified
 
 images = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 6)), min_size=2, max_size=40)
 
@@ -71,3 +76,132 @@ def test_seeds_draw_other_groups_and_each_group_is_held_out_at_some_seed():
 
     assert len({*drawn}) > 20
     assert {group for groups in drawn for group in groups} == {*range(20)}
+
+
+# Groups of columns and patterns -----------------------------------------------------------------
+
+NAMES = [f"{patient}_{n}.png" for patient in ("ann", "bob", "cid", "dot", "eve") for n in range(2)]
+PATTERN = "([a-z]+)_[0-9]+[.]"
+
+
+@pytest.fixture
+def load(tmp_path):
+    """A function that loads the data of the test's folder, by the keys of ``data``."""
+
+    def load_it(root, **keys):
+        data = Data(name=keys.pop("name", "folder"), root=str(root), **keys)
+        return load_dataset(data, 8, tmp_path / "cache", lambda *_: None, with_test=True)
+
+    return load_it
+
+
+@pytest.fixture
+def root(make_images, tmp_path):
+    return make_images(tmp_path / "scans", {"ill": NAMES, "well": NAMES})
+
+
+@pytest.fixture
+def table(root):
+    """A table of the images of ``root``, with their patients."""
+    rows = [f"{label}/{name},{label},{name[:3]}" for label in ("ill", "well") for name in NAMES]
+    path = root / "labels.csv"
+    path.write_text("\n".join(["path,label,patient", *rows]) + "\n")
+    return path
+
+
+def patients(dataset, part):
+    return {name.split("/")[1][:3] for split, name, *_ in dataset.manifest if split == part}
+
+
+def test_a_pattern_and_a_column_give_the_same_groups_split_and_fingerprint(root, table, load):
+    by_pattern = load(root, group_pattern=PATTERN)
+    by_column = load(table, name="table", group_column="patient")
+    alone = load(root)
+
+    assert not patients(by_pattern, "train") & patients(by_pattern, "val")
+    assert (len(by_pattern.train), len(by_pattern.val)) == (16, 4)
+    assert len({*by_pattern.val.groups.tolist()}) == 1
+    assert by_pattern.fingerprint == by_column.fingerprint != alone.fingerprint
+    assert by_pattern.notes[0] == "the 20 images are of 5 groups, which the split does not part"
+    assert alone.train.groups is None
+    assert load(root, group_pattern=r"[a-z]+(?=_)").fingerprint == by_pattern.fingerprint
+    # Other groups that the same split does not part are other groups: verdicts differ.
+    (held,) = patients(by_pattern, "val")
+    coarse = load(root, group_pattern=f"{held}|_")
+    assert coarse.manifest == by_pattern.manifest
+    assert coarse.fingerprint != by_pattern.fingerprint
+
+
+def test_what_spells_equal_groups_is_no_part_of_the_identity(root, load, composed):
+    def of(*words):
+        config = composed("data=folder", f"data.root={root}", "resize.size=8", *words)
+        return identified(config, load_dataset_of(config), None, None)[1]["identity"]
+
+    def load_dataset_of(config):
+        return load(root, group_pattern=config.data.group_pattern)
+
+    first = of(f"data.group_pattern='{PATTERN}'")
+    assert of("data.group_pattern='[a-z]+(?=_)'") == first
+    assert of("data.group_pattern='^[a-z]+/(.)'") == first
+    assert of() != first
+
+
+def test_groups_on_both_sides_of_a_split_of_the_data_are_named(make_images, load, tmp_path):
+    root = make_images(
+        tmp_path / "set",
+        {"train/a": ["ann1.png", "bob1.png"], "train/b": ["ann2.png"], "val/a": ["ann3.png"],
+         "val/b": ["cid1.png"], "test/a": ["bob2.png"]},
+    )  # fmt: skip
+    with pytest.raises(DataError) as caught:
+        load(root, group_pattern="(...)[0-9]")
+
+    assert caught.value.what.splitlines() == [
+        "2 groups have images in more than one part of the split that the data brings:",
+        "  ann: train/b/ann2.png in training, val/a/ann3.png in validation",
+        "  bob: train/a/bob1.png in training, test/a/bob2.png in test",
+    ]
+    assert "data.group_pattern=(...)[0-9]" in caught.value.where
+    assert len({*load(root, group_pattern="/(.*)").train.groups.tolist()}) == 3
+
+
+def test_a_path_without_a_group_is_named(root, load):
+    (root / "ill" / "7.png").write_bytes((root / "ill" / NAMES[0]).read_bytes())
+    with pytest.raises(DataError, match="1 of 21 images have no group") as caught:
+        load(root, group_pattern=PATTERN)
+    assert "  ill/7.png" in caught.value.what
+    with pytest.raises(DataError, match="21 of 21 images have no group"):
+        load(root, group_pattern="x*")  # an empty match is none
+
+
+def test_a_class_in_one_group_is_refused(root, load):
+    with pytest.raises(DataError, match="no split with whole groups") as caught:
+        load(root, group_pattern="ill|well")
+    assert "  all 10 images of ill are in one group, ill" in caught.value.what
+    assert caught.value.fix
+
+
+def test_an_empty_group_is_an_empty_cell(table, load):
+    table.write_text(table.read_text().replace("ill/ann_1.png,ill,ann", "ill/ann_1.png,ill,"))
+    with pytest.raises(DataError, match="in the column patient") as caught:
+        load(table, name="table", group_column="patient")
+    assert "line 3" in caught.value.where
+
+
+WRONG = {
+    "no expression": (["data=folder", "data.group_pattern='a(b'"], "at position 1"),
+    "a column of a folder": (["data=folder", "data.group_column=patient"], "data.group_pattern"),
+    "a column of a published set": (["data=cifar10", "data.group_column=x"], "group_column=null"),
+    "a pattern of a published set": (
+        ["data=cifar10", "data.group_pattern=x"],
+        "group_pattern=null",
+    ),
+    "both": (["data=table", "data.group_pattern=x", "data.group_column=y"], "each of the two"),
+}
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG.values(), ids=WRONG)
+def test_keys_of_groups_that_cannot_be(words, said, composed):
+    with pytest.raises(ConfigError) as caught:
+        composed(*words, *(["data.root=x"] if "data=cifar10" not in words else []))
+    assert said in f"{caught.value}"
+    assert caught.value.fix
