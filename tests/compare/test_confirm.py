@@ -1,11 +1,23 @@
 """``compare --confirm-on test``: refused before a training, made once, and printed again."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
-from small import Command
+from small import COLOURS, Command, write_images
 
 MODULE = "runner.compare"
+
+
+@pytest.fixture(scope="module")
+def with_test(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny folder with a part ``test`` of five images per class."""
+    root = tmp_path_factory.mktemp("with_test") / "data"
+    shutil.copytree(tiny_folder, root)
+    for seed, (name, colour) in enumerate(COLOURS.items()):
+        write_images(root / "test" / name, 5, colour, 200 + seed)
+    return root
 
 
 @pytest.mark.parametrize(
@@ -26,3 +38,38 @@ def test_a_confirmation_without_test_images_is_refused_before_training(
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("outputs/*/run.json"))
     assert not list(tmp_path.glob("outputs/comparisons"))
+
+
+@pytest.mark.whole
+def test_an_ended_comparison_is_confirmed_once(
+    command: Command, tmp_path: Path, tiny_words: tuple[str, ...], with_test: Path
+) -> None:
+    words = [word for word in tiny_words if not word.startswith("data.root=")]
+    words += [f"data.root={with_test}", "--try", "mixup=beta", "--try", "tta=flip", "--seeds", "3"]
+    first = command(*words, module=MODULE)
+    assert first.returncode == 0, first.stderr
+    (folder,) = (tmp_path / "outputs" / "comparisons").iterdir()
+    files = {path.name: path.read_bytes() for path in folder.glob("*.json")}
+    assert "confirmation.json" not in files
+    verdicts = first.stdout.partition("comparison ")[2]
+    asked = command(*words, "--confirm-on", "test", module=MODULE)
+    assert asked.returncode == 0, asked.stderr
+    assert "confirming on 15 test images: 9 runs" in asked.stdout
+    assert "no verdict: what the 15 test images say" in asked.stdout
+    assert {name: (folder / name).read_bytes() for name in files} == files
+    assert verdicts.splitlines()[:3] == asked.stdout.partition("comparison ")[2].splitlines()[:3]
+    kept = sorted(tmp_path.glob("outputs/*/evaluations/test/*.npz"))
+    assert len(kept) == 9, "a view of each run, and the plain view of those with TTA"
+    times = [path.stat().st_mtime_ns for path in kept]
+    again = command(*words, "--confirm-on", "test", "--json", "-", module=MODULE)
+    content = json.loads(again.stdout)["confirmation"]
+    assert [one["label"] for one in content["arms"]] == ["mixup=beta", "tta=flip"]
+    assert [*content["base"]["values"]] == ["0", "1", "2"]
+    assert "confirming" not in again.stderr
+    assert [path.stat().st_mtime_ns for path in kept] == times
+    plain = command(*words, "--json", "-", module=MODULE)
+    assert json.loads(plain.stdout)["confirmation"] == content, "it is recorded"
+    (folder / "confirmation.json").unlink()
+    remade = command(*words, "--confirm-on", "test", "--json", "-", module=MODULE)
+    assert json.loads(remade.stdout)["confirmation"] == content
+    assert [path.stat().st_mtime_ns for path in kept] == times, "predictions are used again"
