@@ -67,4 +67,7 @@ def _note_groups(groups: NDArray[np.int64]) -> tuple[str, ...]:
         return (
             f"each of the {count:,} images is a group of its own, so the groups change nothing",
         )
-    return (f"the {len(groups):,} images are of {count:,} groups, which the split does not part",)
+    return (
+        f"the {len(groups):,} images are of {count:,} groups, which the split does not part; the "
+        "interval of this run's accuracy takes images for independent, verdicts do not",
+    )
