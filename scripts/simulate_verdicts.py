@@ -7,18 +7,25 @@ correction of each arm's own p-value, without what the arms say about each other
 The part "sequential" compares designs: a number of seeds that was fixed beforehand, and seeds that
 are added until the arms are decided, by the rule of ``runner.compare`` and, as a warning, by the
 rule for a fixed number.
+
+The part "metrics" draws probabilities, and compares one arm on each metric
+(``tests/simulated_metrics.py``).
 """
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import simulated
+import simulated_metrics
 import simulated_walks
+
+from runner.report.metric import METRICS, Metric
+from runner.report.statistics import Difference
 
 _SEEDS = (3, 5, 10)
 _ARMS = {7: "mixed", 1: "one", 3: "three", 15: "fifteen"}
@@ -138,7 +145,69 @@ def _error(rate: float, num_tables: int) -> str:
     return f"{100 * float(np.sqrt(rate * (1 - rate) / num_tables)):.1f}"
 
 
-PARTS: dict[str, Callable[[int], str]] = {"fixed": fixed, "sequential": sequential}
+METRIC_SEEDS = (3, 10)
+_METRIC_IMAGES, _METRIC_CLASSES = 1000, 5
+_METRIC_COLUMNS = (
+    "metric", "seeds", "interval holds the truth", "the one over seeds alone",
+    "\"helps\" or \"hurts\" without effect", "the effect", "found",
+    "an effect of the margin: \"no difference\"",
+)  # fmt: skip
+
+
+def metrics(num_tables: int) -> str:
+    """The rates of comparisons on every metric, as Markdown."""
+    none, effect = simulated_metrics.NONE, simulated_metrics.Trick(shift=0.15, confidence=1.15)
+    labels = simulated_metrics.labels_of(_METRIC_IMAGES, _METRIC_CLASSES)
+    errors = [_error(rate, num_tables) for rate in (0.05, 0.5)]
+    lines = [
+        f"Percent of {num_tables:,} comparisons of one arm per row, on {_METRIC_IMAGES:,} images "
+        f"of {_METRIC_CLASSES} classes; one standard error is {errors[0]} at 5 % and {errors[1]} "
+        "at 50 %. Rates are in points.",
+        "",
+        f"| {' | '.join(_METRIC_COLUMNS)} |",
+        "|---|" + "---:|" * (len(_METRIC_COLUMNS) - 1),
+    ]
+    for metric in METRICS.values():
+        truth = simulated_metrics.true_difference(
+            metric, _METRIC_IMAGES, _METRIC_CLASSES, effect, min(400, 20 * num_tables)
+        )
+        for n in METRIC_SEEDS:
+            rng = np.random.default_rng(n)
+            tables = [
+                simulated_metrics.differences(rng, metric, n, labels, [none, effect], abs(truth))
+                for _ in range(num_tables)
+            ]
+            null, found = zip(*tables, strict=True)
+            lines.append(f"| {' | '.join(_metric_cells(metric, n, truth, null, found))} |")
+    return "\n".join(lines)
+
+
+def _metric_cells(
+    metric: Metric, n: int, truth: float, null: Sequence[Difference], found: Sequence[Difference]
+) -> list[str]:
+    def rate(holds: Iterable[bool]) -> str:
+        return _percent(float(np.mean([*holds])))
+
+    def within(interval: tuple[float, float] | None, value: float) -> bool:
+        return interval is not None and interval[0] <= value <= interval[1]
+
+    return [
+        metric.label,
+        str(n),
+        rate(within(one.over_both, 0) for one in null),
+        rate(within(one.over_seeds, 0) for one in null),
+        rate((one.p_zero or 0) < simulated.LEVEL for one in null),
+        metric.text(truth),
+        rate((one.p_zero or 0) < simulated.LEVEL and one.mean * truth > 0 for one in found),
+        rate((one.p_margin or 0) < simulated.LEVEL for one in found),
+    ]
+
+
+PARTS: dict[str, Callable[[int], str]] = {
+    "fixed": fixed,
+    "sequential": sequential,
+    "metrics": metrics,
+}
 
 
 def main() -> None:

@@ -176,6 +176,7 @@ def write_comparison(
     margin: float = 0.01,
     num_images: int = 400,
     offsets: Mapping[str, int] | None = None,
+    metric: str = "accuracy",
     **more: Any,
 ) -> ComparisonFolder:
     """Write a comparison of arms, each a combination of tricks such as ``mixup``, with its runs.
@@ -197,7 +198,7 @@ def write_comparison(
             for label in arms
         ),
         margin=margin,
-        metric="accuracy",
+        metric=metric,
         is_fixed=is_fixed,
         max_seeds=max_seeds,
         looks=(max_seeds,) if is_fixed else looks(max_seeds),
