@@ -69,7 +69,7 @@ def test_effects_are_found_and_those_of_the_margin_are_seldom_called_none(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measured, "NUM_RESAMPLES", 150)
-    trick = Trick(confidence=1.4) if name == "ece" else Trick(shift=0.3)
+    trick = Trick(confidence=2.0) if name == "ece" else Trick(shift=0.3)
     metric, num_tables = METRICS[name], 300
     truth = true_difference(metric, 500, 4, trick)
     rng, labels = np.random.default_rng(5), labels_of(500, 4)
