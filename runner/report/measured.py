@@ -196,7 +196,9 @@ def _auroc(probabilities: FloatArray, labels: NDArray[np.int64]) -> Statistic:
         levels, level = np.unique(column[own], return_inverse=True)
         # Even places are between the levels of the class, odd ones are those levels.
         place = np.searchsorted(levels, column) + np.searchsorted(levels, column, "right")
-        places.append((np.flatnonzero(own), level, place, len(levels)))
+        places.append(
+            (np.flatnonzero(own), level.astype(np.int32), place.astype(np.int32), len(levels))
+        )
 
     def statistic(counts: NDArray[np.float32], factors: NDArray[np.float32]) -> NDArray[np.float64]:
         total = (factors @ counts).astype(np.float64)
@@ -256,7 +258,7 @@ def _sums(
 
     num_images = len(place)
     matrix = csc_array(
-        (factors.astype(np.float32), place, np.arange(num_images + 1)),
+        (factors.astype(np.float32), place, np.arange(num_images + 1, dtype=place.dtype)),
         shape=(num_places, num_images),
     )
     return np.asarray(matrix @ counts, np.float64)
