@@ -86,7 +86,7 @@ def family_notes(
         yield (
             f"the {group.any_run.num_val:,} images are of {family.image_groups:,} groups, which "
             "were resampled whole, since images of one group are alike; the intervals of single "
-            "accuracies, and McNemar's p, still take images for independent"
+            "accuracies and the McNemar p still take images for independent"
         )
     if family.num_tested > 1:
         both = ", those of both tables" if all(family.tables) else ""

@@ -244,7 +244,7 @@ def test_groups_of_images_are_stated(tmp_path: Path) -> None:
     (note,) = [note for note in group.notes if "groups" in note]
     assert note == (
         "the 60 images are of 15 groups, which were resampled whole, since images of one group "
-        "are alike; the intervals of single accuracies, and McNemar's p, still take images for "
+        "are alike; the intervals of single accuracies and the McNemar p still take images for "
         "independent"
     )
     assert json.loads(text.to_json(found))["groups"][0]["image_groups"] == 15
