@@ -392,6 +392,29 @@ def test_a_class_without_training_images_has_no_weight() -> None:
     assert "loss.class_weights=none" in caught.value.fix
 
 
+@pytest.mark.parametrize("module", ["runner.train", "runner.compare"])
+def test_a_class_whose_images_are_all_broken_ends_the_command_before_it_writes(
+    command: Command, tmp_path: Path, tiny_folder: Path, tiny_words: tuple[str, ...], module: str
+) -> None:
+    root = tmp_path / "photos"
+    for path in tiny_folder.glob("*/*/00?.png"):
+        copy = root / path.relative_to(tiny_folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    (root / "train" / "void").mkdir()
+    (root / "train" / "void" / "0.png").write_bytes(b"no image")
+    words = [word for word in tiny_words if not word.startswith("data.root=")]
+    tries = ["--seeds", "3", "--try"] if module == "runner.compare" else []
+    done = command(
+        *words, f"data.root={root}", "data.on_corrupt=skip", *tries, "loss.class_weights=balanced",
+        module=module,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert "no training image is of void" in done.stderr
+    assert "fix: loss.class_weights=none" in done.stderr.replace("\n", " ")
+    assert {path.name for path in (tmp_path / "outputs").iterdir()} <= {"cache"}
+
+
 @pytest.mark.parametrize("loss", [Loss(kind="bce"), BALANCED])
 def test_code_with_a_loss_of_its_own_takes_no_other_loss(loss: Loss, tmp_path: Path) -> None:
     own = tmp_path / "own.py"
