@@ -21,7 +21,9 @@ from small import (
     small_dataset,
     small_learner,
     small_network,
+    small_preprocess,
     weights,
+    with_metadata,
 )
 from torch import nn
 
@@ -329,6 +331,23 @@ def test_the_first_bias_says_that_each_class_is_one_of_k() -> None:
         logits = model.eval()(torch.rand(8, 3, 16, 16))
     first = mean_loss(logits, one_hot(torch.arange(8) % 3, 3), "bce")
     assert float(first) == pytest.approx(log(4) + 2 * log(4 / 3), rel=0.05)
+
+
+def test_a_pretrained_head_keeps_its_bias(
+    command: Command, tmp_path: Path, tiny_words: tuple[str, ...]
+) -> None:
+    tensors = build_model("timm", "test_resnet", 3, seed=1).state_dict()
+    tensors["fc.bias"] += torch.tensor([0.5, 0.25, -0.5])
+    half = small_preprocess(mean=(0.5,) * 3, std=(0.5,) * 3)
+    file = with_metadata(tmp_path / "own.safetensors", tensors, half)
+    done = command(
+        *tiny_words, "loss=bce", f"model.weights={file}", "normalize=pretrained", "optim.lr=1e-12",
+        "optim.weight_decay=0", "run_dir=run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "note: loss.kind=bce keeps the bias of the pretrained head" in done.stderr + done.stdout
+    found = open_bundle(tmp_path / "run").tensors["fc.bias"]
+    torch.testing.assert_close(found, tensors["fc.bias"])
 
 
 def test_a_network_that_ends_with_a_relu_cannot_say_no() -> None:
