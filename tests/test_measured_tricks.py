@@ -1,0 +1,65 @@
+"""The pages of the tricks get what a comparison measured, and nothing else of them changes."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts.measured_tricks import FOLDER, filled, indexed, section, tricks_of
+
+ARM = {
+    "words": ["+trick=sam"],
+    "line": "sam: cannot tell after 5 seeds [-1.0, 1.6]",
+    "accuracy": {"mean": 0.7512},
+    "difference": 0.003,
+    "verdict": "cannot tell",
+    "seeds": [0, 1, 2, 3, 4],
+    "price": {"images": 1.0, "pixels": 1.0, "forward_passes": 5.0, "seconds": 1.93},
+}
+ANSWER = {
+    "arms": [ARM, {**ARM, "words": ["+trick=sam", "optim.lr=1"]}],
+    "base": {"accuracy": {"mean": 0.7488}, "seeds": [0, 1, 2, 3, 4]},
+    "plan": {"base": {"words": ["budget.epochs=2", "data.root=a b"]}},
+}
+
+
+def test_an_arm_of_one_trick_is_measured_and_no_other() -> None:
+    assert tricks_of(ANSWER) == {"sam": ARM}
+
+
+def test_the_section_has_the_verdict_the_price_and_the_words() -> None:
+    text = section(ANSWER, ARM, "machine, date")
+    assert text.startswith("**sam: cannot tell after 5 seeds [-1.0, 1.6].**")
+    for part in (
+        "75.12 %",
+        "74.88 % over 5 seeds",
+        "1.93 × of the time of a training",
+        "5.00 × forward passes",
+        "`budget.epochs=2 'data.root=a b'`",
+        "machine, date",
+    ):
+        assert part in text
+    assert "× of the images" not in text
+
+
+def test_only_the_section_of_a_page_changes() -> None:
+    page = "# SAM\n\n## Measured here\n\n<!-- measured -->\nold\n\n## Source\n\npaper\n"
+    assert filled(page, "new") == "# SAM\n\n## Measured here\n\nnew\n\n## Source\n\npaper\n"
+    assert filled(filled(page, "x"), "new") == filled(page, "new")
+    with pytest.raises(ValueError, match="heading"):
+        filled("# SAM\n", "new")
+
+
+def test_only_the_last_cells_of_a_row_change() -> None:
+    index = "| [A](a.md) | `a` | does a | | |\n| [B](b.md) | `b` | does b | 1 × | old |\n"
+    assert indexed(index, "b", "2 ×", "helps") == (
+        "| [A](a.md) | `a` | does a | | |\n| [B](b.md) | `b` | does b | 2 × | helps |\n"
+    )
+    with pytest.raises(ValueError, match="no row of c"):
+        indexed(index, "c", "", "")
+
+
+@pytest.mark.parametrize("page", sorted(FOLDER.glob("[a-z]*.md")), ids=lambda path: path.stem)
+def test_every_page_can_be_filled(page: Path) -> None:
+    assert filled(page.read_text(), "new") != page.read_text()
+    index = (FOLDER / "README.md").read_text()
+    assert indexed(index, page.stem, "?", "?") != index
