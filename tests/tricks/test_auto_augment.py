@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy import stats
-from small import small_config, small_dataset, small_learner, small_network
+from small import INCEPTION, STANDARD, small_config, small_dataset, small_learner, small_network
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandAugment, TrivialAugmentWide
 
 from runner.config.auto_augment import AutoAugment
-from runner.config.schema import RunConfig
+from runner.config.erasing import Erasing
+from runner.config.schema import Augment, RunConfig, Tta
 from runner.training.loop import Training, training_batches
+from runner.training.predicting import evaluate
 from runner.training.schedule import plan
 from runner.tricks.auto_augment import NUM_LEVELS, OPERATIONS, Chosen, apply, draw, magnitude
 
@@ -247,3 +250,14 @@ def test_what_is_on_and_what_is_ignored(
     config = RunConfig(auto_augment=group)
     assert config.tricks == tricks
     assert set(group.ignores(config)) == ignored
+
+
+def test_an_evaluation_with_random_views_does_not_use_them() -> None:
+    def evaluated(augment: Augment, **groups: AutoAugment | Erasing) -> NDArray[np.float32]:
+        config = small_config(augment=augment, tta=Tta(passes=2, beta=0.25), **groups)
+        learner = small_learner(small_network())
+        return evaluate(learner, small_dataset(), config, with_tta=True).tta
+
+    plain = evaluated(STANDARD)
+    assert np.array_equal(evaluated(STANDARD, auto_augment=RAND, erasing=Erasing(1.0)), plain)
+    assert not np.array_equal(evaluated(INCEPTION), plain)  # negative control
