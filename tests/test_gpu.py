@@ -34,6 +34,8 @@ pytestmark = [
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WORDS = {
     "all tricks": ["+trick=[normalize,mixup,label_smoothing]"],
+    "pixels": ["+trick=[rand_augment,random_erasing]"],
+    "noise": ["+trick=trivial_augment", "erasing=random", "erasing.fill=noise"],
     "cutmix": ["mixup=cutmix", "optim=sgd"],
     "rectangles": ["augment=inception"],
     "shrinking": ["augment=inception", "resize.size=12"],
