@@ -57,7 +57,7 @@ def test_a_command_is_accepted(command: str, composed: Callable[..., RunConfig])
         predict.parser().parse_intermixed_args(words)
         return
     if module == "runner.data":
-        assert words.pop(0) == "stats"
+        assert words.pop(0) in ("stats", "duplicates")
         assert words == overrides
         composed(*words)
         return

@@ -162,5 +162,5 @@ class Data(Group):
                 f"{getattr(error, 'msg', error)}"
                 + ("" if place is None else f", at position {place}"),
                 "a regular expression of Python, in two pairs of quotes: "
-                """'data.group_pattern="^[^/]+/([^_/]+)_"', the part of a file's name before _""",
+                """'data.group_pattern="^[^/]+/([^_/]+)_"', the part of a file name before _""",
             )

@@ -123,7 +123,9 @@ def close_pairs(hashes: NDArray[np.uint64], distance: int) -> Iterator[tuple[int
 
 
 def _num_ones(values: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """The number of ones of each value, without ``numpy.bitwise_count``, which needs numpy 2."""
+    """The number of ones of each value."""
+    if hasattr(np, "bitwise_count"):  # since numpy 2; ten times as fast
+        return np.bitwise_count(values)
     parts = np.ascontiguousarray(values).view(np.uint16).reshape(*values.shape, 4)
     counts: NDArray[np.uint8] = _ONES[parts].sum(axis=-1, dtype=np.uint8)
     return counts

@@ -1,5 +1,6 @@
 """Groups of images, of columns and patterns: whole in every split, or refused."""
 
+import shlex
 from itertools import product
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from runner.config.schema import Data
 from runner.data.dataset import load_dataset
+from runner.data.grouping import groups_by_pattern
 from runner.data.listing import stratified_split
 from runner.errors import ConfigError, DataError
 from runner.records.identity import identified
@@ -205,3 +207,27 @@ def test_keys_of_groups_that_cannot_be(words, said, composed):
         composed(*words, *(["data.root=x"] if "data=cifar10" not in words else []))
     assert said in f"{caught.value}"
     assert caught.value.fix
+
+
+def test_the_fixes_of_patterns_can_be_pasted(root, load, composed):
+    found = []
+    with pytest.raises(ConfigError) as caught:
+        composed("data=folder", "data.root=x", "data.group_pattern='a(b'")
+    found.append(caught.value.fix)
+    with pytest.raises(DataError) as refused:
+        load(root, group_pattern="no such")
+    found.append(refused.value.fix)
+    for fix in found:
+        (word,) = [word for word in shlex.split(fix.rstrip(".")) if "=" in word]
+        config = composed("data=folder", "data.root=x", word.rstrip(","))
+        names = groups_by_pattern(config.data.group_pattern, ["ill/ann_1.png", "ill/bob_2.png"])
+        assert names in (["ann", "bob"], ["ill", "ill"])
+
+
+def test_the_command_that_measures_prints_parts_and_groups(root, command, tmp_path):
+    words = ["stats", "data=folder", f"data.root={root}", "resize.size=8"]
+    printed = command(*words, f"data.group_pattern='{PATTERN}'", module="runner.data").stdout
+    assert "# training: 16 images of 4 groups, 2 classes\n" in printed
+    assert "# validation: 4 images of 1 groups, 2 classes\n" in printed
+    assert "# note: the 20 images are of 5 groups" in printed
+    assert "# training: 16 images, 2 classes\n" in command(*words, module="runner.data").stdout
