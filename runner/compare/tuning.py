@@ -22,6 +22,7 @@ from runner.records.comparison_folder import (
 )
 from runner.report.metric import METRICS, Metric
 from runner.report.runs import read_run
+from runner.report.scores import ScoreBook
 
 FIRST_SEED = 1_000_000
 """Added to the first seed of a comparison for the first seed of its search."""
@@ -141,6 +142,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _value(outputs: Path, run: PairedRun, metric: Metric) -> float:
-    """The metric of a run in the view of its arm."""
+    """The metric of a run in the view of its arm; a run of an earlier version may lack it."""
     found = read_run(outputs / str(run.run), run.evaluation)
+    if metric.name not in found.metrics["plain"]:
+        found = ScoreBook(outputs / "cache" / "report.npz").completed(found)
     return float(found.metrics["plain" if run.evaluation is None else "tta"][metric.name])

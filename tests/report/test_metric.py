@@ -9,8 +9,10 @@ import pytest
 from fabricated import write_comparison, write_run
 from numpy.typing import NDArray
 
+from runner.compare import tuning
 from runner.errors import ConfigError
 from runner.records import comparison_folder
+from runner.records.comparison_folder import PairedRun
 from runner.report import measured as module
 from runner.report import text
 from runner.report.answer import Answer, answer
@@ -393,3 +395,18 @@ def test_a_comparison_on_accuracy_has_the_record_of_before(tmp_path: Path) -> No
     assert "value" not in content["base"]
     assert "value" not in content["arms"][0]
     assert from_json(content).base_value == from_json(content).base
+
+
+@pytest.mark.parametrize("name", ["accuracy", "log_loss", "macro_f1"])
+@pytest.mark.parametrize("is_older", [False, True])
+def test_a_search_chooses_by_the_metric(name: str, is_older: bool, tmp_path: Path) -> None:
+    """Also among runs that did not record it."""
+    runs = {}
+    for seed, accuracy in enumerate((0.6, 0.9, 0.7)):
+        run = write_run(tmp_path, seed=seed, accuracy=accuracy).path
+        if is_older:
+            result = json.loads((run / "result.json").read_text())
+            del result["metrics"]["plain"]["macro_f1"]
+            (run / "result.json").write_text(json.dumps(result))
+        runs[(f"optim.lr={seed}",)] = {seed: PairedRun(run.name, None)}
+    assert tuning._best(tmp_path, runs, METRICS[name]) == ("optim.lr=1",)
