@@ -1,10 +1,12 @@
 """Write what a comparison measured into the pages of docs/tricks/ and their index.
 
     python -m runner.compare … --try +trick=mixup --try +trick=sam … --json answer.json
-    python -m scripts.measured_tricks answer.json --on "1,500 validation images of …"
+    python -m benchmarks.price mixup sam … --json price.json
+    python -m scripts.measured_tricks answer.json --prices price.json --on "2 cores of …, DATE"
 
 Each arm that is one word ``+trick=NAME`` fills the section "Measured here" of
-``docs/tricks/NAME.md``, and the last two columns of its row in the index.
+``docs/tricks/NAME.md``, and the last column of its row in the index. Each price fills the first
+paragraph of the section "Price", and the column before.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tricks"
 _SECTION = re.compile(r"(## Measured here\n).*?(?=\n## |\Z)", re.DOTALL)
+_PRICE = re.compile(r"(## Price\n\n)[^\n]*(?:\n[^\n]+)*", re.DOTALL)  # its first paragraph
 
 
 def filled(page: str, section: str) -> str:
@@ -30,16 +33,33 @@ def filled(page: str, section: str) -> str:
     return _SECTION.sub(lambda found: f"{found[1]}\n{section}\n", page)
 
 
-def indexed(index: str, name: str, price: str, measured: str) -> str:
-    """``index`` with the last two cells of the row of a trick.
+def priced(page: str, sentence: str) -> str:
+    """``page`` with ``sentence`` as the first paragraph below the heading "Price".
+
+    Raises:
+        ValueError: the page has no such heading.
+    """
+    if not _PRICE.search(page):
+        raise ValueError("the page has no heading '## Price'")
+    return _PRICE.sub(lambda found: f"{found[1]}{sentence}", page)
+
+
+def indexed(index: str, name: str, price: str | None, measured: str | None) -> str:
+    """``index`` with new last cells in the row of a trick; None leaves a cell as it is.
 
     Raises:
         ValueError: the index has no row of the trick.
     """
-    row = re.compile(rf"^(\| [^|]*\| `{name}` \|[^|]*)\|[^|]*\|[^|]*\|$", re.MULTILINE)
+    row = re.compile(rf"^(\| [^|]*\| `{name}` \|[^|]*)\|([^|]*)\|([^|]*)\|$", re.MULTILINE)
     if not row.search(index):
         raise ValueError(f"the index has no row of {name}")
-    return row.sub(lambda found: f"{found[1]}| {price} | {measured} |", index)
+    return row.sub(
+        lambda found: (
+            f"{found[1]}|{found[2] if price is None else f' {price} '}"
+            f"|{found[3] if measured is None else f' {measured} '}|"
+        ),
+        index,
+    )
 
 
 def tricks_of(answer: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -84,27 +104,48 @@ def _price(arm: Mapping[str, Any]) -> str:
     return ", ".join(said) or "as many images, pixels and forward passes"
 
 
-def _short(arm: Mapping[str, Any]) -> tuple[str, str]:
-    """The cells of the index: price, and verdict with difference and seeds."""
-    price = f"{arm['price']['seconds']:.2f} ×" if "seconds" in arm["price"] else "–"
+def _verdict(arm: Mapping[str, Any]) -> str:
+    """The cell of the index: the verdict with difference and seeds."""
     if arm["difference"] is None:
-        return price, arm["verdict"]
-    return price, f"{arm['verdict']} ({100 * arm['difference']:+.1f}, n = {len(arm['seeds'])})"
+        return str(arm["verdict"])
+    return f"{arm['verdict']} ({100 * arm['difference']:+.1f}, n = {len(arm['seeds'])})"
+
+
+def price_sentence(price: Mapping[str, Any], baseline: Mapping[str, Any], conditions: str) -> str:
+    """What the page of a trick says of its price, of ``benchmarks.price``."""
+    times = price["times_the_baseline"]
+    more = (price["peak_bytes"] - baseline["peak_bytes"]) / 1e6
+    return (
+        f"A training step takes {times['median']:.2f} times as long [{times['min']:.2f}, "
+        f"{times['max']:.2f}], and its peak memory is {more:+.0f} MB of "
+        f"{baseline['peak_bytes'] / 1e6:.0f} MB\n(`python -m benchmarks.price {price['name']}`; "
+        f"{conditions})."
+    )
 
 
 def main() -> None:
     """Fill the pages from the files that are named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("answers", nargs="+", type=Path, metavar="ANSWER.json")
-    parser.add_argument("--on", required=True, help="data, machine and date, as one sentence part")
+    parser.add_argument("--prices", type=Path, metavar="PRICE.json", help="of benchmarks.price")
+    parser.add_argument("--on", required=True, help="machine and date, as a part of a sentence")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     arguments = parser.parse_args()
+    index = arguments.folder / "README.md"
     for file in arguments.answers:
         answer = json.loads(file.read_text())
         for name, arm in tricks_of(answer).items():
-            page, index = arguments.folder / f"{name}.md", arguments.folder / "README.md"
+            page = arguments.folder / f"{name}.md"
             page.write_text(filled(page.read_text(), section(answer, arm, arguments.on)))
-            index.write_text(indexed(index.read_text(), name, *_short(arm)))
+            index.write_text(indexed(index.read_text(), name, None, _verdict(arm)))
+    if arguments.prices is not None:
+        baseline, *prices = json.loads(arguments.prices.read_text())["results"]
+        for price in prices:
+            page = arguments.folder / f"{price['name']}.md"
+            said = price_sentence(price, baseline, arguments.on)
+            page.write_text(priced(page.read_text(), said))
+            short = f"{price['times_the_baseline']['median']:.2f} ×"
+            index.write_text(indexed(index.read_text(), price["name"], short, None))
 
 
 if __name__ == "__main__":

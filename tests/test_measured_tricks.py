@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from scripts.measured_tricks import FOLDER, filled, indexed, section, tricks_of
+from scripts.measured_tricks import (
+    FOLDER,
+    filled,
+    indexed,
+    price_sentence,
+    priced,
+    section,
+    tricks_of,
+)
 
 ARM = {
     "words": ["+trick=sam"],
@@ -54,12 +62,29 @@ def test_only_the_last_cells_of_a_row_change() -> None:
     assert indexed(index, "b", "2 ×", "helps") == (
         "| [A](a.md) | `a` | does a | | |\n| [B](b.md) | `b` | does b | 2 × | helps |\n"
     )
+    assert indexed(index, "b", None, None) == index
     with pytest.raises(ValueError, match="no row of c"):
         indexed(index, "c", "", "")
+
+
+def test_the_first_paragraph_of_the_price_changes_and_no_other() -> None:
+    page = "# SAM\n\n## Price\n\nnot\nmeasured\n\nMore memory.\n\n## Source\n"
+    assert priced(page, "new") == "# SAM\n\n## Price\n\nnew\n\nMore memory.\n\n## Source\n"
+    with pytest.raises(ValueError, match="heading"):
+        priced("# SAM\n", "new")
+    price = {
+        "name": "sam",
+        "times_the_baseline": {"median": 1.9312, "min": 1.9, "max": 2.0},
+        "peak_bytes": 812e6,
+    }
+    text = price_sentence(price, {"peak_bytes": 800e6}, "machine, date")
+    assert "1.93 times as long [1.90, 2.00]" in text
+    assert "+12 MB of 800 MB" in text
 
 
 @pytest.mark.parametrize("page", sorted(FOLDER.glob("[a-z]*.md")), ids=lambda path: path.stem)
 def test_every_page_can_be_filled(page: Path) -> None:
     assert filled(page.read_text(), "new") != page.read_text()
+    assert priced(page.read_text(), "new") != page.read_text()
     index = (FOLDER / "README.md").read_text()
     assert indexed(index, page.stem, "?", "?") != index
