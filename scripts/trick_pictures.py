@@ -24,21 +24,34 @@ import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from runner.config.auto_augment import AutoAugment
+from runner.config.ema import Ema
 from runner.config.erasing import Erasing
 from runner.config.loss import Loss
 from runner.config.mixup import Mixup
+from runner.config.overlays import option_values
 from runner.config.sampling import Sampling
+from runner.config.schema import Augment, Resize
+from runner.data.batches import Pixels
 from runner.data.embedded import FashionSubset, load_fashion
+from runner.training.step import augmented
+from runner.tricks import augment as augmentation
 from runner.tricks import auto_augment, erasing
 from runner.tricks import mixup as mixing
 from runner.tricks.accumulate import micro_batches
+from runner.tricks.blurpool import BlurMaxPool2d
 from runner.tricks.clip import clip_gradients
+from runner.tricks.ema import AveragedWeights
 from runner.tricks.loss import class_weights, mean_loss
+from runner.tricks.normalize import normalize
+from runner.tricks.resize import size_at, to_size
 from runner.tricks.sampling import epoch_order
+from runner.tricks.smoothing import one_hot, smooth
+from runner.tricks.stochastic_depth import StochasticDepth, rates
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tricks"
 LARGEST_FILE = 60_000  # bytes of a picture
@@ -106,17 +119,20 @@ def grid(rows: Mapping[str, Tensor], *, scale: int = 3) -> Image.Image:
     return sheet
 
 
-def chart(draw: Callable[..., None], *, columns: int = 1, height: float = 2.4) -> Image.Image:
+def chart(
+    draw: Callable[..., None], *, columns: int = 1, rows: int = 1, height: float = 2.4
+) -> Image.Image:
     """A chart of one or several panels.
 
     Args:
-        draw: gets one ``matplotlib.axes.Axes`` for each column and draws into it.
+        draw: gets one ``matplotlib.axes.Axes`` for each panel, row by row, and draws into it.
         columns: number of panels side by side.
+        rows: number of rows of panels.
         height: height of the picture, inches of 100 px; it is 7.2 wide.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, height), dpi=100, layout="constrained")
-        panels: Sequence[Axes] = figure.subplots(1, columns, squeeze=False)[0]
+        panels = figure.subplots(rows, columns, squeeze=False).flatten()
         draw(*panels)
         file = io.BytesIO()
         figure.savefig(file, format="png")
@@ -131,6 +147,27 @@ def content(name: str, data: FashionSubset) -> bytes:
     found = file.getvalue()
     assert len(found) <= LARGEST_FILE, f"{name} has {len(found):,} bytes, over {LARGEST_FILE:,}"
     return found
+
+
+def columns_of(columns: Mapping[str, Tensor]) -> Image.Image:
+    """Columns of images (N, 3, H, W), each below its label."""
+
+    def draw(*panels: Axes) -> None:
+        for number, (label, images) in enumerate(columns.items()):
+            for row, image in enumerate(images):
+                axes = panels[row * len(columns) + number]
+                axes.imshow(image.permute(1, 2, 0).clamp(0, 1), interpolation="nearest")
+                axes.set_axis_off()
+                if row == 0:
+                    axes.set_title(label)
+
+    rows = len(next(iter(columns.values())))
+    return chart(draw, columns=len(columns), rows=rows, height=1.4 * rows)
+
+
+def _rows(images: NDArray[np.uint8]) -> Tensor:
+    """Images (N, 28, 28) as rows (N, 784), float in 0..1."""
+    return torch.from_numpy(images.reshape(len(images), -1).astype(np.float32) / 255)
 
 
 def _shown(images: Tensor, scale: int) -> list[Image.Image]:
@@ -213,6 +250,33 @@ def draw_bce(data: FashionSubset) -> Image.Image:
     return chart(draw)
 
 
+@picture("blurpool")
+def draw_blurpool(data: FashionSubset) -> Image.Image:
+    """Pooled maps of an image and of the image moved by one pixel, with and without the blur."""
+    images = examples(data, 3)[:, :1]
+    moved = F.pad(images, (1, 0, 0, 0))[..., :-1]
+    pool = torch.nn.MaxPool2d(2)
+    pools = {"max pooling": pool, "with the blur": BlurMaxPool2d(pool)}
+
+    def draw(*panels: Axes) -> None:
+        for row, image, shifted in zip(range(3), images[:, None], moved[:, None], strict=True):
+            shown: list[tuple[str, Tensor]] = [("image", image)]
+            for name, layer in pools.items():
+                one, other = layer(image), layer(shifted)
+                shown += [
+                    (name, one),
+                    ("moved by 1 px", other),
+                    ("difference", (one - other).abs()),
+                ]
+            for axes, (title, values) in zip(panels[row * 7 :][:7], shown, strict=True):
+                axes.imshow(values[0, 0], cmap="gray", vmin=0, vmax=1)
+                axes.set_axis_off()
+                if row == 0:
+                    axes.set_title(title, fontsize=7.5)
+
+    return chart(draw, columns=7, rows=3, height=3.2)
+
+
 @picture("class_weights")
 def draw_class_weights(data: FashionSubset) -> Image.Image:
     """The weight of an image by the size of its class, in the imbalanced example."""
@@ -258,6 +322,60 @@ def draw_clip(data: FashionSubset) -> Image.Image:
     return chart(draw)
 
 
+@picture("ema")
+def draw_ema(data: FashionSubset) -> Image.Image:
+    """Accuracy of the weights and of their average, of a linear classifier during a training."""
+    total, batch = 400, 16
+    inputs, labels = _rows(data.train_images), torch.from_numpy(data.train_labels.astype(np.int64))
+    tests, expected = _rows(data.val_images), torch.from_numpy(data.val_labels.astype(np.int64))
+    model = torch.nn.Linear(inputs.shape[1], len(data.classes))
+    torch.nn.init.zeros_(model.weight)
+    torch.nn.init.zeros_(model.bias)
+    averaged = AveragedWeights(model, Ema(span=0.1), total)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.15)
+    order = np.random.default_rng(0).permutation(len(inputs))
+    curves: dict[str, list[float]] = {"the last weights": [], "their average": []}
+    steps = []
+    for step in range(total):
+        rows = torch.from_numpy(order[step * batch % len(order) :][:batch])
+        optimizer.zero_grad()
+        torch.autograd.backward(F.cross_entropy(model(inputs[rows]), labels[rows]))
+        optimizer.step()
+        averaged.after_step(model, step)
+        if step % 5 == 4:
+            steps.append(step + 1)
+            for curve, network in zip(
+                curves.values(), (model, averaged.network(model)), strict=True
+            ):
+                correct = network(tests).argmax(dim=1) == expected
+                curve.append(100 * correct.float().mean().item())
+
+    def draw(axes: Axes) -> None:
+        for label, curve in curves.items():
+            axes.plot(steps, curve, label=label)
+        axes.set(xlabel="step", ylabel="accuracy (%)", ylim=(50, 85))
+        axes.legend(loc="lower right")
+
+    return chart(draw)
+
+
+@picture("label_smoothing")
+def draw_label_smoothing(data: FashionSubset) -> Image.Image:
+    """The target of an image, plain and smoothed."""
+    plain = one_hot(torch.tensor([3]), len(data.classes))
+
+    def draw(*panels: Axes) -> None:
+        targets = {"before": plain, "after, ε = 0.1": smooth(plain, 0.1)}
+        for axes, (title, target) in zip(panels, targets.items(), strict=True):
+            bars = axes.barh(range(len(data.classes)), target[0].tolist())
+            axes.bar_label(bars, fmt="%.2f", padding=2)
+            axes.set(title=title, xlim=(0, 1.15), xlabel="target")
+            axes.set_yticks(range(len(data.classes)), data.classes)
+            axes.invert_yaxis()
+
+    return chart(draw, columns=2, height=2.8)
+
+
 @picture("mixup")
 def draw_mixup(data: FashionSubset) -> Image.Image:
     """Images, their partners, and the blends, with λ of mixup=beta."""
@@ -297,6 +415,50 @@ def draw_random_erasing(data: FashionSubset) -> Image.Image:
         cover = partial(erasing.fill_of, settings, mean, size, 0, images.device)
         rows[f"after, fill={fill}"] = erasing.erase(images, boxes, cover)
     return grid(rows)
+
+
+@picture("normalize")
+def draw_normalize(data: FashionSubset) -> Image.Image:
+    """The values of pixels before and after, with the statistics of ImageNet and of the data."""
+    pixels = data.train_images[:500].astype(np.float32) / 255
+    images = torch.from_numpy(pixels)[:, None].expand(-1, 3, -1, -1)
+    whole = data.train_images.astype(np.float64) / 255
+    own = (float(whole.mean()),) * 3, (float(whole.std()),) * 3
+    chosen = option_values("normalize", "imagenet")
+
+    def draw(*panels: Axes) -> None:
+        shown = {
+            "before": images,
+            "normalize=imagenet": normalize(images, chosen["mean"], chosen["std"]),
+            "normalize=dataset": normalize(images, *own),
+        }
+        for axes, (title, values) in zip(panels, shown.items(), strict=True):
+            for channel, color in enumerate(("tab:red", "tab:green", "tab:blue")):
+                found = values[:, channel].flatten().numpy()
+                axes.hist(found, 40, range=(-2.5, 3), histtype="step", density=True, color=color)
+            axes.set(title=title, xlabel="value of a pixel", yticks=[], ylim=(0, 3))
+
+    return chart(draw, columns=3)
+
+
+@picture("progressive_resizing")
+def draw_progressive_resizing(data: FashionSubset) -> Image.Image:
+    """An image at the sizes of a training, and the size in the course of training."""
+    settings = Resize(**option_values("resize", "progressive"))
+    progress = np.linspace(0, 1, 500, endpoint=False)
+    image = examples(data, 10)[9:, :1]
+
+    def draw(*panels: Axes) -> None:
+        for axes, moment in zip(panels, (0.0, 0.6, 0.9), strict=False):
+            size = size_at(moment, 28, settings)
+            axes.imshow(to_size(image, size)[0, 0], cmap="gray", vmin=0, vmax=1)
+            axes.set(title=f"{size} px, at {moment:.0%}", xticks=[], yticks=[])
+        curve = panels[3]
+        curve.plot(progress, [size_at(float(at), 28, settings) for at in progress])
+        curve.axhline(28, color="gray", linestyle=":")
+        curve.set(xlabel="part of training", title="size (px)", ylim=(0, 31))
+
+    return chart(draw, columns=4, height=2.1)
 
 
 @picture("sam")
@@ -339,6 +501,51 @@ def draw_trivial_augment(data: FashionSubset) -> Image.Image:
             label = f"level {level}: " + ", ".join(half).replace("_", " ")
             rows[label] = auto_augment.apply(images.repeat(len(half), 1, 1, 1), chosen)
     return grid(rows, scale=3)
+
+
+@picture("stochastic_depth")
+def draw_stochastic_depth(data: FashionSubset) -> Image.Image:
+    """Which images of a step keep which branches, and the probability of dropping them."""
+    num_images, probabilities = 32, rates(0.3, 16)
+    branches = torch.ones(num_images, 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        columns = [StochasticDepth(rate).train()(branches) for rate in probabilities]
+    factors = torch.cat(columns, dim=1)
+
+    def draw(left: Axes, right: Axes) -> None:
+        left.imshow(factors, cmap="Blues", vmin=0, vmax=1.6, aspect="auto")
+        left.set(
+            xlabel="residual branch, from input to output",
+            ylabel="image of the step",
+            title="white: dropped; darker: scaled up by more",
+        )
+        right.bar(range(len(probabilities)), probabilities)
+        right.set(xlabel="residual branch", title="probability of dropping, up to 0.3")
+
+    return chart(draw, columns=2, height=2.8)
+
+
+@picture("tta")
+def draw_tta(data: FashionSubset) -> Image.Image:
+    """Three images, and the views whose predictions tta=book averages."""
+    images = examples(data, 10)[[0, 7, 9]]
+    settings = Augment(**option_values("augment", "standard"))
+    canvas = (images * 255).round().to(torch.uint8)
+    extents = np.full((len(images), 2), images.shape[-1], np.int64)
+    views = [
+        augmented(
+            Pixels(canvas, extents),
+            augmentation.draw(settings, len(images), 0, "tta", number),
+            images.shape[-1],
+            settings,
+            torch.device("cpu"),
+        )
+        for number in range(4)
+    ]
+    rows = {"the plain view": images}
+    rows.update({f"view {number + 1}": view for number, view in enumerate(views)})
+    return columns_of(rows)
 
 
 def main(words: Sequence[str] | None = None) -> None:
