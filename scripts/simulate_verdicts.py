@@ -10,6 +10,9 @@ rule for a fixed number.
 
 The part "metrics" draws probabilities, and compares one arm on each metric
 (``tests/simulated_metrics.py``).
+
+The part "folds" compares intervals under cross-validation, by real cross-validations of small
+learners; ``tests/simulated_folds.py`` says which.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import simulated
+import simulated_folds
 import simulated_metrics
 import simulated_walks
 
@@ -131,6 +135,33 @@ def _rates_of(design: _Design, drawn: simulated_walks.Walks) -> list[str]:
     ]
 
 
+_FOLD_COLUMNS = (
+    "learner", "images", "features", "folds", "seeds", "interval holds the truth",
+    "t-test of folds, corrected", "t-test of all pairs", "three errors found",
+    "by the corrected t-test",
+)  # fmt: skip
+
+
+def folds(num_tables: int) -> str:
+    """The rates of intervals under cross-validation, as Markdown."""
+    errors = [_error(rate, num_tables) for rate in (0.05, 0.5)]
+    lines = [
+        f"Percent of {num_tables:,} cross-validations per row, of two arms that are equally good; "
+        f"one standard error is {errors[0]} at 5 % and {errors[1]} at 50 %. The last two columns: "
+        "how often a difference of three of its true standard errors is found.",
+        "",
+        f"| {' | '.join(_FOLD_COLUMNS)} |",
+        "|---|" + "---:|" * (len(_FOLD_COLUMNS) - 1),
+    ]
+    for number, one in enumerate(simulated_folds.SETTINGS):
+        rates = simulated_folds.rates(number, one, num_tables)
+        shares = (rates.ours, rates.corrected, rates.naive, rates.found, rates.found_corrected)
+        sizes = (one.num_images, one.num_features, one.num_folds, one.num_seeds)
+        cells = [one.name, *map(str, sizes), *map(_percent, shares)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _both(now: float, before: float) -> str:
     return f"{_percent(now)} ({_percent(before)})"
 
@@ -209,6 +240,7 @@ PARTS: dict[str, Callable[[int], str]] = {
     "fixed": fixed,
     "sequential": sequential,
     "metrics": metrics,
+    "folds": folds,
 }
 
 

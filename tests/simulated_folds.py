@@ -175,7 +175,8 @@ def rates(seed: int, setting: Setting, num_tables: int) -> Rates:
     effect = 3 * means.std()
     covered = (np.abs(means)[:, None] <= halves).mean(axis=0)
     power = (means[:, None] + effect > halves).mean(axis=0)
-    return Rates(*map(float, covered), float(power[0]), float(power[2]))
+    ours, naive, corrected = map(float, covered)
+    return Rates(ours, naive, corrected, float(power[0]), float(power[2]))
 
 
 def _intervals(seed: int, setting: Setting, num_tables: int) -> Iterator[tuple[float, ...]]:

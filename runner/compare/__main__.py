@@ -109,7 +109,7 @@ def parser() -> Parser:
         prog=called,
         usage="%(prog)s [WORD …] [--try WORDS] …\n"
         "       [--metric NAME] [--margin MARGIN] [--max-seeds N | --seeds N]\n"
-        "       [--budget TIME]\n"
+        "       [--folds K] [--budget TIME]\n"
         "       [--tune KEY=V1,V2] [--plan] [--html FILE] [--json FILE] [--exit-code] …",
         description="Train until it is known which changes of the training help.",
         epilog=_EPILOG.format(called=called),
@@ -133,6 +133,11 @@ def parser() -> Parser:
     )  # fmt: skip
     add("--max-seeds", metavar="N", help="seeds per arm at most, 3 to 20 (default: 10)")
     add("--seeds", metavar="N", help="a fixed design: all N seeds for every arm, one look")
+    add(
+        "--folds", metavar="K",
+        help="a fixed design: K-fold cross-validation of folder or table data, with --seeds N "
+        "seeds per fold (default: 1)",
+    )  # fmt: skip
     add(
         "--budget", metavar="TIME",
         help="begin no training after this time, such as 2h or 1h30m, and no round that would "
@@ -179,6 +184,7 @@ def asked_of(arguments: argparse.Namespace) -> Asked:
         metric=arguments.metric,
         max_seeds=arguments.max_seeds,
         seeds=arguments.seeds,
+        folds=arguments.folds,
         budget=arguments.budget,
         tune=tuple(arguments.tune),
         name=arguments.name,
@@ -198,6 +204,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     targets: dict[str, Path | None] = {"html": arguments.html, "json": arguments.json}
     _check_targets(targets)
     confirm.check_word(arguments.confirm_on)
+    if arguments.confirm_on is not None and arguments.folds is not None:
+        raise ConfigError(
+            "each fold has networks of its own, and none of them is trained on all images",
+            where=f"--folds {arguments.folds} --confirm-on {arguments.confirm_on}",
+            fix="--confirm-on test without --folds",
+        )
     # What a program reads is alone on standard output.
     is_read = Path("-") in targets.values()
     is_confirmed = arguments.confirm_on is not None

@@ -19,6 +19,7 @@ class Asked:
         metric: what is compared.
         max_seeds: value of ``--max-seeds``; None if it was not given.
         seeds: value of ``--seeds``; None if it was not given.
+        folds: value of ``--folds``; None if it was not given.
         budget: value of ``--budget``; None if it was not given.
         tune: the value of each ``--tune``.
         name: of the comparison; None if it was not given.
@@ -31,6 +32,7 @@ class Asked:
     metric: str = "accuracy"
     max_seeds: str | None = None
     seeds: str | None = None
+    folds: str | None = None
     budget: str | None = None
     tune: tuple[str, ...] = ()
     name: str | None = None

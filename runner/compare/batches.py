@@ -159,19 +159,21 @@ class Batches:
 def job_of(
     plan: ComparisonPlan, label: str, seed: int, more: Sequence[str], *, is_tuning: bool = False
 ) -> Job:
-    """The job of an arm, or of the base, for one seed.
+    """The job of an arm, or of the base, for one pair.
 
     Args:
         plan: the question, in the words of this call.
         label: label of the arm, or ``base``.
-        seed: the base's seed of the pair.
+        seed: number of the pair, which without folds is the base's seed.
         more: words that a search for settings chose or tries.
         is_tuning: whether the job belongs to that search.
     """
     arms = {arm.label: arm for arm in plan.arms}
     words, offset = ((), 0) if label == BASE else (arms[label].words, arms[label].seed_offset)
     whole: Sequence[str] = plan.base_words
-    for added in (words, more, (f"seed={seed + offset}",)):
+    own, fold = plan.seed_and_fold(seed)
+    folds = (f"data.fold={fold}",) if plan.num_folds > 1 else ()
+    for added in (words, more, (f"seed={own + offset}", *folds)):
         whole = joined_words(whole, added)
     return Job(label, seed, tuple(whole), is_tuning)
 
@@ -221,7 +223,12 @@ def settings_of(run: Path) -> str:
     try:
         what = fields.parsed(read_whole(run / "run.json", at_most=LARGEST_JSON))
         values = {**fields.section(what, "values"), "seed": None}
-        return hash_of([values, fields.text(what, "fingerprint")])
+        data = fields.section(values, "data")
+        if data.get("num_folds") is None:
+            return hash_of([values, fields.text(what, "fingerprint")])
+        # Folds have other training images, so another rule for deep images, too.
+        values["data"] = {**data, "fold": None, "depth": None, "window": None}
+        return hash_of([values])
     except (OSError, ValueError) as error:
         raise ArtefactError(
             f"cannot read what run this is: {error}",

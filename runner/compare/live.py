@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from runner.errors import ArtefactError
 from runner.jobs.launch import Outcome
 from runner.machine import fields
 from runner.records import evaluations
-from runner.records.comparison_folder import BASE, displayed_label
+from runner.records.comparison_folder import BASE, ComparisonPlan, displayed_label
 from runner.records.run_folder import RunFolder
 from runner.report.comparison_words import verdict_line
 from runner.report.comparisons import ComparisonAnswer, Standing
@@ -137,17 +137,18 @@ class Live:
             elif outcome.accuracy is not None and not job.is_tuning:
                 self._done[job.label].add(job.seed)
         if outcome.status in _FAILED or self._table is None:
-            self.line(f"{legible(_name(job))}: {_ending(outcome)}")
+            name = _name(job, self._plan.comparison)
+            self.line(f"{legible(name)}: {_ending(outcome)}")
 
     def looked(self, answer: ComparisonAnswer) -> None:
         """Show what is known after a look."""
         with _DRAWING:
             self._answer = answer
             for one in answer.standings:
-                self._done[one.label] |= {*one.seeds}
-                self._failed[one.label] |= {*one.failed}
-            self._done[BASE] |= {*answer.base_seeds}
-            self._failed[BASE] |= {*answer.base_failed}
+                self._done[one.label] |= self._pairs_of(one.seeds)
+                self._failed[one.label] |= self._pairs_of(one.failed)
+            self._done[BASE] |= self._pairs_of(answer.base_seeds)
+            self._failed[BASE] |= self._pairs_of(answer.base_failed)
         is_first = not any(one.seeds for one in answer.standings)
         if self._table is not None or is_first or not answer.has_open_arms:  # printed whole
             return
@@ -172,7 +173,7 @@ class Live:
             return Group(table, Text("; ".join(progress)), Text(""))
 
     def _rows(self) -> Iterator[tuple[str, str, str, str, str]]:
-        most = self._plan.comparison.max_seeds
+        most = len(self._plan.comparison.pairs)
         standings: Mapping[str, Standing] = {}
         mean = None
         if self._answer is not None:
@@ -199,7 +200,7 @@ class Live:
             return ""
         texts = []
         for job in jobs[:2]:
-            text = "search" if job.is_tuning else f"seed {job.seed}"
+            text = "search" if job.is_tuning else self._plan.comparison.pair_name(job.seed)
             epoch, epochs = self._epoch(job)
             texts.append(text + (f", epoch {epoch}/{epochs:g}" if epoch else ""))
         more = f" and {len(jobs) - 2} more" if len(jobs) > 2 else ""
@@ -263,8 +264,16 @@ class Live:
         }
         return len(paths)
 
+    def _pairs_of(self, seeds: Iterable[int]) -> set[int]:
+        """The numbers of all pairs of some seeds."""
+        plan = self._plan.comparison
+        return {plan.pair(seed, fold) for seed in seeds for fold in range(plan.num_folds)}
+
     def _seeds_of(self, jobs: Sequence[Job]) -> str:
-        number = max(job.seed for job in jobs) - self._plan.comparison.first_seed + 1
+        plan = self._plan.comparison
+        number = max(plan.seed_and_fold(job.seed)[0] for job in jobs) - plan.first_seed + 1
+        if plan.num_folds > 1:
+            return f"{plan.num_folds} folds"
         return f"to {number} {'seed' if number == 1 else 'seeds'}"
 
     def _refresh(self) -> None:
@@ -286,10 +295,10 @@ class Live:
                 return
 
 
-def _name(job: Job) -> str:
+def _name(job: Job, plan: ComparisonPlan) -> str:
     if job.is_tuning:
         return f"{displayed_label(job.label)}, search, {' '.join(job.words[-2:])}"
-    return f"{displayed_label(job.label)}, seed {job.seed}"
+    return f"{displayed_label(job.label)}, {plan.pair_name(job.seed)}"
 
 
 def _ending(outcome: Outcome) -> str:

@@ -58,7 +58,7 @@ class Planned:
         found = {
             folder.path: folder
             for folders in self.folders.values()
-            for folder in list(folders.values())[:num_seeds]
+            for folder in list(folders.values())[: len(self.comparison.pairs_of(num_seeds))]
         }
         return list(found.values())
 
@@ -140,7 +140,8 @@ def planned(question: Question, display: Display) -> Planned:
     identities: dict[str, str] = {}
     evaluations: dict[str, str | None] = {}
     values: dict[str, object] = {}
-    seeds = range(question.first_seed, question.first_seed + question.max_seeds)
+    num_folds = question.num_folds
+    numbers = range(question.max_seeds * num_folds)
     every = [(BASE, 0, question.base)]
     every += [(arm.label, arm.seed_offset, arm.config) for arm in question.arms]
     dataset = load(question.base.data, question.base.largest_size)
@@ -157,7 +158,7 @@ def planned(question: Question, display: Display) -> Planned:
             config, found = fitted_to_weights(config, display, code)
             weights = found.identity if found else None
         own = load(config.data, config.largest_size)
-        if own.fingerprint != dataset.fingerprint:
+        if _fingerprint(own, num_folds) != _fingerprint(dataset, num_folds):
             raise ConfigError(
                 "the arm trains on other images than the baseline",
                 where=f"--try {shlex.join(_words(question, label))}",
@@ -167,10 +168,16 @@ def planned(question: Question, display: Display) -> Planned:
         class_weights(config.loss, own.train.labels, own.classes, len(own.classes))
         evaluations[label] = evaluation_identity(config)
         folders[label] = {}
-        for seed in seeds:
-            one, what = identified(replace(config, seed=seed + offset), own, weights, code)
+        for number in numbers:
+            seed, fold = divmod(number, num_folds)
+            one = replace(config, seed=question.first_seed + seed + offset)
+            of_fold = own
+            if num_folds > 1:
+                one = replace(one, data=replace(one.data, fold=fold))
+                of_fold = load(one.data, one.largest_size)
+            one, what = identified(one, of_fold, weights, code)
             name = folder_name(one, what["identity"])
-            folders[label][seed] = RunFolder(question.outputs / name)
+            folders[label][question.first_seed + number] = RunFolder(question.outputs / name)
         _, what = identified(replace(config, seed=0), own, weights, code)
         identities[label] = f"{what['identity']}-{evaluations[label] or 'plain'}"
         if label == BASE:
@@ -180,8 +187,8 @@ def planned(question: Question, display: Display) -> Planned:
         name="",
         base_words=question.base_words,
         values=values,
-        fingerprint=dataset.fingerprint,
-        num_val=len(dataset.val),
+        fingerprint=_fingerprint(dataset, num_folds),
+        num_val=len(dataset.val) + (len(dataset.train) if num_folds > 1 else 0),
         arms=tuple(
             ArmPlan(arm.label, arm.words, arm.seed_offset, identities[arm.label])
             for arm in question.arms
@@ -193,8 +200,14 @@ def planned(question: Question, display: Display) -> Planned:
         looks=(question.max_seeds,) if question.is_fixed else looks(question.max_seeds),
         first_seed=question.first_seed,
         tune=question.tune,
+        num_folds=num_folds,
     )
     return Planned(question, comparison, folders, evaluations, tuple(_data_notes(dataset)))
+
+
+def _fingerprint(dataset: "Dataset", num_folds: int) -> str:
+    """Fingerprint of the data; with folds, that of all of them."""
+    return (dataset.pool_fingerprint or "") if num_folds > 1 else dataset.fingerprint
 
 
 def _words(question: Question, label: str) -> tuple[str, ...]:
@@ -246,8 +259,9 @@ def lines(plan: Planned) -> list[str]:
     found += _item("seeds", _seeds(comparison))
     found += _item("trainings", _trainings(plan))
     found += _item("time", _time(plan))
-    found += _item("finds", _power(comparison))
-    found += _item("can show", _provable(comparison))
+    if comparison.num_folds == 1:
+        found += _item("finds", _power(comparison))
+        found += _item("can show", _provable(comparison))
     for note in (*question.notes, *plan.notes):
         found += _item("note", note)
     return found
@@ -275,6 +289,9 @@ def _baseline(plan: Planned) -> str:
 def _seeds(comparison: ComparisonPlan) -> str:
     first, *later = comparison.looks
     begin = f"from {comparison.first_seed}" if comparison.first_seed else ""
+    if comparison.num_folds > 1:
+        text = f"{first} for every arm and each of {comparison.num_folds} folds"
+        return " ".join(filter(None, [text, begin]))
     if comparison.is_fixed:
         return " ".join(filter(None, [f"{first} for every arm, one look at the end", begin]))
     text = " ".join(filter(None, [f"{first} per arm", begin]))
@@ -321,7 +338,7 @@ def remaining_seconds(plan: Planned, num_seeds: int) -> tuple[float, str] | None
         return None
     labels: dict[Path, tuple[str, RunFolder]] = {}
     for label, folders in plan.folders.items():
-        for folder in list(folders.values())[:num_seeds]:
+        for folder in list(folders.values())[: len(plan.comparison.pairs_of(num_seeds))]:
             labels.setdefault(folder.path, (label, folder))
     total, name = 0.0, ""
     for label, folder in labels.values():

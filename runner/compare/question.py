@@ -24,7 +24,7 @@ from runner.config.schema import RunConfig, trick_groups
 from runner.config.words import spelled
 from runner.errors import ConfigError, RunnerError
 from runner.machine.hardware import require_device
-from runner.records.comparison_folder import BASE, BASELINE, check_name
+from runner.records.comparison_folder import BASE, BASELINE, MOST_FOLDS, check_name
 from runner.records.identity import evaluation_identity, identity
 from runner.report.family import FEWEST_SEEDS
 from runner.report.metric import margin_of, metric_of
@@ -36,6 +36,8 @@ AGAIN_OFFSET = 1000
 """What that arm adds to a seed: more than the most seeds of a comparison."""
 _LARGEST_SEED = 2**31 - 2**24
 """Of the first pair: there is room above it for the seeds of rounds, tuning and controls."""
+FEWEST_FOLDS = 3
+"""Folds from which there is a verdict."""
 MOST_SEEDS: dict[str, int] = {"max-seeds": 20, "seeds": 100}
 """Seeds per arm at most, by the option that sets their number."""
 
@@ -87,6 +89,7 @@ class Question:
         metric: what is compared.
         tune: keys with the values of their grid.
         name: of the comparison, if the user gave one.
+        num_folds: number of folds of each seed; 1 without cross-validation.
         budget: seconds after which no further training begins; None for no limit.
         notes: what the user should know, a sentence each.
     """
@@ -105,6 +108,7 @@ class Question:
     tune: tuple[tuple[str, tuple[str, ...]], ...]
     name: str | None
     budget: float | None
+    num_folds: int = 1
     notes: tuple[str, ...] = ()
 
 
@@ -114,7 +118,7 @@ class Job:
 
     Attributes:
         label: the arm's, or ``base``.
-        seed: seed of the pair, that is, of the baseline.
+        seed: number of the pair, which without folds is its seed, that of the baseline.
         words: of the run.
         is_tuning: whether the run belongs to the search for values, which no verdict uses.
     """
@@ -173,6 +177,9 @@ def question(asked: Asked) -> Question:
     words, tries = _sorted_words(asked)
     for word in words:
         _check_base_word(word)
+    num_folds = _folds(asked, words)
+    if num_folds > 1:
+        words = [*words, f"data.num_folds={num_folds}"]
     compose.register()
     launcher = tuple(word for word in words if re.split(r"[./]", _key(word))[0] == "hydra")
     own = tuple(word for word in words if word not in launcher)
@@ -199,12 +206,15 @@ def question(asked: Asked) -> Question:
         tune=_grid(asked.tune, own, base, arms, asked.config_dir),
         name=asked.name,
         budget=budget,
+        num_folds=num_folds,
         notes=(*words_without_effect(base, base_words), *notes),
     )
 
 
 def _seeds(asked: Asked) -> tuple[int, bool]:
     """The number of seeds, and whether the design is fixed."""
+    if asked.folds is not None:
+        return _seeds_per_fold(asked), True
     if asked.seeds is not None and asked.max_seeds is not None:
         raise ConfigError(
             "--max-seeds adds seeds until each arm is decided, --seeds gives every arm all of "
@@ -227,6 +237,52 @@ def _seeds(asked: Asked) -> tuple[int, bool]:
             fix=f"--{option} {FEWEST_SEEDS if 0 < number < FEWEST_SEEDS else 10}",
         )
     return number, option == "seeds"
+
+
+def _seeds_per_fold(asked: Asked) -> int:
+    if asked.max_seeds is not None:
+        raise ConfigError(
+            "cross-validation is a fixed design, so no seeds are added until each arm is decided",
+            where=f"--folds {asked.folds} --max-seeds {asked.max_seeds}",
+            fix=f"--folds {asked.folds} --seeds 2 for two seeds per fold",
+        )
+    most, text = MOST_SEEDS["seeds"], "1" if asked.seeds is None else asked.seeds
+    number = int(text) if re.fullmatch(r"\d{1,6}", text, re.ASCII) else 0
+    if not 1 <= number <= most:
+        raise ConfigError(
+            f"--seeds takes a whole number from 1 to {most} with --folds",
+            where=f"--seeds {text}",
+            fix="--seeds 1",
+        )
+    return number
+
+
+def _folds(asked: Asked, words: Sequence[str]) -> int:
+    """The number of folds; 1 without cross-validation."""
+    if asked.folds is None:
+        return 1
+    number = int(asked.folds) if re.fullmatch(r"\d{1,6}", asked.folds, re.ASCII) else 0
+    if not FEWEST_FOLDS <= number <= MOST_FOLDS:
+        raise ConfigError(
+            f"--folds takes a whole number from {FEWEST_FOLDS} to {MOST_FOLDS}"
+            + (": with two folds no arm can be decided" if number == 2 else ""),
+            where=f"--folds {asked.folds}",
+            fix="--folds 5",
+        )
+    for word in words:
+        if _key(word) in ("data.num_folds", "data.fold"):
+            raise ConfigError(
+                "--folds sets the folds of all trainings itself",
+                where=word,
+                fix=f"leave it out: --folds {number}",
+            )
+    if asked.tune:
+        raise ConfigError(
+            "settings that are tuned on the images of one fold would be compared on them, too",
+            where=f"--folds {number} --tune {asked.tune[0]}",
+            fix="--tune without --folds",
+        )
+    return number
 
 
 _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}

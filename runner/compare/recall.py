@@ -49,7 +49,9 @@ def ended(asked: Asked, display: Display) -> ComparisonFolder | None:
         from runner.data.dataset import load_dataset
 
         dataset = load_dataset(data, size, outputs / "cache", display.work)
-        return folder if folder.plan().fingerprint == dataset.fingerprint else None
+        plan = folder.plan()
+        own = dataset.fingerprint if plan.num_folds == 1 else dataset.pool_fingerprint
+        return folder if plan.fingerprint == own else None
     return None
 
 

@@ -188,7 +188,7 @@ class _Rounds:
             missing = [
                 job_of(self._asked, label, seed, self._chosen.get(label, ()))
                 for label in (BASE, *still)
-                for seed in self._plan.seeds[:n]
+                for seed in self._plan.pairs_of(n)
                 if seed not in self._runs[label] and self._can_pair(seed)
             ]
             if missing:
@@ -208,8 +208,8 @@ class _Rounds:
         planned = self._folders.get(job.label, {}).get(job.seed)
         if planned is not None and planned.path.name != name:
             raise _changed(
-                f"the run of {displayed_label(job.label)} with seed {job.seed} is not the "
-                "planned one",
+                f"the run of {displayed_label(job.label)} with "
+                f"{self._plan.pair_name(job.seed)} is not the planned one",
                 f"{self._how.outputs / name}, not {planned.path.name}",
             )
 
@@ -246,10 +246,12 @@ class _Rounds:
     def _require_base(self) -> None:
         """Raise TrainingError if no pair is possible, because the base always diverged."""
         searched, runs = self._search.tuned.get(BASE), self._runs[BASE].values()
+        first = len(self._plan.pairs_of(self._plan.looks[0]))
         if searched is not None and not searched.chosen:
             when = "with every value of the search"
-        elif len(runs) >= self._plan.looks[0] and all(run.is_diverged for run in runs):
-            when = f"with each of {len(runs)} seeds"
+        elif len(runs) >= first and all(run.is_diverged for run in runs):
+            what = "seeds" if self._plan.num_folds == 1 else "trainings"
+            when = f"with each of {len(runs)} {what}"
         else:
             return
         raise TrainingError(
@@ -261,7 +263,7 @@ class _Rounds:
     def _failed(self) -> dict[str, dict[str, str]]:
         found = {
             label: {
-                f"seed {seed}": run.failed
+                self._plan.pair_name(seed): run.failed
                 for seed, run in sorted(by_seed.items())
                 if run.is_tried_again
             }

@@ -46,6 +46,8 @@ FOLDER = "comparisons"
 """The folder below ``outputs`` that holds the comparisons."""
 MOST_SEEDS = 1000
 """Seeds of a fixed design at most."""
+MOST_FOLDS = 100
+"""Folds of a design at most."""
 SEQUENTIAL_SEEDS = range(3, 21)
 """What the largest number of seeds of a sequential design can be."""
 METRICS = ("accuracy", "balanced_accuracy", "log_loss", "brier", "macro_f1", "auroc", "ece")
@@ -107,6 +109,8 @@ class ComparisonPlan:
         first_seed: the seed of the first pair.
         tune: keys whose values every arm and the base search, each with its values as words.
         shares_runs_with: names of earlier comparisons whose results this one uses too.
+        num_folds: number of cross-validation folds of each seed, of a fixed design; 1 without
+            folds. With folds, ``fingerprint`` and ``num_val`` are of the images of all folds.
     """
 
     name: str
@@ -123,11 +127,36 @@ class ComparisonPlan:
     first_seed: int = 0
     tune: tuple[tuple[str, tuple[str, ...]], ...] = ()
     shares_runs_with: tuple[str, ...] = ()
+    num_folds: int = 1
 
     @property
     def seeds(self) -> range:
         """The seeds of all pairs, in order."""
         return range(self.first_seed, self.first_seed + self.max_seeds)
+
+    @property
+    def pairs(self) -> range:
+        """The numbers of all pairs of trainings: the seeds, or with folds one for each fold."""
+        return self.pairs_of(self.max_seeds)
+
+    def pairs_of(self, num_seeds: int) -> range:
+        """The numbers of the pairs of the first seeds."""
+        return range(self.first_seed, self.first_seed + num_seeds * self.num_folds)
+
+    def pair(self, seed: int, fold: int) -> int:
+        """The number of a pair."""
+        return self.first_seed + (seed - self.first_seed) * self.num_folds + fold
+
+    def seed_and_fold(self, pair: int) -> tuple[int, int]:
+        """The seed and the fold of a pair; fold 0 without folds."""
+        seed, fold = divmod(pair - self.first_seed, self.num_folds)
+        return self.first_seed + seed, fold
+
+    def pair_name(self, pair: int) -> str:
+        """What people read for a pair, such as ``seed 3``."""
+        if self.num_folds == 1:
+            return f"seed {pair}"
+        return "seed {}, fold {}".format(*self.seed_and_fold(pair))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -147,6 +176,7 @@ class ComparisonPlan:
                 self.max_seeds,
                 self.first_seed,
                 self.tune,
+                *([self.num_folds] if self.num_folds > 1 else []),
             ]
         )
 
@@ -301,7 +331,7 @@ class ComparisonFolder:
                 raise ValueError(f"it has other arms than {_PLAN}")
             runs = {label: _runs_of(fields.section(found, label)) for label in (BASE, *plan.labels)}
             for label, by_seed in runs.items():
-                if foreign := {*by_seed} - {*plan.seeds}:
+                if foreign := {*by_seed} - {*plan.pairs}:
                     raise ValueError(f"{label} has seed {min(foreign)}, which is not compared")
             return runs
 
@@ -560,7 +590,7 @@ def _changes(old: ComparisonPlan, new: ComparisonPlan) -> dict[str, str]:
         ("max_seeds", old.max_seeds, new.max_seeds),
         ("margin", *_margins(old, new)),
         ("metric", old.metric, new.metric),
-        ("design", _design(old), _design(new)),
+        ("design", _design_words(old), _design_words(new)),
         ("tune", _tune_words(old), _tune_words(new)),
         ("first_seed", old.first_seed, new.first_seed),
     ):
@@ -609,6 +639,11 @@ def _design(plan: ComparisonPlan) -> str:
     return "fixed" if plan.is_fixed else "sequential"
 
 
+def _design_words(plan: ComparisonPlan) -> str:
+    folds = f" with {plan.num_folds} folds" if plan.num_folds > 1 else ""
+    return _design(plan) + folds
+
+
 def _tune_words(plan: ComparisonPlan) -> str:
     return " ".join(f"{key}={','.join(values)}" for key, values in plan.tune) or "nothing"
 
@@ -640,6 +675,7 @@ def plan_content(plan: ComparisonPlan) -> dict[str, Any]:
         "first_seed": plan.first_seed,
         "tune": [{"key": key, "values": [*values]} for key, values in plan.tune],
         "shares_runs_with": [*plan.shares_runs_with],
+        **({"num_folds": plan.num_folds} if plan.num_folds > 1 else {}),
     }
 
 
@@ -701,7 +737,21 @@ def plan_of(content: Mapping[str, Any]) -> ComparisonPlan:
             for one in fields.sections(content, "tune")
         ),
         shares_runs_with=fields.texts(content, "shares_runs_with"),
+        num_folds=_num_folds(content),
     )
+
+
+def _num_folds(content: Mapping[str, Any]) -> int:
+    """The number of folds of a question; 1 without folds.
+
+    Raises:
+        ValueError: it is impossible.
+    """
+    if "num_folds" not in content:
+        return 1
+    if content["design"] != "fixed":
+        raise ValueError("folds are for a fixed design")
+    return fields.whole(content, "num_folds", at_least=2, at_most=MOST_FOLDS)
 
 
 def _runs_content(runs: Mapping[int, PairedRun]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from runner.report.answer import Answer, answer
 from runner.report.forest import Forest
 from runner.report.found_comparisons import find_comparisons
 from runner.report.metric import ACCURACY, METRICS, default_margins, margin_of, metric_of
+from runner.report.pooled import pool_folds
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
 from runner.terminal.arguments import Parser
@@ -81,8 +82,10 @@ def _report(arguments: argparse.Namespace) -> None:
     cache = places[0] / "cache"
     book = ScoreBook(cache / "report.npz")
     comparisons = find_comparisons(places, book)
+    runs = find_runs(places)
+    pool_folds(runs)
     found = answer(
-        find_runs(places),
+        runs,
         book,
         margin,
         arguments.baseline,

@@ -46,6 +46,7 @@ class Row:
         metrics: each of ``METRICS``; NaN where it is undefined.
         price: images, pixels and seconds of training with its evaluations, median of the runs.
         forward_passes: forward passes per validation image.
+        num_folds: number of folds of each seed; 1 without cross-validation.
     """
 
     label: str
@@ -56,6 +57,7 @@ class Row:
     metrics: Mapping[str, Mean]
     price: Mapping[str, float]
     forward_passes: float
+    num_folds: int = 1
 
 
 @dataclass(frozen=True)
@@ -363,4 +365,5 @@ def _row(arm: Arm, varying: Sequence[str]) -> Row:
         metrics={name: mean_of(list(arm.metric(name).values())) for name in METRICS},
         price={key: float(np.median([run.budget[key] for run in runs.values()])) for key in PRICES},
         forward_passes=arm.forward_passes,
+        num_folds=max(1, len(arm.look.run.parts)),
     )

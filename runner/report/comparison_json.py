@@ -196,6 +196,7 @@ def _standing_from(one: Mapping[str, Any], plan: ComparisonPlan) -> Standing:
             )
             for pair in fields.sections(one, "pairs")
         ),
+        num_folds=plan.num_folds,
     )
 
 

@@ -37,6 +37,8 @@ def comparison_title(answer: ComparisonAnswer) -> str:
     """Say what is compared and how, in one line."""
     plan = answer.plan
     seeds = f"{plan.max_seeds} seeds each" if plan.is_fixed else f"up to {plan.max_seeds} seeds"
+    if plan.num_folds > 1:
+        seeds = f"{plan.num_folds} folds, {plan.max_seeds} seed{'s' * (plan.max_seeds > 1)} each"
     arms = f"{len(plan.arms)} arm{'s' * (len(plan.arms) > 1)} against the baseline"
     state = "" if answer.is_ended else " (not ended)"
     margin = f"{answer.metric.size(plan.margin)}{answer.metric.within}"
@@ -59,13 +61,13 @@ def standing_text(one: Standing, margin: float, metric: Metric = ACCURACY) -> st
 def standings_table(answer: ComparisonAnswer) -> Table:
     """The table of the arms: seeds, accuracy, difference with its interval, p-value, verdict."""
     plan, metric, value = answer.plan, answer.metric, answer.base_value
-    base = [BASELINE, _count(answer.base_seeds, answer.base_failed)]
+    base = [BASELINE, _count(answer.base_seeds, answer.base_failed, plan.num_folds)]
     rows = [(*base, mean_text(value, metric) if value else "", "", "", "", "")]
     for one in answer.standings:
         rows.append(
             (
                 one.label,
-                _count(one.seeds, one.failed),
+                _count(one.seeds, one.failed, plan.num_folds),
                 mean_text(one.value, metric) if one.value else "",
                 metric.text(one.mean) if one.mean is not None else "",
                 metric.interval_text(one.interval),
@@ -79,7 +81,8 @@ def standings_table(answer: ComparisonAnswer) -> Table:
         else "intervals over seeds and images hold at every look together"
     )
     return Table(
-        f"difference in {_what(metric)}, paired by seed; {kind}",
+        f"difference in {_what(metric)}, paired by seed{' and fold' * (plan.num_folds > 1)}; "
+        f"{kind}",
         (
             "arm", "n", metric.heading, metric.difference_heading, "interval", "p (Holm)",
             "verdict",
@@ -96,10 +99,11 @@ def _what(metric: Metric) -> str:
     return f"{what} ({metric.direction})" if metric.direction else what
 
 
-def _count(seeds: tuple[int, ...], failed: object) -> str:
-    """The number of seeds that count, and of those that failed."""
+def _count(seeds: tuple[int, ...], failed: object, num_folds: int) -> str:
+    """The number of pairs that count, and of seeds that failed."""
     num_failed = len(failed) if isinstance(failed, dict) else 0
-    return f"{len(seeds)}, {num_failed} failed" if num_failed else str(len(seeds))
+    count = str(num_folds * len(seeds))
+    return f"{count}, {num_failed} failed" if num_failed else count
 
 
 def forest_of(answer: ComparisonAnswer) -> Forest:

@@ -20,6 +20,8 @@ def verdict_line(one: Standing, margin: float, metric: Metric = ACCURACY) -> str
         metric: what is compared.
     """
     limit, n = metric.size(margin), _seeds(len(one.seeds))
+    if one.num_folds > 1:
+        n = f"{one.num_folds} folds of {n}"
     unit, within = f" {metric.unit}" if metric.unit else "", metric.within
     if one.reason == "failed":
         return f"{one.label} failed: {_failures(one)}"
@@ -60,6 +62,8 @@ def _undecided(one: Standing, n: str, metric: Metric) -> str:
         more = one.max_seeds - len(one.seeds) - len(one.failed)
         others = _seeds(more) if more > 1 else "seed"
         return f"{line}; stopped early, because another {others} would probably not decide it"
+    if one.num_folds > 1:
+        return f"{line}: more images or more seeds may"
     if one.max_seeds < FEWEST_SEEDS:
         return f"{line}: a verdict takes at least {FEWEST_SEEDS} seeds"
     return f"{line}: {one.max_seeds} seeds do not decide it"

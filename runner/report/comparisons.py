@@ -40,6 +40,7 @@ from runner.report.measures import (
     ratio,
 )
 from runner.report.metric import ACCURACY, METRICS, Metric
+from runner.report.pooled import together
 from runner.report.runs import FinishedRun, read_run
 from runner.report.scores import ScoreBook, Scores
 from runner.report.sequential import State, looks, walk
@@ -79,6 +80,7 @@ class Standing:
         price: ``images``, ``pixels``, and ``forward_passes`` per validation image, relative to the
             base; medians of the pairs. With :func:`timed`, also ``seconds``.
         pairs: the difference of each of ``seeds``.
+        num_folds: number of folds of each seed; 1 without cross-validation.
     """
 
     label: str
@@ -99,6 +101,7 @@ class Standing:
     value: Mean | None = None
     price: Mapping[str, float] = field(default_factory=dict)
     pairs: tuple[Pair, ...] = ()
+    num_folds: int = 1
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,7 @@ def standings(
 
     Args:
         plan: the question.
-        runs: the runs of the base and of each arm, by label and seed of the pair.
+        runs: the runs of the base and of each arm, by label and number of the pair.
         outputs: the folder of the runs.
         book: the scores of the runs.
         searched: the search for settings of the base and of each arm that has ended, by label.
@@ -210,7 +213,11 @@ def standings(
     everything = [*compared, *(one for by_seed in tried for one in by_seed.values())]
     trained = {one.run for one in everything if one.run is not None}
     evaluated = {(one.run, one.evaluation) for one in everything if one.evaluation is not None}
-    base_failed = {seed: one.failed for seed, one in sorted(runs[BASE].items()) if one.run is None}
+    base_failed = {
+        seed: one.failed
+        for seed, one in sorted(by_seed(plan, runs)[BASE].items())
+        if one.run is None
+    }
     return ComparisonAnswer(
         plan=plan,
         base=mean_of([_accuracy(run) for run in base_runs]) if base_runs else None,
@@ -247,7 +254,7 @@ def _with_lost(
     lost = {label: _NO_SETTINGS for label, words in chosen.items() if plan.tune and not words}
     lost |= dict.fromkeys(failed_searches, "its search for settings failed")
     return {
-        label: dict.fromkeys(plan.seeds, PairedRun(None, None, lost[label], is_diverged=True))
+        label: dict.fromkeys(plan.pairs, PairedRun(None, None, lost[label], is_diverged=True))
         if label in lost
         else by_seed
         for label, by_seed in runs.items()
@@ -258,6 +265,53 @@ def out_of_budget(answer: ComparisonAnswer) -> ComparisonAnswer:
     """The same answer, in which open arms say that the budget is used up."""
     stopped = (replace(one, reason="budget") if one.is_open else one for one in answer.standings)
     return replace(answer, standings=tuple(stopped))
+
+
+def by_seed(
+    plan: ComparisonPlan, runs: Mapping[str, Mapping[int, PairedRun]]
+) -> Mapping[str, Mapping[int, PairedRun]]:
+    """The runs by label and seed. A seed has a run if each of its folds has one.
+
+    With folds, the run of a seed stands for those of all its folds; :func:`read_seed` reads them.
+    """
+    if plan.num_folds == 1:
+        return runs
+    return {label: _whole_seeds(plan, of_pairs) for label, of_pairs in runs.items()}
+
+
+def _whole_seeds(plan: ComparisonPlan, of_pairs: Mapping[int, PairedRun]) -> dict[int, PairedRun]:
+    found = {}
+    for seed in plan.seeds:
+        own = {
+            fold: of_pairs[plan.pair(seed, fold)]
+            for fold in range(plan.num_folds)
+            if plan.pair(seed, fold) in of_pairs
+        }
+        failed = {fold: one for fold, one in own.items() if one.run is None}
+        if failed:
+            fold, one = next(iter(failed.items()))
+            # A fold that diverged decides: the seed is lost, whatever the others do.
+            fold, one = next(
+                ((fold, one) for fold, one in failed.items() if one.is_diverged), (fold, one)
+            )
+            found[seed] = replace(one, failed=f"fold {fold}: {one.failed}")
+        elif len(own) == plan.num_folds:
+            found[seed] = own[0]
+    return found
+
+
+def read_seed(
+    plan: ComparisonPlan, of_pairs: Mapping[int, PairedRun], seed: int, outputs: Path
+) -> FinishedRun:
+    """The run of one seed, or of all its folds together.
+
+    Raises:
+        ArtefactError: a run is missing or damaged.
+        KeyError: there is none.
+    """
+    jobs = [of_pairs[plan.pair(seed, fold)] for fold in range(plan.num_folds)]
+    parts = [read_run(outputs / str(one.run), one.evaluation) for one in jobs]
+    return parts[0] if plan.num_folds == 1 else together(parts)
 
 
 class _Paired:
@@ -272,7 +326,8 @@ class _Paired:
     ) -> None:
         self.plan = plan
         self.metric = METRICS[plan.metric]
-        self._runs = runs
+        self._runs = by_seed(plan, runs)
+        self._jobs = runs
         self._outputs = outputs
         self._book = book
         self._offsets = {arm.label: arm.seed_offset for arm in plan.arms}
@@ -318,11 +373,13 @@ class _Paired:
         return self._read[label, seed]
 
     def _checked(self, label: str, seed: int) -> FinishedRun:
-        one = self._runs[label][seed]
-        run = read_run(self._outputs / str(one.run), one.evaluation)
+        run = read_seed(self.plan, self._jobs[label], seed, self._outputs)
         expected = seed + self._offsets.get(label, 0)
+        folds = [part.fold.fold for part in run.parts if part.fold]
+        of_folds = [*range(self.plan.num_folds)] if self.plan.num_folds > 1 else []
         for what, is_, should in (
             ("its seed", run.seed, expected),
+            ("its folds", folds, of_folds),
             ("its number of validation images", run.num_val, self.plan.num_val),
             ("the fingerprint of its data", run.fingerprint, self.plan.fingerprint),
         ):
@@ -568,6 +625,7 @@ def _standing(paired: _Paired, arm: ArmPlan, now: _Places, chosen: tuple[str, ..
         value=paired.value(label, seeds),
         price=_price(ours, theirs),
         pairs=pairs,
+        num_folds=plan.num_folds,
     )
 
 
@@ -594,8 +652,7 @@ def counted_runs(
     for label, seeds in sides:
         for seed in seeds:
             with suppress(ArtefactError, KeyError):
-                one = runs[label][seed]
-                known[label, seed] = read_run(outputs / str(one.run), one.evaluation)
+                known[label, seed] = read_seed(answer.plan, runs[label], seed, outputs)
     return known
 
 
@@ -651,6 +708,12 @@ def _notes(
                 f"{arm.label} is the baseline again under other seeds (A/A): if it helps or hurts, "
                 "that is a false alarm"
             )
+    if plan.num_folds > 1:
+        yield (
+            f"{plan.num_folds} folds: each of the {plan.num_val:,} images is predicted once per "
+            "seed, by a network that was not trained on it; the intervals allow for training sets "
+            "that overlap (Nadeau & Bengio 2003)"
+        )
     if plan.shares_runs_with:
         names = ", ".join(plan.shares_runs_with)
         yield (

@@ -194,10 +194,11 @@ def smallest_margin(found: Sequence[Difference]) -> tuple[float, int] | None:
 
     Returns:
         The margin in units of the scores, and the number of seeds that it takes: ``PLANNED_SEEDS``,
-        or more if there are more. None if no comparison has enough seeds.
+        or more if there are more. None if no comparison has enough seeds, and under
+        cross-validation.
     """
     tested = [one for one in found if one.n >= FEWEST_SEEDS]
-    if not tested:
+    if not tested or any(one.is_of_folds for one in tested):
         return None
     n = max(PLANNED_SEEDS, *(one.n for one in tested))
     errors = [sqrt(one.seed_deviation**2 / n + one.image_error**2) for one in tested]

@@ -123,6 +123,9 @@ class RunGroup:
             if key in values:
                 parts.append(form.format(values[key]))
                 titled.add(key)
+        if num_folds := len(self.any_run.parts):
+            parts.append(f"{num_folds} folds")
+            titled.add("data.num_folds")
         others = [key for key in self.differs if key not in titled]
         by_group: dict[str, list[str]] = defaultdict(list)
         for key in others:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runner.report.folds import fold_difference, resampled_fold_difference
 from runner.report.metric import Metric
 from runner.report.statistics import Difference, difference, rare_error, resampled_difference
 
@@ -39,10 +40,12 @@ class Images:
     Attributes:
         classes: (N,) int64, the class of each image.
         groups: (N,) int64, the group of each image; None if every image is a group of its own.
+        folds: (N,) int64, the fold of each image under cross-validation; None without it.
     """
 
     classes: NDArray[np.int64]
     groups: NDArray[np.int64] | None = None
+    folds: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +57,13 @@ class Measured:
         correct: (N,) bool, whether each prediction is right.
         parts: of a metric that is a mean, the score of each image, (N,); otherwise the metric on
             each resampled set of images.
+        of_folds: of the latter, under cross-validation, the metric on the images of each fold.
     """
 
     value: float
     correct: NDArray[np.bool_]
     parts: NDArray[Any]
+    of_folds: tuple[float, ...] = ()
 
 
 def compared(
@@ -81,6 +86,8 @@ def compared(
     if metric.kind == "images":
         classes = images.classes if metric.name == "balanced_accuracy" else None
         new, old = new.astype(np.float32), old.astype(np.float32)
+        if images.folds is not None:
+            return fold_difference(new, old, images.folds, margin, images.groups, classes)
         return difference(new, old, margin, images.groups, classes)
     rare = 0.0
     if metric.name == "macro_f1" or np.array_equal(new, old):
@@ -89,6 +96,10 @@ def compared(
         )
         rare = rare_error((right != before).astype(np.float64), images.classes)
     values, reference = (np.array([one.value for one in side]) for side in (ours, theirs))
+    if images.folds is not None:
+        tables = [np.array([one.of_folds for one in side]) for side in (ours, theirs)]
+        table = tables[0] - tables[1]
+        return resampled_fold_difference(values, reference, new - old, table, margin, rare)
     return resampled_difference(values, reference, new, old, margin, rare)
 
 

@@ -60,7 +60,7 @@ def group_notes(
     for one in compared:
         if alone := sorted(set(seeds[one.label]) - set(one.seeds)):
             yield f"{one.label}: no {one.reference} with seed {', '.join(map(str, alone))}"
-    if single := [one.label for one in compared if len(one.seeds) == 1]:
+    if single := [one.label for one in compared if one.num_units == 1]:
         yield (
             f"one seed only of {', '.join(single)}: that interval is of the images alone and "
             f"speaks of two networks, not of the {'trick' if by_tricks else 'change'}"
@@ -82,6 +82,12 @@ def family_notes(
                 f"({_reasons(arm.failed.values())}): its results are for the seeds that finished"
             )
     yield from _arms_without_a_run(group, reference)
+    if num_folds := len(group.any_run.parts):
+        yield (
+            f"{num_folds} folds: each of the {group.any_run.num_val:,} images is predicted once "
+            "per seed, by a network that was not trained on it; n counts pairs of seed and fold, "
+            "and the intervals allow for training sets that overlap (Nadeau & Bengio 2003)"
+        )
     if family.image_groups is not None:
         yield (
             f"the {group.any_run.num_val:,} images are of {family.image_groups:,} groups, which "

@@ -329,6 +329,7 @@ def _sentence(one: Comparison, margin: float, metric: Metric) -> str:
     said = (
         f"{mean} {metric.interval_text(one.found.over_both)}{metric.within}, "
         f"{len(one.seeds)} seed{'s' * (len(one.seeds) > 1)}"
+        + (f" of {one.num_folds} folds" if one.found.is_of_folds else "")
     )
     advice = text.advice(one, margin, metric)
     return f"{said}; {advice}" if advice else said

@@ -73,6 +73,21 @@ class Comparison:
     is_timed: bool
     more: tuple[MoreRuns, ...]
 
+    @property
+    def num_folds(self) -> int:
+        """Number of folds of each seed; 1 without cross-validation."""
+        return self.found.n if self.found.is_of_folds else 1
+
+    @property
+    def num_units(self) -> int:
+        """Number of seeds, or under cross-validation of folds: what a verdict takes three of."""
+        return self.found.n if self.found.is_of_folds else len(self.seeds)
+
+    @property
+    def num_pairs(self) -> int:
+        """Number of pairs of trainings: seeds, times folds."""
+        return len(self.seeds) * self.num_folds
+
 
 def _compare(
     arm: Arm, reference: Arm, label: str, book: ScoreBook, margin: float, metric: Metric
@@ -200,6 +215,8 @@ def _judged(one: Comparison, said: Judged, arm: Arm, reference: Arm, metric: Met
     if kind in ("helps", "hurts"):  # it may have been found in the reverse direction
         kind = "helps" if metric.is_better(one.found.mean) else "hurts"
     wanted = FIRST_SEEDS if said.p_zero is None else said.outlook and said.outlook.seeds
+    if one.found.is_of_folds:
+        wanted = None
     return replace(
         one,
         p_zero=said.p_zero,

@@ -1,7 +1,7 @@
 """Reading run folders for the report, also while runs are written and among other files."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +20,8 @@ from runner.records.identity import NEUTRAL, with_defaults
 from runner.records.run_folder import LARGEST_JSON, VERSION, RunFolder
 from runner.training.metrics import METRICS
 
-_ALWAYS_THERE = ("accuracy", "log_loss", "brier", "ece", "forward_passes")
+ALWAYS_THERE = ("accuracy", "log_loss", "brier", "ece", "forward_passes")
+"""What runs of every version recorded of each view."""
 _NEWER = ("balanced_accuracy", "macro_f1", "auroc")  # runs of earlier versions lack them
 VIEWS = ("plain", "tta")
 _REASONS = {"killed": "ended without a word; the same command goes on with it"}
@@ -39,16 +40,35 @@ class StoredPredictions:
         labels: (N,) int64.
         views: (N, K) float32 probabilities of ``plain`` and of ``tta``, by name.
         groups: (N,) int64, the group of each image; None if every image is a group of its own.
+        places: of one fold, (N,) int64, the place of each image among those of all folds.
+        folds: of all folds together, (N,) int64, the fold of each image.
     """
 
     labels: NDArray[np.int64]
     views: Mapping[str, NDArray[np.float32]]
     groups: NDArray[np.int64] | None = None
+    places: NDArray[np.int64] | None = None
+    folds: NDArray[np.int64] | None = None
 
     def correct(self, view: str) -> NDArray[np.bool_]:
         """Whether the most probable class of each image is its label, (N,)."""
         right: NDArray[np.bool_] = self.views[view].argmax(axis=1) == self.labels
         return right
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The fold that a run is validated on.
+
+    Attributes:
+        num_folds: number of folds.
+        fold: the fold, in 0..num_folds-1.
+        fingerprint: fingerprint of the data, equal for all of its folds.
+    """
+
+    num_folds: int
+    fold: int
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -77,6 +97,9 @@ class FinishedRun:
         evaluation: name of the evaluation with TTA in the folder; None for the plain view alone.
         per_class: by view, what the run recorded about each class, unchecked; see
             :func:`runner.report.classes.class_means`.
+        fold: the fold that the run is validated on; None for data that is not divided into folds.
+        parts: the runs of all folds in order, if this is what they are together; see
+            :mod:`runner.report.pooled`.
     """
 
     path: Path
@@ -96,6 +119,8 @@ class FinishedRun:
     config: Mapping[str, Any]
     evaluation: str | None = None
     per_class: Mapping[str, Any] = field(default_factory=dict)
+    fold: Fold | None = None
+    parts: tuple["FinishedRun", ...] = ()
 
     @property
     def has_all_metrics(self) -> bool:
@@ -113,10 +138,12 @@ class FinishedRun:
         Raises:
             ArtefactError: the file is missing, damaged or belongs to another run.
         """
+        if self.parts:
+            return self._of_all_folds([part.predictions() for part in self.parts])
         folder = RunFolder(self.path)
         found = folder.predictions()
         labels, plain = found["labels"], found["plain"]
-        tta, groups = found.get("tta", plain), found.get("groups")
+        tta, groups, places = found.get("tta", plain), found.get("groups"), found.get("places")
         if self.evaluation is not None:
             tta = evaluations.probabilities(folder, self.evaluation)
         views = {"plain": plain, "tta": tta}
@@ -129,12 +156,37 @@ class FinishedRun:
             and all(view.shape == shape and np.isfinite(view).all() for view in views.values())
             and len(self.classes) <= shape[1]
             and 0 <= labels.min() <= labels.max() < len(self.classes)
-            and (groups is None or (groups.shape == labels.shape and groups.dtype.kind in "iu"))
+            and all(
+                numbers is None or (numbers.shape == labels.shape and numbers.dtype.kind in "iu")
+                for numbers in (groups, places)
+            )
         )
         if not is_sound:
             raise ArtefactError("the predictions are not of this run", where=str(self.path))
-        named = None if groups is None else groups.astype(np.int64)
-        return StoredPredictions(labels.astype(np.int64), views, named)
+        named, at = (
+            None if numbers is None else numbers.astype(np.int64) for numbers in (groups, places)
+        )
+        return StoredPredictions(labels.astype(np.int64), views, named, at)
+
+    def _of_all_folds(self, found: Sequence[StoredPredictions]) -> StoredPredictions:
+        """The predictions for all images, in the order of the data."""
+        places = [one.places for one in found if one.places is not None]
+        order = np.concatenate(places) if len(places) == len(found) else np.zeros(0, np.int64)
+        if not np.array_equal(np.sort(order), np.arange(self.num_val)):
+            raise ArtefactError(
+                "the predictions of the folds are not for each image once", where=str(self.path)
+            )
+        back = np.argsort(order)
+        groups = [one.groups for one in found if one.groups is not None]
+        return StoredPredictions(
+            np.concatenate([one.labels for one in found])[back],
+            {
+                view: np.concatenate([one.views[view] for one in found])[back]
+                for view in found[0].views
+            },
+            np.concatenate(groups)[back] if len(groups) == len(found) else None,
+            folds=np.repeat(np.arange(len(found)), [len(one.labels) for one in found])[back],
+        )
 
     @cached_property
     def epochs(self) -> list[dict[str, float]]:
@@ -142,6 +194,8 @@ class FinishedRun:
 
         Rows that cannot be read are left out.
         """
+        if self.parts:
+            return _mean_rows([part.epochs for part in self.parts])
         folder = RunFolder(self.path)
         timings = _by_epoch(folder.rows("timings.jsonl"), ("epoch", "total_seconds"))
         metrics = _by_epoch(folder.rows(), ("epoch", "pixels", "val_accuracy", "val_loss"))
@@ -414,12 +468,27 @@ def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
             per_class={
                 view: metrics[view if is_whole else "plain"].get("per_class") for view in VIEWS
             },
+            fold=_fold(data),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ArtefactError(
             f"not the files of a finished run: {reason}", where=str(path)
         ) from error
+
+
+def _fold(data: Mapping[str, Any]) -> Fold | None:
+    """The fold in the ``data`` section of a result.
+
+    Raises:
+        ValueError: it cannot be one.
+    """
+    if data.get("folds") is None:
+        return None
+    found = fields.section(data, "folds")
+    num_folds = fields.whole(found, "num_folds", at_least=2)
+    fold = fields.whole(found, "fold", at_most=num_folds - 1)
+    return Fold(num_folds, fold, fields.text(found, "fingerprint"))
 
 
 def _values(what: Mapping[str, Any]) -> dict[str, Any]:
@@ -482,7 +551,7 @@ def _numbers(mapping: Mapping[str, Any], keys: Iterable[str]) -> dict[str, float
 
 
 def _measures(mapping: Mapping[str, Any]) -> dict[str, float]:
-    found = _numbers(mapping, _ALWAYS_THERE)
+    found = _numbers(mapping, ALWAYS_THERE)
     if found["accuracy"] > 1:
         raise ValueError(f"not a possible accuracy: {found['accuracy']}")
     for name in _NEWER:
@@ -506,3 +575,13 @@ def _by_epoch(
             numbers = _numbers(row, keys)
             found[numbers["epoch"]] = numbers
     return found
+
+
+def _mean_rows(parts: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
+    """The means over folds of the rows of each epoch that all of them have."""
+    by_epoch = [{row["epoch"]: row for row in rows} for rows in parts]
+    return [
+        {key: float(np.mean([rows[epoch][key] for rows in by_epoch])) for key in row}
+        for epoch, row in by_epoch[0].items()
+        if all(epoch in rows for rows in by_epoch)
+    ]

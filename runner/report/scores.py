@@ -75,6 +75,7 @@ class ScoreBook:
         self._read: dict[tuple[Path, str], Scores] = {}
         self._measured: dict[tuple[Path, str, str, str], Measured] = {}
         self._last: tuple[FinishedRun, StoredPredictions] | None = None
+        self._folds: dict[str, NDArray[np.int64] | None] = {}  # by the fingerprint of the data
         self._is_changed = False
         with suppress(Exception):  # a damaged cache is made again
             self._load()
@@ -136,7 +137,8 @@ class ScoreBook:
         parts = self._parts[key]
         if metric.kind == "images":
             return of_scores(metric, correct, parts, None)
-        return Measured(float(parts[-1]), correct, parts[:-1])
+        of_folds = tuple(self.measured(part, view, metric).value for part in run.parts)
+        return Measured(float(parts[-1]), correct, parts[:-1], of_folds)
 
     def _views(self, run: FinishedRun) -> Mapping[str, NDArray[np.float32]]:
         """The probabilities of a run; those of the last one are kept, for its other view."""
@@ -168,8 +170,17 @@ class ScoreBook:
         rows = np.unpackbits(self._bits[run.identity], axis=1, count=run.num_val).astype(bool)
         labels, grouping = remembered[-2:]
         correct = dict(zip(VIEWS, rows, strict=True))
-        images = Images(self._names[labels], self._names[grouping] if grouping else None)
+        groups = self._names[grouping] if grouping else None
+        images = Images(self._names[labels], groups, self._folds_of(run))
         return Scores(labels, correct, images, grouping)
+
+    def _folds_of(self, run: FinishedRun) -> NDArray[np.int64] | None:
+        """The fold of each image; equal for all runs of all folds of one data set."""
+        if not run.parts:
+            return None
+        if run.fingerprint not in self._folds:
+            self._folds[run.fingerprint] = run.predictions().folds
+        return self._folds[run.fingerprint]
 
     def _named(self, numbers: NDArray[np.int64]) -> str:
         """Keep labels or groups; return their hash."""
@@ -251,7 +262,12 @@ class ScoreBook:
     @staticmethod
     def _stamp(run: FinishedRun) -> list[Any]:
         stamp = [run.num_val]
-        for path in evaluations.prediction_files(RunFolder(run.path), run.evaluation):
+        files = (
+            path
+            for one in run.parts or (run,)
+            for path in evaluations.prediction_files(RunFolder(one.path), one.evaluation)
+        )
+        for path in files:
             try:
                 status = path.stat()
             except OSError:

@@ -46,8 +46,9 @@ _AXIS_UNITS = {"epoch": "epoch {:.1f}", "seconds": "{:.0f} s", "pixels": "{:.3g}
 
 def verdict_text(one: Comparison, margin: float, metric: Metric = ACCURACY) -> str:
     """The verdict in words."""
-    if len(one.seeds) < FEWEST_SEEDS:
-        return f"{_FEW_SEEDS[len(one.seeds)]}: no verdict"
+    if one.num_units < FEWEST_SEEDS:
+        few = "two folds" if one.found.is_of_folds else _FEW_SEEDS[one.num_units]
+        return f"{few}: no verdict"
     if one.verdict == "no difference":
         return f"no difference larger than {metric.plain(margin)}"
     if one.verdict == "cannot tell":
@@ -61,7 +62,7 @@ def advice(one: Comparison, margin: float, metric: Metric = ACCURACY) -> str:
     if one.verdict != "cannot tell":
         return ""
     if one.outlook is None:
-        return "a verdict takes three seeds or more"
+        return _ADVICE_ON_FOLDS if one.found.is_of_folds else "a verdict takes three seeds or more"
     what: str = one.outlook.would_show
     if what == "no difference":
         what = f"no difference larger than {metric.size(margin)}"
@@ -75,6 +76,9 @@ def advice(one: Comparison, margin: float, metric: Metric = ACCURACY) -> str:
         return f"more than {most} seeds would be needed to show {what}"
     more = one.outlook.seeds - len(one.seeds)
     return f"about {more} more seed{'s' * (more > 1)} would probably show {what}"
+
+
+_ADVICE_ON_FOLDS = "more images would settle it sooner than more seeds, which repeat the same folds"
 
 
 def lead_text(axis: str, lead: Lead) -> str:
@@ -112,7 +116,10 @@ def answer_table(found: GroupAnswer, margin: float, metric: Metric = ACCURACY) -
 
 def _count(row: Row, one: Comparison | None) -> str:
     """Number of seeds of the comparison, of the arm if it has more, and of those that failed."""
-    own, paired = len(row.seeds), len(one.seeds) if one else len(row.seeds)
+    own, paired = (
+        row.num_folds * count
+        for count in (len(row.seeds), len(one.seeds) if one else len(row.seeds))
+    )
     finished = str(own) if own == paired else f"{paired} of {own}"
     return f"{finished} (+{len(row.failed)} failed)" if row.failed else finished
 
@@ -126,7 +133,7 @@ def contribution_table(found: GroupAnswer, margin: float, metric: Metric = ACCUR
             "over seeds and images", "p (Holm)", "verdict",
         ),
         tuple(
-            (one.label, one.reference, str(len(one.seeds)), *_comparison_cells(one, margin, metric))
+            (one.label, one.reference, str(one.num_pairs), *_comparison_cells(one, margin, metric))
             for one in found.contributions
         ),
         (change(found), "without it", "verdict"),
@@ -138,7 +145,7 @@ def _comparison_cells(one: Comparison, margin: float, metric: Metric) -> list[st
     return [
         metric.text(one.found.mean),
         metric.interval_text(one.found.over_seeds),
-        metric.interval_text(one.found.over_both) + (" images only" if len(one.seeds) == 1 else ""),
+        metric.interval_text(one.found.over_both) + (" images only" if one.num_units == 1 else ""),
         p_text(one.p_zero),
         verdict_text(one, margin, metric) + mark,
     ]
@@ -237,12 +244,13 @@ def remarks(group: GroupAnswer, margin: float, metric: Metric = ACCURACY) -> Ite
     compared = (*group.comparisons, *group.contributions)
     if any(not one.is_equal_budget for one in compared):
         yield f"{UNEQUAL} trained on more or fewer images or pixels than the reference"
-    few = [one.label for one in compared if len(one.seeds) < FEWEST_SEEDS]
+    few = [one.label for one in compared if one.num_units < FEWEST_SEEDS]
     if few:
-        yield f"{', '.join(few)}: a verdict takes three seeds or more"
+        what = "folds" if any(one.found.is_of_folds for one in compared) else "seeds"
+        yield f"{', '.join(few)}: a verdict takes three {what} or more"
     for one in compared:
         said = advice(one, margin, metric)
-        if said and len(one.seeds) >= FEWEST_SEEDS and not _is_noted(one, group, margin):
+        if said and one.num_units >= FEWEST_SEEDS and not _is_noted(one, group, margin):
             yield f"{one.label}: {said}"
     if more := _merged(compared):
         yield SEQUENTIAL
@@ -474,7 +482,8 @@ def to_json(found: Answer) -> str:
                     {"run": run.name, "seed": seed, "arm": arm.label,
                      "identity": run.identity, "command": run.command}
                     for arm in group.group.arms
-                    for seed, run in sorted(arm.runs.items())
+                    for seed, whole in sorted(arm.runs.items())
+                    for run in whole.parts or (whole,)
                 ],
             }
             for group in found.groups

@@ -77,13 +77,22 @@ def write_run(
     words: tuple[str, ...] | None = None,
     finish: bool = True,
     is_old: bool = False,
+    fold: tuple[int, int] | None = None,
     **changes: Any,
 ) -> RunFolder:
     """Write a run with ``tricks`` and return its folder.
 
-    ``changes`` go to :func:`config`. Without ``finish`` the run is one that was killed. A run that
-    ``is_old`` has its TTA in its own identity and files, as before evaluations were apart.
+    ``changes`` go to :func:`config`. A ``fold`` (2, 5) has every fifth image of a data set that is
+    five times as large, from the third on. Without ``finish`` the run is one that was killed. A
+    run that ``is_old`` has its TTA in its own identity and files, as before evaluations were apart.
     """
+    folds, named = None, {}
+    if fold is not None:
+        number, num_folds = fold
+        changes["data"] = Data(name="folder", root="images", num_folds=num_folds, fold=number)
+        folds = {"num_folds": num_folds, "fold": number, "fingerprint": fingerprint}
+        named["places"] = np.arange(num_images) * num_folds + number
+        fingerprint = f"{number}{fingerprint[1:]}"
     chosen = config(*tricks, seed=seed, **changes)
     what = identity(chosen, len(classes), 32, fingerprint)
     evaluation = evaluation_identity(chosen)
@@ -110,15 +119,18 @@ def write_run(
     if not finish:
         return folder
     labels, plain = predictions(
-        accuracy, num_images, seed=7 * seed + len(tricks), classes=len(classes)
+        accuracy,
+        num_images,
+        seed=7 * seed + len(tricks) + (1000 * (fold[0] + 1) if fold else 0),
+        classes=len(classes),
     )
     _, tta = predictions(
         accuracy if tta_accuracy is None else tta_accuracy,
         num_images, seed=7 * seed + len(tricks), classes=len(classes),
     )  # fmt: skip
-    folder.write_bytes(
-        "predictions.npz", packed(labels=labels, plain=plain, **({"tta": tta} if is_old else {}))
-    )
+    if is_old:
+        named["tta"] = tta
+    folder.write_bytes("predictions.npz", packed(labels=labels, plain=plain, **named))
     metrics = {
         view: {**classification_metrics(found, labels, classes), "forward_passes": passes}
         for view, found, passes in (("plain", plain, 1), ("tta", tta, 2))
@@ -134,7 +146,7 @@ def write_run(
             "seed": seed,
             "data": {
                 "name": "folder", "fingerprint": fingerprint, "num_train": 100,
-                "num_val": num_images, "classes": list(classes),
+                "num_val": num_images, "classes": list(classes), "folds": folds,
             },
             "metrics": metrics if is_old else {"plain": metrics["plain"]},
             "budget": {

@@ -9,7 +9,7 @@ from scipy import stats
 from simulated_folds import SETTINGS, Setting, rates
 
 from runner.report.family import judged
-from runner.report.folds import difference_of_folds, fold_difference, overlap_factor
+from runner.report.folds import fold_difference, overlap_factor, resampled_fold_difference
 
 COVERAGE = 0.94
 QUICK = (
@@ -74,7 +74,12 @@ def test_the_parts_are_those_of_images_and_folds() -> None:
     assert found.mean == pytest.approx(of_image.mean())
     assert found.image_error == pytest.approx(np.sqrt(2.25 * within / 500), rel=1e-5)
     means = [of_image[folds == fold].mean() for fold in range(5)]
-    beyond = max(0.0, np.var(means, ddof=1) - within / 100)
+    table = np.array(
+        [[one[folds == fold].mean() for fold in range(5)] for one in scores - reference]
+    )
+    noise = table - table.mean(axis=0) - table.mean(axis=1)[:, None] + table.mean()
+    common = max(0.0, table.mean(axis=1).var(ddof=1) - np.square(noise).sum() / 4 / 5)
+    beyond = max(0.0, np.var(means, ddof=1) - within / 100) + 5 / 2 * common
     assert found.variance == pytest.approx(beyond, abs=1e-9)
     assert (found.n, found.over_seeds, found.floor, found.is_of_folds) == (5, None, 0, True)
     low, high = found.over_both
@@ -125,15 +130,51 @@ def test_the_reverse_and_few_differing_images() -> None:
     assert fold_difference(reference, reference, folds, 0.005).p_margin > 0.05  # type: ignore[operator]
 
 
-def test_a_metric_without_scores_has_the_corrected_t_test() -> None:
-    values = np.random.default_rng(0).normal(0.02, 0.01, (3, 5))
+def test_a_mean_that_is_resampled_has_the_interval_of_its_scores() -> None:
+    rng = np.random.default_rng(0)
+    scores, reference = drawn(3, 600), drawn(3, 600, seed=1)
+    folds = np.arange(600) % 4
+    differences = (scores - reference).astype(np.float64)
+    picked = rng.integers(0, 600, (4000, 600))
+    table = np.stack([differences[:, folds == fold].mean(axis=1) for fold in range(4)], axis=1)
 
-    found = difference_of_folds(values, 0.01)
+    found = resampled_fold_difference(
+        scores.mean(axis=1),
+        reference.mean(axis=1),
+        differences[:, picked].mean(axis=2),
+        table,
+        0.01,
+    )
 
-    of_fold = values.mean(axis=0)
-    error = np.sqrt(of_fold.var(ddof=1) * (1 / 5 + 1 / 4))
-    assert found.p_zero == pytest.approx(2 * stats.t.sf(of_fold.mean() / error, 4), rel=1e-3)
+    expected = fold_difference(scores, reference, folds, 0.01)
+    assert found.mean == pytest.approx(expected.mean, abs=1e-6)
+    assert found.over_both == pytest.approx(expected.over_both, rel=0.05)
     assert overlap_factor(5) == 2.25
+
+
+def test_classes_that_count_alike() -> None:
+    scores, reference = drawn(2, 500), drawn(2, 500, seed=1)
+    folds, classes = np.arange(500) % 5, (np.arange(500) // 5 % 10 == 0).astype(np.int64)
+    scores[:, classes == 1] = 1
+
+    found = fold_difference(scores, reference, folds, 0.01, classes=classes)
+
+    of_class = [(scores - reference)[:, classes == one].mean() for one in (0, 1)]
+    assert found.mean == pytest.approx(np.mean(of_class))
+    plain = fold_difference(scores, reference, folds, 0.01)
+    assert found.image_error > 1.3 * plain.image_error  # 50 images are half of the value
+    even = np.arange(500) // 5 % 2
+    balanced = fold_difference(scores, reference, folds, 0.01, classes=even)
+    assert balanced.over_both == pytest.approx(plain.over_both, abs=0.003)
+
+
+def test_what_a_seed_does_to_all_folds_is_added() -> None:
+    folds = np.arange(400) % 4
+    reference = np.zeros((3, 400), np.float32)
+    scores = drawn(3, 400)
+    shifted = scores + np.array([[-0.2], [0.0], [0.2]], np.float32)
+    alike = fold_difference(scores, reference, folds, 0.01)
+    assert fold_difference(shifted, reference, folds, 0.01).variance > alike.variance + 0.03
 
 
 def test_a_verdict_takes_three_folds() -> None:
@@ -159,6 +200,6 @@ def test_what_cannot_be_compared_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"need|margin"):
             fold_difference(scores, reference, of_image, margin)
-    with pytest.raises(ValueError, match="two folds or more"):
-        difference_of_folds(np.zeros((3, 1)), 0.01)
+    with pytest.raises(ValueError, match="need shapes"):
+        resampled_fold_difference(good[0], good[0], good.T, good.T, 0.01)
     assert replace(SETTINGS[0], num_folds=2).folds.max() == 1

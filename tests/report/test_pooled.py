@@ -1,0 +1,158 @@
+"""The runs of all folds as one run, and what a report says of them."""
+
+import json
+
+import numpy as np
+import pytest
+from fabricated import write_run
+
+from runner.errors import ArtefactError
+from runner.records.run_folder import packed
+from runner.report.answer import answer
+from runner.report.metric import METRICS
+from runner.report.pooled import pool_folds
+from runner.report.runs import find_runs
+from runner.report.scores import ScoreBook
+from runner.report.text import markdown, to_json
+
+
+def found_in(outputs):
+    found = find_runs([outputs])
+    pool_folds(found)
+    return found
+
+
+def write_folds(outputs, *tricks, seed=0, num_folds=3, **keys):
+    return [
+        write_run(outputs, *tricks, seed=seed, fold=(number, num_folds), **keys)
+        for number in range(num_folds)
+    ]
+
+
+def report(outputs, metric="accuracy", margin=0.05):
+    book = ScoreBook(outputs / "cache" / "report.npz")
+    return answer(found_in(outputs), book, margin, metric=METRICS[metric])
+
+
+def test_the_runs_of_all_folds_predict_every_image_once(tmp_path):
+    folders = write_folds(tmp_path, seed=4, seconds=12.0)
+
+    (run,) = found_in(tmp_path).runs
+
+    assert (run.num_val, run.seed, len(run.parts)) == (180, 4, 3)
+    assert run.fingerprint == "f" * 64
+    predictions = run.predictions()
+    assert predictions.folds.tolist() == [0, 1, 2] * 60
+    for number, folder in enumerate(folders):
+        own = folder.predictions()
+        assert np.array_equal(predictions.labels[number::3], own["labels"])
+        assert np.array_equal(predictions.views["plain"][number::3], own["plain"])
+    accuracy = predictions.correct("plain").mean()
+    assert run.metrics["plain"]["accuracy"] == pytest.approx(accuracy)
+    assert run.budget["seconds"] == 12.0
+    assert [row["epoch"] for row in run.epochs] == [1, 2, 3]
+
+
+def test_a_report_says_the_folds_and_counts_pairs(tmp_path):
+    for seed in range(2):
+        write_folds(tmp_path, seed=seed, accuracy=0.7)
+        write_folds(tmp_path, "mixup", seed=seed, accuracy=0.9)
+
+    found = report(tmp_path)
+
+    (group,) = found.groups
+    (one,) = group.comparisons
+    assert (one.seeds, one.num_folds, one.num_pairs) == ((0, 1), 3, 6)
+    assert (one.found.n, one.found.is_of_folds) == (3, True)
+    assert one.found.mean == pytest.approx(0.2)
+    assert one.verdict == "helps"
+    text = markdown(found)
+    assert "3 folds" in group.group.title
+    assert "| mixup | 6 | 90.00" in text
+    assert "each of the 180 images is predicted once per seed" in text
+    content = json.loads(to_json(found))
+    assert content["groups"][0]["arms"][0]["num_folds"] == 3
+    assert len(content["groups"][0]["runs"]) == 12
+
+
+def test_one_seed_of_three_folds_has_a_verdict_and_two_folds_have_none(tmp_path):
+    write_folds(tmp_path / "three", accuracy=0.6)
+    write_folds(tmp_path / "three", "mixup", accuracy=0.9)
+    write_folds(tmp_path / "two", num_folds=2, accuracy=0.6)
+    write_folds(tmp_path / "two", "mixup", num_folds=2, accuracy=0.9)
+
+    assert report(tmp_path / "three").groups[0].comparisons[0].verdict == "helps"
+    assert "| two folds: no verdict |" in markdown(report(tmp_path / "two"))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_can_be_compared(tmp_path, metric):
+    for seed in range(2):
+        write_folds(tmp_path, seed=seed, accuracy=0.5)
+        write_folds(tmp_path, "mixup", seed=seed, accuracy=0.9)
+
+    (one,) = report(tmp_path, metric).groups[0].comparisons
+
+    low, high = one.found.over_both
+    assert low < one.found.mean < high
+    if metric != "ece":  # the drawn probabilities are not calibrated
+        assert one.verdict == "helps"
+
+
+def test_seeds_without_all_folds_are_left_out_and_named(tmp_path):
+    for tricks in ((), ("mixup",)):
+        write_folds(tmp_path, *tricks, seed=0)
+    write_folds(tmp_path, seed=1)
+    for number in (0, 2):
+        write_run(tmp_path, "mixup", seed=1, fold=(number, 3))
+
+    found = found_in(tmp_path)
+
+    assert len(found.runs) == 3
+    reasons = {one.reason for one in found.unranked}
+    assert reasons == {"seed 1 has no run of fold 1 of 3; only seeds with all folds are compared"}
+    assert len(found.unranked) == 2
+    assert report(tmp_path).groups[0].comparisons[0].seeds == (0,)
+
+
+def test_one_fold_alone_is_a_plain_split(tmp_path):
+    for seed in range(3):
+        for tricks in ((), ("mixup",)):
+            write_run(tmp_path, *tricks, seed=seed, fold=(1, 5))
+
+    found = report(tmp_path)
+
+    assert found.groups[0].comparisons[0].seeds == (0, 1, 2)
+    assert not found.groups[0].comparisons[0].found.is_of_folds
+    assert not found.unranked
+
+
+def test_other_numbers_of_folds_are_other_groups(tmp_path):
+    write_folds(tmp_path, num_folds=3)
+    write_folds(tmp_path, num_folds=2, fingerprint="e" * 64)
+
+    titles = [group.group.title for group in report(tmp_path).groups]
+
+    assert len(titles) == 2
+    assert sum("3 folds" in title for title in titles) == 1
+
+
+def test_evaluations_with_tta_are_pooled(tmp_path):
+    write_folds(tmp_path, "tta", accuracy=0.6, tta_accuracy=0.9)
+
+    found = report(tmp_path)
+
+    (one,) = found.groups[0].comparisons
+    assert one.label == "tta"
+    assert one.found.mean == pytest.approx(0.3)
+
+
+def test_predictions_that_are_not_of_each_image_once_are_refused(tmp_path):
+    folder = write_folds(tmp_path)[1]
+    own = folder.predictions()
+    folder.write_bytes("predictions.npz", packed(**{**own, "places": own["places"] - 1}))
+
+    (run,) = found_in(tmp_path).runs
+
+    with pytest.raises(ArtefactError, match="not for each image once"):
+        run.predictions()
