@@ -70,7 +70,7 @@ TRICKS = {
 }
 
 
-def small_model(source, name, num_outputs, *, seed, dropout, changes, idea):
+def small_model(source, name, num_outputs, *, seed, **_):
     return small_network(num_outputs, seed=seed)
 
 
