@@ -31,8 +31,10 @@ from runner.config import checks
 from runner.config.idea import idea_of
 from runner.config.schema import Accumulate, Loss, Mixup, RunConfig, Smoothing
 from runner.data.dataset import Dataset, Split, load_dataset
+from runner.data.images import ArrayImages
 from runner.errors import ConfigError, DataError
 from runner.export import programs
+from runner.export.__main__ import export
 from runner.machine.processes import ALONE, Processes
 from runner.models import build_model
 from runner.records.bundle import Change, open_bundle
@@ -392,9 +394,11 @@ def test_a_bundle_says_what_its_outputs_mean(bce_run: Path) -> None:
 
 @pytest.mark.whole
 def test_an_exported_program_has_the_sigmoids_inside(bce_run: Path) -> None:
-    learner = trained_learner(open_bundle(bce_run), device="cpu", precision="fp32", threads=1)
-    content = programs.to_torch(learner, {})
-    run, _ = programs.from_torch(content)
+    bundle = open_bundle(bce_run)
+    pixels = np.random.default_rng(1).integers(0, 256, (9, 16, 16), np.uint8)
+    found = export(bundle, "onnx", ArrayImages("noise", pixels), threads=1)
+    run, _ = programs.from_onnx(found.content)
+    learner = trained_learner(bundle, device="cpu", precision="fp32", threads=1)
     images = np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16), np.uint8)
     with torch.no_grad():
         logits = learner.logits(torch.from_numpy(images).float() / 255)
