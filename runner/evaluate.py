@@ -69,7 +69,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 
 def _interval(ends: Sequence[float]) -> str:
-    return f"{ends[0]:.2%} – {ends[1]:.2%}"
+    return f"{100 * ends[0]:.2f} – {ends[1]:.2%}"
 
 
 _INTERVAL: tuple[str, Callable[[Any], str]] = ("95% interval", _interval)
@@ -613,6 +613,7 @@ def _tables(
     names = [name for name in _COLUMNS if name not in hidden]
     if with_interval:
         names.insert(names.index("accuracy") + 1, "accuracy_ci")
+        names.remove("pixels")  # the table fits 80 columns
         intervals = [row["accuracy_ci"] for row in entries[0]["rows"]]
         rows = [{**row, "accuracy_ci": found} for row, found in zip(rows, intervals, strict=True)]
     return [

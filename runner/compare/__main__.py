@@ -109,7 +109,7 @@ def parser() -> Parser:
         prog=called,
         usage="%(prog)s [WORD …] [--try WORDS] …\n"
         "       [--metric NAME] [--margin MARGIN] [--max-seeds N | --seeds N]\n"
-        "       [--folds K] [--budget TIME]\n"
+        "       [--folds K] [--budget TIME] [--confirm-on test]\n"
         "       [--tune KEY=V1,V2] [--plan] [--html FILE] [--json FILE] [--exit-code] …",
         description="Train until it is known which changes of the training help.",
         epilog=_EPILOG.format(called=called),

@@ -24,7 +24,7 @@ from runner.terminal.tables import Table
 if TYPE_CHECKING:
     from runner.report.comparisons import ComparisonAnswer
 
-TITLE = "no verdict: what the {} test images say of the same networks; they took part in nothing"
+TITLE = "on the {} test images, which no training and no verdict used; this is no verdict either"
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def test_an_ended_comparison_is_confirmed_once(
     asked = command(*words, "--confirm-on", "test", module=MODULE)
     assert asked.returncode == 0, asked.stderr
     assert "confirming on 15 test images: 9 runs" in asked.stdout
-    assert "no verdict: what the 15 test images say" in asked.stdout
+    assert "on the 15 test images, which no training and no verdict used" in asked.stdout
     assert {name: (folder / name).read_bytes() for name in files} == files
     assert verdicts.splitlines()[:3] == asked.stdout.partition("comparison ")[2].splitlines()[:3]
     kept = sorted(tmp_path.glob("outputs/*/evaluations/test/*.npz"))
