@@ -399,6 +399,7 @@ def test_an_exported_program_has_the_sigmoids_inside(bce_run: Path) -> None:
     found = export(bundle, "onnx", ArrayImages("noise", pixels), threads=1)
     run, _ = programs.from_onnx(found.content)
     learner = trained_learner(bundle, device="cpu", precision="fp32", threads=1)
+    learner.model.eval()
     images = np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16), np.uint8)
     with torch.no_grad():
         logits = learner.logits(torch.from_numpy(images).float() / 255)
