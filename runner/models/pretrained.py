@@ -22,8 +22,9 @@ from runner.data.preprocess import Preprocess
 from runner.errors import ArtefactError, ConfigError, RunnerError, StorageError
 from runner.machine.files import read_whole
 from runner.models.build import head_of, import_timm, require_known, torchvision_names
+from runner.models.changes import settings_of
 from runner.records import tensor_files
-from runner.records.bundle import changes_in, code_of
+from runner.records.bundle import Change, changes_in, code_of
 
 _ASPECT = Data.max_aspect  # cutting the long side does not change a center square
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -42,8 +43,7 @@ class Weights:
         identity: a text that changes when the weights change.
         preprocess: the preprocessing that the weights were trained with; None if it is unknown.
         hint: a hint at the preprocessing if it is unknown; mostly empty.
-        code: the file's record of code that changed the network, see
-            :class:`runner.records.bundle.Change`; None if no code did.
+        changes: the file's record of changes of the network; none if it records none.
         read: returns the tensors by name.
     """
 
@@ -52,7 +52,17 @@ class Weights:
     preprocess: Preprocess | None
     read: Callable[[], dict[str, Tensor]]
     hint: str = ""
-    code: Mapping[str, Any] | None = None
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def code(self) -> Mapping[str, Any] | None:
+        """The record of code that changed the network; None if no code did."""
+        return code_of(self.changes)
+
+    @property
+    def blurpool(self) -> str:
+        """The value of ``blurpool.layers`` that the weights were trained with, if any is known."""
+        return settings_of(self.changes).blurpool.layers
 
 
 @dataclass(frozen=True)
@@ -289,7 +299,7 @@ def _from_file(path: Path, model: Model) -> Weights:
             f"cannot read the weights: {reason}", where=where, fix="another FILE"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
-    own, code = _metadata(path, content)
+    own, changes = _metadata(path, content)
 
     def read() -> dict[str, Tensor]:
         again = read_whole(path)
@@ -298,14 +308,14 @@ def _from_file(path: Path, model: Model) -> Weights:
         return _tensors(path, again)
 
     hint = "" if own else _hint(model)
-    return Weights(str(path), f"sha256:{digest}", own, read, hint, code)
+    return Weights(str(path), f"sha256:{digest}", own, read, hint, changes)
 
 
-def _metadata(path: Path, content: bytes) -> tuple[Preprocess | None, Mapping[str, Any] | None]:
-    """The preprocessing and the code that a file of weights records.
+def _metadata(path: Path, content: bytes) -> tuple[Preprocess | None, tuple[Change, ...]]:
+    """The preprocessing and the changes of the network that a file of weights records.
 
     The file itself, or timm's ``config.json`` next to it, may describe the preprocessing. Only the
-    file itself may record code that changed the network.
+    file itself may record changes.
 
     Raises:
         ArtefactError: there is a description, but it is invalid.
@@ -313,13 +323,13 @@ def _metadata(path: Path, content: bytes) -> tuple[Preprocess | None, Mapping[st
     says = path
     try:
         if path.suffix == ".safetensors" and (found := tensor_files.described(content)):
-            code = code_of(changes_in(found.get("model", {})))
-            return preprocess.from_dict(found["preprocess"]), code
+            changes = changes_in(found.get("model", {}))
+            return preprocess.from_dict(found["preprocess"]), changes
         says = path.with_name("config.json")
         if not says.is_file():
-            return None, None
+            return None, ()
         described = tensor_files.parsed(read_whole(says)).get("pretrained_cfg")
-        return _of_timm(described) if isinstance(described, dict) else None, None
+        return _of_timm(described) if isinstance(described, dict) else None, ()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise _refused(says, error) from error
 

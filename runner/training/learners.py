@@ -56,6 +56,11 @@ def fitted_to_weights(
     if weights is not None:
         require_code(weights.code, ("model",), code, f"model.weights={weights.name}", "code=FILE")
     config = fitted(config, weights)
+    if weights is not None and weights.blurpool != config.blurpool.layers:
+        display.line(
+            f"warning: the weights were trained with blurpool={weights.blurpool}, and the run has "
+            f"blurpool={config.blurpool.layers}: they know other features"
+        )
     if weights is not None and config.resize.schedule != "fixed":
         display.line(
             "warning: progressive resizing can hurt pretrained weights: training on smaller images "

@@ -142,7 +142,7 @@ def test_layers_blur_and_weights_keep_their_names(
     for module in plain.modules():  # as after a training, when no residual branch is zero
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
-    images = torch.randn(4, 3, 65, 65)  # where the sizes of floor and ceil differ
+    images = torch.randn(2, 3, 33, 33)  # where the sizes of floor and ceil differ
     assert add_blurs(copy.deepcopy(plain), "pooling") == pooling
     assert add_blurs(copy.deepcopy(plain), "all") == everything
     outputs = [plain.eval()(images)]
@@ -239,6 +239,17 @@ def test_a_run_and_its_bundle(run: Path, tiny_folder: Path, tmp_path: Path) -> N
     found = rank(open_bundle(folder), images, top=3, threads=1)
     rows = np.array([[dict(one.top)[name] for name in bundle.classes] for one in found])
     assert np.array_equal(rows, RunFolder(run).predictions()["plain"].astype(float))
+
+
+def test_weights_that_were_trained_with_another_blur_are_noted(
+    run: Path, finished_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (f"model.weights={run}", "normalize.allow_mismatch=true")
+    finished_run(*words, "blurpool=all")
+    assert "warning: the weights were trained with blurpool" not in capsys.readouterr().out
+    finished_run(*words)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "trained with blurpool=all, and the run has blurpool=none" in told
 
 
 def test_an_export_predicts_the_same(run: Path, tmp_path: Path) -> None:
