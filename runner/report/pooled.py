@@ -15,6 +15,7 @@ import numpy as np
 from runner.report.factors import canonical_text
 from runner.report.runs import ALWAYS_THERE, FailedRun, FinishedRun, Fold, Found, Unranked
 
+_SHOWN = 10
 _OF_TRAINING_IMAGES = ("window", "depth")  # of deep images, found anew from each training part
 
 
@@ -35,12 +36,13 @@ def pool_folds(found: Found) -> None:
             kept.append(run)
             continue
         missing = sorted({*range(run.fold.num_folds)} - of_kind[_kind(run)])
+        named = ", ".join(map(str, missing[:_SHOWN])) + " …" * (len(missing) > _SHOWN)
         found.unranked.append(
             Unranked(
                 run.name,
                 "incomplete",
-                f"seed {run.seed} has no run of fold {', '.join(map(str, missing))} of "
-                f"{run.fold.num_folds}; only seeds with all folds are compared",
+                f"seed {run.seed} has no run of fold {named} of {run.fold.num_folds}; only seeds "
+                "with all folds are compared",
             )
         )
     found.runs = sorted([*kept, *whole], key=lambda run: run.name)

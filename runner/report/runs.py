@@ -27,6 +27,7 @@ VIEWS = ("plain", "tta")
 _REASONS = {"killed": "ended without a word; the same command goes on with it"}
 _OLDER = "begun with record version {}: train again, or continue it with trick-runner 0.1.0"
 _LARGEST_CONFIG = 2**16  # bytes of config.yaml; one has three thousand
+_MOST_FOLDS = 100_000  # more than any data set is divided into; all are counted
 _SMALL_HEADS = 5  # record version since which all heads are drawn alike
 OURS = ("cache", "sweeps", "comparisons")
 """Folders of ours below ``outputs`` that are not runs."""
@@ -172,7 +173,8 @@ class FinishedRun:
         """The predictions for all images, in the order of the data."""
         places = [one.places for one in found if one.places is not None]
         order = np.concatenate(places) if len(places) == len(found) else np.zeros(0, np.int64)
-        if not np.array_equal(np.sort(order), np.arange(self.num_val)):
+        widths = {view.shape[1] for one in found for view in one.views.values()}
+        if not np.array_equal(np.sort(order), np.arange(self.num_val)) or len(widths) > 1:
             raise ArtefactError(
                 "the predictions of the folds are not for each image once", where=str(self.path)
             )
@@ -486,7 +488,7 @@ def _fold(data: Mapping[str, Any]) -> Fold | None:
     if data.get("folds") is None:
         return None
     found = fields.section(data, "folds")
-    num_folds = fields.whole(found, "num_folds", at_least=2)
+    num_folds = fields.whole(found, "num_folds", at_least=2, at_most=_MOST_FOLDS)
     fold = fields.whole(found, "fold", at_most=num_folds - 1)
     return Fold(num_folds, fold, fields.text(found, "fingerprint"))
 

@@ -115,6 +115,19 @@ def test_seeds_without_all_folds_are_left_out_and_named(tmp_path):
     assert report(tmp_path).groups[0].comparisons[0].seeds == (0,)
 
 
+def test_a_file_that_claims_many_folds_does_no_harm(tmp_path):
+    folder = write_folds(tmp_path)[0]
+    write_run(tmp_path, seed=1, fold=(0, 3))
+    path = folder.path / "result.json"
+    content = json.loads(path.read_text())
+    content["data"]["folds"]["num_folds"] = 90_000
+    path.write_text(json.dumps(content))
+    assert all(len(one.reason) < 150 for one in found_in(tmp_path).unranked)
+    content["data"]["folds"]["num_folds"] = 10**12
+    path.write_text(json.dumps(content))
+    assert "unreadable" in {one.status for one in found_in(tmp_path).unranked}
+
+
 def test_one_fold_alone_is_a_plain_split(tmp_path):
     for seed in range(3):
         for tricks in ((), ("mixup",)):
