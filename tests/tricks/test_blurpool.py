@@ -213,7 +213,8 @@ def test_a_compiled_network_computes_the_same() -> None:
     model = build_model("timm", "test_resnet", 3, seed=0, changes=[change, ALL])
     images = torch.randn(4, 3, 32, 32)
     expected = model.eval()(images)
-    model.compile(dynamic=False)
+    # Traced whole, hooks included; a compiler behind that would take a minute.
+    model.compile(backend="eager", dynamic=False, fullgraph=True)
     torch.testing.assert_close(model(images), expected)
     loss = model.train()(images).square().mean()
     torch.autograd.backward(loss)
