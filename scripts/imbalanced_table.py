@@ -50,7 +50,9 @@ def table() -> str:
 
 def main() -> None:
     """Write the table and its images."""
-    parser = argparse.ArgumentParser(description="Write the images and the table of an example.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Write the images and the table of an example."
+    )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="for table.csv and images")
     folder = parser.parse_args().folder
     for name in ("train", "val"):

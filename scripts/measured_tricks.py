@@ -125,7 +125,7 @@ def price_sentence(price: Mapping[str, Any], baseline: Mapping[str, Any], condit
 
 def main() -> None:
     """Fill the pages from the files that are named."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("answers", nargs="+", type=Path, metavar="ANSWER.json")
     parser.add_argument("--prices", type=Path, metavar="PRICE.json", help="of benchmarks.price")
     parser.add_argument("--on", required=True, help="machine and date, as a part of a sentence")

@@ -551,7 +551,9 @@ def draw_tta(data: FashionSubset) -> Image.Image:
 def main(words: Sequence[str] | None = None) -> None:
     """Draw the pictures that the command line names."""
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.trick_pictures", description="Draw the pictures of docs/tricks/."
+        allow_abbrev=False,
+        prog="python -m scripts.trick_pictures",
+        description="Draw the pictures of docs/tricks/.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(sorted(PICTURES)))
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write")

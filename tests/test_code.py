@@ -347,6 +347,7 @@ def test_the_commands_take_the_file(
             assert "no code changed this network" in idle.stderr
 
 
+@pytest.mark.slow
 def test_an_export_has_the_predictions_of_the_code(changed: Path) -> None:
     from runner.data.embedded import load_fashion
     from runner.data.images import ArrayImages

@@ -216,7 +216,9 @@ def forget_the_shares() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "words"), [(2, ALL), (3, ALL), (2, BOOK)], ids=["2-all", "3-all", "2-book"]
+    ("count", "words"),
+    [(2, ALL), pytest.param(3, ALL, marks=pytest.mark.slow), (2, BOOK)],
+    ids=["2-all", "3-all", "2-book"],
 )
 def test_processes_do_what_one_does(
     make: Make, single: Callable[..., Place], count: int, words: tuple[str, ...]
@@ -227,7 +229,9 @@ def test_processes_do_what_one_does(
     assert result(place)["environment"]["processes"] == count
 
 
-@pytest.mark.parametrize("setup", [keep_batch_norms_apart, forget_the_shares])
+@pytest.mark.parametrize(
+    "setup", [keep_batch_norms_apart, pytest.param(forget_the_shares, marks=pytest.mark.slow)]
+)
 def test_a_mistake_in_sharing_would_be_seen(
     make: Make, single: Callable[..., Place], setup: Setup
 ) -> None:
@@ -404,7 +408,9 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert distance(place, single(*LONG)) < BOUND
 
 
-@pytest.mark.parametrize(("dying", "pattern"), [(0, PREDICT), (1, STEP)])
+@pytest.mark.parametrize(
+    ("dying", "pattern"), [pytest.param(0, PREDICT, marks=pytest.mark.slow), (1, STEP)]
+)
 def test_when_one_process_dies_the_others_end(
     make: Make, single: Callable[..., Place], dying: int, pattern: str
 ) -> None:

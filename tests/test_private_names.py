@@ -201,6 +201,7 @@ torch.from_numpy(np.broadcast_to(np.uint8(0), 3))
 """
 
 
+@pytest.mark.slow
 def test_read_only_arrays_still_give_no_warning() -> None:
     def ended(who: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -249,7 +249,8 @@ def test_killed_while_a_file_is_half_written(make: Make, reference: References) 
     assert walk(make, reference(*ALL), ALL, SYNC, kill.tear, numbers=numbers).failures == []
 
 
-@pytest.mark.parametrize("stride", [0, pytest.param(4, marks=pytest.mark.whole)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stride", [0, 4])
 def test_killed_while_a_checkpoint_replaces_one_of_the_same_step(make: Make, stride: int) -> None:
     """That of an interrupted evaluation is written anew when the evaluation is done.
 
@@ -293,7 +294,10 @@ CONTROLS: dict[str, tuple[Setup, Trap]] = {
 }
 
 
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize(
+    "control",
+    [next(iter(CONTROLS)), *(pytest.param(one, marks=pytest.mark.slow) for one in [*CONTROLS][1:])],
+)
 def test_the_comparison_would_notice(make: Make, reference: References, control: str) -> None:
     """Negative controls: the same, with the code behind it made to fail."""
     setup, trap = CONTROLS[control]
@@ -642,7 +646,7 @@ def test_memory_that_does_not_suffice(make: Make, words: tuple[str, ...]) -> Non
     done = place.run(setup=[partial(kill.limit_memory, 700)])
     assert ended(done, 5)
     assert "out of memory" in done.err
-    for word in ("data.batch_size=48", "fix: data.batch_size=24"):
+    for word in ("data.batch_size=48", "fix: accumulate.steps=2", "or data.batch_size=24"):
         assert word in done.err
     assert place.status() == "failed"
 
@@ -765,6 +769,7 @@ def test_the_clock_is_set_back_and_the_zone_changes(make: Make, reference: Refer
     assert json.loads((place.folder / "status.json").read_text())["time"].endswith("+00:00")
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_gives_the_same_and_later_answers_at_once(
     make: Make, reference: References
 ) -> None:

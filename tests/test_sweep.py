@@ -525,7 +525,8 @@ def test_a_job_that_another_process_is_at_is_waited_for(
     assert differing(outcomes(place), reference[:3]) == []
 
 
-@pytest.mark.parametrize("is_whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("is_whole", [False, True])
 def test_a_run_does_not_depend_on_what_ran_before_it(make: Make, is_whole: bool) -> None:
     """Nor, in the whole, on being in a sweep at all, or on networks of another library."""
     resnet = {"source": "timm", "name": "test_resnet"}

@@ -395,13 +395,13 @@ def _option_values(group: str, name: str, look: Look) -> dict[str, Any]:
             device=values["device"],
             precision=values["precision"],
         )
-    except ConfigError:
+    except (ConfigError, KeyError):  # a record may have anything in the place of a value
         return {}
     found = Factor(group).values(leaves(decisive_values(meant)))
     if "model.weights" in found and found["model.weights"] == _config_value(
         look.run, "model.weights"
     ):
-        found["model.weights"] = values["model.weights"]  # the content of these weights
+        found["model.weights"] = values.get("model.weights")  # the content of these weights
     return found
 
 

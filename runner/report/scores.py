@@ -124,10 +124,12 @@ class ScoreBook:
         return self._measured[place]
 
     def _measure(self, run: FinishedRun, view: str, metric: Metric) -> Measured:
-        scores = self._scores(run)
-        correct, images = scores.correct[view], scores.images
         if metric.name in _OF_BITS:
-            return of_scores(metric, correct, correct, images.classes)
+            scores = self.scores(run)
+            correct = scores.correct[view]
+            return of_scores(metric, correct, correct, scores.images.classes)
+        scores = self._scores(run)  # whose parts are those of this very copy of the run
+        correct, images = scores.correct[view], scores.images
         key = (run.identity, view, metric.name)
         if key not in self._parts:
             found = measured(metric, self._views(run)[view], images.classes, images.groups)

@@ -342,7 +342,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
-@pytest.mark.parametrize("how", ["as it is", "forgotten"])
+@pytest.mark.parametrize("how", ["as it is", pytest.param("forgotten", marks=pytest.mark.slow)])
 def test_no_worker_outlives_a_parent_that_is_killed(how: str, tmp_path: Path) -> None:
     script = tmp_path / "orphans.py"
     script.write_text(ORPHANS)

@@ -601,6 +601,19 @@ def test_any_value_at_any_key_is_accepted_or_listed(
 
 
 @pytest.mark.parametrize(
+    "path", [("model", "weights"), ("data", "presize"), ("device",), ("precision",)]
+)
+def test_a_folder_in_the_place_of_a_value_is_no_option(
+    two_runs: dict[str, Any], path: tuple[str, ...]
+) -> None:
+    content = json.loads(two_runs["files"]["run.json"])
+    put("values", *path, value={"": False, "0": False})(content)
+    (two_runs["bad"] / "result.json").write_text(two_runs["files"]["result.json"])
+    (two_runs["bad"] / "run.json").write_text(json.dumps(content))
+    told(find_runs([two_runs["outputs"]]))
+
+
+@pytest.mark.parametrize(
     "tricks", [["x in y"], ["mixup", "x in y"], ["a + b", "mixup"], ["=1", "\x1b[2J"], [""]]
 )
 def test_tricks_of_any_name_can_be_told(tricks: list[str], tmp_path: Path) -> None:

@@ -253,6 +253,7 @@ def test_weights_that_were_trained_with_another_blur_are_noted(
     assert "trained with blurpool=all, and the run has blurpool=none" in told
 
 
+@pytest.mark.slow
 def test_an_export_predicts_the_same(run: Path, tmp_path: Path) -> None:
     from runner.data.embedded import load_fashion
     from runner.data.images import ArrayImages

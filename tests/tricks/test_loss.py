@@ -282,12 +282,17 @@ class TwoThreads(Processes):
         return total
 
 
-def gradients_of(config: RunConfig, rows: slice, processes: Processes = ALONE) -> torch.Tensor:
+def gradients_of(
+    config: RunConfig,
+    rows: slice,
+    processes: Processes = ALONE,
+    model: nn.Module | None = None,
+) -> torch.Tensor:
     """All gradients of one step on some of ten images, as one vector."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(10, 3, 16, 16, generator=generator)
     targets = smooth(one_hot(torch.tensor([0, 0, 0, 0, 0, 0, 0, 1, 1, 2]), 3), 0.1)
-    model = without_batch_norm()
+    model = model or without_batch_norm()
     by_class = class_weights(config.loss, np.array([0, 0, 0, 0, 0, 1, 2]), CLASSES, 3)
     learner = small_learner(
         model, class_weights=by_class, loss=config.loss.kind, processes=processes
@@ -305,9 +310,12 @@ def test_micro_batches_and_processes_make_the_gradient_of_the_whole_batch(loss: 
     torch.testing.assert_close(parts, whole)
     barrier, sums = Barrier(2), dict[int, torch.Tensor]()
 
+    # Built before the threads begin: their weights are drawn from a generator that they share.
+    models = [without_batch_norm() for _ in range(2)]
+
     def work(rank: int) -> torch.Tensor:
         processes = TwoThreads(rank, 2).meet(barrier, sums)
-        return gradients_of(small_config(loss=loss), slice(rank, None, 2), processes)
+        return gradients_of(small_config(loss=loss), slice(rank, None, 2), processes, models[rank])
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(work, (0, 1))
