@@ -8,6 +8,8 @@ their own, one at a time, as in ``benchmarks.memory``.
 """
 
 import os
+import shlex
+import sys
 from contextlib import ExitStack
 from typing import Any
 
@@ -58,7 +60,8 @@ def main() -> None:
         tuple(rows),
         ("trick",),
     )
-    report("price", table, {"results": results}, arguments.json)
+    command = shlex.join(["python", "-m", "benchmarks.price", *sys.argv[1:]])
+    report("price", table, {"command": command, "results": results}, arguments.json)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
     python -m scripts.measured_tricks answer.json --prices price.json --on "2 cores of …, DATE"
 
 Each arm that is one word ``+trick=NAME`` fills the section "Measured here" of
-``docs/tricks/NAME.md``, and the last column of its row in the index. Each price fills the first
-paragraph of the section "Price", and the column before.
+``docs/tricks/NAME.md``, and the last column of its row in the index. Each price fills the column
+before, and the section "Price" if that says "not measured".
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tricks"
 _SECTION = re.compile(r"(## Measured here\n).*?(?=\n## |\Z)", re.DOTALL)
-_PRICE = re.compile(r"(## Price\n\n)[^\n]*(?:\n[^\n]+)*", re.DOTALL)  # its first paragraph
+_UNPRICED = re.compile(r"(## Price\n\n)not measured\n")
 
 
 def filled(page: str, section: str) -> str:
@@ -34,14 +34,8 @@ def filled(page: str, section: str) -> str:
 
 
 def priced(page: str, sentence: str) -> str:
-    """``page`` with ``sentence`` as the first paragraph below the heading "Price".
-
-    Raises:
-        ValueError: the page has no such heading.
-    """
-    if not _PRICE.search(page):
-        raise ValueError("the page has no heading '## Price'")
-    return _PRICE.sub(lambda found: f"{found[1]}{sentence}", page)
+    """``page`` with ``sentence`` below the heading "Price", in the place of "not measured"."""
+    return _UNPRICED.sub(lambda found: f"{found[1]}{sentence}\n", page)
 
 
 def indexed(index: str, name: str, price: str | None, measured: str | None) -> str:
@@ -73,35 +67,19 @@ def tricks_of(answer: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def section(answer: Mapping[str, Any], arm: Mapping[str, Any], conditions: str) -> str:
     """What the page of a trick says of its arm."""
+    metric = answer["plan"]["metric"].replace("_", " ")
     parts = [f"**{arm['line']}.**"]
-    if (own := arm["accuracy"]) and (base := answer["base"]["accuracy"]):
+    if arm["pairs"]:
+        own = sum(pair["difference"] for pair in arm["pairs"]) / len(arm["pairs"])
         parts.append(
-            f"Mean accuracy {100 * own['mean']:.2f} %; of the baseline {100 * base['mean']:.2f} % "
-            f"over {len(answer['base']['seeds'])} seeds."
+            f"Mean difference in {metric}: {100 * own:+.2f} points over {len(arm['pairs'])} seeds."
         )
-    parts.append(f"Price: {_price(arm)}.")
     words = shlex.join(answer["plan"]["base"]["words"])
     parts.append(
         f"Arm of one `compare` of {len(answer['arms'])} tricks, corrected for their number, with "
         f"the words `{words}`; {conditions}."
     )
     return "\n".join(parts)
-
-
-def _price(arm: Mapping[str, Any]) -> str:
-    """The price of an arm relative to the baseline: what is not 1, or that nothing is dearer."""
-    units = {
-        "seconds": "of the time of a training",
-        "images": "of the images",
-        "pixels": "of the pixels",
-        "forward_passes": "forward passes per image at evaluation",
-    }
-    said = [
-        f"{arm['price'][key]:.2f} × {unit}"
-        for key, unit in units.items()
-        if key in arm["price"] and (key == "seconds" or abs(arm["price"][key] - 1) > 0.005)
-    ]
-    return ", ".join(said) or "as many images, pixels and forward passes"
 
 
 def _verdict(arm: Mapping[str, Any]) -> str:
@@ -111,15 +89,16 @@ def _verdict(arm: Mapping[str, Any]) -> str:
     return f"{arm['verdict']} ({100 * arm['difference']:+.1f}, n = {len(arm['seeds'])})"
 
 
-def price_sentence(price: Mapping[str, Any], baseline: Mapping[str, Any], conditions: str) -> str:
-    """What the page of a trick says of its price, of ``benchmarks.price``."""
+def price_sentence(
+    price: Mapping[str, Any], baseline: Mapping[str, Any], command: str, conditions: str
+) -> str:
+    """What the page of a trick says of its price, which ``command`` measured."""
     times = price["times_the_baseline"]
     more = (price["peak_bytes"] - baseline["peak_bytes"]) / 1e6
     return (
         f"A training step takes {times['median']:.2f} times as long [{times['min']:.2f}, "
         f"{times['max']:.2f}], and its peak memory is {more:+.0f} MB of "
-        f"{baseline['peak_bytes'] / 1e6:.0f} MB\n(`python -m benchmarks.price {price['name']}`; "
-        f"{conditions})."
+        f"{baseline['peak_bytes'] / 1e6:.0f} MB\n(`{command}`; {conditions})."
     )
 
 
@@ -139,10 +118,11 @@ def main() -> None:
             page.write_text(filled(page.read_text(), section(answer, arm, arguments.on)))
             index.write_text(indexed(index.read_text(), name, None, _verdict(arm)))
     if arguments.prices is not None:
-        baseline, *prices = json.loads(arguments.prices.read_text())["results"]
+        content = json.loads(arguments.prices.read_text())
+        baseline, *prices = content["results"]
         for price in prices:
             page = arguments.folder / f"{price['name']}.md"
-            said = price_sentence(price, baseline, arguments.on)
+            said = price_sentence(price, baseline, content["command"], arguments.on)
             page.write_text(priced(page.read_text(), said))
             short = f"{price['times_the_baseline']['median']:.2f} ×"
             index.write_text(indexed(index.read_text(), price["name"], short, None))
