@@ -15,6 +15,8 @@ from runner.data.listing import few_names, note_single_images, stratified_split
 from runner.errors import DataError
 from runner.randomness import generator
 
+_ROUNDING = 1e-12  # of a sum of products of parts of 1
+
 
 @dataclass(frozen=True)
 class Folds:
@@ -42,7 +44,8 @@ def stratified_folds(
 
     Without groups, the numbers of images of a class differ by at most one between folds, and so do
     the numbers of all images. Images of one group are in one fold: the groups, largest first, go
-    one after the other to the fold that has the smallest part of their classes so far.
+    one after the other to the fold that has the smallest part of their classes so far, and of
+    several such folds to the one with the fewest images.
 
     Args:
         labels: (n,) label of each image, in 0..K-1.
@@ -78,12 +81,16 @@ def _folds_of_groups(
     drawn = generator(seed, "folds").permutation(num_groups)
     largest_first = drawn[np.argsort(-parts[drawn].max(axis=1), kind="stable")]
     held = np.zeros((num_folds, num_classes))
+    num_images = np.zeros(num_folds, np.int64)
     fold_of = np.zeros(num_groups, np.int64)
     for group in largest_first:
         # The growth of the sum of squares, which is smallest for equal parts.
-        chosen = int(np.argmin(held @ parts[group]))
+        growth = held @ parts[group]
+        alike = np.flatnonzero(growth <= growth.min() + _ROUNDING)
+        chosen = int(alike[np.argmin(num_images[alike])])
         fold_of[group] = chosen
         held[chosen] += parts[group]
+        num_images[chosen] += int(counts[group].sum())
     return fold_of[groups]
 
 

@@ -33,10 +33,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from runner.report.statistics import LEVEL, Difference, FloatArray, Mixture
+from runner.report.statistics import (
+    LEVEL,
+    Difference,
+    FloatArray,
+    Mixture,
+    few_error,
+    rare_error,
+)
 
 _PLACES = np.arange(1, 1000) / 1000  # an odd number, symmetric around one half
-_FEW = 30  # differing images, whose number is known to 20 % at best
 
 
 def overlap_factor(num_folds: int) -> float:
@@ -77,21 +83,19 @@ def fold_difference(
     num_images, sizes = values.shape[1], np.bincount(folds, minlength=2)
     if len(folds) != num_images or not sizes.all():
         raise ValueError(f"need a fold for each of {num_images} images, and no empty fold")
-    differing = values.mean(axis=0) != 0
-    largest = float(np.abs(values).max()) or 1.0
-    if classes is not None:
-        values, shares = _of_classes(values, classes)
-        largest *= float(shares.max())
+    if classes is None:
+        rare = few_error(scores, reference, groups)
+    else:
+        is_different = (values.mean(axis=0) != 0).astype(np.float64)
+        rare = rare_error(is_different, classes, groups)
+        values = _of_classes(values, classes)
     num_folds = len(sizes)
     table = np.stack([np.bincount(folds, weights=row) / sizes for row in values])
     residuals = values.mean(axis=0) - table.mean(axis=0)[folds]
     units = np.arange(num_images) if groups is None else np.unique(groups, return_inverse=True)[1]
     sums = np.bincount(units, weights=residuals)
     freedom = len(sums) / max(len(sums) - num_folds, 1)
-    luck = freedom * float(np.square(sums).sum()) / num_images**2
-    if (np.bincount(units, weights=differing) > 0).sum() < _FEW:  # as without folds
-        unit = largest * float(np.bincount(units).max()) / num_images
-        luck += (float(ndtri(LEVEL / 2)) * unit) ** 2
+    luck = freedom * float(np.square(sums).sum()) / num_images**2 + rare**2
     return _combined(float(values.mean()), table, sizes / num_images, luck, margin)
 
 
@@ -114,7 +118,8 @@ def resampled_fold_difference(
         rare: a further standard error of the images.
 
     Raises:
-        ValueError: the shapes differ, there is one fold, or the margin is not positive.
+        ValueError: the shapes differ, there is one fold, the metric is undefined on a fold, or the
+            margin is not positive.
     """
     n = len(values)
     if reference.shape != (n,) or len(moved) != n or len(table) != n or table.shape[1] < 2:
@@ -126,10 +131,8 @@ def resampled_fold_difference(
     return _combined(mean, np.asarray(table, np.float64), weights, luck, margin)
 
 
-def _of_classes(
-    values: NDArray[np.float64], classes: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Differences whose mean over images is the mean over classes, and what each image counts.
+def _of_classes(values: NDArray[np.float64], classes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Differences whose mean over images is the mean over classes.
 
     An image stands for its distance from the mean of its class.
     """
@@ -138,7 +141,8 @@ def _of_classes(
     shares = len(place) / (len(sizes) * sizes)
     factors = (shares * np.sqrt(sizes / np.maximum(sizes - 1, 1)))[place]
     centered = factors * (values - of_class[:, place])
-    return centered + of_class.mean(axis=1)[:, None], factors
+    moved: NDArray[np.float64] = centered + of_class.mean(axis=1)[:, None]
+    return moved
 
 
 def _combined(
@@ -156,7 +160,12 @@ def _combined(
         weights: (K,) the part of the images that is in each fold.
         luck: variance of the mean by the choice of images.
         margin: smallest difference that matters.
+
+    Raises:
+        ValueError: the margin is not positive, or a difference is undefined.
     """
+    if not np.isfinite(table).all():  # max(0, NaN) below would say that the folds agree
+        raise ValueError("need the difference of each seed and fold, and not all are defined")
     if not margin > 0:
         raise ValueError(f"margin must be positive, got {margin}")
     n, num_folds = table.shape

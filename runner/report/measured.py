@@ -4,7 +4,8 @@ Metrics that are means have a score per image. Macro F1, AUROC and ECE have thei
 resampled sets of images, which are equal for all runs on the same images. Each class is resampled
 apart, as validation splits are stratified: n - 1 of its n images, each counted n/(n - 1) times,
 since n of n would make the spread of a mean too small by that factor (McCarthy & Snowden 1985).
-Groups of images are resampled whole; a class that a resample lacks is left out of the means over
+Groups of images are resampled whole, G - 1 of G for the same reason, and the factor G/(G - 1), the
+same for all, divides out; a class that a resample lacks is left out of the means over
 classes. The bins of ECE stay those of all images: to cut them anew in each resample moves images
 only between bins that meet, where confidence and correctness differ alike.
 
@@ -94,7 +95,7 @@ def compared(
         right, before = (
             np.sum([one.correct for one in side], axis=0, dtype=np.int64) for side in (ours, theirs)
         )
-        rare = rare_error((right != before).astype(np.float64), images.classes)
+        rare = rare_error((right != before).astype(np.float64), images.classes, images.groups)
     values, reference = (np.array([one.value for one in side]) for side in (ours, theirs))
     if images.folds is not None:
         tables = [np.array([one.of_folds for one in side]) for side in (ours, theirs)]
@@ -303,7 +304,8 @@ def _resampled_of(
         _, place, sizes = np.unique(
             np.frombuffer(groups, np.int64), return_inverse=True, return_counts=True
         )
-        counts[:] = _counts(rng, len(sizes), len(sizes), num_resamples)[place]
+        if len(sizes) > 1:
+            counts[:] = _counts(rng, len(sizes), len(sizes) - 1, num_resamples)[place]
         return factors, counts
     for number in np.unique(classes):
         members = np.flatnonzero(classes == number)

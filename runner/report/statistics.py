@@ -155,8 +155,7 @@ def difference(
         per_seed, units = _of_classes(per_image, classes, groups)
     else:
         per_seed = per_image.mean(axis=1, dtype=np.float64)
-        are_counts = all(bool(((one == 0) | (one == 1)).all()) for one in (scores, reference))
-        largest = 1.0 if are_counts else _largest(per_image, scores, reference)
+        largest, are_counts = _largest_of(per_image, scores, reference)
         units = (
             _images(per_image, largest, are_counts=are_counts)
             if groups is None
@@ -303,8 +302,8 @@ class _Units:
 def _images(per_image: NDArray[np.float32], largest: float, *, are_counts: bool) -> _Units:
     """Images as units; ``largest`` is the largest difference of one."""
     mean = per_image.mean(axis=0, dtype=np.float64)
-    are_few = _differing(mean, are_counts=are_counts) < _FEW
-    return _Units(per_image, mean, are_few, _Z * largest / len(mean) if are_few else 0.0)
+    rare = _rare(per_image, mean, np.ones(len(mean)), largest, are_counts=are_counts)
+    return _Units(per_image, mean, rare is not None, rare or 0.0)
 
 
 def _grouped(
@@ -315,11 +314,7 @@ def _grouped(
     *,
     are_counts: bool,
 ) -> _Units:
-    """Groups as units. Larger groups count more: the mean is a ratio of sums, made linear.
-
-    The largest difference is that of any group in any seed, or of a whole group if none differs:
-    an image that differs has a difference of 1, whereas few images of a group may differ.
-    """
+    """Groups as units. Larger groups count more: the mean is a ratio of sums, made linear."""
     place, sizes = _places(groups)
     count, num_images = len(sizes), len(place)
     if count == num_images:
@@ -327,11 +322,59 @@ def _grouped(
     sums = _sums(per_image, place, count)
     scale = count / num_images
     values = scale * (sums - per_seed[:, None] * sizes) + per_seed[:, None]
-    differing = _differing(sums.mean(axis=0), are_counts=are_counts)
+    rare = _rare(sums, sums.mean(axis=0), sizes, largest, are_counts=are_counts)
+    return _Units(values, values.mean(axis=0), rare is not None, rare or 0.0)
+
+
+def _rare(
+    sums: FloatArray,
+    mean: FloatArray,
+    sizes: NDArray[np.integer[Any]] | FloatArray,
+    largest: float,
+    *,
+    are_counts: bool,
+) -> float | None:
+    """The standard error from units that differ and were not drawn; None if many units differ.
+
+    The largest difference is that of any unit in any seed, or of a whole group if none differs: an
+    image that differs has a difference of ``largest``, whereas few images of a group may differ.
+
+    Args:
+        sums: (n, units) the difference of each seed, summed over the images of a unit.
+        mean: (units,) the mean of ``sums`` over the seeds.
+        sizes: (units,) number of images.
+        largest: largest difference of an image.
+        are_counts: whether differences are those of zeros and ones.
+    """
+    differing = _differing(mean, are_counts=are_counts)
+    if differing >= _FEW:
+        return None
     most = float(np.abs(sums).max()) if differing else largest * float(sizes.max())
-    are_few = differing < _FEW
-    rare = _Z * (scale * most) / count if are_few else 0.0
-    return _Units(values, values.mean(axis=0), are_few, rare)
+    return _Z * most / float(sizes.sum())
+
+
+def few_error(
+    scores: FloatArray, reference: FloatArray, groups: NDArray[np.int64] | None = None
+) -> float:
+    """Standard error of a mean over images from images that differ and were not drawn.
+
+    Args:
+        scores: (n, N) scores with the trick, seeds by images.
+        reference: (n, N) scores without the trick.
+        groups: (N,) the group of each image; None if every image is a group of its own.
+
+    Returns:
+        The error; 0 if so many images, or groups, differ that their spread is known.
+    """
+    per_image = np.asarray(scores, np.float32) - np.asarray(reference, np.float32)
+    largest, are_counts = _largest_of(per_image, scores, reference)
+    sizes = np.ones(per_image.shape[1], np.int64)
+    sums: FloatArray = per_image
+    if groups is not None:
+        place, sizes = _places(groups)
+        sums = _sums(per_image, place, len(sizes))
+    mean = sums.mean(axis=0, dtype=np.float64)
+    return _rare(sums, mean, sizes, largest, are_counts=are_counts) or 0.0
 
 
 def _of_classes(
@@ -349,7 +392,7 @@ def _of_classes(
     shares = num_images / (num_classes * sizes) * np.sqrt(sizes / np.maximum(sizes - 1, 1))
     values = shares[place] * (per_image - of_class[:, place]) + per_seed[:, None]
     is_different = (per_image.mean(axis=0, dtype=np.float64) != 0).astype(np.float64)
-    rare = rare_error(is_different, classes)
+    rare = rare_error(is_different, classes, groups)
     if groups is not None:
         group, counts = _places(groups)
         scale = len(counts) / num_images
@@ -359,20 +402,49 @@ def _of_classes(
     return per_seed, _Units(values, mean, are_few, rare)
 
 
-def rare_error(is_different: FloatArray, classes: NDArray[np.int64]) -> float:
+def rare_error(
+    is_different: FloatArray,
+    classes: NDArray[np.int64],
+    groups: NDArray[np.int64] | None = None,
+) -> float:
     """Standard error of a mean over classes from images that differ and were not drawn.
 
     The spread of a class with few differing images is a poor estimate. Each such class counts z²/K
-    more differing images; for K equal classes this is z² more in all, as for accuracy.
+    more differing images; for K equal classes this is z² more in all, as for accuracy. With groups
+    it is groups that are counted, each as that group of the class which moves the mean most.
 
     Args:
         is_different: (N,) 1 where the predictions of an image differ, else 0.
         classes: (N,) the class of each image.
+        groups: (N,) the group of each image; None if every image is a group of its own.
     """
+    if groups is not None:
+        return _rare_groups_error(is_different, classes, groups)
     place, sizes = _places(classes)
     differing = np.bincount(place, weights=is_different, minlength=len(sizes))
     few = sizes[differing < _FEW]
     return _Z * sqrt(float((1 / np.square(few)).sum()) / len(sizes)) / len(sizes)
+
+
+def _rare_groups_error(
+    is_different: FloatArray, classes: NDArray[np.int64], groups: NDArray[np.int64]
+) -> float:
+    place, sizes = _places(classes)
+    group, counts = _places(groups)
+    num_groups = len(counts)
+    pairs, pair, images = np.unique(
+        place * num_groups + group, return_inverse=True, return_counts=True
+    )
+    of_class, of_group = np.divmod(pairs, num_groups)
+    moved = np.bincount(pair, weights=is_different)
+    differing = np.bincount(of_class, weights=moved > 0)
+    # Of a class of which no image differs, a whole group may.
+    most = np.where(differing[of_class] > 0, moved, images) / sizes[of_class]
+    is_few = differing[of_class] < _FEW
+    shift = np.bincount(of_group, weights=most * is_few, minlength=num_groups)
+    largest = np.zeros(len(sizes))
+    np.maximum.at(largest, of_class, np.where(is_few, shift[of_group], 0.0))
+    return _Z * sqrt(float(np.square(largest).sum()) / len(sizes)) / len(sizes)
 
 
 def _places(names: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -386,13 +458,20 @@ def _sums(values: FloatArray, place: NDArray[np.int64], count: int) -> NDArray[n
     return np.stack([np.bincount(place, weights=row, minlength=count) for row in values])
 
 
-def _largest(per_image: FloatArray, scores: FloatArray, reference: FloatArray) -> float:
-    """The largest difference of an image; if none differs, the largest that the scores allow."""
+def _largest_of(
+    per_image: FloatArray, scores: FloatArray, reference: FloatArray
+) -> tuple[float, bool]:
+    """The largest difference of an image, and whether all scores are 0 or 1.
+
+    If no image differs, the largest difference is what the scores allow.
+    """
+    both = (scores, reference)
+    if all(bool(((one == 0) | (one == 1)).all()) for one in both):
+        return 1.0, True
     found = float(np.abs(per_image).max())
     if found > 0:
-        return found
-    both = (scores, reference)
-    return float(max(one.max() for one in both) - min(one.min() for one in both))
+        return found, False
+    return float(max(one.max() for one in both) - min(one.min() for one in both)), False
 
 
 def _differing(mean: FloatArray, *, are_counts: bool) -> float:

@@ -71,6 +71,18 @@ def test_folds_of_groups_are_balanced_and_drawn_by_the_seed():
     assert not np.array_equal(plain, stratified_folds(labels, 5, 1))
 
 
+@pytest.mark.parametrize("num_folds", [2, 3, 5])
+def test_groups_of_one_class_each_leave_no_fold_empty(num_folds):
+    groups = np.arange(300) // 10  # thirty patients, three of each of ten classes
+    labels = groups % 10
+
+    folds = stratified_folds(labels, num_folds, 0, groups)
+
+    found = np.bincount(folds, minlength=num_folds)
+    assert found.max() - found.min() <= 20
+    assert (sizes(folds, labels, num_folds).max(axis=0) < 30).all()
+
+
 def test_folds_validate_every_image_once_and_share_a_fingerprint(make_images, tmp_path):
     root = make_images(tmp_path / "pets", {"cat": 5, "dog": 4, "owl": 2})
 

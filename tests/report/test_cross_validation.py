@@ -10,6 +10,7 @@ from simulated_folds import SETTINGS, Setting, rates
 
 from runner.report.family import judged
 from runner.report.folds import fold_difference, overlap_factor, resampled_fold_difference
+from runner.report.statistics import difference
 
 COVERAGE = 0.94
 QUICK = (
@@ -128,6 +129,35 @@ def test_the_reverse_and_few_differing_images() -> None:
     assert equal.p_margin is not None
     assert equal.p_margin < 0.05
     assert fold_difference(reference, reference, folds, 0.005).p_margin > 0.05  # type: ignore[operator]
+
+
+def test_few_differing_images_count_as_without_folds() -> None:
+    rng = np.random.default_rng(0)
+    classes = np.repeat([0, 1], [500, 10])
+    reference = (rng.random((1, 510)) < 0.7).astype(np.float32)
+    scores = np.where(rng.random(510) < 0.2, 1 - reference, reference)
+    scores[:, 500:] = reference[:, 500:]  # the ten images of the rare class agree
+    losses = np.ones((1, 500), np.float32)
+    outlier = losses + 0.001 * rng.standard_normal((1, 500)).astype(np.float32)
+    outlier[0, 7] += 5.0
+    groups = np.arange(510) // 10
+    for new, old, place, of_class in (
+        (scores, reference, None, classes),
+        (reference, reference, groups, classes),
+        (reference, reference, groups, None),
+        (outlier, losses, None, None),
+        (losses, losses, None, None),
+    ):
+        folds = np.arange(new.shape[1]) // 10 % 5
+        without = difference(new, old, 0.02, place, of_class).image_error
+        found = fold_difference(new, old, folds, 0.02, place, of_class).image_error
+        assert found == pytest.approx(without * np.sqrt(overlap_factor(5)), rel=0.05)
+
+
+def test_a_metric_that_is_undefined_on_a_fold_is_no_agreement_of_folds() -> None:
+    table = np.array([[0.1, np.nan, 0.2, 0.1, 0.1]])
+    with pytest.raises(ValueError, match="not all are defined"):
+        resampled_fold_difference(np.ones(1), np.zeros(1), np.ones((1, 9)), table, 0.01)
 
 
 def test_a_mean_that_is_resampled_has_the_interval_of_its_scores() -> None:

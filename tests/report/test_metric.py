@@ -86,10 +86,11 @@ def test_resampled_values_are_those_of_the_repeated_images(name: str, levels: in
     factors, counts = module._resampled(labels, groups)
     assert np.all(factors == 1)
     assert np.all(counts[::2] == counts[1::2]), "groups are drawn whole"
+    assert np.all(counts[::2].sum(axis=0, dtype=int) == len(labels) // 2 - 1), "all but one"
     for place in range(0, 1000, 97):
         rows = np.repeat(np.arange(len(labels)), counts[:, place])
         expected = SLOW[name](probabilities[rows], labels[rows])
-        tolerance = 0.05 if name == "ece" else 1e-6  # whose bins stay those of all images
+        tolerance = 0.15 if name == "ece" else 1e-6  # whose bins stay those of all images
         assert found.parts[place] == pytest.approx(expected, abs=tolerance)
     assert len({*found.parts.tolist()}) > 100, "or nothing was resampled"
 
@@ -211,6 +212,28 @@ def test_rare_differences_of_equal_classes_count_as_those_of_accuracy() -> None:
     assert rare_error(none, np.arange(300) % 3) == pytest.approx(1.959964 / 300)
     assert rare_error(none, np.repeat([0, 1], [290, 10])) > 1.959964 / 300
     assert rare_error(none + 1, np.arange(300) % 3) == 0
+
+
+def test_rare_differences_of_groups_count_as_those_of_accuracy() -> None:
+    groups, equal = np.arange(400) // 20, np.ones((1, 400), np.float32)
+    expected = 1.959964 * 20 / 400
+    assert difference(equal, equal, 0.02, groups).image_error == pytest.approx(expected)
+    for classes in (np.arange(400) // 100, np.arange(400) % 4):  # groups of one class, and of all
+        found = difference(equal, equal, 0.02, groups, classes)
+        assert found.image_error == pytest.approx(expected)
+        metric, probabilities = METRICS["macro_f1"], np.eye(4, dtype=np.float32)[classes]
+        one = measured(metric, probabilities, classes, groups)
+        resampled = compared(metric, [one], [one], Images(classes, groups), 0.02)
+        assert resampled.image_error == pytest.approx(expected)
+    single = rare_error(np.zeros(400), classes, np.arange(400))
+    assert single == pytest.approx(rare_error(np.zeros(400), classes))
+    # Twenty images of one patient are one thing that differs, and no more than they are.
+    patient = (groups == 3).astype(np.float64)
+    assert rare_error(patient, np.zeros(400, int), groups) == pytest.approx(expected)
+    three = patient * (np.arange(400) % 20 < 3)
+    assert rare_error(three, np.zeros(400, int), groups) == pytest.approx(expected * 3 / 20)
+    many = np.arange(400) // 10
+    assert rare_error(np.ones(400), np.zeros(400, int), many) == 0
 
 
 def test_one_large_loss_counts_as_few_differing_images() -> None:
