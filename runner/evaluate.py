@@ -303,7 +303,7 @@ def evaluate_run(
         "images": len(found[0].labels),
         "seconds": found[0].seconds,
         "forward_passes": len(looks_used([Tta(), *ttas], crop)),
-        **({"split": "test", "test_fingerprint": dataset.test_fingerprint} if on_test_part else {}),
+        **(_words_of_test(dataset) if on_test_part else {}),
         "difference_to_saved": difference,
         "rows": [
             {
@@ -315,6 +315,15 @@ def evaluate_run(
             }
             for (name, tta), measured in zip(views, measures, strict=True)
         ],
+    }
+
+
+def _words_of_test(dataset: "Dataset") -> dict[str, Any]:
+    """What the content of an evaluation says of the test part, which ``dataset`` has as ``val``."""
+    return {
+        "split": "test",
+        "test_fingerprint": dataset.test_fingerprint,
+        "num_leaked": len(dataset.leaked),
     }
 
 
@@ -408,6 +417,7 @@ def _keep_on_test(
                     "identity": run.identity,
                     "test_fingerprint": fingerprint,
                     "num_test": len(predictions.labels),
+                    "num_leaked": len(dataset.leaked),
                     "command": words,
                     **evaluation(config, predictions, dataset.classes, machine),
                 }

@@ -267,7 +267,7 @@ def _ended_or_run(
     confirming: tuple[Question, HeldOut] | None = None
     with Display(stderr=is_read) as display:
         ended = None if is_plan else recall.ended(words, display)
-        if ended is not None and not (is_confirmed and ended.confirmation() is None):
+        if ended is not None and not (is_confirmed and _lacks_confirmation(ended)):
             return ended, None, None
         from runner.compare import plan as plans
         from runner.compare.question import question
@@ -288,6 +288,13 @@ def _ended_or_run(
     result = None if is_plan or is_ended else _run(asked, planned, found, is_read=is_read)
     recall.remember(words, asked, found.folder)
     return found.folder, result, confirming
+
+
+def _lacks_confirmation(folder: "ComparisonFolder") -> bool:
+    """Whether a comparison has no confirmation of the answer that it has."""
+    from runner.report.confirmation import of_answer
+
+    return of_answer(folder) is None
 
 
 def _confirmed(

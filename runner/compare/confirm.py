@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runner.compare.question import Question
-from runner.errors import ConfigError
+from runner.errors import ConfigError, DataError
 from runner.records.comparison_folder import ComparisonFolder
 from runner.records.evaluations_on_test import PredictionsOnTest
 from runner.report.comparisons import ComparisonAnswer
 from runner.report.confirmation import confirmed, counted, record
+from runner.report.metric import METRICS
 from runner.terminal.display import Display
 
 Predict = Callable[[Path, str | None], PredictionsOnTest]
@@ -23,10 +24,17 @@ Predict = Callable[[Path, str | None], PredictionsOnTest]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The test part of the data of a comparison: its fingerprint, and its number of images."""
+    """The test part of the data of a comparison.
+
+    Attributes:
+        fingerprint: its fingerprint.
+        num_images: its number of images.
+        num_leaked: number of those that are in training or validation too.
+    """
 
     fingerprint: str
     num_images: int
+    num_leaked: int = 0
 
 
 def check_word(split: str | None) -> None:
@@ -47,9 +55,11 @@ def read_test_part(question: Question, display: Display) -> HeldOut:
     """Read and check the test images, so that nothing is trained in vain.
 
     Raises:
-        DataError: the data has no test part, or its images cannot be used.
+        DataError: the data has no test part, its images cannot be used, or the metric is not
+            defined on them.
     """
     from runner.data.dataset import load_dataset, no_test_part
+    from runner.report.measured import missing_class
 
     base = question.base
     dataset = load_dataset(
@@ -57,7 +67,16 @@ def read_test_part(question: Question, display: Display) -> HeldOut:
     )
     if dataset.test is None or dataset.test_fingerprint is None:
         raise no_test_part(base.data)
-    return HeldOut(dataset.test_fingerprint, len(dataset.test))
+    metric = METRICS[question.metric]
+    missing = missing_class(metric, dataset.test.labels, len(dataset.classes))
+    if missing is not None:
+        raise DataError(
+            f"{metric.label} is not defined on the test part: class {dataset.classes[missing]} has "
+            "no test images",
+            where=f"--metric {metric.name} --confirm-on test data.root={base.data.root}",
+            fix="test images of this class; or another --metric; or no --confirm-on test",
+        )
+    return HeldOut(dataset.test_fingerprint, len(dataset.test), len(dataset.test_leaked))
 
 
 def plan_lines(confirming: tuple[Question, HeldOut] | None) -> list[str]:
@@ -65,7 +84,10 @@ def plan_lines(confirming: tuple[Question, HeldOut] | None) -> list[str]:
     if confirming is None:
         return []
     _, part = confirming
-    return [f"at the end: every run on {part.num_images:,} test images, once; no verdict"]
+    found = [f"at the end: every run on {part.num_images:,} test images, once; no verdict"]
+    if part.num_leaked:
+        found.append(f"note: {part.num_leaked:,} test images are in training or validation too")
+    return found
 
 
 def confirm(
@@ -101,6 +123,6 @@ def confirm(
         one = runs[label][seed]
         predictions[label, seed] = predict(folder.outputs / str(one.run), one.evaluation)
     display.work("runs on test images", len(places), len(places))
-    found = confirmed(answer, predictions, part.fingerprint)
+    found = confirmed(answer, predictions, part.fingerprint, part.num_leaked)
     record(folder, found)
     return replace(answer, confirmation=found)

@@ -135,8 +135,8 @@ def write(
     Args:
         folder: the folder of the run, whose lock this process holds.
         name: name of the evaluation, of :func:`name_of`.
-        content: ``identity`` of the run, ``test_fingerprint``, ``num_test``, ``command``,
-            ``tricks``, ``tta``, ``metrics``, ``seconds`` and ``environment``.
+        content: ``identity`` of the run, ``test_fingerprint``, ``num_test``, ``num_leaked``,
+            ``command``, ``tricks``, ``tta``, ``metrics``, ``seconds`` and ``environment``.
         found: the predictions.
 
     Raises:

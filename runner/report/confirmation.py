@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from runner.report.comparisons import ComparisonAnswer
 
 TITLE = "on the {} test images, which no training and no verdict used; this is no verdict either"
+TITLE_LEAKED = (
+    "on the {} test images, {} of which are in training or validation too; this is no verdict"
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Confirmation:
         num_images: number of test images.
         base: the baseline.
         arms: the arms in the order of the comparison.
+        num_leaked: number of test images that are in training or validation too.
     """
 
     metric: str
@@ -63,6 +67,14 @@ class Confirmation:
     num_images: int
     base: SideOnTest
     arms: tuple[SideOnTest, ...]
+    num_leaked: int = 0
+
+    @property
+    def title(self) -> str:
+        """What the numbers are of."""
+        if self.num_leaked:
+            return TITLE_LEAKED.format(f"{self.num_images:,}", f"{self.num_leaked:,}")
+        return TITLE.format(f"{self.num_images:,}")
 
 
 def counted(answer: "ComparisonAnswer") -> list[tuple[str, int]]:
@@ -75,6 +87,7 @@ def confirmed(
     answer: "ComparisonAnswer",
     predictions: Mapping[tuple[str, int], PredictionsOnTest],
     test_fingerprint: str,
+    num_leaked: int = 0,
 ) -> Confirmation:
     """Compare each arm with the baseline on the test images.
 
@@ -82,6 +95,7 @@ def confirmed(
         answer: the answer of a comparison that has ended.
         predictions: of each run of :func:`counted`.
         test_fingerprint: fingerprint of the test part.
+        num_leaked: number of test images that are in training or validation too.
 
     Raises:
         ArtefactError: the predictions are of different images.
@@ -121,6 +135,7 @@ def confirmed(
         num_images=len(first.labels),
         base=side(BASE, answer.base_seeds),
         arms=tuple(side(one.label, one.seeds) for one in answer.standings),
+        num_leaked=num_leaked,
     )
 
 
@@ -142,7 +157,7 @@ def table(found: Confirmation, answer: "ComparisonAnswer") -> Table:
             )
         )
     return Table(
-        TITLE.format(f"{found.num_images:,}"),
+        found.title,
         (
             "arm", "n", metric.heading, metric.difference_heading, "95 % interval",
             "on validation",
@@ -160,6 +175,7 @@ def to_content(found: Confirmation) -> dict[str, Any]:
         "metric": found.metric,
         "test_fingerprint": found.test_fingerprint,
         "num_images": found.num_images,
+        "num_leaked": found.num_leaked,
         "base": _side_content(found.base),
         "arms": [_side_content(one) for one in found.arms],
     }
@@ -188,14 +204,25 @@ def record(folder: ComparisonFolder, found: Confirmation) -> None:
         folder.write_confirmation({**to_content(found), "answer": hash_of(folder.answer())})
 
 
+def of_answer(folder: ComparisonFolder) -> dict[str, Any] | None:
+    """The recorded confirmation of the answer that a folder has now; None if there is none.
+
+    Raises:
+        ArtefactError: the confirmation is damaged or was edited.
+    """
+    content = folder.confirmation()
+    is_of_answer = content is not None and content.get("answer") == hash_of(folder.answer())
+    return content if is_of_answer else None
+
+
 def with_recorded(answer: "ComparisonAnswer", folder: ComparisonFolder) -> "ComparisonAnswer":
     """The answer of a folder with its confirmation, if there is one of this answer.
 
     Raises:
         ArtefactError: the confirmation is damaged or was edited.
     """
-    content = folder.confirmation()
-    if content is None or content.get("answer") != hash_of(folder.answer()):
+    content = of_answer(folder)
+    if content is None:
         return answer
     try:
         return replace(answer, confirmation=_from_content(content, answer.plan.labels))
@@ -220,6 +247,7 @@ def _from_content(content: Mapping[str, Any], labels: Sequence[str]) -> Confirma
         num_images=fields.whole(content, "num_images", at_least=1),
         base=_side_of(fields.section(content, "base")),
         arms=arms,
+        num_leaked=fields.whole({"num_leaked": 0, **content}, "num_leaked"),
     )
 
 

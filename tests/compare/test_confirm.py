@@ -7,6 +7,12 @@ from pathlib import Path
 import pytest
 from small import COLOURS, Command, write_images
 
+from runner.compare.asked import Asked
+from runner.compare.confirm import plan_lines, read_test_part
+from runner.compare.question import Question, question
+from runner.errors import DataError
+from runner.terminal.display import Display
+
 MODULE = "runner.compare"
 
 
@@ -38,6 +44,45 @@ def test_a_confirmation_without_test_images_is_refused_before_training(
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("outputs/*/run.json"))
     assert not list(tmp_path.glob("outputs/comparisons"))
+
+
+def asked_of(root: Path, words: tuple[str, ...], metric: str = "accuracy") -> Question:
+    kept = (*(word for word in words if not word.startswith("data.root=")), f"data.root={root}")
+    return question(Asked(words=kept, tries=(("mixup=beta",),), metric=metric))
+
+
+def test_leaked_test_images_are_counted_and_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tiny_words: tuple[str, ...], with_test: Path,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    root = shutil.copytree(with_test, tmp_path / "leaking")
+    (folder,) = (root / "train").glob("red")
+    one, other = sorted(folder.iterdir())[:2]
+    shutil.copy(one, root / "test" / "red" / "seen.png")
+    shutil.copy(other, root / "test" / "red" / "seen too.png")
+    for place, num_leaked in ((with_test, 0), (root, 2)):
+        asked = asked_of(place, tiny_words)
+        with Display(quiet=True) as display:
+            part = read_test_part(asked, display)
+        assert part.num_leaked == num_leaked
+        text = "\n".join(plan_lines((asked, part)))
+        assert ("2 test images are in training or validation too" in text) == bool(num_leaked)
+
+
+def test_a_metric_that_the_test_part_leaves_undefined_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tiny_words: tuple[str, ...], with_test: Path,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    root = shutil.copytree(with_test, tmp_path / "lacking")
+    shutil.rmtree(root / "test" / "red")
+    with Display(quiet=True) as display:
+        with pytest.raises(
+            DataError, match=r"AUROC is not defined .* class red has no test images"
+        ):
+            read_test_part(asked_of(root, tiny_words, "auroc"), display)
+        assert read_test_part(asked_of(root, tiny_words, "macro_f1"), display).num_images == 10
 
 
 @pytest.mark.whole

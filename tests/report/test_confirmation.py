@@ -16,7 +16,14 @@ from runner.report.answer import answer as report_answer
 from runner.report.comparison_json import from_json, to_json
 from runner.report.comparison_text import comparison_parts
 from runner.report.comparisons import ComparisonAnswer, standings
-from runner.report.confirmation import Confirmation, confirmed, counted, record, with_recorded
+from runner.report.confirmation import (
+    Confirmation,
+    confirmed,
+    counted,
+    of_answer,
+    record,
+    with_recorded,
+)
 from runner.report.found_comparisons import find_comparisons
 from runner.report.metric import METRICS
 from runner.report.page import comparison_page
@@ -142,12 +149,27 @@ def shown_table(answer: ComparisonAnswer) -> str:
     return tables[-1].markdown() + "\n"
 
 
+def test_leaked_test_images_are_named_and_recorded(folder: ComparisonFolder) -> None:
+    answer = answered(folder)
+    found = replace(on_test(answer), num_leaked=7)
+    assert "which no training" not in found.title
+    record(folder, found)
+    again = with_recorded(answer, folder)
+    assert again.confirmation == found
+    assert to_json(again)["confirmation"]["num_leaked"] == 7
+    for shown in (text_of(again), comparison_page(again, None)):
+        assert "7 of which are in training or validation too" in shown
+        assert "which no training" not in shown
+
+
 def test_it_belongs_to_one_answer_and_may_not_be_edited(folder: ComparisonFolder) -> None:
     answer = answered(folder)
     record(folder, on_test(answer))
     path = folder.path / "confirmation.json"
     with folder.locked():
         folder.write_answer(to_json(replace(answer, notes=("another answer",))))
+    assert folder.confirmation() is not None
+    assert of_answer(folder) is None, "so that the command makes another one"
     assert with_recorded(answer, folder).confirmation is None
     content = json.loads(path.read_text())
     content["confirmation"]["base"]["values"]["0"] = 0.9
