@@ -27,7 +27,10 @@ class Data(Group):
         0.2, "part held out per class if the data has no split of its own", above=0, below=1
     )
     num_folds: int | None = option(
-        None, "folder, table: cross-validation folds; null: data.val_fraction", at_least=2
+        None,
+        "folder, table: cross-validation folds; null: data.val_fraction",
+        at_least=2,
+        at_most=1000,
     )
     fold: int = option(0, "the fold that is the validation part, from 0 on", at_least=0)
     path_column: str = option("path", "table: column with image paths, relative to the table")

@@ -163,8 +163,9 @@ def _splits_of_classes(
         return None
     for folder in folders:
         inside = [entry for entry in folder.iterdir() if not is_junk(entry.name)]
-        used = [path for same in found.get(folder.name, {}).values() for path in same]
-        if {*inside} != {*used} or any(len(same) > 1 for same in found[folder.name].values()):
+        own = found.get(folder.name, {})
+        used = [path for same in own.values() for path in same]
+        if {*inside} != {*used} or any(len(same) > 1 for same in own.values()) or not own:
             shown = few_names(sorted(entry.name for entry in inside), 4)
             raise DataError(
                 f"some classes have folders for splits, as {next(iter(found))}, but {folder.name} "

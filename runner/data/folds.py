@@ -152,10 +152,12 @@ def _fold(
     np.add.at(parts, (folds, labels), 1)
     if num_empty := int((parts.sum(axis=1) == 0).sum()):
         what = f"{len(labels)} images" if groups is None else f"{len(np.unique(groups))} groups"
+        more = "more images" if groups is None else "images of more groups"
+        fewer = num_folds - num_empty
         raise DataError(
             f"{num_empty} of {num_folds} folds would have no images: there are {what}",
             where=where,
-            fix=f"data.num_folds={max(2, num_folds - num_empty)}, or more images",
+            fix=f"data.num_folds={fewer}, or {more}" if fewer >= 2 else f"{more}, or no folds",
         )
     alone = (parts == parts.sum(axis=0)).any(axis=0)  # all images of a class are in one fold
     if unlearnt := [name for name, is_alone in zip(classes, alone, strict=True) if is_alone]:

@@ -41,7 +41,7 @@ def groups_by_pattern(pattern: str, paths: Sequence[str]) -> list[str]:
             f"matches:\n{shown[1:]}{more}",
             where=f"data.group_pattern={pattern}",
             fix="a pattern that matches the path of every image, as "
-            """'data.group_pattern="([^/]+)/[^/]+$"', the folder of the file""",
+            """'data.group_pattern="([^/_]+)[^/]*$"', the name of the file up to its first _""",
         )
     return names
 

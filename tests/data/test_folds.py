@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from runner.config import checks
 from runner.config.schema import Data
 from runner.data.dataset import load_dataset
-from runner.data.folds import stratified_folds
+from runner.data.folds import drawn_split, stratified_folds
 from runner.errors import ConfigError, DataError
 
 
@@ -141,6 +141,24 @@ def test_data_that_has_no_such_folds_is_refused(make_images, tmp_path, folders, 
     assert caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("num_groups", "num_folds", "fix"),
+    [
+        (1, 2, "images of more groups, or no folds"),
+        (3, 5, "data.num_folds=3, or images of more groups"),
+    ],
+)
+def test_the_fix_of_empty_folds_is_fewer_folds_if_any(num_groups, num_folds, fix):
+    labels = np.arange(12) % 2
+    groups = np.arange(12) // 2 % num_groups
+    data = Data(name="folder", root="pets", num_folds=num_folds)
+
+    with pytest.raises(DataError, match="would have no images") as caught:
+        drawn_split(data, ("a", "b"), labels, 0, groups)
+
+    assert caught.value.fix == fix
+
+
 def test_a_table_with_a_split_of_its_own_is_refused(make_images, tmp_path):
     root = make_images(tmp_path / "pets", {"cat": 2, "dog": 2})
     table = root / "all.csv"
@@ -159,6 +177,7 @@ def test_a_table_with_a_split_of_its_own_is_refused(make_images, tmp_path):
         ({"name": "fashion", "num_folds": 5}, "data=fashion has a split of its own"),
         ({"name": "imagenette", "num_folds": 5}, "data=imagenette has a split of its own"),
         ({"name": "folder", "num_folds": 1}, "must be ≥ 2"),
+        ({"name": "folder", "num_folds": 10**12}, "≤ 1000"),
         ({"name": "folder", "num_folds": 2, "fold": -1}, "must be ≥ 0"),
     ],
 )

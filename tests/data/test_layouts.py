@@ -134,6 +134,9 @@ REFUSED = {
     "splits and images": (
         {"cat/train": 2, "cat/val": 2, "cat": 2, "dog/train": 2, "dog/val": 2}, "some classes have",
     ),
+    "splits and a hollow class": (
+        {"cat/train": 2, "cat/val": 2, "dog/train": 2, "dog/val": 2, "owl": 0}, "owl has nothing",
+    ),
     "a hollow training class": ({"train/cat": 2, "train/dog": 0, "val/cat": 1}, "without images"),
     "validation is hollow": ({"train/cat": 2, "train/dog": 1, "val/cat": 0}, "no images found"),
 }  # fmt: skip

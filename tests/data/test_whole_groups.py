@@ -220,8 +220,10 @@ def test_the_fixes_of_patterns_can_be_pasted(root, load, composed):
     for fix in found:
         (word,) = [word for word in shlex.split(fix.rstrip(".")) if "=" in word]
         config = composed("data=folder", "data.root=x", word.rstrip(","))
-        names = groups_by_pattern(config.data.group_pattern, ["ill/ann_1.png", "ill/bob_2.png"])
-        assert names in (["ann", "bob"], ["ill", "ill"])
+        paths = ["ill/ann_1.png", "ill/bob_2.png", "well/bob_3.png", "well/7.png"]
+        assert groups_by_pattern(config.data.group_pattern, paths[:2]) == ["ann", "bob"]
+    # The folder of the file would be the class, so that each class was one group.
+    assert groups_by_pattern(config.data.group_pattern, paths) == ["ann", "bob", "bob", "7.png"]
 
 
 def test_the_command_that_measures_prints_parts_and_groups(root, command, tmp_path):
