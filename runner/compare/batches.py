@@ -197,21 +197,29 @@ def without_lost(
 
 
 def with_possible_pair(
-    runs: Mapping[str, Mapping[int, PairedRun]],
+    plan: ComparisonPlan, runs: Mapping[str, Mapping[int, PairedRun]]
 ) -> dict[str, dict[int, PairedRun]]:
-    """The runs without those of arms for a seed with which the base diverged.
+    """The runs without those of arms for a seed with which the base diverged, in any of its folds.
 
     Whether such a run was trained depends on which job ended first, and no answer may depend on it.
     """
-    base = runs[BASE]
+    impossible = seeds_lost_by_base(plan, runs)
     return {
         label: {
-            seed: run
-            for seed, run in by_seed.items()
-            if label == BASE or seed not in base or not base[seed].is_diverged
+            pair: run
+            for pair, run in of_pairs.items()
+            if label == BASE or plan.seed_and_fold(pair)[0] not in impossible
         }
-        for label, by_seed in runs.items()
+        for label, of_pairs in runs.items()
     }
+
+
+def seeds_lost_by_base(
+    plan: ComparisonPlan, runs: Mapping[str, Mapping[int, PairedRun]]
+) -> set[int]:
+    """The seeds with which the base diverged, in any of its folds: no arm can have a pair there."""
+    pairs = (pair for pair, run in runs[BASE].items() if run.is_diverged)
+    return {plan.seed_and_fold(pair)[0] for pair in pairs}
 
 
 def settings_of(run: Path) -> str:

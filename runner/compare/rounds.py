@@ -14,6 +14,7 @@ from runner.compare.batches import (
     Batches,
     How,
     job_of,
+    seeds_lost_by_base,
     settings_of,
     with_possible_pair,
     without_lost,
@@ -31,7 +32,7 @@ from runner.records.comparison_folder import (
 )
 from runner.records.run_folder import RunFolder
 from runner.report.comparison_json import from_json, to_json
-from runner.report.comparisons import ComparisonAnswer, out_of_budget, standings
+from runner.report.comparisons import ComparisonAnswer, by_seed, out_of_budget, standings
 from runner.report.scores import ScoreBook
 
 Runs = dict[str, dict[int, PairedRun]]
@@ -127,7 +128,7 @@ class _Rounds:
         self._folders = {} if asked.tune else folders
         self._batches = Batches(how, live, self._folders)
         self._book = ScoreBook(how.outputs / "cache" / "report.npz")
-        self._runs: Runs = with_possible_pair(without_lost(how.outputs, folder.runs()))
+        self._runs: Runs = with_possible_pair(self._plan, without_lost(how.outputs, folder.runs()))
         self._search = tuning.Search()
 
     def until_ended(self) -> RoundsResult:
@@ -174,11 +175,14 @@ class _Rounds:
         return self._has_base() and (not rest or self._batches.run(rest, self._record))
 
     def _has_base(self) -> bool:
-        return any(run.run is not None for run in self._runs[BASE].values())
+        """Whether the base has a run with any seed, of all its folds."""
+        base = by_seed(self._plan, self._runs)[BASE]
+        return any(run.run is not None for run in base.values())
 
-    def _can_pair(self, seed: int) -> bool:
-        """Whether the base has not diverged with a seed."""
-        return seed not in self._runs[BASE] or not self._runs[BASE][seed].is_diverged
+    def _can_pair(self, pair: int) -> bool:
+        """Whether the base has not diverged with the seed of a pair, in any of its folds."""
+        seed, _ = self._plan.seed_and_fold(pair)
+        return seed not in seeds_lost_by_base(self._plan, self._runs)
 
     def _missing(self, answer: ComparisonAnswer) -> list[Job]:
         """The jobs that the next look needs, the base first: arms may share its trainings."""
@@ -189,7 +193,7 @@ class _Rounds:
                 job_of(self._asked, label, seed, self._chosen.get(label, ()))
                 for label in (BASE, *still)
                 for seed in self._plan.pairs_of(n)
-                if seed not in self._runs[label] and self._can_pair(seed)
+                if seed not in self._runs[label] and (label == BASE or self._can_pair(seed))
             ]
             if missing:
                 return missing
@@ -200,7 +204,7 @@ class _Rounds:
             self._require_planned(job, run.run)
             self._require_same_settings(job, run.run)
         self._runs[job.label][job.seed] = run
-        self._runs = with_possible_pair(self._runs)
+        self._runs = with_possible_pair(self._plan, self._runs)
         self._folder.write_runs(self._runs)
 
     def _require_planned(self, job: Job, name: str) -> None:
@@ -245,13 +249,15 @@ class _Rounds:
 
     def _require_base(self) -> None:
         """Raise TrainingError if no pair is possible, because the base always diverged."""
-        searched, runs = self._search.tuned.get(BASE), self._runs[BASE].values()
-        first = len(self._plan.pairs_of(self._plan.looks[0]))
+        searched = self._search.tuned.get(BASE)
+        lost = seeds_lost_by_base(self._plan, self._runs)
+        tried = {self._plan.seed_and_fold(pair)[0] for pair in self._runs[BASE]}
         if searched is not None and not searched.chosen:
             when = "with every value of the search"
-        elif len(runs) >= first and all(run.is_diverged for run in runs):
-            what = "seeds" if self._plan.num_folds == 1 else "trainings"
-            when = f"with each of {len(runs)} {what}"
+        elif len(tried) >= self._plan.looks[0] and tried == lost:
+            when = f"with each of {len(tried)} seeds"
+            if self._plan.num_folds > 1:
+                when += ", in at least one fold"
         else:
             return
         raise TrainingError(
@@ -264,10 +270,10 @@ class _Rounds:
         found = {
             label: {
                 self._plan.pair_name(seed): run.failed
-                for seed, run in sorted(by_seed.items())
+                for seed, run in sorted(of_pairs.items())
                 if run.is_tried_again
             }
-            for label, by_seed in self._runs.items()
+            for label, of_pairs in self._runs.items()
         }
         for label, by_job in self._search.failed.items():
             found[label] = {**by_job, **found[label]}

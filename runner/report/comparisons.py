@@ -423,8 +423,9 @@ class _Paired:
         """The difference between an arm and the base over these pairs."""
         sides = self.measured(label, seeds), self.measured(BASE, seeds)
         scores = self.scores(BASE, seeds[0])
+        found = digest(sides, scores.images.folds)
         key = "-".join(
-            [digest(sides), scores.labels, scores.grouping, self.metric.name, str(self.plan.margin)]
+            [found, scores.labels, scores.grouping, self.metric.name, str(self.plan.margin)]
         )
         if key not in _differences:
             if len(_differences) >= _MOST_REMEMBERED:
@@ -570,7 +571,9 @@ def _fixed(paired: _Paired) -> _Places:
     )
     said = dict(zip(found, results, strict=True))
     for label, those in pairs.items():
-        is_failed = len(those) < min(FEWEST_SEEDS, plan.max_seeds)
+        # With folds, one seed is enough for an interval and a verdict.
+        fewest = min(FEWEST_SEEDS, plan.max_seeds) if plan.num_folds == 1 else 1
+        is_failed = len(those) < fewest
         place = _Place(n=plan.max_seeds, reason="failed" if is_failed else "all seeds")
         if those:
             one, own = found[label], said[label]

@@ -331,13 +331,13 @@ def _counts(
     return counts
 
 
-def digest(sides: Sequence[Sequence[Measured]]) -> str:
-    """A hash over what a difference is computed from."""
-    found = hashlib.blake2b(digest_size=16)
+def digest(sides: Sequence[Sequence[Measured]], folds: NDArray[np.int64] | None = None) -> str:
+    """A hash over what a difference is computed from; ``folds`` are those of the images, if any."""
+    found = hashlib.blake2b(b"" if folds is None else folds.tobytes(), digest_size=16)
     for side in sides:
         found.update(len(side).to_bytes(4, "little"))
         for one in side:
             found.update(one.correct.tobytes())
             found.update(one.parts.tobytes())
-            found.update(np.float64(one.value).tobytes())
+            found.update(np.array([one.value, *one.of_folds]).tobytes())
     return found.hexdigest()

@@ -140,7 +140,7 @@ def page(found: Answer) -> str:
         compared=" and ".join(found.by) or "trick",
         margin=found.metric.size(found.margin),
         metric=found.metric,
-        legend=text.legend(found.metric),
+        legend=text.legend(found.metric, has_folds=text.has_folds(found)),
         sequential=text.SEQUENTIAL,
         style=Markup(style),  # noqa: S704  ours
         script=Markup(script),  # noqa: S704  ours

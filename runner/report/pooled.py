@@ -46,8 +46,8 @@ def pool_folds(found: Found) -> None:
             )
         )
     found.runs = sorted([*kept, *whole], key=lambda run: run.name)
-    if whole:
-        found.failed = [run for run in found.failed if not _is_of_fold(run)]
+    pool_of = {part.fingerprint: run.fingerprint for run in whole for part in run.parts}
+    found.failed = [_as_of_pool(run, pool_of) for run in found.failed]
 
 
 def pooled(runs: Iterable[FinishedRun]) -> tuple[list[FinishedRun], list[FinishedRun]]:
@@ -120,7 +120,15 @@ def _without_fold(values: Mapping[str, object]) -> dict[str, object]:
     return {**values, "data": found}
 
 
-def _is_of_fold(run: FailedRun) -> bool:
-    """Whether a failed run is of a fold; its seed then lacks a fold, which is said."""
+def _as_of_pool(run: FailedRun, pool_of: Mapping[str, str]) -> FailedRun:
+    """A failed run of a fold as one of all folds: without this fold, its seed has no pool.
+
+    Args:
+        run: the failed run.
+        pool_of: the fingerprint of all images, by that of the data of a fold.
+    """
     data = run.values.get("data")
-    return isinstance(data, Mapping) and data.get("num_folds") is not None
+    is_of_fold = isinstance(data, Mapping) and data.get("num_folds") is not None
+    if not is_of_fold or run.fingerprint not in pool_of:
+        return run
+    return replace(run, values=_without_fold(run.values), fingerprint=pool_of[run.fingerprint])

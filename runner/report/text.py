@@ -121,7 +121,10 @@ def _count(row: Row, one: Comparison | None) -> str:
         for count in (len(row.seeds), len(one.seeds) if one else len(row.seeds))
     )
     finished = str(own) if own == paired else f"{paired} of {own}"
-    return f"{finished} (+{len(row.failed)} failed)" if row.failed else finished
+    if not row.failed:
+        return finished
+    seeds = f" seed{'s' * (len(row.failed) != 1)}" if row.num_folds > 1 else ""  # n counts pairs
+    return f"{finished} (+{len(row.failed)}{seeds} failed)"
 
 
 def contribution_table(found: GroupAnswer, margin: float, metric: Metric = ACCURACY) -> Table:
@@ -228,7 +231,7 @@ def content(found: Answer, *, per_class: bool = False) -> Iterator[Table | Fores
         yield f"with nothing to compare: {names}"
     yield from found.notes
     if found.groups:
-        yield legend(found.metric)
+        yield legend(found.metric, has_folds=has_folds(found))
     elif not found.comparisons:
         yield "no finished runs"
     if found.unranked:
@@ -283,27 +286,38 @@ SEQUENTIAL = (
     "verdict, and corrects for that:"
 )
 _LEGEND = (
-    "n: seeds. {first}, paired by seed, with 95 % "
+    "n: seeds{pairs}. {first}, paired by seed, with 95 % "
     "intervals: over seeds for these images, and over seeds and images; the second decides. "
     "p-values are corrected by Holm over all comparisons of a group, which share the spread of "
     "their seeds for that, and are never below the comparison's own; each group is a family of its "
     "own. Below 5 % a change helps or hurts: then the second interval leaves out zero. A verdict "
-    "takes three seeds, and is for a number of seeds fixed beforehand. Further metrics are "
+    "takes three seeds{folds}, and is for a number of seeds fixed beforehand. Further metrics are "
     "described, not tested; of log loss, Brier score and ECE, less is better. Seconds are compared "
     "where at least three seeds took turns on one machine and agree to 20 %, else –."
 )
 
 
-def legend(metric: Metric = ACCURACY) -> str:
-    """How to read the tables of groups."""
+def legend(metric: Metric = ACCURACY, *, has_folds: bool = False) -> str:
+    """How to read the tables of groups, of which some are of folds if ``has_folds``."""
     unit = "difference in percentage points of" if metric.unit else "in"
     direction = f" ({metric.direction})" if metric.direction else ""
     return _LEGEND.format(
-        first=f"{metric.difference_heading.capitalize()}: {unit} {metric.label}{direction}"
+        first=f"{metric.difference_heading.capitalize()}: {unit} {metric.label}{direction}",
+        pairs=", or pairs of seed and fold under cross-validation" if has_folds else "",
+        folds=(
+            ", or three folds, of which only the interval over seeds and images is known"
+            if has_folds
+            else ""
+        ),
     )
 
 
 LEGEND = legend()
+
+
+def has_folds(found: Answer) -> bool:
+    """Whether some group is of cross-validations."""
+    return any(row.num_folds > 1 for group in found.groups for row in group.rows)
 
 
 def markdown(found: Answer, *, per_class: bool = False) -> str:

@@ -23,11 +23,13 @@ from runner.records import evaluations
 from runner.records.comparison_folder import ArmPlan, ComparisonFolder, ComparisonPlan
 from runner.records.run_folder import RunFolder
 from runner.records.sweep_folder import SweepFolder
+from runner.report.comparison_words import verdict_line
 from runner.report.comparisons import standings
 from runner.report.scores import ScoreBook
 from runner.report.sequential import looks
 
 NUM_IMAGES = 400
+NUM_FOLDS = 4
 MIXUP = ArmPlan("mixup", ("+trick=mixup",))
 SMOOTHING = ArmPlan("smoothing", ("+trick=label_smoothing",))
 TTA = ArmPlan("tta", ("+trick=tta",))
@@ -119,9 +121,11 @@ class FakeJobs:
         plain = [trick for trick in tricks if trick != "tta"]
         seed = int(words.partition("seed=")[2].split()[0])
         lr = float(words.partition("optim.lr=")[2].split()[0]) if "optim.lr=" in words else 1e-3
+        fold = int(words.partition("data.fold=")[2].split()[0]) if "data.fold=" in words else None
         luck = 0.005 * ((seed * 7 + len("".join(tricks)) * 5) % 4)
         accuracy = BASE + luck + sum(EFFECTS[trick] for trick in plain) - 10 * abs(lr - 2e-3)
-        folder = RunFolder(outputs / f"run-{'+'.join(plain)}-{lr:g}-seed{seed}")
+        of_fold = "" if fold is None else f"-fold{fold}"
+        folder = RunFolder(outputs / f"run-{'+'.join(plain)}-{lr:g}-seed{seed}{of_fold}")
         status = "finished" if folder.result() is None else "skipped"
         if status == "finished":
             write_run(
@@ -131,7 +135,8 @@ class FakeJobs:
                 seed=seed,
                 accuracy=accuracy,
                 tta_accuracy=accuracy + EFFECTS["tta"],
-                num_images=NUM_IMAGES,
+                num_images=NUM_IMAGES if fold is None else NUM_IMAGES // NUM_FOLDS,
+                fold=None if fold is None else (fold, NUM_FOLDS),
                 epochs=1,
                 optim=Optim(lr=lr),
                 name=folder.path.name,
@@ -174,7 +179,7 @@ def question(*arms: ArmPlan, max_seeds: int = 6, **more: Any) -> ComparisonPlan:
         metric="accuracy",
         is_fixed=False,
         max_seeds=max_seeds,
-        looks=looks(max_seeds),
+        looks=more["looks"] if "looks" in more else looks(max_seeds),
     )
     return replace(plan, **more)
 
@@ -316,6 +321,39 @@ def test_a_fixed_design_is_one_round(compare: Compare) -> None:
     assert [len(batch) for batch in jobs.batches] == [4, 8]
     assert result.answer.is_ended
     assert [len(one.seeds) for one in result.answer.standings] == [4, 4]
+
+
+def test_a_diverged_fold_of_the_base_costs_the_arms_no_training_of_its_seed(
+    compare: Compare, tmp_path: Path
+) -> None:
+    plan = question(MIXUP, is_fixed=True, max_seeds=2, looks=(2,), num_folds=NUM_FOLDS)
+
+    def fails(words: str) -> Outcome | None:
+        return None if "trick" in words else diverged("seed=1", "data.fold=2")(words)
+
+    jobs = FakeJobs(fails=fails)
+    result = compare(jobs, plan, outputs=tmp_path / "whole")
+    assert [len(batch) for batch in jobs.batches] == [8, 4]
+    assert all("seed=0" in words for words in jobs.batches[1])
+    (arm,) = result.answer.standings
+    assert (arm.seeds, [*arm.failed]) == ((0,), [1])
+    assert (arm.verdict, arm.reason) == ("helps", "decided"), "four folds of a seed are enough"
+    assert "failed" not in verdict_line(arm, plan.margin).partition(";")[0]
+
+    killed = tmp_path / "killed"
+    for number in (4, 2, 1, 1, 1):
+        with pytest.raises(KilledError):
+            compare(FakeJobs(fails=fails, dies_after=number), plan, outputs=killed)
+    compare(FakeJobs(fails=fails), plan, outputs=killed)
+    assert files_of(killed) == files_of(tmp_path / "whole")
+
+
+def test_a_base_that_lacks_a_fold_of_every_seed_is_an_error(compare: Compare) -> None:
+    plan = question(MIXUP, is_fixed=True, max_seeds=2, looks=(2,), num_folds=NUM_FOLDS)
+    jobs = FakeJobs(fails=diverged("data.fold=2"))
+    with pytest.raises(TrainingError, match="with each of 2 seeds, in at least one fold"):
+        compare(jobs, plan)
+    assert [len(batch) for batch in jobs.batches] == [8], "the base alone"
 
 
 def test_the_base_again_has_seeds_of_its_own(compare: Compare, tmp_path: Path) -> None:

@@ -115,6 +115,50 @@ def test_seeds_without_all_folds_are_left_out_and_named(tmp_path):
     assert report(tmp_path).groups[0].comparisons[0].seeds == (0,)
 
 
+def test_a_failed_fold_fails_its_seed_and_stays_in_the_report(tmp_path):
+    for seed in range(2):
+        write_folds(tmp_path, seed=seed, accuracy=0.7)
+    write_folds(tmp_path, "mixup", seed=0, accuracy=0.9)
+    for number in (0, 2):
+        write_run(tmp_path, "mixup", seed=1, fold=(number, 3))
+    lost = write_run(tmp_path, "mixup", seed=1, fold=(1, 3), finish=False)
+    lost.write_status("failed", "the loss is not finite", "DivergedError")
+    gone = write_run(tmp_path, "normalize", seed=0, fold=(1, 3), finish=False)
+    gone.write_status("failed", "the loss is not finite", "DivergedError")
+
+    (group,) = report(tmp_path).groups
+
+    (row,) = [row for row in group.rows if row.label == "mixup"]
+    assert (row.seeds, row.failed) == ((0,), {1: "the loss is not finite"})
+    text = markdown(report(tmp_path))
+    assert "| mixup | 3 (+1 seed failed) |" in text
+    assert "1 of 2 seeds failed" in text
+    assert "the only seed failed" in text, "an arm without a whole seed is named"
+
+
+def test_failed_folds_of_other_data_stay_with_their_data(tmp_path):
+    write_folds(tmp_path)
+    for number in range(2):
+        other = write_run(
+            tmp_path, seed=number, fold=(0, 3), fingerprint="e" * 64, finish=number == 0
+        )
+    other.write_status("failed", "the loss is not finite", "DivergedError")
+
+    found = found_in(tmp_path)
+
+    assert [(run.seed, run.fingerprint) for run in found.failed] == [(1, "0" + "e" * 63)]
+
+
+def test_the_legend_says_what_n_counts(tmp_path):
+    for tricks in ((), ("mixup",)):
+        write_folds(tmp_path / "folds", *tricks)
+        write_run(tmp_path / "seeds", *tricks)
+
+    assert "n: seeds, or pairs of seed and fold" in markdown(report(tmp_path / "folds"))
+    assert "or three folds" in markdown(report(tmp_path / "folds"))
+    assert "n: seeds. " in markdown(report(tmp_path / "seeds"))
+
+
 def test_a_file_that_claims_many_folds_does_no_harm(tmp_path):
     folder = write_folds(tmp_path)[0]
     write_run(tmp_path, seed=1, fold=(0, 3))
