@@ -408,7 +408,7 @@ def _provable(comparison: ComparisonPlan) -> str:
     smallest = _points(found.provable_margin + 0.0005)
     if found.provable_margin <= comparison.margin:
         return (
-            f"that there is no difference larger than {100 * comparison.margin:g} points "
+            f"that there is no difference larger than {metric.size(comparison.margin)} "
             f"(--margin); the smallest margin that is provable with 80 % is about {smallest}"
         )
     return (

@@ -59,8 +59,10 @@ class Metric:
         return f"{self.scale * value:g}"
 
     def size(self, value: float) -> str:
-        """A margin with its unit, such as ``0.5 points`` or ``0.02``."""
-        return " ".join(filter(None, [self.plain(value), self.unit]))
+        """A margin with its unit, such as ``0.5 points``, ``1 point`` or ``0.02``."""
+        number = self.plain(value)
+        unit = self.unit.removesuffix("s") if number == "1" else self.unit
+        return " ".join(filter(None, [number, unit]))
 
     def text(self, value: float, *, signed: bool = True) -> str:
         """A value or a signed difference, with two decimals of a percent or four of 1."""

@@ -433,3 +433,8 @@ def test_a_search_chooses_by_the_metric(name: str, is_older: bool, tmp_path: Pat
             (run / "result.json").write_text(json.dumps(result))
         runs[(f"optim.lr={seed}",)] = {seed: PairedRun(run.name, None)}
     assert tuning._best(tmp_path, runs, METRICS[name]) == ("optim.lr=1",)
+
+
+def test_a_margin_of_one_is_one_point() -> None:
+    assert [METRICS["accuracy"].size(value) for value in (0.01, 0.005)] == ["1 point", "0.5 points"]
+    assert METRICS["brier"].size(0.01) == "0.01"
