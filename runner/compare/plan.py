@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from runner.compare.question import Question, equal_arms
 from runner.config.idea import idea_of
 from runner.config.schema import Data, RunConfig, evaluation_groups
@@ -22,7 +24,7 @@ from runner.machine import fields
 from runner.records.comparison_folder import BASE, ArmPlan, ComparisonPlan
 from runner.records.identity import decisive_values, evaluation_identity, folder_name, identified
 from runner.records.run_folder import RunFolder
-from runner.report.measured import missing_class
+from runner.report.measured import why_undefined
 from runner.report.metric import ACCURACY, METRICS, undefined
 from runner.report.sequential import Design, design, looks
 from runner.terminal.console import legible
@@ -126,7 +128,8 @@ def planned(question: Question, display: Display) -> Planned:
     """Read the data of a comparison, and find where its runs are or will be.
 
     Raises:
-        ConfigError: arms are equal on this data, or not on the same images.
+        ConfigError: arms are equal on this data, or not on the same images; or the metric is not
+            defined on them.
         DataError: see :func:`runner.data.dataset.load_dataset`.
     """
     from runner.data.dataset import load_dataset
@@ -146,9 +149,14 @@ def planned(question: Question, display: Display) -> Planned:
     every += [(arm.label, arm.seed_offset, arm.config) for arm in question.arms]
     dataset = load(question.base.data, question.base.largest_size)
     metric = METRICS[question.metric]
-    missing = missing_class(metric, dataset.val.labels, len(dataset.classes))
-    if missing is not None:
-        raise undefined(metric, dataset.classes[missing])
+    labels, folds = dataset.val.labels, None
+    if num_folds > 1:
+        data, size = question.base.data, question.base.largest_size
+        parts = [load(replace(data, fold=fold), size).val.labels for fold in range(num_folds)]
+        labels = np.concatenate(parts)
+        folds = np.repeat(np.arange(num_folds), [len(part) for part in parts])
+    if reason := why_undefined(metric, labels, dataset.classes, folds):
+        raise undefined(metric, reason)
     for label, offset, config in every:
         code = idea_of(config)
         weights = None

@@ -19,7 +19,7 @@ from runner.report.factors import (
 )
 from runner.report.found_comparisons import FoundComparisons
 from runner.report.groups import Arm, RunGroup, assign_failed, group_runs, trick_label
-from runner.report.measured import missing_class
+from runner.report.measured import why_undefined
 from runner.report.measures import (
     PRICES,
     Mean,
@@ -139,11 +139,11 @@ def answer(
         metric: what is compared.
 
     Raises:
-        ConfigError: no group has that baseline, a key is unknown, or a class has no images and the
-            metric needs them.
+        ConfigError: no group has that baseline, a key is unknown, or the metric is defined for no
+            run, such as AUROC where a class has no images.
     """
-    runs, damaged = _readable(found.runs, book)
-    _check_defined(runs, book, metric)
+    readable, damaged = _readable(found.runs, book)
+    runs, without = _with_value(readable, book, metric)
     factors = chosen_factors(by, [look for run in runs for look in looks_of(run)])
     if by and (names := [word for word in baseline if "=" not in word]):
         raise ConfigError(
@@ -179,7 +179,7 @@ def answer(
             _group_answer(group, reference, book, margin, metric, baseline, is_hinted=bool(hints))
             for group, reference in kept
         ),
-        (*found.unranked, *damaged, *compared.damaged),
+        (*found.unranked, *damaged, *without, *compared.damaged),
         tuple(found.foreign),
         margin,
         metric,
@@ -267,13 +267,31 @@ def _readable(
     return [run for run in good if run not in odd], bad
 
 
-def _check_defined(runs: Iterable[FinishedRun], book: ScoreBook, metric: Metric) -> None:
-    """Raise if a metric needs images of a class that has none."""
-    for run in {run.fingerprint: run for run in runs}.values():
-        classes = book.scores(run).images.classes
-        missing = missing_class(metric, classes, len(run.classes))
-        if missing is not None:
-            raise undefined(metric, run.classes[missing])
+def _with_value(
+    runs: Sequence[FinishedRun], book: ScoreBook, metric: Metric
+) -> tuple[list[FinishedRun], list[Unranked]]:
+    """The runs on whose images a metric is defined, and the other runs.
+
+    Raises:
+        ConfigError: the metric is defined for no run.
+    """
+    of_data: dict[str, str | None] = {}
+    for run in runs:
+        if run.fingerprint not in of_data:
+            images = book.scores(run).images
+            found = why_undefined(metric, images.classes, run.classes, images.folds)
+            of_data[run.fingerprint] = found
+    good, without = [], []
+    for run in runs:
+        reason = of_data[run.fingerprint]
+        if reason is None:
+            good.append(run)
+        else:
+            what = f"{metric.label} is not defined: {reason}"
+            without.append(Unranked(run.name, "undefined", what))
+    if runs and not good:
+        raise undefined(metric, of_data[runs[0].fingerprint] or "", runs[0].name)
+    return good, without
 
 
 def _group_answer(

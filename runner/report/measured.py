@@ -159,6 +159,31 @@ def missing_class(metric: Metric, labels: NDArray[np.int64], num_classes: int) -
     return int(empty[0]) if len(empty) else None
 
 
+def why_undefined(
+    metric: Metric,
+    labels: NDArray[np.int64],
+    classes: Sequence[str],
+    folds: NDArray[np.int64] | None = None,
+) -> str | None:
+    """Why a metric has no value on these images, in words; None if it has one.
+
+    Args:
+        metric: the metric.
+        labels: (N,) the class of each image.
+        classes: the names of the classes.
+        folds: (N,) the fold of each image under cross-validation, where each fold needs a value.
+    """
+    missing = missing_class(metric, labels, len(classes))
+    if missing is not None:
+        return f"class {classes[missing]} has no validation images"
+    if metric.name == "auroc" and folds is not None:
+        for fold in np.unique(folds):
+            own = np.unique(labels[folds == fold])
+            if len(own) == 1:
+                return f"all images of fold {fold} are of class {classes[own[0]]}"
+    return None
+
+
 def _log_loss(probabilities: FloatArray, labels: NDArray[np.int64]) -> NDArray[np.float32]:
     true = np.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0].astype(np.float64)
     return np.asarray(np.abs(np.log(np.clip(true, _SMALLEST, 1.0))), np.float32)

@@ -122,11 +122,14 @@ def metric_of(name: str) -> Metric:
     return METRICS[name]
 
 
-def undefined(metric: Metric, name: str) -> ConfigError:
-    """The error for a metric that needs images of a class that has none."""
+def undefined(metric: Metric, reason: str, run: str = "") -> ConfigError:
+    """The error for a metric that has no value on the validation images, of a run if one is named.
+
+    The reason is of :func:`runner.report.measured.why_undefined`.
+    """
     return ConfigError(
-        f"{metric.label} is not defined: class {name} has no validation images",
-        where=f"--metric {metric.name}",
+        f"{metric.label} is not defined: {reason}",
+        where=f"--metric {metric.name}" + (f", run {run}" if run else ""),
         fix="--metric balanced_accuracy, which leaves such classes out, or validation images of it",
     )
 

@@ -72,15 +72,17 @@ def pooled(runs: Iterable[FinishedRun]) -> tuple[list[FinishedRun], list[Finishe
 def together(parts: Sequence[FinishedRun]) -> FinishedRun:
     """The runs of all folds, in order, as one run.
 
-    Its budget is the mean of theirs, so the price of one training; so is its ECE, whereas accuracy,
-    log loss and Brier score are those of all images. It has the path of the first.
+    Its budget is the mean of theirs, so the price of one training. Accuracy, log loss and Brier
+    score are those of all images; the other metrics, ECE among them, follow from the predictions.
+    It has the path of the first.
     """
     first = parts[0]
     num_val = [run.num_val for run in parts]
     metrics = {
         view: {
             name: float(np.average([run.metrics[view][name] for run in parts], weights=num_val))
-            for name in ALWAYS_THERE  # the others follow from the predictions
+            for name in ALWAYS_THERE
+            if name != "ece"
         }
         for view in first.metrics
     }

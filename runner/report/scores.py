@@ -28,10 +28,21 @@ from runner.records.run_folder import RunFolder
 from runner.report.measured import NUM_RESAMPLES, Images, Measured, measured, of_scores
 from runner.report.metric import Metric
 from runner.report.runs import VIEWS, FinishedRun, StoredPredictions
-from runner.training.metrics import auroc, balanced_accuracy, macro_f1
+from runner.training.metrics import (
+    auroc,
+    balanced_accuracy,
+    expected_calibration_error,
+    macro_f1,
+)
 
-_NEWER = {"balanced_accuracy": balanced_accuracy, "macro_f1": macro_f1, "auroc": auroc}
-_FORMAT = 4
+# Of earlier runs, and the last of folds together, none of which follows from those of each fold.
+_NEWER = {
+    "balanced_accuracy": balanced_accuracy,
+    "macro_f1": macro_f1,
+    "auroc": auroc,
+    "ece": expected_calibration_error,
+}
+_FORMAT = 5
 _OF_BITS = ("accuracy", "balanced_accuracy")
 """Metrics that need nothing but which images are right."""
 
@@ -286,7 +297,12 @@ _KINDS = ("f4", "f8")
 
 
 def _of_kind(parts: Mapping[_Key, NDArray[Any]], kind: str) -> list[tuple[_Key, NDArray[Any]]]:
-    return [(key, found) for key, found in parts.items() if found.dtype == kind]
+    """The parts of one type, without those that are undefined, which no cache may have."""
+    return [
+        (key, found)
+        for key, found in parts.items()
+        if found.dtype == kind and np.isfinite(found).all()
+    ]
 
 
 def _newer_metrics(

@@ -64,6 +64,17 @@ def test_data_with_a_split_is_refused_before_any_training(
     assert not (tmp_path / "outputs" / "comparisons").exists()
 
 
+def test_auroc_needs_two_classes_in_each_fold(plan: Plan, pool: Path, tmp_path: Path) -> None:
+    for path in sorted((pool / "red").iterdir())[3:]:
+        path.unlink()
+    words = words_of(pool)
+    # The first fold alone may lack a class that all folds together have, and the reverse.
+    plan(words, "mixup=beta", folds="3", metric="auroc")
+    with pytest.raises(ConfigError, match=r"all images of fold \d are of class blue"):
+        plan(words, "mixup=beta", folds="5", metric="auroc")
+    assert not (tmp_path / "outputs" / "comparisons").exists()
+
+
 def test_the_plan_and_the_jobs_of_folds(plan: Plan, pool: Path) -> None:
     found = plan((*words_of(pool), "seed=4"), "mixup=beta", folds="3", seeds="2")
 

@@ -365,8 +365,18 @@ def test_a_class_without_images_is_named(tmp_path: Path) -> None:
     book = ScoreBook(tmp_path / "x.npz")
     with pytest.raises(ConfigError, match="class dress has no validation images") as error:
         answer(find_runs([tmp_path]), book, 0.01, metric=METRICS["auroc"])
-    assert error.value.where == "--metric auroc"
+    assert (error.value.where or "").startswith("--metric auroc, run ")
     answer(find_runs([tmp_path]), book, 0.01, metric=METRICS["macro_f1"])
+
+
+def test_data_that_lacks_a_class_is_left_out_and_named(outputs: Path, tmp_path: Path) -> None:
+    short = write_run(tmp_path, num_images=2, fingerprint="e" * 64).path.name
+    book, metric = ScoreBook(tmp_path / "x.npz"), METRICS["auroc"]
+    found = answer(find_runs([outputs, tmp_path]), book, 0.01, metric=metric)
+    assert len(found.groups) == 1
+    (left,) = found.unranked
+    assert (left.name, left.status) == (short, "undefined")
+    assert "AUROC is not defined: class dress has no validation images" in left.reason
 
 
 # ── Comparisons ────────────────────────────────────────────────────────────────────────────────

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fabricated import write_run
 
-from runner.errors import ArtefactError
+from runner.errors import ArtefactError, ConfigError
 from runner.records.run_folder import packed
 from runner.report.answer import answer
 from runner.report.metric import METRICS
@@ -83,6 +83,31 @@ def test_one_seed_of_three_folds_has_a_verdict_and_two_folds_have_none(tmp_path)
 
     assert report(tmp_path / "three").groups[0].comparisons[0].verdict == "helps"
     assert "| two folds: no verdict |" in markdown(report(tmp_path / "two"))
+
+
+@pytest.mark.parametrize("metric", ["ece", "auroc", "log_loss"])
+def test_the_difference_is_that_of_the_values(tmp_path, metric):
+    write_folds(tmp_path, accuracy=0.5)
+    write_folds(tmp_path, "mixup", accuracy=0.9)
+
+    (group,) = report(tmp_path, metric).groups
+
+    values = [row.metrics[metric].mean for row in group.rows]
+    assert group.comparisons[0].found.mean == pytest.approx(values[1] - values[0], abs=1e-6)
+
+
+def test_auroc_of_a_fold_of_one_class_is_refused(tmp_path):
+    for trick in ((), ("mixup",)):
+        write_folds(tmp_path / "two", *trick, classes=("one", "two"))
+        for number in range(3):  # the last fold has one image
+            size = 1 if number == 2 else 2
+            write_run(
+                tmp_path / "few", *trick, fold=(number, 3), num_images=size, classes=("one", "two")
+            )
+
+    assert report(tmp_path / "two", "auroc").groups
+    with pytest.raises(ConfigError, match="all images of fold 2 are of class one"):
+        report(tmp_path / "few", "auroc")
 
 
 @pytest.mark.parametrize("metric", METRICS)

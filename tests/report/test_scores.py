@@ -17,6 +17,7 @@ from runner.records import evaluations
 from runner.records.run_folder import RunFolder, packed, require_metrics
 from runner.report.classes import class_means
 from runner.report.groups import group_runs
+from runner.report.metric import METRICS
 from runner.report.runs import FinishedRun, StoredPredictions, find_runs
 from runner.report.scores import ScoreBook
 
@@ -260,6 +261,19 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
         whole, lambda index, bits: index.update(stamps=dict.fromkeys(index["stamps"], "x"))
     ),
 }
+
+
+def test_a_metric_without_a_value_costs_no_other_run_its_scores(
+    book: Path, tmp_path: Path, reads: list[str]
+) -> None:
+    write_run(tmp_path / "outputs", classes=("one", "two"), num_images=1)  # of one class
+    found = find_runs([tmp_path / "outputs"]).runs
+    opened = ScoreBook(book)
+    assert np.isnan(opened.measured(found[0], "plain", METRICS["auroc"]).value)
+    opened.save()
+    reads.clear()
+    ScoreBook(book).scores(found[0])
+    assert reads == []
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
