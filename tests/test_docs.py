@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,15 +20,24 @@ from runner.data.preprocess import Preprocess
 from runner.export.__main__ import export
 from runner.models import build_model
 from runner.predict import rank
-from runner.records.bundle import Architecture, EvaluationSettings, bundle_files, read_bundle
+from runner.records.bundle import (
+    BCE,
+    Architecture,
+    Change,
+    EvaluationSettings,
+    bundle_files,
+    read_bundle,
+)
+from runner.tricks.loss import probabilities
 
 PAGE = (Path(__file__).parent.parent / "docs" / "using-the-model-elsewhere.md").read_text()
 CLASSES = ("blue", "green", "red")
 CODE = dict(re.findall(r"<!-- test: (\w+) -->\n```python\n(.*?)```", PAGE, re.DOTALL))
 LOADER, USE = CODE["library"].split("model = ")
+HOW_BCE_ANSWERS = (Change(BCE, {}),)
 
 
-def write_bundle(folder: Path, source: str, name: str) -> None:
+def write_bundle(folder: Path, source: str, name: str, changes: tuple[Change, ...] = ()) -> None:
     model = build_model(source, name, len(CLASSES), seed=3)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -40,7 +50,7 @@ def write_bundle(folder: Path, source: str, name: str) -> None:
                 torch.nn.init.normal_(module.weight, 0, 0.05)
     files = bundle_files(
         model,
-        architecture=Architecture(source, name, len(CLASSES)),
+        architecture=Architecture(source, name, len(CLASSES), changes),
         classes=CLASSES,
         preprocess=Preprocess(72, 2.0, 0.875, 48, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
         evaluated=EvaluationSettings("fp32", 8, 0, Augment()),
@@ -52,11 +62,17 @@ def write_bundle(folder: Path, source: str, name: str) -> None:
 
 @pytest.mark.whole
 @pytest.mark.parametrize(
-    ("source", "name"),
-    [("torchvision", "resnet18"), ("xresnet", "xresnet18"), ("xresnet", "xresnet50")],
+    ("source", "name", "changes"),
+    [
+        ("torchvision", "resnet18", ()),
+        ("xresnet", "xresnet18", HOW_BCE_ANSWERS),
+        ("xresnet", "xresnet50", ()),
+    ],
 )
-def test_the_loader_says_what_predict_says(tmp_path: Path, source: str, name: str) -> None:
-    write_bundle(tmp_path / "bundle", source, name)
+def test_the_loader_says_what_predict_says(
+    tmp_path: Path, source: str, name: str, changes: tuple[Change, ...]
+) -> None:
+    write_bundle(tmp_path / "bundle", source, name, changes)
     pixels = np.random.default_rng(0).integers(0, 256, (90, 131, 3)).astype(np.uint8)
     image = Image.fromarray(pixels)
     exif = image.getexif()
@@ -121,4 +137,18 @@ def run_in(folder: Path, code: str) -> list[str]:
 
 def test_the_loader_is_short() -> None:
     loader = CODE["library"].partition("probabilities = ")[0]
-    assert len([line for line in loader.splitlines() if line.strip()]) <= 17
+    assert len([line for line in loader.splitlines() if line.strip()]) <= 20
+
+
+@pytest.mark.parametrize("changes", [(), HOW_BCE_ANSWERS], ids=["cross entropy", "bce"])
+def test_the_loader_turns_outputs_into_the_probabilities_of_predict(
+    changes: tuple[Change, ...],
+) -> None:
+    about = json.loads(json.dumps(Architecture("timm", "any", len(CLASSES), changes).to_dict()))
+    names: dict[str, Any] = {"F": torch.nn.functional, "net": about}
+    exec("def answer" + CODE["library"].split("def answer")[1].split("\n\n\n")[0], names)  # noqa: S102
+    logits = torch.tensor([[2.0, 1.0, -1.0], [-200.0, -201.0, -300.0]])
+    expected = {kind: probabilities(logits, kind) for kind in ("cross_entropy", "bce")}
+    kind, other = ("bce", "cross_entropy") if changes else ("cross_entropy", "bce")
+    assert torch.equal(names["answer"](logits), expected[kind])
+    assert not torch.allclose(expected[kind], expected[other], atol=0.01)
