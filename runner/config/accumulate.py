@@ -26,6 +26,14 @@ class Accumulate(Group):
 
     def contradictions(self, run: "RunConfig") -> Iterator[Problem]:
         """See :class:`Group`."""
+        if self.steps > 1 and run.compile == "reduce-overhead":
+            # Where torch replays a CUDA graph for each micro-batch, it reuses the memory of the
+            # gradients, and silently loses those of the micro-batches before.
+            yield Problem(
+                f"accumulate.steps={self.steps}: CUDA graphs (compile=reduce-overhead) do not add "
+                f"up the gradients of micro-batches",
+                "compile=default",
+            )
         batches = {"data.batch_size": run.data.batch_size}
         if run.resize.schedule == "book":
             batches["resize.first_batch_size"] = run.resize.first_batch_size

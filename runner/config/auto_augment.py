@@ -43,3 +43,5 @@ class AutoAugment(Group):
             yield "num_operations"
         if self.policy != "rand" or self.num_operations == 0:
             yield "magnitude"
+        if self.policy == "rand" and self.num_operations == 0:
+            yield from ("policy", "num_operations")

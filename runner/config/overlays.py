@@ -1,7 +1,7 @@
 """The overlays of ``conf/trick``: what ``+trick=all`` turns on, read from the option files."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -54,21 +54,51 @@ def words_without_effect(config: RunConfig, words: Sequence[str]) -> list[str]:
     found = dict[str, str]()
     for group, key in ignored(config):
         if (word := typed.get(f"{group}.{key}")) is not None:
-            option = _option_that_reads(config, group, key)
+            option = _option_that_reads(config, group, key, typed)
             found[word] = f": {group}={option} {word}" if option else ""
     for word in without_effect(config):
         if word.partition("=")[0] not in {known.partition("=")[0] for known in found}:
             found[word] = ""
+    found.update(_lost_overlays(config, words))
     return [f"{word} has no effect in this configuration{more}" for word, more in found.items()]
 
 
-def _option_that_reads(config: RunConfig, group: str, key: str) -> str | None:
-    """The option of ``group`` with which a configuration reads ``key``; that of a trick first."""
+def _lost_overlays(config: RunConfig, words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The overlays of one trick that is off in ``config``, and the words that turned it off."""
+    tricks = {trick for group in config.groups.values() for trick in group.TRICKS}
+    known = tricks & tricks_with_overlay()
+    for name in _typed_tricks(words):
+        if name in known and name not in config.tricks:
+            groups = {*groups_of("trick", name)}
+            stronger = [word for word in words if re.split("[.=]", word.lstrip("+"))[0] in groups]
+            yield f"+trick={name}", f": {' '.join(stronger)} decides" if stronger else ""
+
+
+def _typed_tricks(words: Sequence[str]) -> list[str]:
+    """The names in the words ``+trick=NAME`` and ``+trick=[NAME,NAME]``."""
+    values = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("trick=")]
+    return [name.strip() for value in values for name in value.strip("[]").split(",")]
+
+
+def groups_of(overlay: str, name: str) -> tuple[str, ...]:
+    """The groups that an overlay chooses an option of, or sets a key of."""
+    content = yaml.safe_load((CONF_DIR / overlay / f"{name}.yaml").read_text()) or {}
+    return (*chosen_options(overlay, name), *(key for key in content if key != "defaults"))
+
+
+def _option_that_reads(
+    config: RunConfig, group: str, key: str, typed: Collection[str]
+) -> str | None:
+    """The option of ``group`` with which a configuration reads ``key``; that of a trick first.
+
+    The ``typed`` keys keep their values, because an option does not replace what is typed.
+    """
     names = option_names(group)
     preferred = [chosen_options("trick", name).get(group, "") for name in option_names("trick")]
-    value = to_dict(config)[group][key]
+    current = to_dict(config)[group]
+    kept = {name: value for name, value in current.items() if f"{group}.{name}" in typed}
     for name in sorted(names, key=lambda name: (name not in preferred, name)):
-        values = {**to_dict(RunConfig())[group], **option_values(group, name), key: value}
+        values = {**to_dict(RunConfig())[group], **option_values(group, name), **kept}
         try:
             other = changed(config, {group: values})
         except ConfigError:

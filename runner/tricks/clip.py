@@ -9,7 +9,8 @@ from torch import Tensor, nn
 def clip_gradients(parameters: Sequence[nn.Parameter], norm: float) -> Tensor:
     """Scale the gradients in place so that all of them together are no longer than ``norm``.
 
-    Nothing waits for a GPU. Of gradients that are not finite, some stay so.
+    Nothing waits for a GPU. If the norm is not finite, some gradients are not finite afterwards, so
+    that the step is reported: finite gradients whose norm overflows would otherwise become zeros.
 
     Args:
         parameters: the parameters; those without a gradient do not count.
@@ -18,4 +19,12 @@ def clip_gradients(parameters: Sequence[nn.Parameter], norm: float) -> Tensor:
     Returns:
         Whether the gradients were longer, a bool scalar on the device.
     """
-    return torch.nn.utils.clip_grad_norm_(parameters, norm) > norm
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    found = finite_or_nan(torch.nn.utils.get_total_norm(gradients))
+    torch.nn.utils.clip_grads_with_norm_(parameters, norm, found)
+    return ~(found <= norm)
+
+
+def finite_or_nan(norm: Tensor) -> Tensor:
+    """``norm``, and NaN for infinity: a gradient that is divided by it is then not finite."""
+    return norm.masked_fill(norm.isinf(), torch.nan)

@@ -4,8 +4,8 @@ Sharpness-aware minimization (Foret et al. 2021, arXiv:2010.01412) takes the gra
 weights ``w``, then the gradient at ``w + rho · g / ‖g‖``, and updates ``w`` with the second one.
 As in the code of the paper's authors, both passes see the same images and make the same draws in
 their layers, and BatchNorms keep the statistics of the first pass; unlike there, all processes that
-share a batch climb to the same weights, so that their number changes nothing. Composer has the
-interval between steps with SAM, of which the last of each interval is one.
+share a batch climb to the same weights, so that their number changes nothing. As in Composer, the
+last step of each interval is one with SAM, and the others are plain.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+from runner.tricks.clip import finite_or_nan
 
 _SMALLEST = 1e-12  # norm that a gradient is divided by; a gradient of zero climbs nowhere
 
@@ -24,6 +26,8 @@ def climbed(model: nn.Module, parameters: Sequence[nn.Parameter], rho: float) ->
     After the block, also after an exception, the weights and the buffers of ``model`` are what they
     were before, to the bit.
 
+    If the norm of the gradient is not finite, neither are the weights in the block.
+
     Args:
         model: the network.
         parameters: its parameters; those without a gradient stay.
@@ -32,12 +36,8 @@ def climbed(model: nn.Module, parameters: Sequence[nn.Parameter], rho: float) ->
     moved = [parameter for parameter in parameters if parameter.grad is not None]
     weights = [parameter.detach().clone() for parameter in moved]
     buffers = [buffer.clone() for buffer in model.buffers()]
-    gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
-    scale = rho / torch.nn.utils.get_total_norm(gradients).clamp_min(_SMALLEST)
     try:
-        with torch.no_grad():
-            for parameter, gradient in zip(moved, gradients, strict=True):
-                parameter.addcmul_(gradient, scale)
+        _climb(moved, rho)
         yield
     finally:
         with torch.no_grad():
@@ -46,3 +46,13 @@ def climbed(model: nn.Module, parameters: Sequence[nn.Parameter], rho: float) ->
             # Listed anew: a layer may have replaced a buffer rather than changed it.
             for buffer, value in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(value)
+
+
+@torch.no_grad()
+def _climb(parameters: Sequence[nn.Parameter], rho: float) -> None:
+    """Climb; a function of its own, whose list of gradients does not outlive it."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = finite_or_nan(torch.nn.utils.get_total_norm(gradients))
+    scale = rho / norm.clamp_min(_SMALLEST)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.addcmul_(gradient, scale)

@@ -317,10 +317,36 @@ def test_a_typed_key_that_nothing_reads_is_reported_with_what_would_read_it(
 def test_every_key_that_an_option_reads_is_proposed_with_one(composed: Composed) -> None:
     config = composed()
     words = [f"{group}.{key}=1" for group, key in checks.ignored(config)]
-    notes = words_without_effect(config, words)
+    notes = [note for word in words for note in words_without_effect(config, [word])]
     assert len(notes) == len(words) > 10
     # Others are read only together with a further value, such as data.root.
     assert sum(not note.endswith("configuration") for note in notes) > 8, notes
+
+
+def test_an_option_that_would_not_help_is_not_proposed(composed: Composed) -> None:
+    words = ["loss.class_weights=effective", "loss.beta=0"]
+    notes = words_without_effect(composed(*words), words)
+    assert notes == [f"{word} has no effect in this configuration" for word in words]
+
+
+@pytest.mark.parametrize(
+    ("words", "decides"),
+    [
+        (["+trick=rand_augment", "auto_augment=trivial"], "auto_augment=trivial"),
+        (["+trick=[ema,rand_augment]", "auto_augment=none"], "auto_augment=none"),
+        (["+trick=class_weights", "loss.class_weights=none"], "loss.class_weights=none"),
+        (["+trick=rand_augment", "auto_augment.magnitude=5"], None),
+        (["+trick=all", "tta=none"], None),
+        (["+trick=baseline"], None),
+    ],
+)
+def test_an_overlay_whose_trick_is_off_is_reported_with_what_decides(
+    composed: Composed, words: list[str], decides: str | None
+) -> None:
+    notes = [note for note in words_without_effect(composed(*words), words) if "+" in note]
+    lost = re.findall(r"rand_augment|class_weights", words[0])
+    said = f"+trick={''.join(lost)} has no effect in this configuration: {decides} decides"
+    assert notes == ([said] if decides else [])
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -166,6 +166,20 @@ def test_more_micro_batches_than_images_are_refused(
     assert caught.value.fix == fix
 
 
+@pytest.mark.parametrize(
+    ("mode", "steps", "is_refused"),
+    [("reduce-overhead", 4, True), ("reduce-overhead", 1, False), ("default", 4, False)],
+)
+def test_cuda_graphs_do_not_accumulate(mode: str, steps: int, is_refused: bool) -> None:
+    values = to_dict(small_config(accumulate=Accumulate(steps), compile=mode))
+    if not is_refused:
+        checks.from_dict(values)
+        return
+    with pytest.raises(ConfigError, match="CUDA graphs") as caught:
+        checks.from_dict(values)
+    assert caught.value.fix == "compile=default"
+
+
 def test_a_micro_batch_of_one_image_is_refused_where_a_batch_of_one_is() -> None:
     config = small_config(
         model=Model(name="xresnet18"), resize=Resize(size=32), accumulate=Accumulate(5)

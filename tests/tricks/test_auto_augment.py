@@ -240,7 +240,11 @@ def test_a_trick_shifts_no_other_draws() -> None:
         (AutoAugment(), [], {"num_operations", "magnitude"}),
         (TRIVIAL, ["trivial_augment"], {"num_operations", "magnitude"}),
         (RAND, ["rand_augment"], set()),
-        (AutoAugment("rand", num_operations=0), [], {"magnitude"}),
+        (
+            AutoAugment("rand", num_operations=0),
+            [],
+            {"policy", "num_operations", "magnitude"},
+        ),
         (AutoAugment("rand", magnitude=0), ["rand_augment"], set()),  # it equalizes all the same
     ],
 )

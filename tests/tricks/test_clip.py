@@ -49,6 +49,13 @@ def test_a_gradient_that_is_not_finite_stays_so(bad: float) -> None:
     assert not weight.grad.isfinite().all()
 
 
+def test_finite_gradients_whose_norm_overflows_are_not_made_zeros() -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    weight.grad = torch.tensor([1e20, 1.0, 1.0])
+    assert bool(clip_gradients([weight], 1.0))
+    assert not weight.grad.isfinite().all()
+
+
 def test_a_step_equals_torch_alone() -> None:
     batch, norm = a_batch(), 0.05
 

@@ -1,6 +1,7 @@
 """SAM against the algorithm of the paper, by hand in float64 and in torch; what must not change."""
 
 import copy
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -72,6 +73,23 @@ def test_a_gradient_of_zero_climbs_nowhere() -> None:
     weight.grad = torch.zeros(2)
     with climbed(nn.Identity(), [weight], 0.5):
         assert torch.equal(weight.detach(), torch.ones(2))
+
+
+def test_a_gradient_whose_norm_overflows_does_not_turn_sam_off() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.tensor([1e20, 1.0])
+    with climbed(nn.Identity(), [weight], 0.5):
+        assert not weight.isfinite().all()
+    assert torch.equal(weight.detach(), torch.ones(2))
+
+
+def test_the_first_gradients_do_not_outlive_the_climb() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    first = weakref.ref(weight.grad)
+    with climbed(nn.Identity(), [weight], 0.5):
+        weight.grad = None  # as the second pass does first
+        assert first() is None
 
 
 # ── Against the paper ──────────────────────────────────────────────────────────────────────────
