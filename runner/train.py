@@ -118,6 +118,13 @@ def _print_notes(dataset: "Dataset", config: RunConfig, display: Display) -> Non
             "note: each epoch draws its training images with replacement (sampling.power="
             f"{config.sampling.power:g}): some come several times, others not at all"
         )
+        drawn = {*dataset.train.labels.tolist()}
+        if empty := [name for at, name in enumerate(dataset.classes) if at not in drawn]:
+            more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+            display.line(
+                f"warning: no training image is of {', '.join(empty[:10])}{more}, so balanced "
+                "sampling cannot draw any"
+            )
         if config.loss.is_weighted:
             display.line(
                 "note: class weights and balanced sampling both make up for the sizes of the "

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loss(Group):
-    """The training loss; the validation loss is plain cross entropy, whatever stands here."""
+    """The training loss; the validation loss is always plain cross entropy."""
 
     TRICKS: ClassVar = ("bce", "class_weights")
     MAIN_KEY: ClassVar = "loss.class_weights=effective loss.beta"

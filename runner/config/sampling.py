@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling(Group):
-    """How often the images of each class are trained on; an epoch has as many images as ever."""
+    """How often the images of each class are trained on; the size of an epoch stays."""
 
     TRICKS: ClassVar = ("balanced_sampling",)
     MAIN_KEY: ClassVar = "sampling.power"

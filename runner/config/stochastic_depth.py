@@ -19,7 +19,8 @@ class StochasticDepth(Group):
 
     probability: float = option(
         0.0,
-        "of dropping the last residual branch of an image; it grows linearly with depth from 0",
+        "of dropping the last residual branch of an image, growing linearly with depth from 0; 0: "
+        "as the network has it",
         at_least=0,
         below=1,
     )

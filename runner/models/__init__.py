@@ -1,6 +1,6 @@
 """Image classifiers by name, and their parameters in groups from input to output."""
 
-from runner.models.build import build_model, layer_groups
+from runner.models.build import build_model, layer_groups, own_drop_rate
 from runner.models.changes import changes_of
 from runner.models.convolutions import suit_convolutions
 from runner.models.global_norm import share_batch_norm
@@ -16,6 +16,7 @@ __all__ = [
     "fitted",
     "layer_groups",
     "load_weights",
+    "own_drop_rate",
     "share_batch_norm",
     "suit_convolutions",
     "xresnet",

@@ -197,6 +197,22 @@ def _build_torchvision(name: str, num_outputs: int, dropout: float) -> nn.Module
     return _with_dropout(build, name, dropout, spellings=("dropout", "drop_rate"))
 
 
+def own_drop_rate(source: str, name: str) -> float:
+    """The largest probability with which a network of torchvision drops a branch by itself.
+
+    0 if there is none, and for other sources, whose networks are not looked at.
+
+    Raises:
+        ConfigError: torchvision has no network of that name.
+    """
+    if source != "torchvision":
+        return 0.0
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # without weights
+        model = _build_torchvision(name, 2, 0.0)
+    layers = [each for each in model.modules() if isinstance(each, torchvision.ops.StochasticDepth)]
+    return max((layer.p for layer in layers), default=0.0)
+
+
 def _build_timm(name: str, num_outputs: int, dropout: float, *, drop_path: float) -> nn.Module:
     timm = import_timm()
     # The check also keeps names such as `hf-hub:...` out, which timm would download.

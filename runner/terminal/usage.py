@@ -1,6 +1,7 @@
 """The words that commands with a configuration take, and their ``--help``."""
 
 import shlex
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ _REFUSED = {
 }
 """Options of programs that use Hydra, each with a reason and a way out. None of them exists here:
 to check for an option after Hydra has parsed it would depend on every spelling of it."""
+
+
+_SWITCH = 2  # options of a group that is on or off; several such groups share a line
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 class KeysParser(Parser):
@@ -99,12 +104,19 @@ class Usage:
         lines = [self.summary, ""]
         lines += [f"  {called} {words:<{width}}  {what}" for words, what in self.examples]
         lines += ["", "Groups, chosen as GROUP=OPTION", ""]
+        switches = list[str]()
         for group in GROUPS:
             found = {*option_names(group)}
             if folder is not None:
                 found |= {path.stem for path in (folder / group).glob("*.yaml")}
             plus = "+" if group in OVERLAYS else ""
-            lines.append(f"  {plus}{group}: {', '.join(sorted(found))}")
+            line = f"{plus}{group}: {', '.join(sorted(found))}"
+            if len(found) == _SWITCH:
+                switches.append(line)
+            else:
+                lines.append(f"  {line}")
+        whole = "; ".join(line.replace(" ", _NO_BREAK) for line in switches)
+        lines += [f"  {line}".replace(_NO_BREAK, " ") for line in textwrap.wrap(whole, 94)]
         keys = _KEYS if self.can_sweep else [line for line in _KEYS if not line.startswith("  -m")]
         return "\n".join([*lines, "", *keys, "", self.notes])
 

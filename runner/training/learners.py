@@ -31,6 +31,7 @@ from runner.models import (
     fitted,
     layer_groups,
     load_weights,
+    own_drop_rate,
     share_batch_norm,
     suit_convolutions,
 )
@@ -60,6 +61,12 @@ def fitted_to_weights(
         display.line(
             f"warning: the weights were trained with blurpool={weights.blurpool}, and the run has "
             f"blurpool={config.blurpool.layers}: they know other features"
+        )
+    rate = config.stochastic_depth.probability
+    if rate > 0 and (own := own_drop_rate(config.model.source, config.model.name)):
+        display.line(
+            f"note: {config.model.name} has stochastic depth of its own, up to a probability of "
+            f"{own:.2g}; stochastic_depth.probability={rate:g} replaces it"
         )
     if weights is not None and config.resize.schedule != "fixed":
         display.line(

@@ -59,8 +59,8 @@ class Learner:
         idea: the user's own functions.
         class_weights: (K,) float32 on ``device``, what an image of each class counts in the
             training loss; None if all count alike.
-        mean: of red, green and blue of the training images, in 0..1, for what fills with it.
-        loss: the training loss, on which depends what the logits mean.
+        mean: of red, green and blue of the training images, in 0..1, which can fill erased boxes.
+        loss: the training loss; it decides what the logits mean.
     """
 
     model: nn.Module

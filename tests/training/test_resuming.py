@@ -15,11 +15,14 @@ from small import (
 from torch import nn
 
 from runner.config.options import CONF_DIR
-from runner.config.schema import RunConfig
+from runner.config.schema import Loss, RunConfig
+from runner.models import changes_of
 from runner.records import checkpoint
 from runner.training import loop
+from runner.training.learners import build_learner
 from runner.training.loop import Training
 from runner.training.schedule import moment, plan
+from runner.tricks.idea import NO_IDEA
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -64,8 +67,32 @@ def test_every_trick_is_among_what_is_stopped():
     assert {"optim=sgd", "augment=inception", "resize=book", "mixup=switch"} <= set(WORDS)
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(monkeypatch, tmp_path_factory):
+    """The statistics of images are measured once for each folder."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("outputs"))
+
+
+def uneven_dataset():
+    """Classes of 20, 8 and 5 training images."""
+    dataset = small_dataset()
+    labels = np.repeat([0, 1, 2], [20, 8, 5])
+    return replace(dataset, train=replace(dataset.train, labels=labels))
+
+
+def a_real_training(config, *, seed=0):
+    """As a run builds it: with its loss, the weights of its classes and changes of its network."""
+    dataset = uneven_dataset()
+    network = replace(config.model, source="timm", name="test_resnet")
+    fresh = replace(config, model=network, seed=config.seed + seed)
+    learner, _ = build_learner(fresh, dataset)
+    return Training(learner, dataset, plan(config, len(dataset.train)), config)
+
+
 def a_training(config, *, seed=0):
     """A training that has not begun, in weights of ``seed``."""
+    if config.loss != Loss() or changes_of(config, NO_IDEA):
+        return a_real_training(config, seed=seed)
     dataset, model = small_dataset(), small_network(seed=seed)
     if config.model.dropout:
         model[2].insert(2, nn.Dropout(config.model.dropout))
@@ -131,11 +158,25 @@ def test_a_training_stopped_after_any_step_goes_on_to_the_bit(composed, tmp_path
     assert differing(saving.tensors(), undisturbed.tensors()) == set()  # saving disturbs nothing
 
     # From every step with all tricks on; for the others from every third, across all epochs.
-    for each in found if words == "+trick=all" else found[1::3]:
+    # Real networks take longer: from two steps.
+    is_real = len(undisturbed.learner.model.state_dict()) > 20
+    for each in found if words == "+trick=all" else found[3::4] if is_real else found[1::3]:
         training, steps = went_on(config, each)
         assert steps == expected[each.done :], each.done
         assert differing(training.tensors(), undisturbed.tensors()) == set(), each.done
     assert len(found) == undisturbed.total + 1
+
+
+@pytest.mark.parametrize(
+    "words", ["+trick=bce", "+trick=class_weights", "+trick=stochastic_depth", "+trick=blurpool"]
+)
+def test_the_tricks_that_a_run_builds_change_what_is_stopped(composed, words):
+    plain = a_real_training(composed(*BASE))
+    other = a_training(composed(*BASE, words))
+    for training in (plain, other):
+        for _, _step in zip(range(2), training, strict=False):
+            pass
+    assert differing(plain.tensors(), other.tensors())
 
 
 @pytest.mark.parametrize("workers", [0, 2])

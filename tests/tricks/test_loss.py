@@ -29,7 +29,7 @@ from torch import nn
 
 from runner.config import checks
 from runner.config.idea import idea_of
-from runner.config.schema import Accumulate, Loss, Mixup, RunConfig, Smoothing
+from runner.config.schema import Accumulate, Loss, Mixup, Model, RunConfig, Smoothing
 from runner.data.dataset import Dataset, Split, load_dataset
 from runner.data.images import ArrayImages
 from runner.errors import ConfigError, DataError
@@ -202,6 +202,22 @@ def test_no_weights(loss: Loss) -> None:
 
 
 # ── Its place in the training ──────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"), [(BALANCED, [0.55, 1.375, 2.2]), (Loss(), None)], ids=["balanced", "none"]
+)
+def test_a_run_trains_with_the_weights_of_its_classes(
+    loss: Loss, expected: list[float] | None, tmp_path: Path
+) -> None:
+    labels = np.repeat([0, 1, 2], [20, 8, 5])
+    dataset = replace(small_dataset(), train=Split(np.arange(33), labels))
+    model = Model(source="timm", name="test_resnet")
+    config = small_config(loss=loss, model=model, outputs=str(tmp_path))
+    found = build_learner(config, dataset)[0].class_weights
+    assert (None if found is None else found.tolist()) == (
+        None if expected is None else pytest.approx(expected)
+    )
 
 
 def uneven() -> Dataset:

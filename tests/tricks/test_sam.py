@@ -277,7 +277,7 @@ def test_a_second_pass_that_is_not_finite_changes_nothing() -> None:
     assert model.calls == 2
 
 
-def test_an_interval_longer_than_the_training_is_told(
+def test_an_interval_longer_than_the_training_is_reported(
     command: Command, tmp_path: Any, tiny_words: tuple[str, ...]
 ) -> None:
     words = (*tiny_words, "+trick=sam", "sam.every=1000", f"run_dir={tmp_path / 'run'}")
