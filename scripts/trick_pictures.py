@@ -52,6 +52,7 @@ from runner.tricks.resize import size_at, to_size
 from runner.tricks.sampling import epoch_order
 from runner.tricks.smoothing import one_hot, smooth
 from runner.tricks.stochastic_depth import StochasticDepth, rates
+from scripts.imbalanced_table import class_sizes
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tricks"
 LARGEST_FILE = 60_000  # bytes of a picture
@@ -62,7 +63,6 @@ PICTURES: dict[str, Draw] = {}
 """The function that draws each picture, by the name of its trick."""
 
 _GAP, _LABEL_HEIGHT = 4, 18  # px
-_SIZES = [round(600 * 50 ** (-label / 9)) for label in range(10)]  # as in examples/imbalanced.csv
 _STYLE: Any = {
     "font.size": 9.5,
     "axes.spines.top": False,
@@ -215,7 +215,7 @@ def draw_accumulate(data: FashionSubset) -> Image.Image:
 @picture("balanced_sampling")
 def draw_balanced_sampling(data: FashionSubset) -> Image.Image:
     """How often the images of each class come in an epoch of the imbalanced example."""
-    sizes = _SIZES
+    sizes = class_sizes()
     labels = np.repeat(np.arange(len(sizes)), sizes)
 
     def draw(axes: Axes) -> None:
@@ -280,7 +280,7 @@ def draw_blurpool(data: FashionSubset) -> Image.Image:
 @picture("class_weights")
 def draw_class_weights(data: FashionSubset) -> Image.Image:
     """The weight of an image by the size of its class, in the imbalanced example."""
-    sizes = _SIZES
+    sizes = class_sizes()
     labels = np.repeat(np.arange(len(sizes)), sizes)
     choices = {
         "balanced": Loss(class_weights="balanced"),
@@ -391,32 +391,6 @@ def draw_mixup(data: FashionSubset) -> Image.Image:
     )
 
 
-@picture("rand_augment")
-def draw_rand_augment(data: FashionSubset) -> Image.Image:
-    """Images after two operations each, weak and strong."""
-    images = examples(data, 10)
-    rows = {"before": images}
-    for magnitude in (9, 24):
-        policy = AutoAugment("rand", magnitude=magnitude)
-        chosen = auto_augment.draw(policy, len(images), images.shape[-1], 0, 0, 0)
-        rows[f"after two operations, magnitude={magnitude}"] = auto_augment.apply(images, chosen)
-    return grid(rows)
-
-
-@picture("random_erasing")
-def draw_random_erasing(data: FashionSubset) -> Image.Image:
-    """Images with a box each, in each of the fills."""
-    images = examples(data, 10)
-    mean, size = (float(images.mean()),) * 3, images.shape[-1]
-    rows = {"before": images}
-    for fill in ("mean", "zero", "noise"):
-        settings = Erasing(probability=1, fill=fill)
-        boxes = erasing.draw(settings, len(images), size, size, 0, 0, 0)
-        cover = partial(erasing.fill_of, settings, mean, size, 0, images.device)
-        rows[f"after, fill={fill}"] = erasing.erase(images, boxes, cover)
-    return grid(rows)
-
-
 @picture("normalize")
 def draw_normalize(data: FashionSubset) -> Image.Image:
     """The values of pixels before and after, with the statistics of ImageNet and of the data."""
@@ -461,6 +435,32 @@ def draw_progressive_resizing(data: FashionSubset) -> Image.Image:
     return chart(draw, columns=4, height=2.1)
 
 
+@picture("rand_augment")
+def draw_rand_augment(data: FashionSubset) -> Image.Image:
+    """Images after two operations each, weak and strong."""
+    images = examples(data, 10)
+    rows = {"before": images}
+    for magnitude in (9, 24):
+        policy = AutoAugment("rand", magnitude=magnitude)
+        chosen = auto_augment.draw(policy, len(images), images.shape[-1], 0, 0, 0)
+        rows[f"after two operations, magnitude={magnitude}"] = auto_augment.apply(images, chosen)
+    return grid(rows)
+
+
+@picture("random_erasing")
+def draw_random_erasing(data: FashionSubset) -> Image.Image:
+    """Images with a box each, in each of the fills."""
+    images = examples(data, 10)
+    mean, size = (float(images.mean()),) * 3, images.shape[-1]
+    rows = {"before": images}
+    for fill in ("mean", "zero", "noise"):
+        settings = Erasing(probability=1, fill=fill)
+        boxes = erasing.draw(settings, len(images), size, size, 0, 0, 0)
+        cover = partial(erasing.fill_of, settings, mean, size, 0, images.device)
+        rows[f"after, fill={fill}"] = erasing.erase(images, boxes, cover)
+    return grid(rows)
+
+
 @picture("sam")
 def draw_sam(data: FashionSubset) -> Image.Image:
     """A loss with a sharp and a flat minimum, and the highest loss nearby, which SAM lowers."""
@@ -485,24 +485,6 @@ def draw_sam(data: FashionSubset) -> Image.Image:
     return chart(draw)
 
 
-@picture("trivial_augment")
-def draw_trivial_augment(data: FashionSubset) -> Image.Image:
-    """One image after each of the 14 operations, weak and strong."""
-    images, rows = examples(data, 8, first=3)[[7]], {}
-    names = auto_augment.OPERATIONS
-    for half in (names[:7], names[7:]):
-        for level in (10, 25):
-            strengths = [
-                auto_augment.magnitude("trivial", name, level, images.shape[-1]) for name in half
-            ]
-            chosen = auto_augment.Chosen(
-                np.array([[names.index(name)] for name in half]), np.array(strengths)[:, None]
-            )
-            label = f"level {level}: " + ", ".join(half).replace("_", " ")
-            rows[label] = auto_augment.apply(images.repeat(len(half), 1, 1, 1), chosen)
-    return grid(rows, scale=3)
-
-
 @picture("stochastic_depth")
 def draw_stochastic_depth(data: FashionSubset) -> Image.Image:
     """Which images of a step keep which branches, and the probability of dropping them."""
@@ -524,6 +506,24 @@ def draw_stochastic_depth(data: FashionSubset) -> Image.Image:
         right.set(xlabel="residual branch", title="probability of dropping, up to 0.3")
 
     return chart(draw, columns=2, height=2.8)
+
+
+@picture("trivial_augment")
+def draw_trivial_augment(data: FashionSubset) -> Image.Image:
+    """One image after each of the 14 operations, weak and strong."""
+    images, rows = examples(data, 8, first=3)[[7]], {}
+    names = auto_augment.OPERATIONS
+    for half in (names[:7], names[7:]):
+        for level in (10, 25):
+            strengths = [
+                auto_augment.magnitude("trivial", name, level, images.shape[-1]) for name in half
+            ]
+            chosen = auto_augment.Chosen(
+                np.array([[names.index(name)] for name in half]), np.array(strengths)[:, None]
+            )
+            label = f"level {level}: " + ", ".join(half).replace("_", " ")
+            rows[label] = auto_augment.apply(images.repeat(len(half), 1, 1, 1), chosen)
+    return grid(rows, scale=3)
 
 
 @picture("tta")

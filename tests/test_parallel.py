@@ -7,6 +7,7 @@ torchrun itself does to them, and submitit, is tried with the real ones.
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -67,8 +68,11 @@ Make = Callable[..., Place]
 def make(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[Make]:
     """A new place for a command with these words."""
     root = tmp_path_factory.mktemp("parallel").resolve()
+    uneven = shutil.copytree(tiny_folder, root / "photos")
+    for path in (uneven / "train" / "red").glob("01?.png"):
+        path.unlink()  # so that the weights of the classes differ; two batches as before
     words = (
-        "data=folder", f"data.root={tiny_folder}", "data.batch_size=17", "resize.size=16",
+        "data=folder", f"data.root={uneven}", "data.batch_size=17", "resize.size=16",
         "model=timm", "model.name=test_resnet", "budget.epochs=2", "threads=1",
         "eval.batch_size=5",
     )  # fmt: skip

@@ -1,6 +1,8 @@
 """Balanced sampling against torch's sampler and by chi-square; exactness, copies and messages."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,6 +179,20 @@ def test_the_message_about_a_step_names_the_images_that_were_drawn() -> None:
     rows = epoch_order(dataset.train.labels, 8, config.sampling, config.seed, 0)[0]
     names = ", ".join(f"{row}.png" for row in rows.images)
     assert f"images {names}" in caught.value.where
+
+
+def test_a_class_that_no_batch_can_hold_is_named(
+    command: Command, tmp_path: Path, tiny_folder: Path, tiny_words: tuple[str, ...]
+) -> None:
+    root = shutil.copytree(tiny_folder, tmp_path / "photos")
+    (root / "train" / "void").mkdir()
+    (root / "train" / "void" / "0.png").write_bytes(b"no image")
+    words = [word for word in tiny_words if not word.startswith("data.root=")]
+    words += [f"data.root={root}", "data.on_corrupt=skip", "run_dir=run"]
+    done = command(*words, "sampling=balanced")
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 0, said
+    assert "no training image is of void, so balanced sampling cannot draw any" in said
 
 
 # ── What is refused ────────────────────────────────────────────────────────────────────────────
