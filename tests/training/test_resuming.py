@@ -159,7 +159,7 @@ def test_a_training_stopped_after_any_step_goes_on_to_the_bit(composed, tmp_path
 
     # From every step with all tricks on; for the others from every third, across all epochs.
     # Real networks take longer: from two steps.
-    is_real = len(undisturbed.learner.model.state_dict()) > 20
+    is_real = len(undisturbed.evaluated.model.state_dict()) > 20
     for each in found if words == "+trick=all" else found[3::4] if is_real else found[1::3]:
         training, steps = went_on(config, each)
         assert steps == expected[each.done :], each.done

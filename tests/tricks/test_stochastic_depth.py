@@ -16,7 +16,7 @@ from torchvision.ops import stochastic_depth as torchvision_depth
 from runner.config.schema import RunConfig
 from runner.config.schema import StochasticDepth as Settings
 from runner.errors import ArtefactError, ConfigError
-from runner.models import build_model, changes_of
+from runner.models import build_model, changes_of, own_drop_rate
 from runner.predict import find_images, rank
 from runner.records.bundle import Change, open_bundle
 from runner.records.run_folder import RunFolder
@@ -227,3 +227,14 @@ def test_the_command_refuses_a_network_that_cannot(
     assert done.returncode == 2, done.stderr
     assert "squeezenet1_1" in done.stderr
     assert "stochastic_depth.probability=0.1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "own"),
+    [("torchvision", "efficientnet_b0", 0.1875), ("torchvision", "resnet18", 0.0),
+     ("xresnet", "xresnet18", 0.0)],
+)  # fmt: skip
+def test_a_rate_that_a_network_brings_is_known(source: str, name: str, own: float) -> None:
+    before = torch.random.get_rng_state()
+    assert own_drop_rate(source, name) == pytest.approx(own)
+    assert torch.equal(torch.random.get_rng_state(), before)
