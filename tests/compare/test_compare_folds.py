@@ -75,6 +75,24 @@ def test_auroc_needs_two_classes_in_each_fold(plan: Plan, pool: Path, tmp_path: 
     assert not (tmp_path / "outputs" / "comparisons").exists()
 
 
+@pytest.mark.parametrize(
+    ("pattern", "what"),
+    [
+        ("no such", "24 of 24 images have no group"),
+        ("red|blue", "would have no images: there are 2 groups"),
+        ("red|[0-9]+", "red: images in one fold only"),
+    ],
+)
+def test_groups_that_leave_a_fold_without_a_class_are_refused_before_any_training(
+    plan: Plan, pool: Path, tmp_path: Path, pattern: str, what: str
+) -> None:
+    with pytest.raises(DataError, match=what) as caught:
+        plan((*words_of(pool), f"data.group_pattern='{pattern}'"), "mixup=beta", folds="3")
+    assert caught.value.fix
+    assert not (tmp_path / "outputs" / "comparisons").exists()
+    assert not list(tmp_path.glob("outputs/*/run.json"))
+
+
 def test_the_plan_and_the_jobs_of_folds(plan: Plan, pool: Path) -> None:
     found = plan((*words_of(pool), "seed=4"), "mixup=beta", folds="3", seeds="2")
 

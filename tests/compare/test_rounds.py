@@ -348,6 +348,17 @@ def test_a_diverged_fold_of_the_base_costs_the_arms_no_training_of_its_seed(
     assert files_of(killed) == files_of(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("metric", ["balanced_accuracy", "log_loss", "macro_f1"])
+def test_folds_are_judged_by_another_metric(compare: Compare, metric: str) -> None:
+    plan = question(
+        MIXUP, is_fixed=True, max_seeds=1, looks=(1,), num_folds=NUM_FOLDS, metric=metric
+    )
+    (arm,) = compare(FakeJobs(), plan).answer.standings
+    assert arm.verdict == "helps"
+    assert arm.mean is not None
+    assert (arm.mean < 0) == (metric == "log_loss")
+
+
 def test_a_base_that_lacks_a_fold_of_every_seed_is_an_error(compare: Compare) -> None:
     plan = question(MIXUP, is_fixed=True, max_seeds=2, looks=(2,), num_folds=NUM_FOLDS)
     jobs = FakeJobs(fails=diverged("data.fold=2"))

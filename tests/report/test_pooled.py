@@ -1,6 +1,7 @@
 """The runs of all folds as one run, and what a report says of them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from fabricated import write_run
 from runner.errors import ArtefactError, ConfigError
 from runner.records.run_folder import packed
 from runner.report.answer import answer
+from runner.report.measured import Measured, digest
 from runner.report.metric import METRICS
 from runner.report.pooled import pool_folds
 from runner.report.runs import find_runs
@@ -172,6 +174,16 @@ def test_failed_folds_of_other_data_stay_with_their_data(tmp_path):
     found = found_in(tmp_path)
 
     assert [(run.seed, run.fingerprint) for run in found.failed] == [(1, "0" + "e" * 63)]
+
+
+def test_what_a_difference_is_computed_from_has_the_folds():
+    scores = np.arange(6) % 2
+    one = Measured(0.5, scores == 1, scores, (0.4, 0.6))
+    folds = np.arange(6) % 3
+
+    assert digest([[one]], folds) == digest([[replace(one)]], folds.copy())
+    assert digest([[one]], folds) != digest([[one]], folds[::-1].copy())
+    assert digest([[one]], folds) != digest([[replace(one, of_folds=(0.5, 0.5))]], folds)
 
 
 def test_the_legend_says_what_n_counts(tmp_path):
