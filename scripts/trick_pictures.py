@@ -156,7 +156,7 @@ def columns_of(columns: Mapping[str, Tensor]) -> Image.Image:
         for number, (label, images) in enumerate(columns.items()):
             for row, image in enumerate(images):
                 axes = panels[row * len(columns) + number]
-                axes.imshow(image.permute(1, 2, 0).clamp(0, 1), interpolation="nearest")
+                axes.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
                 axes.set_axis_off()
                 if row == 0:
                     axes.set_title(label)
@@ -269,7 +269,7 @@ def draw_blurpool(data: FashionSubset) -> Image.Image:
                     ("difference", (one - other).abs()),
                 ]
             for axes, (title, values) in zip(panels[row * 7 :][:7], shown, strict=True):
-                axes.imshow(values[0, 0], cmap="gray", vmin=0, vmax=1)
+                axes.imshow(values[0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
                 axes.set_axis_off()
                 if row == 0:
                     axes.set_title(title, fontsize=7.5)
@@ -425,7 +425,7 @@ def draw_progressive_resizing(data: FashionSubset) -> Image.Image:
     def draw(*panels: Axes) -> None:
         for axes, moment in zip(panels, (0.0, 0.6, 0.9), strict=False):
             size = size_at(moment, 28, settings)
-            axes.imshow(to_size(image, size)[0, 0], cmap="gray", vmin=0, vmax=1)
+            axes.imshow(to_size(image, size)[0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
             axes.set(title=f"{size} px, at {moment:.0%}", xticks=[], yticks=[])
         curve = panels[3]
         curve.plot(progress, [size_at(float(at), 28, settings) for at in progress])
@@ -496,7 +496,7 @@ def draw_stochastic_depth(data: FashionSubset) -> Image.Image:
     factors = torch.cat(columns, dim=1)
 
     def draw(left: Axes, right: Axes) -> None:
-        left.imshow(factors, cmap="Blues", vmin=0, vmax=1.6, aspect="auto")
+        left.imshow(factors.numpy(), cmap="Blues", vmin=0, vmax=1.6, aspect="auto")
         left.set(
             xlabel="residual branch, from input to output",
             ylabel="image of the step",
