@@ -111,7 +111,7 @@ def test_every_benchmark_explains_itself_as_a_process(name: str) -> None:
     assert "--json" in done.stdout
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["run", "limit"])
 def test_the_own_contestant_trains_for_real(tiny_words, tmp_path: Path, role: str) -> None:
     settings = {"words": [*tiny_words, f"outputs={tmp_path}"], "role": role}

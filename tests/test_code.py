@@ -149,7 +149,7 @@ def test_a_finished_run_is_told_without_torch(make: Callable[..., Place]) -> Non
 # ── Sweeps ─────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_a_sweep_over_code(make: Callable[..., Place], capfd: pytest.CaptureFixture[str]) -> None:
     place = make("-m", "code=null,one.py,two.py", "seed=0,1", one=NOISE, two=HALF)
     first = place.run()

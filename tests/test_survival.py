@@ -227,7 +227,7 @@ def test_killed_at_each_kind_of_change_of_the_disk(make: Make, reference: Refere
     assert len(account.kills) > 10
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_killed_at_any_change_of_the_disk(make: Make, reference: References) -> None:
     """At every fifth one."""
     numbers = every(5, reference(*ALL), DISK)
@@ -242,7 +242,7 @@ def test_killed_while_each_kind_of_file_is_half_written(make: Make, reference: R
     assert len(account.kills) == 4  # the run's own, a checkpoint's, the bundle's, an evaluation's
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_killed_while_a_file_is_half_written(make: Make, reference: References) -> None:
     numbers = every(4, reference(*ALL), SYNC)
     assert len(numbers) > 5

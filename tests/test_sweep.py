@@ -213,7 +213,7 @@ def test_failing_jobs_stop_no_other_and_alone_are_run_again(
     assert files() == before
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_a_job_without_memory_stops_no_other(make: Make) -> None:
     place, alone = make("data.batch_size=48"), make("data.batch_size=48")
     done = place.run("resize.size=16,1024,24", setup=[partial(kill.limit_memory, 700)])
@@ -435,7 +435,7 @@ def test_the_same_command_runs_what_crashed(crashed: Crashed, reference: list[Ou
     assert differing(outcomes(crashed.place), reference[:4]) == []
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_leaves_no_idle_process(make: Make) -> None:
     place = make("seed=0,1")
     (place.root / "hold").touch()

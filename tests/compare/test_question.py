@@ -375,7 +375,7 @@ ODD = [
 ]
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ODD)
 def test_odd_words_are_words_or_mistakes_and_no_bug(word: str, tmp_path: Path) -> None:
     for base, tries in (((word,), BETA), ((), ((word,), ("tta=book",)))):

@@ -117,7 +117,7 @@ def test_killed_five_times_at_random(
     check(place, undisturbed)
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_killed_at_each_change_of_its_folder(
     tmp_path: Path, words: tuple[str, ...], undisturbed: Comparison
 ) -> None:
@@ -171,7 +171,7 @@ def test_a_full_disk_is_named_and_loses_nothing(
     check(place, undisturbed)
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_the_second_of_two_is_told_of_the_first(
     tmp_path: Path, words: tuple[str, ...], undisturbed: Comparison
 ) -> None:

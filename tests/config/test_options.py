@@ -111,7 +111,7 @@ def test_every_overlay_trains(trained: Callable[..., dict[str, object]], name: s
     check_tricks(trained, [name])
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pair",
     [pair for pair in itertools.combinations(TRICKS, 2) if go_together(*pair)],
