@@ -376,6 +376,7 @@ def test_no_word_brings_a_secret_into_a_file(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error(tmp_path: Path, tiny_words: TinyWords) -> None:
     words = " ".join(f"'{word}'" for word in tiny_words)
     script = f"'{sys.executable}' -m runner.train {words} | head -1; echo ${{PIPESTATUS[0]}}"

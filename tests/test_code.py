@@ -322,6 +322,7 @@ def test_predicting_needs_that_very_file(changed: Path, tiny_folder: Path, tmp_p
     assert np.array_equal(rows, RunFolder(changed).predictions()["plain"].astype(float))
 
 
+@pytest.mark.slow
 def test_the_commands_take_the_file(
     changed: Path, command: Command, tiny_folder: Path, finished_run: Callable[..., Path]
 ) -> None:

@@ -64,9 +64,9 @@ def write_bundle(folder: Path, source: str, name: str, changes: tuple[Change, ..
 @pytest.mark.parametrize(
     ("source", "name", "changes"),
     [
-        ("torchvision", "resnet18", ()),
+        pytest.param("torchvision", "resnet18", (), marks=pytest.mark.slow),
         ("xresnet", "xresnet18", HOW_BCE_ANSWERS),
-        ("xresnet", "xresnet50", ()),
+        pytest.param("xresnet", "xresnet50", (), marks=pytest.mark.slow),
     ],
 )
 def test_the_loader_says_what_predict_says(

@@ -134,7 +134,7 @@ def test_names_that_temporary_files_could_have(
     assert canary.is_untouched
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_each_name_of_a_run(runs: tuple[Path, Path], go_on: Train, tmp_path: Path) -> None:
     seen = set()
     for number, (name, is_folder) in enumerate(names(*runs)):

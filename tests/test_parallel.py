@@ -442,6 +442,7 @@ def test_a_run_that_another_process_is_at_is_told_once(make: Make) -> None:
     assert alone.wait().code == 0
 
 
+@pytest.mark.slow
 def test_a_run_anew_forgets_its_checkpoints_in_all_processes(
     make: Make, single: Callable[..., Place]
 ) -> None:

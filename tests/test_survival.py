@@ -757,6 +757,7 @@ def test_outputs_that_cannot_be_written(make: Make, obstacle: str) -> None:
 # ── Time ───────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_the_clock_is_set_back_and_the_zone_changes(make: Make, reference: References) -> None:
     place = make(*ALL)
     assert place.run(traps=[Trap(STEP, 4, kill.die)]).code == -signal.SIGKILL

@@ -225,6 +225,7 @@ def test_a_job_without_memory_stops_no_other(make: Make) -> None:
     assert differing(outcomes(place)[::2], outcomes(alone)) == []
 
 
+@pytest.mark.slow
 def test_jobs_that_would_share_a_folder(make: Make, reference: list[Outcome]) -> None:
     place = make("seed=0,1", "run_dir=here")
     attempt = place.run()
@@ -267,8 +268,8 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(make: Make, reference: lis
     [
         pytest.param("basic", signal.SIGINT, marks=pytest.mark.whole),
         ("basic", signal.SIGTERM),
-        pytest.param("joblib", signal.SIGINT, marks=pytest.mark.whole),
-        pytest.param("submitit_local", signal.SIGINT, marks=pytest.mark.whole),
+        pytest.param("joblib", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("submitit_local", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("joblib", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("submitit_local", signal.SIGTERM, marks=pytest.mark.slow),
     ],
@@ -342,7 +343,7 @@ class Crashed:
     scope="module",
     params=[
         pytest.param(("joblib", "kill"), marks=pytest.mark.slow),  # tests/jobs has a quick one
-        pytest.param(("submitit_local", "segfault"), marks=pytest.mark.whole),
+        pytest.param(("submitit_local", "segfault"), marks=pytest.mark.slow),
         pytest.param(("joblib", "segfault"), marks=pytest.mark.slow),
         pytest.param(("joblib", "exit"), marks=pytest.mark.slow),
         pytest.param(("submitit_local", "kill"), marks=pytest.mark.slow),
@@ -508,6 +509,7 @@ def test_equal_sweeps_at_the_same_time_share_the_work(make: Make, reference: lis
         assert [json.loads(row)["epoch"] for row in path.read_text().splitlines()] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_job_that_another_process_is_at_is_waited_for(
     make: Make, reference: list[Outcome]
 ) -> None:

@@ -236,6 +236,7 @@ def test_the_terminal_stays_sane(pair: Planned, how: str) -> None:
         assert b"\x1b[2K" in written  # the table is removed before
 
 
+@pytest.mark.slow
 def test_a_child_is_never_made_while_the_table_is_drawn(pair: Planned) -> None:
     """The child would start with a lock that nobody releases."""
     reader, writer = os.pipe()

@@ -186,7 +186,7 @@ def test_the_second_of_two_is_told_of_the_first(
     check(place, undisturbed)
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_two_jobs_at_a_time_end_with_the_same_files(
     tmp_path: Path, words: tuple[str, ...], undisturbed: Comparison
 ) -> None:

@@ -101,6 +101,7 @@ def test_a_program_says_what_predict_says_of_files(
     assert np.abs(as_a_user(made[kind].content, kind, squares[:, ::-1].copy()) - own).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", export.SUFFIXES)
 def test_any_number_of_images_at_a_time(
     bundle: Bundle, made: dict[str, export.Exported], val: list[str], kind: str
@@ -169,6 +170,7 @@ def test_architectures_at_odd_sizes(source: str, name: str, size: int, tmp_path:
     assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_program_of_other_statistics_is_refused(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +184,7 @@ def test_a_program_of_other_statistics_is_refused(
         export.export(bundle, "torch", REAL, threads=1)
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_refused(bundle: Bundle) -> None:
     tensors = {name: tensor.clone() for name, tensor in bundle.tensors.items()}
     tensors["fc.bias"][0] = float("nan")

@@ -126,7 +126,7 @@ FUZZES = {"cache": damage_cache, "tables": damage_tables}
 
 @pytest.mark.parametrize(
     "seconds",
-    [pytest.param(10.0, marks=pytest.mark.whole), pytest.param(240.0, marks=pytest.mark.slow)],
+    [pytest.param(5.0, marks=pytest.mark.whole), pytest.param(240.0, marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("fuzz", FUZZES.values(), ids=FUZZES)
 def test_nothing_but_an_equal_result_or_an_error_of_ours(fuzz, seconds, tmp_path, capsys):

@@ -236,7 +236,7 @@ def check(seconds: float, seed: int) -> None:
 
 @pytest.mark.whole
 def test_damaged_images_for_a_while() -> None:
-    check(15, 1)
+    check(8, 1)
 
 
 @pytest.mark.slow

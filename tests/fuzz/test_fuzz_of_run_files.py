@@ -313,7 +313,7 @@ def bounded_memory() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "seconds",
-    [pytest.param(15, marks=pytest.mark.whole), pytest.param(600, marks=pytest.mark.slow)],
+    [pytest.param(8, marks=pytest.mark.whole), pytest.param(600, marks=pytest.mark.slow)],
 )
 @pytest.mark.timeout(900)
 def test_files_of_a_run(

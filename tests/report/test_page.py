@@ -327,8 +327,8 @@ def test_comparisons_come_before_single_runs(visit: Open, compared: Made) -> Non
         assert (one.label in drawn) == (one.mean is not None)
     assert section.locator("h3").all_inner_texts() == [
         "Verdicts", "The price", "Look by look", "Who is ahead when",
-        "Can the confidence be trusted?", "What is taken for what", "Most confused images",
-        "Seed by seed", "Runs, and how to repeat them",
+        "Can the confidence be trusted?", "What is taken for what", "Class by class",
+        "Most confused images", "Seed by seed", "Runs, and how to repeat them",
     ]  # fmt: skip
     assert [row.label for row in compared.found.groups[0].rows] == ["baseline", "label_smoothing"]
 
@@ -361,6 +361,7 @@ def test_forest_comes_first_then_the_rest_in_order(visit: Open, full: Made) -> N
         "Who is ahead when",
         "Can the confidence be trusted?",
         "What is taken for what",
+        "Class by class",
         "Most confused images",
         "Seed by seed",
         "Runs, and how to repeat them",
