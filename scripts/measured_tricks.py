@@ -97,7 +97,7 @@ def price_sentence(
     more = (price["peak_bytes"] - baseline["peak_bytes"]) / 1e6
     return (
         f"A training step takes {times['median']:.2f} times as long [{times['min']:.2f}, "
-        f"{times['max']:.2f}], and its peak memory is {more:+.0f} MB of "
+        f"{times['max']:.2f}]. Peak memory: {more:+.0f} MB, where the baseline has "
         f"{baseline['peak_bytes'] / 1e6:.0f} MB\n(`{command}`; {conditions})."
     )
 
@@ -105,7 +105,7 @@ def price_sentence(
 def main() -> None:
     """Fill the pages from the files that are named."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
-    parser.add_argument("answers", nargs="+", type=Path, metavar="ANSWER.json")
+    parser.add_argument("answers", nargs="*", type=Path, metavar="ANSWER.json")
     parser.add_argument("--prices", type=Path, metavar="PRICE.json", help="of benchmarks.price")
     parser.add_argument("--on", required=True, help="machine and date, as a part of a sentence")
     parser.add_argument("--folder", type=Path, default=FOLDER)

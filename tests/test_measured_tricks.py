@@ -72,7 +72,7 @@ def test_a_price_that_was_not_measured_is_filled_in_and_no_other() -> None:
     }
     text = price_sentence(price, {"peak_bytes": 800e6}, "command sam", "machine, date")
     assert "1.93 times as long [1.90, 2.00]" in text
-    assert "+12 MB of 800 MB" in text
+    assert "+12 MB, where the baseline has 800 MB" in text
 
 
 @pytest.mark.parametrize("page", sorted(FOLDER.glob("[a-z]*.md")), ids=lambda path: path.stem)
