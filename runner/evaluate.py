@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from runner.data.preprocess import Preprocess
     from runner.records.bundle import Bundle
     from runner.training.predicting import Predictions
+
+T = TypeVar("T")
 
 _ALLOWED = (
     "tta", "tta.KEY", "eval.batch_size", "device", "precision", "threads", "data.root",
@@ -347,19 +349,34 @@ def _keep(
         with suppress(ArtefactError):  # a damaged one is written again
             evaluations.probabilities(run.folder, name)
             missing.pop(name, None)
+
+    def write(name: str, view: "tuple[Variant, RunConfig, Predictions]") -> None:
+        variant, config, predictions = view
+        content = {
+            "identity": run.identity,
+            "command": _command(run, variant),
+            **evaluation(config, predictions, dataset.classes, machine),
+        }
+        evaluations.write(run.folder, name, content, predictions.tta)
+
+    _write_missing(run, missing, write, display)
+
+
+def _write_missing(
+    run: RecordedRun,
+    missing: Mapping[str, T],
+    write: Callable[[str, T], None],
+    display: Display,
+) -> None:
+    """Write the evaluations that the folder of the run lacks, by name, unless it is in use."""
     if not missing:
         return
     try:
         with run.folder.owned():
             if run.folder.result() is None:  # force=true has begun to train it anew
                 return
-            for name, (variant, config, predictions) in missing.items():
-                content = {
-                    "identity": run.identity,
-                    "command": _command(run, variant),
-                    **evaluation(config, predictions, dataset.classes, machine),
-                }
-                evaluations.write(run.folder, name, content, predictions.tta)
+            for name, view in missing.items():
+                write(name, view)
     except (BusyError, StorageError) as error:
         display.line(f"note: {run.folder.path}: the evaluations are not kept: {error.what}")
 
@@ -406,27 +423,21 @@ def _keep_on_test(
         for identity, view in views.items()
         if not _is_kept_on_test(run, name := on_test.name_of(identity, fingerprint), fingerprint)
     }
-    if not missing:
-        return
-    try:
-        with run.folder.owned():
-            if run.folder.result() is None:  # force=true has begun to train it anew
-                return
-            for name, (words, config, predictions) in missing.items():
-                content = {
-                    "identity": run.identity,
-                    "test_fingerprint": fingerprint,
-                    "num_test": len(predictions.labels),
-                    "num_leaked": len(dataset.leaked),
-                    "command": words,
-                    **evaluation(config, predictions, dataset.classes, machine),
-                }
-                kept = on_test.PredictionsOnTest(
-                    predictions.labels, predictions.tta, predictions.groups
-                )
-                on_test.write(run.folder, name, content, kept)
-    except (BusyError, StorageError) as error:
-        display.line(f"note: {run.folder.path}: the evaluations are not kept: {error.what}")
+
+    def write(name: str, view: "tuple[tuple[str, ...], RunConfig, Predictions]") -> None:
+        words, config, predictions = view
+        content = {
+            "identity": run.identity,
+            "test_fingerprint": fingerprint,
+            "num_test": len(predictions.labels),
+            "num_leaked": len(dataset.leaked),
+            "command": words,
+            **evaluation(config, predictions, dataset.classes, machine),
+        }
+        kept = on_test.PredictionsOnTest(predictions.labels, predictions.tta, predictions.groups)
+        on_test.write(run.folder, name, content, kept)
+
+    _write_missing(run, missing, write, display)
 
 
 def _is_kept_on_test(run: RecordedRun, name: str, fingerprint: str) -> bool:

@@ -66,6 +66,12 @@ INCEPTION = Augment(crop_from="rectangle", min_scale=0.08, max_ratio=4 / 3, flip
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 70), "red": (200, 50, 40)}
 
 
+def add_test_part(root: Path) -> None:
+    """Add a part ``test`` of five images per class to a copy of the tiny folder."""
+    for seed, (name, colour) in enumerate(COLOURS.items()):
+        write_images(root / "test" / name, 5, colour, 200 + seed)
+
+
 def write_images(folder: Path, count: int, colour: tuple[int, int, int], seed: int) -> None:
     """Noisy images of one colour, 32 × 24 px: easy to tell apart, none equal to another."""
     rng = np.random.default_rng(seed)

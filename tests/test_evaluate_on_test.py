@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small import COLOURS, Command, write_images
+from small import Command, add_test_part
 
 from runner import train
 from runner.config.schema import RunConfig
@@ -30,8 +30,7 @@ def data(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/, val/ and test/ with three classes of 16, 8 and 5 images."""
     root = tmp_path_factory.mktemp("with_test") / "data"
     shutil.copytree(tiny_folder, root)
-    for seed, (name, colour) in enumerate(COLOURS.items()):
-        write_images(root / "test" / name, 5, colour, 200 + seed)
+    add_test_part(root)
     return root
 
 

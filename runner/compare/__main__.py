@@ -262,7 +262,7 @@ def _ended_or_run(
 
     Returns:
         The folder of the comparison; its rounds, None if it had ended, or is only planned; and what
-        a confirmation needs, None if none is asked for or one is recorded.
+        a confirmation needs, None without `--confirm-on`, or if one is recorded.
     """
     confirming: tuple[Question, HeldOut] | None = None
     with Display(stderr=is_read) as display:

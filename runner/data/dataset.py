@@ -139,8 +139,7 @@ class Dataset:
     @property
     def val_places(self) -> NDArray[np.int64]:
         """(n,) the place of each validation image among all images, in the order of the data."""
-        every = np.sort(np.concatenate([self.train.indices, self.val.indices]))
-        return np.searchsorted(every, self.val.indices)
+        return np.searchsorted(_in_order(self.train, self.val), self.val.indices)
 
     @property
     def is_streamed(self) -> bool:
@@ -219,8 +218,7 @@ def load_dataset(
 
     store, survey = opened(listing.images, digests)
     skipped = _skipped(listing, survey, data)
-    is_good = np.ones(len(listing.labels), dtype=bool)
-    is_good[list(survey.broken)] = False
+    is_good = _readable(listing, survey)
     train, val = (_split(listing, side & is_good) for side in (~listing.is_val, listing.is_val))
     _check_not_empty(listing, train, val, data)
     leaked = _leaks((listing, digests, train), (listing, digests, val))
@@ -257,9 +255,7 @@ def load_dataset(
     test_digests = content_digests(test.images, cache, progress)
     test_store, survey = opened(test.images, test_digests)
     more_skipped = _skipped(test, survey, data)
-    is_good = np.ones(len(test.labels), dtype=bool)
-    is_good[list(survey.broken)] = False
-    tested = _split(test, is_good)
+    tested = _split(test, _readable(test, survey))
     if len(tested) == 0:
         raise DataError(
             "all test images are broken", where=f"data.root={data.root}", fix="repair them"
@@ -282,7 +278,7 @@ def load_dataset(
 
 
 def no_test_part(data: Data) -> DataError:
-    """The error for data that brings no test part, where one is asked for."""
+    """The error for data that brings no test part, which a command needs."""
     return DataError(
         "the data has no test part",
         where=f"data={data.name} data.root={data.root}",
@@ -299,6 +295,13 @@ def _skipped(listing: Listing, survey: Survey, data: Data) -> tuple[tuple[str, s
     if skipped and data.on_corrupt == "error":
         raise _broken_images(skipped, data)
     return skipped
+
+
+def _readable(listing: Listing, survey: Survey) -> NDArray[np.bool_]:
+    """Which images of the listing are not broken, (n,)."""
+    is_good = np.ones(len(listing.labels), dtype=bool)
+    is_good[list(survey.broken)] = False
+    return is_good
 
 
 def _manifest(
@@ -348,6 +351,11 @@ def _fingerprint(manifest: tuple[tuple[str, str, str, str], ...], parts: Sequenc
     return digest.hexdigest()
 
 
+def _in_order(train: Split, val: Split) -> NDArray[np.int64]:
+    """The indices of all images of both parts, in the order of the data."""
+    return np.sort(np.concatenate([train.indices, val.indices]))
+
+
 def _folds(
     data: Data, listing: Listing, digests: list[str], train: Split, val: Split
 ) -> Folds | None:
@@ -355,7 +363,7 @@ def _folds(
     if data.num_folds is None:
         return None
     digest = hashlib.sha256(f"{data.num_folds}\n".encode())
-    for index in np.sort(np.concatenate([train.indices, val.indices])).tolist():
+    for index in _in_order(train, val).tolist():
         group = "" if listing.groups is None else listing.groups[index]
         line = f"{listing.classes[listing.labels[index]]}\0{digests[index]}\0{group}\n"
         digest.update(line.encode(errors="surrogateescape"))

@@ -100,16 +100,32 @@ def write(
     Raises:
         StorageError: a file cannot be written.
     """
-    arrays = packed(tta=tta)
-    folder.write_bytes(f"{_FOLDER}/{name}.npz", arrays)
+    return write_pair(folder, f"{_FOLDER}/{name}", {"evaluation": name, **content}, tta=tta)
+
+
+def write_pair(
+    folder: RunFolder, place: str, content: Mapping[str, Any], **arrays: NDArray[Any]
+) -> dict[str, Any]:
+    """Write ``place`` + ``.npz``, then ``.json`` as proof; return the content of the latter.
+
+    Args:
+        folder: the folder of the run, whose lock this process holds.
+        place: the path of both files below the folder, without suffix.
+        content: values for JSON, with the ``command``; the version and the SHA-256 are added.
+        arrays: the arrays by name.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    file = packed(**arrays)
+    folder.write_bytes(f"{place}.npz", file)
     whole = {
         "record_version": VERSION,
-        "evaluation": name,
         **content,
         "command": redacted_words(content["command"]),
-        "predictions": hashlib.sha256(arrays).hexdigest(),
+        "predictions": hashlib.sha256(file).hexdigest(),
     }
-    folder.write_text(f"{_FOLDER}/{name}.json", json.dumps(whole, indent=2, allow_nan=False) + "\n")
+    folder.write_text(f"{place}.json", json.dumps(whole, indent=2, allow_nan=False) + "\n")
     return whole
 
 

@@ -9,7 +9,6 @@ images can take part in a verdict.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +19,11 @@ from numpy.typing import NDArray
 from runner.errors import ArtefactError
 from runner.machine import fields
 from runner.machine.files import read_whole
+from runner.records.evaluations import write_pair
 from runner.records.run_folder import (
     LARGEST_JSON,
     VERSION,
     RunFolder,
-    packed,
-    redacted_words,
     require_metrics,
     unpacked,
 )
@@ -143,15 +141,11 @@ def write(
         StorageError: a file cannot be written.
     """
     named = {} if found.groups is None else {"groups": found.groups}
-    arrays = packed(labels=found.labels, probabilities=found.probabilities, **named)
-    folder.write_bytes(f"{FOLDER}/{name}.npz", arrays)
-    whole = {
-        "record_version": VERSION,
-        "evaluation": name,
-        "split": "test",
-        **content,
-        "command": redacted_words(content["command"]),
-        "predictions": hashlib.sha256(arrays).hexdigest(),
-    }
-    folder.write_text(f"{FOLDER}/{name}.json", json.dumps(whole, indent=2, allow_nan=False) + "\n")
-    return whole
+    return write_pair(
+        folder,
+        f"{FOLDER}/{name}",
+        {"evaluation": name, "split": "test", **content},
+        labels=found.labels,
+        probabilities=found.probabilities,
+        **named,
+    )

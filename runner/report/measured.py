@@ -25,13 +25,12 @@ from numpy.typing import NDArray
 from runner.report.folds import fold_difference, resampled_fold_difference
 from runner.report.metric import Metric
 from runner.report.statistics import Difference, difference, rare_error, resampled_difference
+from runner.training.metrics import NUM_BINS, brier_scores, log_losses
 
 FloatArray = NDArray[np.floating[Any]]
 
 NUM_RESAMPLES = 1000
-_NUM_BINS = 15  # of ECE, as in runner.training.metrics
 _BLOCK = 1_000_000  # weights at a time, to bound the memory
-_SMALLEST = float(np.finfo(np.float32).tiny)  # probability, as in runner.training.metrics
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +119,9 @@ def measured(
     """
     correct = probabilities.argmax(axis=1) == labels
     if metric.kind == "images":
-        scores = _SCORES[metric.name](probabilities, labels) if metric.name in _SCORES else correct
+        scores: NDArray[Any] = correct
+        if metric.name in _SCORES:
+            scores = _SCORES[metric.name](probabilities, labels).astype(np.float32)
         return of_scores(metric, correct, scores, labels)
     statistic = _STATISTICS[metric.name](probabilities.astype(np.float64), labels)
     factors, counts = _resampled(labels, groups)
@@ -184,20 +185,9 @@ def why_undefined(
     return None
 
 
-def _log_loss(probabilities: FloatArray, labels: NDArray[np.int64]) -> NDArray[np.float32]:
-    true = np.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0].astype(np.float64)
-    return np.asarray(np.abs(np.log(np.clip(true, _SMALLEST, 1.0))), np.float32)
-
-
-def _brier(probabilities: FloatArray, labels: NDArray[np.int64]) -> NDArray[np.float32]:
-    targets = np.arange(probabilities.shape[1]) == labels[:, None]
-    errors = np.square(probabilities.astype(np.float64) - targets)
-    return np.asarray(errors.sum(axis=1), np.float32)
-
-
-_SCORES: Mapping[str, Callable[[FloatArray, NDArray[np.int64]], NDArray[np.float32]]] = {
-    "log_loss": _log_loss,
-    "brier": _brier,
+_SCORES: Mapping[str, Callable[[FloatArray, NDArray[np.int64]], NDArray[np.float64]]] = {
+    "log_loss": log_losses,
+    "brier": brier_scores,
 }
 
 Statistic = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float64]]
@@ -263,7 +253,7 @@ def _ece(probabilities: FloatArray, labels: NDArray[np.int64]) -> Statistic:
     gap = (probabilities.argmax(axis=1) == labels) - probabilities.max(axis=1)
     _, level, sizes = np.unique(probabilities.max(axis=1), return_inverse=True, return_counts=True)
     ends = np.cumsum(sizes)
-    cuts = np.array([len(bin_) for bin_ in np.array_split(np.empty(len(labels)), _NUM_BINS)])
+    cuts = np.array([len(bin_) for bin_ in np.array_split(np.empty(len(labels)), NUM_BINS)])
     high = np.cumsum(cuts)[:, None]
     within = np.minimum(high, ends) - np.maximum(high - cuts[:, None], ends - sizes)
     shares = np.maximum(0, within) / sizes  # (bins, levels)

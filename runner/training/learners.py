@@ -139,9 +139,11 @@ def build_learner(
         precision,
         processes,
         idea,
-        None if by_class is None else by_class.to(device),
-        _statistics(config, dataset, processes)[0] if config.erasing.fills_with_mean else BLACK,
-        config.loss.kind,
+        class_weights=None if by_class is None else by_class.to(device),
+        mean=_statistics(config, dataset, processes)[0]
+        if config.erasing.fills_with_mean
+        else BLACK,
+        loss=config.loss.kind,
     ), loaded
 
 

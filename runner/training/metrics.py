@@ -27,6 +27,8 @@ ROW_SUM_TOLERANCE = 1e-3
 # The smallest normal float32: one confident miss costs at most 87.3 nats, not infinity, in any
 # precision that the probabilities were computed in.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
+NUM_BINS = 15
+"""Bins of the calibration error, as in Guo et al. (2017)."""
 
 
 def classification_metrics(
@@ -221,10 +223,14 @@ def log_loss(probabilities: FloatArray, labels: IntArray) -> float:
 
     p is clipped at `SMALLEST_PROBABILITY` from below, so the mean is finite, and at 1 from above.
     """
-    probabilities, labels = _checked(probabilities, labels)
-    true = np.take_along_axis(probabilities, labels[:, None], axis=1)
+    return float(log_losses(*_checked(probabilities, labels)).mean())
+
+
+def log_losses(probabilities: FloatArray, labels: IntArray) -> NDArray[np.float64]:
+    """Return -ln p(label) of each image, (N,); the arrays are not checked. See :func:`log_loss`."""
+    true = np.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0].astype(np.float64)
     # ln p <= 0, and abs leaves no -0.0 behind.
-    return float(np.abs(np.log(np.clip(true, SMALLEST_PROBABILITY, 1.0))).mean())
+    return np.asarray(np.abs(np.log(np.clip(true, SMALLEST_PROBABILITY, 1.0))))
 
 
 def brier_score(probabilities: FloatArray, labels: IntArray) -> float:
@@ -233,13 +239,17 @@ def brier_score(probabilities: FloatArray, labels: IntArray) -> float:
     This is the multi-class form of Brier (1950), "Verification of forecasts expressed in terms
     of probability"; the two-class form common elsewhere is half of it.
     """
-    probabilities, labels = _checked(probabilities, labels)
+    return float(brier_scores(*_checked(probabilities, labels)).mean())
+
+
+def brier_scores(probabilities: FloatArray, labels: IntArray) -> NDArray[np.float64]:
+    """Return the Brier score of each image, (N,); the arrays are not checked."""
     targets = np.arange(probabilities.shape[1]) == labels[:, None]
-    return float(np.square(probabilities - targets).sum(axis=1).mean())
+    return np.asarray(np.square(probabilities.astype(np.float64) - targets).sum(axis=1))
 
 
 def expected_calibration_error(
-    probabilities: FloatArray, labels: IntArray, num_bins: int = 15
+    probabilities: FloatArray, labels: IntArray, num_bins: int = NUM_BINS
 ) -> float:
     """Return the top-1 calibration error, 0..1: sum over bins of n_b/N |accuracy_b - confidence_b|.
 

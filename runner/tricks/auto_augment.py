@@ -11,6 +11,7 @@ module.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -101,6 +102,17 @@ def magnitude(policy: str, operation: str, level: int, size: int) -> float:
             return 0.0
 
 
+@lru_cache(maxsize=8)
+def _magnitudes(policy: str, size: int) -> NDArray[np.float64]:
+    """The magnitude of each operation at each level; the same in every step of one size."""
+    return np.array(
+        [
+            [magnitude(policy, name, level, size) for level in range(NUM_LEVELS)]
+            for name in OPERATIONS
+        ]
+    )
+
+
 def draw(config: AutoAugment, count: int, size: int, seed: int, *position: int) -> Chosen:
     """Draw the operations of ``count`` images of side ``size``, px, at one position of training."""
     per_image = config.operations_per_image
@@ -108,12 +120,7 @@ def draw(config: AutoAugment, count: int, size: int, seed: int, *position: int) 
     magnitudes = np.zeros((count, per_image))
     if per_image == 0:
         return Chosen(operations, magnitudes)
-    table = np.array(
-        [
-            [magnitude(config.policy, name, level, size) for level in range(NUM_LEVELS)]
-            for name in OPERATIONS
-        ]
-    )
+    table = _magnitudes(config.policy, size)
     is_signed = np.array([name in _SIGNED for name in OPERATIONS])
     for turn in range(per_image):
         # A purpose and a turn have draws of their own, so that no setting shifts another's.

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runner.config.loss import Loss
+from runner.data.listing import few_names
 from runner.errors import DataError
-
-_SHOWN = 10
 
 
 def class_weights(
@@ -45,10 +44,9 @@ def class_weights(
         return None
     counts = np.bincount(labels, minlength=len(classes))
     if empty := np.flatnonzero(counts == 0).tolist():
-        names = ", ".join(classes[label] for label in empty[:_SHOWN])
-        more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
+        names = few_names([classes[label] for label in empty])
         raise DataError(
-            f"no training image is of {names}{more}, and the weight of a class is computed from "
+            f"no training image is of {names}, and the weight of a class is computed from "
             "the number of its images",
             where=f"loss.class_weights={loss.class_weights}",
             fix="loss.class_weights=none, or training images of each class",

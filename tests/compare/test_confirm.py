@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small import COLOURS, Command, write_images
+from small import Command, add_test_part
 
 from runner.compare.asked import Asked
 from runner.compare.confirm import plan_lines, read_test_part
@@ -21,8 +21,7 @@ def with_test(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The tiny folder with a part ``test`` of five images per class."""
     root = tmp_path_factory.mktemp("with_test") / "data"
     shutil.copytree(tiny_folder, root)
-    for seed, (name, colour) in enumerate(COLOURS.items()):
-        write_images(root / "test" / name, 5, colour, 200 + seed)
+    add_test_part(root)
     return root
 
 
