@@ -587,7 +587,7 @@ def test_cores_are_divided_among_the_jobs(
     config = OmegaConf.create({"hydra": {"launcher": {"gpus_per_node": None, **launcher}}})
     jobs = [[f"seed={seed}"] for seed in range(4)]
     launch = launching._Launch(config, None, None, jobs, SweepFolder(tmp_path))
-    assert (launch._task.num_slots, launch._task.threads) == expected
+    assert (launch._task.share.num_slots, launch._task.share.threads) == expected
 
 
 @pytest.mark.parametrize(

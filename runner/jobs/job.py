@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from runner.errors import BusyError, CodeError, ConfigError, RunnerError
+from runner.jobs.shares import Share
 from runner.machine.children import can_fork, ending, in_child
 from runner.machine.files import open_log, remove
 from runner.machine.processes import from_environment
@@ -36,10 +37,7 @@ class SweepJob:
         folder: the folder of the sweep.
         jobs: the words of each job of the sweep.
         sweeper: process and machine of the sweep itself.
-        threads: threads for each process of a job if the configuration does not set them; 0 leaves
-            the number open.
-        num_slots: how many jobs may run at the same time if the launcher starts all of them at
-            once; 0 for no limit.
+        share: what each job gets of the machine.
         is_worker: whether a job runs in a child of the sweep that waits for a further job
             afterwards.
         forks: whether the launcher calls this in the process of the sweep, which then runs each job
@@ -54,8 +52,7 @@ class SweepJob:
     folder: SweepFolder
     jobs: list[list[str]]
     sweeper: tuple[int, str]
-    threads: int
-    num_slots: int
+    share: Share
     is_worker: bool
     forks: bool = False
     is_quiet: bool = False
@@ -146,8 +143,8 @@ class SweepJob:
                     self.folder.write(number, status, **more)
 
     def _do(self, composed: DictConfig, number: int) -> tuple[str, dict[str, Any]]:
-        if self.threads and not composed.threads:
-            composed.threads = self.threads
+        if self.share.threads and not composed.threads:
+            composed.threads = self.share.threads
         try:
             summary = dict(self.task(composed))
             error = summary.pop("error", None)
@@ -184,9 +181,9 @@ class SweepJob:
         stack.enter_context(_output_to(log))
         faulthandler.enable(log)
         stack.callback(faulthandler.disable)
-        if number is not None and self.num_slots:
+        if number is not None and self.share.num_slots:
             self.folder.write(number, "waiting")
-            stack.enter_context(self.folder.slot(self.num_slots))
+            stack.enter_context(self.folder.slot(self.share.num_slots))
 
 
 @contextmanager

@@ -13,14 +13,14 @@ from pathlib import Path
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig
 
 from runner.config import compose
 from runner.config.overrides import checked_words
 from runner.errors import RunnerError, SweepError, first_line
 from runner.jobs.checks import check_jobs
 from runner.jobs.job import SweepJob
-from runner.machine.hardware import num_cores, num_gpus
+from runner.jobs.shares import share_of
 from runner.machine.locks import is_held
 from runner.machine.signals import Interrupted
 from runner.records.run_folder import RunFolder
@@ -257,37 +257,17 @@ class _Launch:
         self._gave_up: Exception | None = None
         self._kind = str(config.hydra.launcher._target_).rpartition(".")[2]
         self.is_here = self._kind == "BasicLauncher"
-        at_once, threads = self._share_cores()
         self._task = SweepJob(
             task,
             folder,
             jobs,
             sweeper=(os.getpid(), socket.gethostname()),
-            threads=threads,
-            num_slots=at_once,
+            share=share_of(config, self._kind, len(jobs)),
             is_worker=self._kind == "JoblibLauncher",
             forks=self.is_here,
             is_quiet=is_quiet,
             until=math.inf if self.is_here else self._until,  # here, it is known before it begins
         )
-
-    def _share_cores(self) -> tuple[int, int]:
-        """How many jobs may run at once, and the threads of each process.
-
-        Either is 0 if the launcher or the job itself takes care of the number.
-        """
-        launcher, cores = self._config.hydra.launcher, num_cores()
-        if self._kind == "JoblibLauncher":
-            at_once = launcher.n_jobs if launcher.n_jobs > 0 else num_gpus() or cores
-            with read_write(self._config):
-                launcher.n_jobs = min(at_once, len(self._jobs))
-            return 0, max(1, cores // launcher.n_jobs)
-        if self._kind == "LocalLauncher":
-            per_task = launcher.cpus_per_task or 1
-            if launcher.gpus_per_node:
-                return 1, per_task
-            return max(1, cores // (per_task * launcher.tasks_per_node)), per_task
-        return 0, 0
 
     def run(self) -> None:
         """Launch the jobs until none is missing, a signal comes or time is up."""

@@ -2,24 +2,30 @@
 
     outputs/sweeps/TIME-PID/   (TIME-PID-2 if another container has just made TIME-PID)
         sweep.json   the jobs, the process and machine of the sweep, and its start
-        0.json …     the status of a job: waiting, running, finished, skipped, resumed,
-                     evaluated, failed, crashed, interrupted or busy; its accuracy, or the reason
+        0.json …     the status of a job: queued, waiting, running, finished, skipped, resumed,
+                     evaluated, failed, crashed, interrupted, cancelled or busy; its accuracy, or
+                     the reason
         0.log …      the output of a job that does not share the terminal; why the job failed
+        slurm.json   the id of each job that Slurm has or had, and of each job of another sweep
+                     that this sweep watches too
         stop         exists once the sweep has been stopped: no further job begins
 
 Each job writes its own file, in any process and on any machine, so the table of a sweep can be read
 at any time and does not depend on how the jobs ended. After a crash, the file of the job still says
-*running*, but its process no longer exists.
+*running*, but its process no longer exists. Whether a job of Slurm exists is known to Slurm alone;
+see :mod:`runner.jobs.slurm`.
 """
 
 import json
 import os
+import re
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -31,12 +37,28 @@ from runner.machine.files import new_folder, read_end, read_whole, replace_whole
 from runner.machine.locks import locked
 from runner.records.run_folder import redacted_words
 
-ALIVE = ("waiting", "running")
+ALIVE = ("queued", "waiting", "running")
 GOOD = ("finished", "skipped", "resumed", "evaluated")
 ENDED = (*GOOD, "failed", "crashed")
-_KNOWN = (*ALIVE, *ENDED, "interrupted", "busy", "pending")
+_KNOWN = (*ALIVE, *ENDED, "interrupted", "cancelled", "busy", "pending")
+_NAME = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9]+(-[0-9]+)?")
 _LARGEST = 2**20  # bytes of a file that is read, or of its end
 _STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+@dataclass(frozen=True)
+class SlurmRecord:
+    """Where a job of a sweep is in Slurm.
+
+    Attributes:
+        id: such as ``12_3``.
+        sweep: name of the folder of the sweep that submitted the job; None for this sweep itself.
+        number: number of the job in that sweep.
+    """
+
+    id: str
+    sweep: str | None
+    number: int
 
 
 class SweepFolder:
@@ -44,6 +66,7 @@ class SweepFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._slurm: dict[int, SlurmRecord] | None = None
 
     @classmethod
     def create(cls, outputs: Path, jobs: Sequence[Sequence[str]]) -> "SweepFolder":
@@ -66,19 +89,72 @@ class SweepFolder:
         )
         return folder
 
+    @property
+    def slurm(self) -> Mapping[int, SlurmRecord]:
+        """The jobs that Slurm has or had, by number; read once."""
+        if self._slurm is None:
+            self._slurm = {}
+            with suppress(OSError, ValueError):
+                content = fields.section(self._parsed("slurm.json"), "jobs")
+                for number in content:
+                    one = fields.section(content, number)
+                    sweep = one.get("sweep")
+                    if sweep is not None and not _NAME.fullmatch(fields.text(one, "sweep")):
+                        raise ValueError("no name of a sweep")
+                    self._slurm[int(number)] = SlurmRecord(
+                        fields.text(one, "id"), sweep, fields.whole(one, "number", at_least=0)
+                    )
+        return self._slurm
+
+    def submitted(self, jobs: Mapping[int, SlurmRecord]) -> None:
+        """Record that Slurm has these jobs."""
+        self._slurm = {**self.slurm, **jobs}
+        content = {str(number): asdict(record) for number, record in self._slurm.items()}
+        self._write("slurm.json", {"jobs": content})
+
+    def jobs(self) -> list[list[str]]:
+        """The words of each job, without secrets.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: the file is damaged.
+        """
+        found = self._parsed("sweep.json")
+        jobs = found.get("jobs")
+        if not isinstance(jobs, list):
+            raise ValueError("no list of jobs")
+        return [list(fields.texts({"job": job}, "job")) for job in jobs]
+
+    def place(self, number: int) -> tuple["SweepFolder", int]:
+        """The sweep that submitted job ``number``, and the number of the job there."""
+        record = self.slurm.get(number)
+        if record is None or record.sweep is None:
+            return self, number
+        return SweepFolder(self.path.parent / record.sweep), record.number
+
     def log(self, number: int) -> Path:
         """The log file of job ``number``."""
-        return self.path / f"{number}.log"
+        folder, number = self.place(number)
+        return folder.path / f"{number}.log"
 
     def write(self, number: int, status: str, **more: Any) -> None:
         """Record the status of job ``number``."""
-        self._write(
+        folder, number = self.place(number)
+        folder._write(
             f"{number}.json",
             {"status": status, "pid": os.getpid(), "host": socket.gethostname(), **more},
         )
 
     def read(self, number: int) -> dict[str, Any]:
-        """The status of job ``number``; a job whose process ended without recording it crashed."""
+        """The status of job ``number``; a job whose process ended without recording it crashed.
+
+        A job that was submitted to Slurm and has not written anything is *queued*. Whether Slurm
+        still has a job is not asked here.
+        """
+        folder, number = self.place(number)
+        return folder._read(number)
+
+    def _read(self, number: int) -> dict[str, Any]:
         try:
             found = self._parsed(f"{number}.json")
             status = fields.text(found, "status")
@@ -93,7 +169,9 @@ class SweepFolder:
                 if found.get(key) is not None:
                     fields.number(found, key)
         except (OSError, ValueError):
-            return {"status": "pending"}
+            found, status = {"status": "pending"}, "pending"
+        if number in self.slurm:
+            return found if status != "pending" else {"status": "queued"}
         if status in ALIVE and not _is_alive(found):
             found |= {"status": "crashed", "error": self._last_words(number)}
         return found
