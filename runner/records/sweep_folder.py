@@ -128,9 +128,12 @@ class SweepFolder:
     def place(self, number: int) -> tuple["SweepFolder", int]:
         """The sweep that submitted job ``number``, and the number of the job there."""
         record = self.slurm.get(number)
-        if record is None or record.sweep is None:
-            return self, number
-        return SweepFolder(self.path.parent / record.sweep), record.number
+        if record is not None and record.sweep is not None:
+            other = SweepFolder(self.path.parent / record.sweep)
+            there = other.slurm.get(record.number)
+            if there is not None and there.sweep is None:  # else a damaged file could go in circles
+                return other, record.number
+        return self, number
 
     def log(self, number: int) -> Path:
         """The log file of job ``number``."""
@@ -139,8 +142,11 @@ class SweepFolder:
 
     def write(self, number: int, status: str, **more: Any) -> None:
         """Record the status of job ``number``."""
-        folder, number = self.place(number)
-        folder._write(
+        folder, own = self.place(number)
+        if folder is not self:
+            folder.write(own, status, **more)
+            return
+        self._write(
             f"{number}.json",
             {"status": status, "pid": os.getpid(), "host": socket.gethostname(), **more},
         )
@@ -151,10 +157,9 @@ class SweepFolder:
         A job that was submitted to Slurm and has not written anything is *queued*. Whether Slurm
         still has a job is not asked here.
         """
-        folder, number = self.place(number)
-        return folder._read(number)
-
-    def _read(self, number: int) -> dict[str, Any]:
+        folder, own = self.place(number)
+        if folder is not self:
+            return folder.read(own)
         try:
             found = self._parsed(f"{number}.json")
             status = fields.text(found, "status")
