@@ -174,9 +174,9 @@ class SweepFolder:
                 if found.get(key) is not None:
                     fields.number(found, key)
         except (OSError, ValueError):
-            found, status = {"status": "pending"}, "pending"
+            return {"status": "queued" if number in self.slurm else "pending"}
         if number in self.slurm:
-            return found if status != "pending" else {"status": "queued"}
+            return found
         if status in ALIVE and not _is_alive(found):
             found |= {"status": "crashed", "error": self._last_words(number)}
         return found
