@@ -23,6 +23,7 @@ class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
 
     def __init__(self) -> None:
         self.config: DictConfig | None = None
+        self.is_detached = False  # set by the command
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -37,4 +38,10 @@ class CheckedSweeper(Sweeper):  # type: ignore[misc]  # Hydra is untyped to mypy
         assert self.config is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         (grid,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
-        run_sweep(self.config, self.hydra_context, self.task_function, grid)
+        run_sweep(
+            self.config,
+            self.hydra_context,
+            self.task_function,
+            grid,
+            is_detached=self.is_detached,
+        )

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from runner.config import compose
 from runner.config.overrides import checked_words
-from runner.errors import RunnerError, SweepError, first_line
+from runner.errors import ConfigError, RunnerError, SweepError, first_line
 from runner.jobs.checks import check_jobs
 from runner.jobs.job import SweepJob
 from runner.jobs.shares import share_of
@@ -173,7 +173,12 @@ def _outcome(folder: SweepFolder, number: int) -> Outcome:
 
 
 def run_sweep(
-    config: DictConfig, context: HydraContext, task: Task, grid: Sequence[Sequence[str]]
+    config: DictConfig,
+    context: HydraContext,
+    task: Task,
+    grid: Sequence[Sequence[str]],
+    *,
+    is_detached: bool = False,
 ) -> None:
     """Check all jobs, launch them until none is missing, and print how each job ended.
 
@@ -182,12 +187,17 @@ def run_sweep(
         context: Hydra's.
         task: what each job does.
         grid: the words of each job; equal jobs are run once.
+        is_detached: return once the jobs are submitted; for Slurm alone, whose jobs outlive this
+            process.
 
     Raises:
-        ConfigError: the configuration of a job is wrong; nothing has been written.
+        ConfigError: the configuration of a job is wrong, or the jobs would end with this process
+            and ``is_detached``; nothing has been written.
         SweepError: jobs failed; the other jobs have finished.
         Interrupted: a signal came; unfinished jobs resume when the sweep is run again.
     """
+    if is_detached:
+        _require_detachable(_kind(config))
     jobs = [list(job) for job in dict.fromkeys(map(tuple, grid))]
     check_jobs(jobs, context.config_loader, config)
     folder = SweepFolder.create(Path(config.outputs), jobs)
@@ -207,6 +217,23 @@ def run_sweep(
             f"{len(failed)} of {len(outcomes)} jobs failed",
             where=str(folder.path),
             fix="fix the cause and run the same command again: finished jobs are not repeated",
+        )
+
+
+def _kind(config: DictConfig) -> str:
+    """The name of the class of the launcher."""
+    return str(config.hydra.launcher._target_).rpartition(".")[2]
+
+
+def _require_detachable(kind: str) -> None:
+    """Raise ConfigError if the jobs of this kind of launcher end with the process that launches."""
+    if kind != "SlurmLauncher":
+        those = "without a launcher, they" if kind == "BasicLauncher" else f"those of {kind}"
+        raise ConfigError(
+            f"--detach leaves the jobs to Slurm; {those} end with this process",
+            where="--detach",
+            fix="hydra/launcher=submitit_slurm; or, on this machine: nohup python -m runner.train "
+            "-m … > sweep.txt &",
         )
 
 
@@ -255,7 +282,7 @@ class _Launch:
         self._is_late = False
         self._problem: Exception | None = None  # of a callback
         self._gave_up: Exception | None = None
-        self._kind = str(config.hydra.launcher._target_).rpartition(".")[2]
+        self._kind = _kind(config)
         self.is_here = self._kind == "BasicLauncher"
         self._task = SweepJob(
             task,

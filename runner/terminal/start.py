@@ -67,18 +67,20 @@ def hydra_command(name: str, work: Work, usage: Usage) -> None:
     job = task_of(work)
 
     def body() -> None:
-        arguments = WordsParser(program(name)).parse_intermixed_args()
+        parser = WordsParser(program(name), can_sweep=usage.can_sweep)
+        arguments = parser.parse_intermixed_args()
         folder = arguments.config_dir
         if arguments.help:
             print(usage.text(program(name), folder))
             return
-        _check_mode(arguments.multirun, arguments.cfg, usage.can_sweep)
+        _check_mode(arguments, usage.can_sweep)
         options = [] if folder is None else [compose.own_options(folder)]
         words = [*checked_words(arguments.words, folder=folder), *options]
         compose.register()
         with compose.opened():
             if arguments.multirun:
-                _sweep(compose.composed(words, is_sweep=True), job)
+                sweep = compose.composed(words, is_sweep=True)
+                _sweep(sweep, job, is_detached=arguments.detach)
                 return
             composed = compose.composed(words)
             if arguments.cfg:
@@ -99,11 +101,12 @@ def hydra_command(name: str, work: Work, usage: Usage) -> None:
     )
 
 
-def _sweep(composed: DictConfig, job: Task) -> None:
+def _sweep(composed: DictConfig, job: Task, *, is_detached: bool) -> None:
     """Run all jobs of a sweep; inside :func:`runner.config.compose.opened`."""
     sweeper = Plugins.instance().instantiate_sweeper(
         hydra_context=hydra_context(), task_function=job, config=composed
     )
+    sweeper.is_detached = is_detached
     sweeper.sweep([str(word) for word in composed.hydra.overrides.task])
 
 
@@ -118,10 +121,18 @@ def _print(composed: DictConfig, part: str, is_resolved: bool) -> None:
     print(OmegaConf.to_yaml(shown), end="")
 
 
-def _check_mode(is_sweep: bool, cfg: str | None, can_sweep: bool) -> None:
+def _check_mode(arguments: Any, can_sweep: bool) -> None:
     """Refuse modes that do not combine."""
+    is_sweep, cfg = arguments.multirun, arguments.cfg
     if is_sweep and not can_sweep:
         raise ConfigError("this command takes one configuration", where="-m", fix="leave out -m")
+    if arguments.detach and not is_sweep:
+        raise ConfigError(
+            "--detach leaves the jobs of a sweep to their cluster, and this is no sweep",
+            where="--detach",
+            fix="-m --detach hydra/launcher=submitit_slurm … for a sweep on Slurm; nohup … & for "
+            "a single run",
+        )
     is_shared = from_environment().count > 1
     if is_shared and not can_sweep:
         raise ConfigError("this command takes one process", where="torchrun", fix="leave it out")

@@ -20,6 +20,7 @@ _REFUSED = {
     "--info": ("would describe Hydra", "--cfg hydra"),
     "--hydra-help": ("would describe Hydra", "--help"),
     "--shell-completion": ("would install commands in your shell", "--help lists the words"),
+    "--detach": ("belongs to sweeps on Slurm", "python -m runner.train -m --detach …"),
     "--run": ("is what happens anyway", "leave it out"),
 }
 """Options of programs that use Hydra, each with a reason and a way out. None of them exists here:
@@ -36,7 +37,8 @@ class KeysParser(Parser):
     def unknown_option(self, option: str, following: Sequence[str]) -> ConfigError:
         """The error for an option that does not exist: perhaps a key or a group was meant."""
         name, separator, value = option.partition("=")
-        full = next((known for known in _REFUSED if known.startswith(name)), None)
+        refused = [known for known in _REFUSED if known not in self.options()]
+        full = next((known for known in refused if known.startswith(name)), None)
         if full is not None and len(name) > 3:
             reason, fix = _REFUSED[full]
             return ConfigError(f"{full} {reason}: there is no such option", where=option, fix=fix)
@@ -54,9 +56,14 @@ class KeysParser(Parser):
 
 
 class WordsParser(KeysParser):
-    """Parses options around the words of a configuration."""
+    """Parses options around the words of a configuration.
 
-    def __init__(self, prog: str) -> None:
+    Args:
+        prog: how the command was called.
+        can_sweep: whether the command takes ``-m``; then it takes ``--detach`` as well.
+    """
+
+    def __init__(self, prog: str, *, can_sweep: bool = True) -> None:
         super().__init__(prog=prog, add_help=False)
         self.add_argument("words", nargs="*")
         self.add_argument("--help", "-h", action="store_true")
@@ -65,6 +72,9 @@ class WordsParser(KeysParser):
         self.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
         self.add_argument("--resolve", action="store_true")
         self.add_argument("--config-dir", "-cd", type=Path, metavar="DIR")
+        self.set_defaults(detach=False)
+        if can_sweep:
+            self.add_argument("--detach", action="store_true")
 
 
 def _meant(key: str) -> str | None:
@@ -117,7 +127,7 @@ class Usage:
                 lines.append(f"  {line}")
         whole = "; ".join(line.replace(" ", _NO_BREAK) for line in switches)
         lines += [f"  {line}".replace(_NO_BREAK, " ") for line in textwrap.wrap(whole, 94)]
-        keys = _KEYS if self.can_sweep else [line for line in _KEYS if not line.startswith("  -m")]
+        keys = [line for line in _KEYS if self.can_sweep or not line.startswith(_OF_SWEEPS)]
         return "\n".join([*lines, "", *keys, "", self.notes])
 
 
@@ -126,8 +136,10 @@ _KEYS = [
     "each group, such as optim.lr=1e-3 budget.epochs=20 resize.size=64 smoothing.epsilon=0.1",
     "  --cfg job        print the whole configuration of a command, without running it",
     "  -m               run every combination of comma-separated values",
+    "  --detach         with -m on Slurm: submit the jobs and end; runner.show watches them",
     "  --config-dir DIR add your own options: DIR/mixup/mine.yaml is mixup=mine",
 ]
+_OF_SWEEPS = ("  -m ", "  --detach ")
 EXIT_CODES = """\
 Exit codes: 0 done, 2 usage, 3 data, 4 storage or network, 5 training failed, 6 sweep with failed
 jobs, 7 file refused, 75 run owned by another process, 129 terminal closed, 130 interrupted, 143

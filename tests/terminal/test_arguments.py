@@ -218,3 +218,33 @@ def test_a_launcher_can_be_chosen_and_set(word: str) -> None:
     with compose.opened():
         composed = compose.composed(list(dict.fromkeys(words)), is_sweep=True)
     assert composed.hydra.launcher._target_.endswith("JoblibLauncher")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "what"),
+    [
+        ("train", ["--detach"], "this is no sweep"),
+        ("train", ["-m", "--detach", "--cfg", "job"], "--cfg prints one configuration"),
+        ("train", ["-m", "--detach", "seed=0,1"], "without a launcher"),
+        ("train", ["-m", "--detach", "hydra/launcher=joblib"], "those of JoblibLauncher end"),
+        ("train", ["-m", "--detach", "hydra/launcher=submitit_local"], "those of LocalLauncher"),
+        ("lr_find", ["--detach"], "belongs to sweeps on Slurm"),
+    ],
+)
+def test_only_a_sweep_on_slurm_can_be_detached(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    name: str,
+    words: list[str],
+    what: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(program.commands()[name].module).main()
+    said = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert what in said
+    assert "fix: " in said
+    assert not [*tmp_path.iterdir()], "nothing was begun"
