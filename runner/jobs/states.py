@@ -4,6 +4,7 @@ The file says how a job ended, and the queue whether it exists. A job that was k
 and a job that waits to begin again still says what it did before.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,46 @@ _HOW = {
     "BOOT_FAIL": "its machine did not start",
     "DEADLINE": "its deadline has passed",
 }
+
+_WAITING = (
+    (r"Resources", "it is next, once enough cores, memory or GPUs are free"),
+    (r"Priority", "jobs of higher priority are before it"),
+    (r"JobArrayTaskLimit", "hydra.launcher.array_parallelism jobs are at work already"),
+    (r"BeginTime", "its time to begin has not come; a job that is queued again waits two minutes"),
+    (r"Dependency", "jobs on which it depends have not ended"),
+    (r"DependencyNeverSatisfied", "a job on which it depends has failed, so it never begins"),
+    (r"PartitionTimeLimit", "it asks for more time than the partition allows, so it never begins"),
+    (r"PartitionConfig|PartitionNodeLimit|BadConstraints",
+     "it asks for what no node of the partition has, so it never begins"),
+    (r"PartitionDown|PartitionInactive", "an administrator closed the partition"),
+    (r"JobHeldUser", "somebody held it (scontrol hold); scontrol release ID ends that"),
+    (r"JobHeldAdmin", "an administrator holds it"),
+    (r"launch failed requeued held|job requeued in held state",
+     "it was held after a failed start; scontrol release ID tries again"),
+    (r"ReqNodeNotAvail.*|Nodes required for job are .*", "nodes are down, reserved or drained"),
+    (r"NodeDown", "its node is down"),
+    (r"Reservation.*", "its reservation has not begun"),
+    (r"Licenses", "a license is not free"),
+    (r"QOS.*", "a limit of its quality of service (QOS) is reached"),
+    (r"Assoc.*", "a limit of your account is reached"),
+    (r"Cleaning", "what it did before is being cleaned up"),
+)  # fmt: skip
+"""Reasons of the queue, which Slurm also writes with ``_`` for spaces, in plain words."""
+
+
+def why_waiting(reason: str) -> str:
+    """Why a job waits, in plain words with Slurm's own; Slurm's own alone if they are not known.
+
+    Args:
+        reason: in Slurm's words; empty if Slurm gives none.
+    """
+    if not reason or reason == "None":
+        return "Slurm has not looked at it yet"
+    said = reason.replace("_", " ")
+    for pattern, words in _WAITING:
+        if re.fullmatch(pattern, said):
+            return f"{words} ({reason})"
+    return reason
 
 
 def settled(found: Mapping[str, Any], queued: QueuedJob | None) -> dict[str, Any]:
