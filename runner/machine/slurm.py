@@ -6,11 +6,12 @@ end (``MinJobAge``).
 """
 
 import os
+import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from runner.errors import StorageError
+from runner.errors import ConfigError, StorageError
 
 _SECONDS = 60  # until a command that the controller does not answer is given up
 
@@ -50,8 +51,25 @@ class QueuedJob:
 
 _OVER = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
-    "REVOKED", "TIMEOUT",
+    "PREEMPTED", "REVOKED", "TIMEOUT",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a job can get at most; None where there is no limit, or it is not known.
+
+    Attributes:
+        name: of the partition; several, with commas, if a job may run in any of them.
+        max_minutes: of a job.
+        cores_per_node: of the node that has most.
+        memory_gb: of the node that has most, in GiB.
+    """
+
+    name: str
+    max_minutes: int | None
+    cores_per_node: int | None
+    memory_gb: float | None
 
 
 def queue(ids: Iterable[str]) -> dict[str, QueuedJob]:
@@ -68,23 +86,98 @@ def queue(ids: Iterable[str]) -> dict[str, QueuedJob]:
         return {}
     arrays = ",".join(sorted({one.partition("_")[0] for one in wanted}))
     try:
+        # The reason comes last, because it is free text.
         said = _run("squeue", "--noheader", "--array", "--states=all", f"--jobs={arrays}",
-                    "--format=%i|%T|%r|%N")  # fmt: skip
+                    "--format=%i|%T|%N|%r")  # fmt: skip
     except StorageError as error:
         if "Invalid job id" in error.what:  # it knows none of them
             return {}
         raise
     found = {}
     for line in said.splitlines():
-        number, state, reason, node = line.split("|")
-        found[number] = QueuedJob(number, state, "" if reason == "None" else reason, node)
+        if line.count("|") < 3:  # such as CLUSTER: name, where there are several
+            continue
+        number, state, node, reason = (part.strip() for part in line.split("|", 3))
+        reason = "" if reason in ("None", "(null)") else reason
+        for one in _expanded(number.partition(".")[0]):
+            found[one] = QueuedJob(one, _plain(state), reason, node)
     return found
+
+
+def _plain(state: str) -> str:
+    """``CANCELLED`` of ``CANCELLED by 0``; ``OUT_OF_MEMORY`` of ``OUT_OF_ME+``."""
+    word = state.split()[0].upper() if state else ""
+    if word.endswith("+"):
+        return next((one for one in sorted(_OVER) if one.startswith(word[:-1])), word[:-1])
+    return word
+
+
+def _expanded(number: str) -> Iterator[str]:
+    """``12_1``, ``12_2`` and ``12_5`` of ``12_[1-2,5%4]``."""
+    array, _, indexes = number.partition("_")
+    if not indexes.startswith("["):
+        yield number
+        return
+    for part in indexes.strip("[]").partition("%")[0].split(","):
+        if found := re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part):
+            first, last, step = found.groups()
+            for index in range(int(first), int(last or first) + 1, int(step or 1)):
+                yield f"{array}_{index}"
+
+
+def limits(partition: str | None) -> Limits:
+    """What a job can get at most in a partition.
+
+    Args:
+        partition: several, with commas, if a job may run in any of them; None for the cluster's
+            default.
+
+    Raises:
+        ConfigError: there is no such partition, or no default one.
+        StorageError: Slurm does not answer.
+    """
+    said = _run("sinfo", "--noheader", "--all", "--exact", "--format=%P|%l|%c|%m")
+    rows = [line.split("|") for line in said.splitlines() if line.count("|") == 3]
+    known = {row[0].removesuffix("*") for row in rows}
+    wanted = partition.split(",") if partition else []
+    default = next((row[0].removesuffix("*") for row in rows if row[0].endswith("*")), None)
+    fix = f"hydra.launcher.partition={default or next(iter(sorted(known)), 'NAME')}"
+    for name in wanted:
+        if name not in known:
+            what = f"the cluster has no partition {name}; it has {', '.join(sorted(known))}"
+            raise ConfigError(what, where=f"hydra.launcher.partition={partition}", fix=fix)
+    if not wanted:
+        if default is None:
+            what = f"the cluster has no default partition; it has {', '.join(sorted(known))}"
+            raise ConfigError(what, where="hydra.launcher.partition=null", fix=fix)
+        wanted = [default]
+    chosen = [row for row in rows if row[0].removesuffix("*") in wanted]
+    minutes = [_minutes(row[1]) for row in chosen]
+    cores = [int(found) for row in chosen if (found := row[2].rstrip("+")).isdecimal()]
+    megabytes = [int(found) for row in chosen if (found := row[3].rstrip("+")).isdecimal()]
+    bounded = [one for one in minutes if one is not None]
+    return Limits(
+        name=",".join(wanted),
+        max_minutes=max(bounded) if len(bounded) == len(minutes) else None,
+        cores_per_node=max(cores, default=0) or None,
+        memory_gb=max(megabytes, default=0) / 1024 or None,
+    )
+
+
+def _minutes(text: str) -> int | None:
+    """Whole minutes of ``2-12:00:00`` (days, hours …) or ``10:00`` (minutes, seconds)."""
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text.strip())
+    if found is None:  # infinite, UNLIMITED, n/a
+        return None
+    days, hours, minutes, _ = (int(part or 0) for part in found.groups())
+    return (days * 24 + hours) * 60 + minutes
 
 
 def own_id() -> str | None:
     """The id of the job that this process is in, such as ``12_3``; None outside of Slurm."""
-    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
-        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    array, index = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    if array and index:
+        return f"{array}_{index}"
     return os.environ.get("SLURM_JOB_ID")
 
 
@@ -98,12 +191,12 @@ def rename(number: str, name: str) -> None:
 
 
 def cancel(ids: Sequence[str]) -> None:
-    """Cancel jobs.
+    """Cancel jobs; those that have ended or are not known are left.
 
     Raises:
         StorageError: Slurm refuses it or does not answer.
     """
-    _run("scancel", *ids)
+    _run("scancel", "--quiet", *ids)
 
 
 def compressed(ids: Iterable[str]) -> str:
@@ -119,7 +212,7 @@ def compressed(ids: Iterable[str]) -> str:
 
 
 def max_array_size() -> int:
-    """How many jobs an array of this cluster can have at most.
+    """How many jobs an array of this cluster can have at most, at least 1.
 
     Raises:
         StorageError: Slurm does not answer.
@@ -127,7 +220,7 @@ def max_array_size() -> int:
     for line in _run("scontrol", "show", "config").splitlines():
         key, _, value = line.partition("=")
         if key.strip() == "MaxArraySize":
-            return int(value)
+            return max(int(value), 1)  # 0 turns arrays off
     return 1001  # Slurm's default
 
 
@@ -141,17 +234,57 @@ def _ranges(indexes: list[int]) -> str:
     return ",".join("-".join(map(str, part)) for part in parts)
 
 
+# What the commands print if the controller cannot be reached, or is too busy.
+_SILENCE = re.compile(
+    r"Unable to contact|timed out|connection failure|Connection refused|Zero Bytes|try again|"
+    r"temporarily|Transport endpoint|not running|Protocol authentication|Invalid credential",
+    re.IGNORECASE,
+)
+# And if the machine is part of no cluster.
+_NO_CLUSTER = re.compile(
+    r"configuration source|cannot stat file|process configuration file", re.IGNORECASE
+)
+
+
 def _run(*words: str) -> str:
     """The output of a command of Slurm's."""
+    # A user's defaults for these commands, such as SQUEUE_PARTITION, would hide jobs.
+    own = ("SQUEUE_", "SINFO_", "SCONTROL_", "SCANCEL_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    where = " ".join(words)
     try:
         done = subprocess.run(  # noqa: S603
-            words, capture_output=True, text=True, timeout=_SECONDS, check=True
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", "") or str(error)
+            words, env=environment, capture_output=True, text=True, errors="replace",
+            timeout=_SECONDS, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except FileNotFoundError as error:
         raise StorageError(
-            f"Slurm does not answer: {said.strip().partition(chr(10))[0]}",
-            where=" ".join(words),
-            fix=" ".join(words[:1]),
+            f"no Slurm on this machine: there is no {words[0]} on PATH",
+            where=where,
+            fix=f"on a login node of the cluster, where `command -v {words[0]}` finds it, "
+            "often after: module load slurm",
         ) from error
-    return done.stdout
+    except subprocess.TimeoutExpired as error:
+        raise StorageError(
+            f"Slurm does not answer: nothing within {_SECONDS} s", where=where, fix="scontrol ping"
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            f"{words[0]} cannot be run: {error.strerror}", where=where, fix=f"{words[0]} --version"
+        ) from error
+    if done.returncode == 0:
+        return done.stdout
+    said = _message(done.stderr) or f"exit code {done.returncode}, without a word"
+    if _NO_CLUSTER.search(said):
+        what, fix = "this machine knows no Slurm cluster", "export SLURM_CONF=/etc/slurm/slurm.conf"
+    elif _SILENCE.search(said):
+        what, fix = "Slurm does not answer", "scontrol ping"
+    else:
+        what, fix = "Slurm refuses", where
+    raise StorageError(f"{what}: {said}", where=where, fix=fix)
+
+
+def _message(stderr: str) -> str:
+    """What a command complains of, in one line without its own name."""
+    lines = [re.sub(r"^\w+:? (error|fatal): ", "", one) for one in stderr.strip().splitlines()]
+    return "; ".join(dict.fromkeys(lines))[:400]
