@@ -8,19 +8,23 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from runner.config import compose
 from runner.config.overrides import checked_words
 from runner.errors import ConfigError, RunnerError, SweepError, first_line
 from runner.jobs.checks import check_jobs
 from runner.jobs.job import SweepJob
+from runner.jobs.refusals import refused
 from runner.jobs.shares import share_of
+from runner.jobs.slurm import SlurmJobs
 from runner.machine.locks import is_held
 from runner.machine.signals import Interrupted
 from runner.records.run_folder import RunFolder
@@ -98,6 +102,7 @@ def run_jobs(
     on_begin: Callable[[int], None] | None = None,
     on_end: Callable[[int, Outcome], None] | None = None,
     is_quiet: bool = False,
+    say: Callable[[str], None] | None = None,
     deadline: float | None = None,
 ) -> JobsResult:
     """Run jobs through a launcher, until none is missing, a signal comes or time is up.
@@ -118,11 +123,12 @@ def run_jobs(
             raise ends the work once the jobs that run have ended.
         is_quiet: write nothing to the terminal, the output of jobs included, which their logs get.
             A table may then be refreshed there by another thread.
+        say: called with each line about the queue of a cluster; by default it is printed.
         deadline: time of :func:`time.monotonic` after which no job begins; None for none.
 
     Returns:
         The outcomes. After a first signal, running jobs save and end, and ``stopped_by`` says so; a
-        second signal ends this process and its jobs at once.
+        second signal ends this process and its jobs at once. Jobs of Slurm go on.
 
     Raises:
         ConfigError: the words of the launcher are refused.
@@ -150,12 +156,13 @@ def run_jobs(
             on_begin=on_begin,
             on_end=ended,
             is_quiet=is_quiet,
+            say=say,
             deadline=math.inf if deadline is None else deadline,
         )
         launch.run()
     outcomes = [_outcome(folder, number) for number in range(len(jobs))]
     launch.raise_problem()
-    return JobsResult(outcomes, folder, folder.stopped_by, launch.is_out_of_time)
+    return JobsResult(outcomes, folder, launch.stopped_by, launch.is_out_of_time)
 
 
 def _outcome(folder: SweepFolder, number: int) -> Outcome:
@@ -192,7 +199,8 @@ def run_sweep(
 
     Raises:
         ConfigError: the configuration of a job is wrong, or the jobs would end with this process
-            and ``is_detached``; nothing has been written.
+            and ``is_detached``, and nothing has been written; or Slurm refuses what the jobs ask
+            for.
         SweepError: jobs failed; the other jobs have finished.
         Interrupted: a signal came; unfinished jobs resume when the sweep is run again.
     """
@@ -206,12 +214,16 @@ def run_sweep(
         if not launch.is_here:  # what such a job prints is read already
             print_job(jobs[number], folder.read(number), jobs)
 
-    launch = _Launch(config, context, task, jobs, folder, on_end=on_end)
+    launch = _Launch(config, context, task, jobs, folder, on_end=on_end, is_detached=is_detached)
     launch.run()
+    launch.raise_problem()
     outcomes = [{"job": job, **folder.read(number)} for number, job in enumerate(jobs)]
     print_sweep(outcomes, folder.log, Path(config.outputs))
-    if (signum := folder.stopped_by) is not None:
+    launch.tell_what_goes_on()
+    if (signum := launch.stopped_by) is not None:
         raise Interrupted(signum)
+    if is_detached and any(outcome["status"] in ALIVE for outcome in outcomes):
+        return
     if failed := [outcome for outcome in outcomes if outcome["status"] in _BAD]:
         raise SweepError(
             f"{len(failed)} of {len(outcomes)} jobs failed",
@@ -237,7 +249,7 @@ def _require_detachable(kind: str) -> None:
         )
 
 
-_BAD = ("failed", "crashed", "interrupted", "pending", *ALIVE)
+_BAD = ("failed", "crashed", "interrupted", "cancelled", "pending", *ALIVE)
 
 
 class _Launch:
@@ -252,10 +264,13 @@ class _Launch:
         on_begin: see :func:`run_jobs`.
         on_end: called with the number of a job that has ended.
         is_quiet: see :func:`run_jobs`.
+        say: see :func:`run_jobs`.
         deadline: see :func:`run_jobs`.
+        is_detached: see :func:`run_sweep`.
 
     Attributes:
         is_here: whether the jobs share the terminal of this process.
+        stopped_by: the signal that stopped this process; None if there was none.
     """
 
     def __init__(
@@ -269,7 +284,9 @@ class _Launch:
         on_begin: Callable[[int], None] | None = None,
         on_end: Callable[[int], None] | None = None,
         is_quiet: bool = False,
+        say: Callable[[str], None] | None = None,
         deadline: float = math.inf,
+        is_detached: bool = False,
     ) -> None:
         self._config = config
         self._context = context
@@ -278,6 +295,10 @@ class _Launch:
         self._on_begin = on_begin
         self._on_end = on_end
         self._is_quiet = is_quiet
+        self._say = say or partial(print, flush=True)
+        self._is_detached = is_detached
+        self._slurm: SlurmJobs | None = None
+        self.stopped_by: int | None = None
         self._until = time.time() + (deadline - time.monotonic())
         self._is_late = False
         self._problem: Exception | None = None  # of a callback
@@ -301,7 +322,16 @@ class _Launch:
         try:
             self.until_whole()
         except KeyboardInterrupt as interrupt:
-            self._folder.stop(getattr(interrupt, "signum", signal.SIGINT))
+            self.stopped_by = getattr(interrupt, "signum", signal.SIGINT)
+            if self._slurm is None:  # whose jobs go on
+                self._folder.stop(self.stopped_by)
+        else:
+            self.stopped_by = self._folder.stopped_by
+
+    def tell_what_goes_on(self) -> None:
+        """Say which jobs go on without this process, and how to end and to watch them."""
+        if self._slurm is not None:
+            self._slurm.tell_what_goes_on()
 
     def raise_problem(self) -> None:
         """Raise what a callback raised; and, if a job could have begun and did not, the reason.
@@ -336,8 +366,12 @@ class _Launch:
                 self._round(batch)
                 if not todo:
                     del suspects[0]
+                if self._is_detached:
+                    return
                 status = {number: str(self._folder.read(number)["status"]) for number in batch}
-                if len(batch) > 1 and not self.is_here:  # there, each job was alone
+                if (
+                    len(batch) > 1 and self._slurm is None and not self.is_here
+                ):  # else each is alone
                     suspects += [number for number in batch if status[number] == "crashed"]
                 todo = [number for number in batch if status[number] in ("busy", "pending")]
                 if todo == batch and "busy" not in status.values():
@@ -360,6 +394,9 @@ class _Launch:
         return self._is_late
 
     def _round(self, numbers: list[int]) -> None:
+        if self._kind == "SlurmLauncher":
+            self._round_in_slurm(numbers)
+            return
         launcher = self._launcher()
         jobs = [self._jobs[number] for number in numbers]
         if self.is_here:
@@ -385,6 +422,34 @@ class _Launch:
                     print(f"note: {self._kind} gave up: {type(error).__name__}", file=sys.stderr)
             while any(map(self._is_running_here, numbers)):
                 time.sleep(_POLL_SECONDS)
+
+    def _round_in_slurm(self, numbers: list[int]) -> None:
+        from runner.jobs.slurm_launcher import SlurmArray  # submitit is an extra
+
+        found: Any = OmegaConf.to_container(self._config.hydra.launcher, resolve=True)
+        values: dict[str, Any] = {key: found[key] for key in found if key != "_target_"}
+        if self._slurm is None:
+            array = SlurmArray(**values)
+            array.setup(hydra_context=self._context, task_function=self._task, config=self._config)
+            self._slurm = SlurmJobs(
+                self._folder,
+                self._jobs,
+                values,
+                array.submit,
+                say=self._say,
+                on_begin=partial(self._tell, self._on_begin),
+                on_end=partial(self._tell, self._on_end),
+            )
+        attached = self._slurm.attach(numbers)
+        missing = [number for number in numbers if number not in attached]
+        try:
+            self._slurm.submit(missing)
+        except RunnerError:
+            raise
+        except Exception as error:  # submitit raises errors of many kinds
+            self._gave_up = refused(str(error), values) or error
+        if not self._is_detached:
+            self._slurm.watch([number for number in numbers if number in self._folder.slurm])
 
     def _run_here(self, composed: DictConfig) -> None:
         """Run one job for the launcher that runs them in this process."""

@@ -205,10 +205,13 @@ def compressed(ids: Iterable[str]) -> str:
     for one in ids:
         array, _, index = one.partition("_")
         arrays.setdefault(array, []).extend([int(index)] if index else [])
-    return " ".join(
-        f"{array}_[{_ranges(sorted({*indexes}))}]" if indexes else array
-        for array, indexes in arrays.items()
-    )
+    parts = []
+    for array, indexes in arrays.items():
+        ranges = _ranges(sorted({*indexes}))
+        parts.append(
+            f"{array}_[{ranges}]" if len({*indexes}) > 1 else f"{array}_{ranges}".rstrip("_")
+        )
+    return " ".join(parts)
 
 
 def max_array_size() -> int:

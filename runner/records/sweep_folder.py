@@ -108,7 +108,15 @@ class SweepFolder:
 
     def submitted(self, jobs: Mapping[int, SlurmRecord]) -> None:
         """Record that Slurm has these jobs."""
-        self._slurm = {**self.slurm, **jobs}
+        self._record({**self.slurm, **jobs})
+
+    def withdraw(self, numbers: Sequence[int]) -> None:
+        """Forget what Slurm has or had of these jobs."""
+        if {*numbers} & {*self.slurm}:
+            self._record({key: one for key, one in self.slurm.items() if key not in numbers})
+
+    def _record(self, jobs: Mapping[int, SlurmRecord]) -> None:
+        self._slurm = dict(jobs)
         content = {str(number): asdict(record) for number, record in self._slurm.items()}
         self._write("slurm.json", {"jobs": content})
 

@@ -1,0 +1,262 @@
+"""The jobs of one command in Slurm: submits them, finds those that Slurm has, watches them.
+
+The launchers of Hydra wait for the results of jobs, and end when one has none. Here the queue and
+the files of the jobs are asked instead, so that a job that dies on another machine is seen, and
+stops no other. See :mod:`runner.jobs.states`.
+"""
+
+import math
+import shlex
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runner.config.words import own_words
+from runner.errors import StorageError
+from runner.jobs.refusals import refused
+from runner.jobs.states import settled
+from runner.machine import slurm
+from runner.machine.signals import deferred
+from runner.machine.slurm import QueuedJob
+from runner.records.run_folder import redacted_words
+from runner.records.sweep_folder import ALIVE, ENDED, SlurmRecord, SweepFolder
+
+_FILES_SECONDS = 0.5  # between two looks at the files of the jobs
+_LATE_SECONDS = 10.0  # until the file of a job that has ended is there; NFS shows changes late
+_OFTEN_SECONDS, _RARELY_SECONDS = 2.0, 30.0  # between two questions to Slurm: at first, and later
+_QUIET_SECONDS = 5.0  # in which jobs begin if nothing is in their way
+_SIGNED = ("pid", "host")
+
+
+class SlurmJobs:
+    """Jobs of one command.
+
+    Args:
+        folder: the folder of the sweep.
+        jobs: the words of each job.
+        launcher: the values of ``hydra.launcher``.
+        submit: submits jobs as one array, as :meth:`SlurmArray.submit` does.
+        say: tells the user a line.
+        on_begin: called with the number of each job that begins.
+        on_end: called with the number of each job that has ended.
+    """
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        jobs: Sequence[Sequence[str]],
+        launcher: Mapping[str, Any],
+        submit: Callable[[Sequence[Sequence[str]], Path, Mapping[str, Any]], list[str]],
+        *,
+        say: Callable[[str], None],
+        on_begin: Callable[[int], None],
+        on_end: Callable[[int], None],
+    ) -> None:
+        self._folder = folder
+        self._jobs = jobs
+        self._launcher = launcher
+        self._submit = submit
+        self._say = say
+        self._on_begin = on_begin
+        self._on_end = on_end
+        self._begun = set[int]()
+        self._tried_again = set[int]()
+        self._queue: dict[str, QueuedJob | None] | None = None  # not asked yet
+        self._over_since: dict[int, float] = {}
+        self._said: object = None
+
+    def attach(self, numbers: Sequence[int]) -> list[int]:
+        """Find jobs that Slurm has already, of an earlier command; return their numbers."""
+        wanted = {tuple(redacted_words(self._jobs[number])): number for number in numbers}
+        found: dict[int, SlurmRecord] = {}
+        for path in sorted(self._folder.path.parent.glob("*/slurm.json"), reverse=True):
+            other = SweepFolder(path.parent)
+            try:
+                words = [tuple(job) for job in other.jobs()]
+            except (OSError, ValueError):
+                continue
+            for number, record in other.slurm.items():
+                own = wanted.get(words[number]) if number < len(words) else None
+                if own is None or record.sweep is not None or own in found:
+                    continue
+                if other.read(number)["status"] not in ENDED:
+                    found[own] = SlurmRecord(record.id, other.path.name, number)
+        if not found:
+            return []
+        queue = slurm.queue(record.id for record in found.values())
+        alive = {
+            own: record
+            for own, record in found.items()
+            if record.id in queue and not queue[record.id].is_over
+        }
+        if alive:
+            self._folder.submitted(alive)
+            self._queue = {**queue}
+            ids = slurm.compressed(record.id for record in alive.values())
+            self._say(f"Slurm has {len(alive)} of these jobs already: {ids}")
+        return [*alive]
+
+    def submit(self, numbers: Sequence[int]) -> None:
+        """Submit jobs, in as many arrays as the cluster wants.
+
+        Raises:
+            ConfigError: Slurm refuses what is asked for.
+            StorageError: Slurm does not answer.
+        """
+        if not numbers:
+            return
+        self._folder.withdraw(numbers)
+        for number in numbers:
+            self._folder.write(number, "queued")
+        size, left = slurm.max_array_size() - 1, list(numbers)
+        more: dict[str, Any] = {}
+        place = self._folder.path / "slurm"
+        try:
+            while left:
+                chunk, left = left[:size], left[size:]
+                # A signal must not come between the submission and the record of it.
+                with deferred():
+                    ids = self._submit([self._jobs[number] for number in chunk], place, more)
+                    self._folder.submitted(
+                        {
+                            number: SlurmRecord(one, None, number)
+                            for number, one in zip(chunk, ids, strict=True)
+                        }
+                    )
+                # One array after the other, because each has its own limit of jobs at a time.
+                more = {"dependency": f"afterany:{ids[0].partition('_')[0]}"}
+        finally:
+            for number in {*numbers} - {*self._folder.slurm}:
+                self._folder.write(number, "pending")
+        ids = [self._folder.slurm[number].id for number in numbers]
+        what = "1 job" if len(ids) == 1 else f"{len(ids)} jobs"
+        self._say(f"{what} submitted to Slurm: {slurm.compressed(ids)}")
+        self._say(f"  logs: {self._place()}")
+        self._say(f"  {_cancel(ids)} ends them; what runs is saved")
+
+    def watch(self, numbers: Sequence[int]) -> None:
+        """Wait until the jobs are over, and record the ends that they could not record.
+
+        A job that died is tried again, once: its machine may have been the cause.
+
+        Raises:
+            ConfigError: Slurm will never begin what was asked for; it is cancelled.
+        """
+        left, began, asked = list(numbers), time.monotonic(), -math.inf
+        while left:
+            now = time.monotonic()
+            if now - asked >= min(_RARELY_SECONDS, max(_OFTEN_SECONDS, (now - began) / 10)):
+                self._ask(left)
+                asked = now
+                if now - began > _QUIET_SECONDS:
+                    self._tell_reasons(left)
+            over = [number for number in left if self._is_over(number)]
+            if died := [number for number in over if self._may_be_tried_again(number)]:
+                self._tried_again.update(died)
+                self.submit(died)
+            left = [number for number in left if number not in over or number in died]
+            if left:
+                time.sleep(_FILES_SECONDS)
+
+    def state(self, number: int) -> dict[str, Any]:
+        """The state of a job, by its file and by what Slurm said last."""
+        found = self._folder.read(number)
+        if self._queue is None or (record := self._folder.slurm.get(number)) is None:
+            return found
+        return settled(found, self._queue.get(record.id))
+
+    def alive(self) -> list[str]:
+        """The ids of the jobs that go on without this process."""
+        return [
+            record.id
+            for number, record in self._folder.slurm.items()
+            if self.state(number)["status"] in ALIVE
+        ]
+
+    def tell_what_goes_on(self) -> None:
+        """Say which jobs go on, how to end them, and how to watch them again."""
+        if not (ids := self.alive()):
+            return
+        what = "1 job goes on" if len(ids) == 1 else f"{len(ids)} jobs go on"
+        self._say(f"{what} in Slurm: {slurm.compressed(ids)}")
+        self._say(f"  {_cancel(ids)} ends them; what runs is saved")
+        self._say("  the same command watches them again; to look at them:")
+        self._say(f"  python -m runner.show {self._place()}")
+
+    def _place(self) -> str:
+        """The folder of the sweep, as it can be pasted here."""
+        path = self._folder.path
+        short = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        return shlex.quote(str(short))
+
+    def _ask(self, numbers: Sequence[int]) -> None:
+        """Ask Slurm for these jobs; keep what it said before if it does not answer."""
+        ids = [self._folder.slurm[number].id for number in numbers]
+        try:
+            self._queue = {**(self._queue or {}), **dict.fromkeys(ids), **slurm.queue(ids)}
+        except StorageError as error:
+            self._tell(f"{error.what}; it is asked again")
+
+    def _may_be_tried_again(self, number: int) -> bool:
+        is_crashed = self._folder.read(number)["status"] == "crashed"
+        return is_crashed and number not in self._tried_again
+
+    def _is_over(self, number: int) -> bool:
+        """Whether a job is over; records it, and tells that it has begun or ended."""
+        found, state = self._folder.read(number), self.state(number)
+        status = state["status"]
+        if status in ALIVE:
+            self._over_since.pop(number, None)
+        elif status != found["status"] and found["status"] != "queued":
+            since = self._over_since.setdefault(number, time.monotonic())
+            if time.monotonic() - since < _LATE_SECONDS:
+                return False
+        if status in ("running", *ENDED) and number not in self._begun:
+            self._begun.add(number)
+            self._on_begin(number)
+        if status in ALIVE:
+            return False
+        if status != found["status"]:
+            more = {key: value for key, value in state.items() if key not in ("status", *_SIGNED)}
+            self._folder.write(number, status, **more)
+        if status == "crashed" and number not in self._tried_again:
+            self._say(f"{own_words(self._jobs[number], self._jobs)} {state['error']}; again:")
+        elif status in (*ENDED, "cancelled"):
+            self._on_end(number)
+        return True
+
+    def _tell_reasons(self, numbers: Sequence[int]) -> None:
+        """Say why jobs wait, when that has changed; cancel what Slurm will never begin.
+
+        Raises:
+            ConfigError: naming the key to change.
+        """
+        waiting = defaultdict[str, list[str]](list)
+        for number in numbers:
+            queued = (self._queue or {}).get(self._folder.slurm[number].id)
+            if queued is not None and queued.is_waiting:
+                waiting[queued.reason].append(queued.id)
+        for reason, ids in waiting.items():
+            own = [
+                record.id
+                for number in numbers
+                if (record := self._folder.slurm[number]).sweep is None and record.id in ids
+            ]
+            if own and (error := refused(reason, self._launcher)) is not None:
+                slurm.cancel(own)
+                raise error
+        lines = [f"{slurm.compressed(ids)} waits: {why}" for why, ids in waiting.items() if why]
+        if lines:
+            self._tell("\n".join(lines), *waiting)
+
+    def _tell(self, line: str, *about: str) -> None:
+        """Say a line, unless the last one was about the same."""
+        if self._said != (about or line):
+            self._said = about or line
+            self._say(line)
+
+
+def _cancel(ids: Sequence[str]) -> str:
+    return f"scancel {' '.join(dict.fromkeys(one.partition('_')[0] for one in ids))}"

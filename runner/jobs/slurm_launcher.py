@@ -1,0 +1,55 @@
+"""Hydra's launcher for Slurm, which here submits jobs and does not wait for them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+from hydra.core.singleton import Singleton
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import (
+    SlurmLauncher,
+)
+
+
+class SlurmArray(SlurmLauncher):  # type: ignore[misc]  # Hydra is untyped to mypy
+    """Submits jobs as arrays.
+
+    The plugin's own ``launch`` waits for the jobs, and gives all of them up when one dies. Its
+    ``__call__`` is what runs on a node, and its ``checkpoint`` lets submitit queue a job again.
+    """
+
+    def submit(
+        self, jobs: Sequence[Sequence[str]], folder: Path, more: Mapping[str, Any]
+    ) -> list[str]:
+        """Submit jobs as one array; return the id of each, such as ``12_3``, without waiting.
+
+        Args:
+            jobs: the words of each job.
+            folder: where submitit puts the script, what the jobs read, and Slurm's own logs.
+            more: parameters of ``sbatch`` besides those of the configuration.
+
+        Raises:
+            Exception: whatever submitit raises; ``sbatch`` has refused the jobs, or there is none.
+        """
+        values = {name: value for name, value in self.params.items() if value is not None}
+        values.pop("submitit_folder")
+        countdown = values.pop("max_num_timeout")
+        extra = {**(values.pop("additional_parameters", None) or {}), **more}
+        values["additional_parameters"] = {
+            name: value for name, value in extra.items() if value is not None
+        }
+        executor = submitit.AutoExecutor(
+            folder=folder / "%j", cluster="slurm", slurm_max_num_timeout=countdown
+        )
+        generic = {*BaseQueueConf.__dataclass_fields__}
+        executor.update_parameters(
+            **{name if name in generic else f"slurm_{name}": it for name, it in values.items()}
+        )
+        # As the plugin's own `launch` calls `__call__`.
+        state = Singleton.get_state()
+        arguments = [
+            (list(words), "hydra.sweep.dir", at, f"job_id_for_{at}", state)
+            for at, words in enumerate(jobs)
+        ]
+        return [str(job.job_id) for job in executor.map_array(self, *zip(*arguments, strict=True))]
