@@ -18,12 +18,21 @@ from typing import Any, TextIO
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from runner.errors import BusyError, CodeError, ConfigError, RunnerError
+from runner.errors import (
+    BusyError,
+    CodeError,
+    ConfigError,
+    RunnerError,
+    StorageError,
+    TrainingError,
+)
+from runner.jobs.in_slurm import SlurmJob
 from runner.jobs.shares import Share
 from runner.machine.children import can_fork, ending, in_child
 from runner.machine.files import open_log, remove
 from runner.machine.processes import from_environment
 from runner.machine.signals import outliving_parent, raise_on_signals
+from runner.machine.slurm import Ending
 from runner.records.sweep_folder import GOOD, SweepFolder
 from runner.terminal.start import Task
 
@@ -70,7 +79,11 @@ class SweepJob:
             if from_environment().is_first:
                 self.folder.write(number, "pending")
         elif not self.forks:
-            self._run(composed, number)
+            job = SlurmJob.of_this_process(is_first=from_environment().is_first)
+            if job is None:
+                self._run(composed, number)
+            else:
+                self._run_in_slurm(composed, number, job)
         elif can_fork():
             self._fork(composed, number)
         else:
@@ -122,27 +135,76 @@ class SweepJob:
                 stack.enter_context(redirect_stderr(log))
             self._run(composed, number)
 
-    def _run(self, composed: DictConfig, number: int, *, is_child: bool = False) -> None:
+    def _run_in_slurm(self, composed: DictConfig, number: int, job: SlurmJob) -> None:
+        """Run one job in a task of Slurm; a job without a result leaves its process here.
+
+        What a task returns is its result to submitit, and to Slurm an exit code of 0.
+        """
+        status, code = "failed", 0
+        try:
+            status, code = self._run(composed, number, job=job)
+            if status == "interrupted" and job.is_first:
+                status, code = self._end_in_slurm(number, job)
+        except SystemExit:  # the first task has met an error, which it tells
+            pass
+        except Exception as error:  # such as a full disk; Hydra would return it as a result
+            code = error.exit_code if isinstance(error, RunnerError) else 1
+            print(error if code > 1 else traceback.format_exc(), file=sys.stderr, flush=True)
+        if status in ("failed", "interrupted", "queued", "cancelled"):
+            job.leave(code if job.is_first else 0)
+
+    def _end_in_slurm(self, number: int, job: SlurmJob) -> tuple[str, int]:
+        """Put a job that was told to end, and has saved, back into the queue, or not."""
+        ending = job.ending
+        if ending == Ending.CANCELLED:
+            self.folder.write(number, "cancelled", error="cancelled in Slurm")
+            return "cancelled", 0
+        try:
+            if ending is None:
+                raise StorageError("told to end, and Slurm does not answer why")
+            self.folder.write(number, "queued", reason=str(ending))
+            launcher = HydraConfig.get().launcher
+            job.requeue(launcher.timeout_min, launcher.max_num_timeout)
+        except RunnerError as error:
+            status = "failed" if isinstance(error, TrainingError) else "interrupted"
+            self.folder.write(number, status, error=error.what, error_kind=type(error).__name__)
+            return status, error.exit_code
+        return "queued", 0
+
+    def _run(
+        self,
+        composed: DictConfig,
+        number: int,
+        *,
+        is_child: bool = False,
+        job: SlurmJob | None = None,
+    ) -> tuple[str, int]:
+        """Run one job; return how it ended, and the exit code of its error."""
         speaks = from_environment().is_first
-        status, more = "pending", dict[str, Any]()
+        status, more, code = "pending", dict[str, Any](), 0
         with ExitStack() as stack:
-            is_sweep = (os.getpid(), socket.gethostname()) == self.sweeper
+            is_sweep = job is None and (os.getpid(), socket.gethostname()) == self.sweeper
             try:
                 if not (is_sweep or is_child):
-                    self._move_in(stack, number if speaks else None)
+                    self._move_in(stack, number if speaks else None, job)
                 if speaks:  # written before the check for a stop, so that no stop is missed
                     self.folder.write(number, "running")
                 if self.folder.stopped_by is None:
                     status = "interrupted"
-                    status, more = self._do(composed, number)
+                    status, more, code = self._do(composed, number)
+                if job is not None:
+                    job.ignore_signals()
             except KeyboardInterrupt as interrupt:
                 if is_sweep:  # a cluster may end one job without meaning the others
                     self.folder.stop(getattr(interrupt, "signum", signal.SIGINT))
+                if job is not None and status == "pending":
+                    status = "interrupted"
             finally:  # also when submitit raises SystemExit to queue the job again
                 if speaks:
                     self.folder.write(number, status, **more)
+        return status, code
 
-    def _do(self, composed: DictConfig, number: int) -> tuple[str, dict[str, Any]]:
+    def _do(self, composed: DictConfig, number: int) -> tuple[str, dict[str, Any], int]:
         if self.share.threads and not composed.threads:
             composed.threads = self.share.threads
         try:
@@ -151,9 +213,9 @@ class SweepJob:
         except Exception as caught:
             error = caught
         if error is None:
-            return str(summary.pop("status")), summary
+            return str(summary.pop("status")), summary, 0
         if isinstance(error, BusyError):
-            return "busy", {"folder": str(Path(error.where).parent)}
+            return "busy", {"folder": str(Path(error.where).parent)}, 0
         with open_log(self.folder.log(number)) as log:
             log.writelines(traceback.format_exception(error))
         reason = error.what if isinstance(error, RunnerError) else f"a bug of ours: {error!r}"
@@ -162,11 +224,14 @@ class SweepJob:
         more = {"error": reason, "error_kind": type(error).__name__}
         if isinstance(error, RunnerError) and error.run is not None:
             more["folder"] = error.run
-        return "failed", more
+        return "failed", more, error.exit_code if isinstance(error, RunnerError) else 1
 
-    def _move_in(self, stack: ExitStack, number: int | None) -> None:
+    def _move_in(self, stack: ExitStack, number: int | None, job: SlurmJob | None) -> None:
         """Set up a process that the launcher started: its signals, output and slot."""
-        raise_on_signals()
+        if job is not None:
+            job.begin()
+        else:
+            raise_on_signals()
         # Ctrl-C in a terminal, and its end, reach all processes; the sweep passes on SIGTERM.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -181,6 +246,9 @@ class SweepJob:
         stack.enter_context(_output_to(log))
         faulthandler.enable(log)
         stack.callback(faulthandler.disable)
+        hydra = HydraConfig.get()
+        if job is not None and hydra.launcher.name == hydra.job.name:  # none of the user's
+            job.take_name(self.jobs[self.number], self.jobs)
         if number is not None and self.share.num_slots:
             self.folder.write(number, "waiting")
             stack.enter_context(self.folder.slot(self.share.num_slots))

@@ -1,7 +1,9 @@
 """Signals that ask this process to end: an exception where that is safe, deferred where it is not.
 
 SIGTERM comes from schedulers and ``kill``, SIGINT from Ctrl-C, SIGHUP from a terminal that is
-closed, SIGUSR2 from submitit shortly before a job's time is up.
+closed, SIGUSR2 from Slurm shortly before a job's time is up.
+
+A second signal ends the process at once; but not in a job of Slurm, which itself sends several.
 """
 
 import ctypes
@@ -14,6 +16,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_OF_SLURM = (signal.SIGTERM, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
@@ -23,10 +26,13 @@ class Interrupted(KeyboardInterrupt):
     Attributes:
         signum: number of the signal.
         exit_code: 129 for SIGHUP, 130 for SIGINT and 143 for SIGTERM, as in shells.
+
+    Args:
+        reason: why the signal came; by default the name of the signal.
     """
 
-    def __init__(self, signum: int = signal.SIGINT) -> None:
-        super().__init__(signal.Signals(signum).name)
+    def __init__(self, signum: int = signal.SIGINT, reason: str = "") -> None:
+        super().__init__(reason or signal.Signals(signum).name)
         self.signum = signum
         self.exit_code = 128 + signum
 
@@ -46,12 +52,48 @@ def raise_on_signals() -> None:
                 signal.signal(signum, _raise)
 
 
+class OneInterruption:
+    """A handler that raises :class:`Interrupted` once, and ignores all signals after that.
+
+    For a job of Slurm. It gets SIGUSR2 shortly before its time is up, and two SIGTERMs within
+    milliseconds, or half a minute apart, when it is preempted; after half a minute more, SIGKILL.
+
+    Args:
+        reason: called with the first signal, before the exception is raised and after the work
+            that :func:`deferred` lets complete; returns why the signal came.
+    """
+
+    def __init__(self, reason: Callable[[int], str]) -> None:
+        self._reason = reason
+        self._is_over = False
+
+    def install(self) -> None:
+        """Handle signals from now on; the main thread alone can do so."""
+        for signum in _OF_SLURM:
+            signal.signal(signum, self)
+        for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGCONT):
+            signal.signal(signum, signal.SIG_IGN)
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """Handle a signal, as Python calls handlers."""
+        if not self._is_over:
+            self.ignore_further()
+            raise Interrupted(signum, self._reason(signum))
+
+    def ignore_further(self) -> None:
+        """Ignore signals from now on, until this process is gone."""
+        self._is_over = True
+        for signum in _OF_SLURM:
+            signal.signal(signum, signal.SIG_IGN)
+
+
 @contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
     """Defer signals during the block, and deliver the first one when the block ends.
 
     The block gets a function that says whether a signal is waiting, and should then complete its
-    work and end. A second signal is not deferred: it ends the process at once.
+    work and end. A second signal is not deferred: it ends the process at once, except in a job of
+    Slurm, where it is ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -59,10 +101,13 @@ def deferred() -> Iterator[Callable[[], bool]]:
     received: list[int] = []
     handled = [signum for signum in _ENDING if signal.getsignal(signum) != signal.SIG_IGN]
 
+    once = _of_slurm()
+    second = signal.SIG_IGN if once else signal.SIG_DFL
+
     def hold(signum: int, frame: FrameType | None) -> None:
         received.append(signum)
         for each in handled:
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, second)
 
     if callable(
         signal.getsignal(signal.SIGUSR2)
@@ -71,6 +116,10 @@ def deferred() -> Iterator[Callable[[], bool]]:
     before = {signum: signal.signal(signum, hold) for signum in handled}
     try:
         yield lambda: bool(received)
+    except Interrupted:  # another process of the run got its signal first
+        if once and not received:
+            once.ignore_further()
+        raise
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
@@ -78,10 +127,16 @@ def deferred() -> Iterator[Callable[[], bool]]:
             signal.raise_signal(received[0])
 
 
+def _of_slurm() -> OneInterruption | None:
+    """The handler of this process if it is in a job of Slurm."""
+    handler = signal.getsignal(signal.SIGTERM)
+    return handler if isinstance(handler, OneInterruption) else None
+
+
 @contextmanager
 def held_back() -> Iterator[None]:
     """Let signals wait until the block ends; a process that it forks does not get them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_ENDING, signal.SIGUSR2))
     try:
         yield
     finally:
@@ -93,9 +148,9 @@ def at_once() -> Iterator[None]:
     """Let signals end the process without a message.
 
     For waits outside Python when there is nothing to save: Python's own handlers would run only
-    after the wait.
+    after the wait. In a job of Slurm they do so: the job must not fail, and Slurm kills what waits.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or _of_slurm():
         yield
         return
     handled = [signum for signum in _ENDING if signal.getsignal(signum) != signal.SIG_IGN]
@@ -109,7 +164,7 @@ def at_once() -> Iterator[None]:
 
 def ignore_signals() -> None:
     """Ignore signals in a helper process: its parent ends it, also if the whole group gets one."""
-    for signum in _ENDING:
+    for signum in (*_ENDING, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
 
 

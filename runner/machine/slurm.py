@@ -10,6 +10,7 @@ import re
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from runner.errors import ConfigError, StorageError
 
@@ -188,6 +189,54 @@ def rename(number: str, name: str) -> None:
         StorageError: Slurm refuses it or does not answer.
     """
     _run("scontrol", "update", f"jobid={number}", f"jobname={name}")
+
+
+class Ending(StrEnum):
+    """Why Slurm has told a job to end."""
+
+    TIME_LIMIT = "time limit"
+    PREEMPTED = "preempted"
+    REQUEUED = "requeued by Slurm"
+    """Preempted or by an administrator; the job is in the queue again already."""
+    CANCELLED = "cancelled"
+    NONE = "not by Slurm"
+    """Somebody sent a signal, or the job is to end before its time is up."""
+
+
+def ending(number: str) -> Ending:
+    """Why the job that this process is in was told to end.
+
+    Args:
+        number: id of the job.
+
+    Raises:
+        StorageError: Slurm does not answer, or does not know the job.
+    """
+    said = _run("scontrol", "--oneliner", "show", "job", number)
+    found = dict(re.findall(r"(\w+)=(\S+)", said))  # spaces are in values that nobody needs
+    preempted, ended = found.get("PreemptTime"), found.get("EndTime")
+    is_preempted = preempted not in (None, "None", "Unknown", "N/A")
+    # While the processes of a job end, all that Slurm says of its state is COMPLETING.
+    if int(found.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        return Ending.REQUEUED
+    if found.get("JobState") == "RUNNING":
+        return Ending.PREEMPTED if is_preempted else Ending.NONE
+    if is_preempted and preempted == ended:  # else it was cancelled in the time that it had to save
+        return Ending.PREEMPTED
+    ran, limit = (_minutes(found.get(key, "")) for key in ("RunTime", "TimeLimit"))
+    if ran is not None and limit is not None and ran >= limit:
+        return Ending.TIME_LIMIT
+    return Ending.CANCELLED
+
+
+def requeue(number: str) -> None:
+    """Put a job that runs, or has just ended, back into the queue; its processes are ended.
+
+    Raises:
+        StorageError: Slurm refuses it, as for a job that is in the queue already; or does not
+            answer.
+    """
+    _run("scontrol", "requeue", number)
 
 
 def cancel(ids: Sequence[str]) -> None:
