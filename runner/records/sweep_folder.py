@@ -175,7 +175,7 @@ class SweepFolder:
                 raise ValueError(f"unknown status: {status}")
             fields.whole(found, "pid", at_least=1)
             fields.text(found, "host")
-            for key in ("folder", "evaluation", "error", "error_kind"):
+            for key in ("folder", "evaluation", "error", "error_kind", "reason"):
                 if found.get(key) is not None:
                     fields.text(found, key)
             for key in ("accuracy", "tta", "seconds"):
