@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass, replace
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -55,7 +56,7 @@ def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
 
 def known_keys(kind: type = RunConfig, prefix: str = "") -> list[str]:
     """Every dotted key of the configuration."""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     keys = []
     for item in fields(kind):
         if is_dataclass(hints[item.name]):
@@ -97,6 +98,12 @@ def _siblings(group: str) -> list[str]:
     return [key.rpartition(".")[2] for key in known_keys() if group == key.rpartition(".")[0] != ""]
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The type of each field; Python evaluates them anew at each call, which takes long."""
+    return get_type_hints(kind)
+
+
 def _build(kind: Any, values: Any, prefix: str, problems: list[Problem]) -> Any:
     """An instance of the dataclass ``kind``; what is wrong is appended to ``problems``."""
     if not isinstance(values, Mapping):
@@ -104,7 +111,7 @@ def _build(kind: Any, values: Any, prefix: str, problems: list[Problem]) -> Any:
             Problem(f"{prefix.rstrip('.')}={values!r} must hold keys, not one value", "")
         )
         return kind()
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     known = {item.name: item for item in fields(kind)}
     problems.extend(
         unknown_key(f"{prefix}{key}", spelled(value))

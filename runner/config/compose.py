@@ -5,8 +5,10 @@ Only this room, ``terminal.start`` and the sweeper know Hydra. Hydra accepts `+m
 before anything is written.
 """
 
+import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import checks, schema
 from runner.config.options import CONF_DIR, LAUNCHERS
-from runner.config.overrides import check_composed, check_references, checked_words
+from runner.config.overrides import (
+    check_composed,
+    check_references,
+    checked_words,
+    is_known_key,
+)
 from runner.config.schema import RunConfig
 from runner.errors import ConfigError, RunnerError, first_line
 
@@ -116,6 +123,97 @@ def jobs(words: Sequence[str]) -> list[list[str]]:
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         (grid,) = BasicSweeper.split_arguments(parser.parse_overrides(checked), None)
     return [list(job) for job in dict.fromkeys(map(tuple, grid))]
+
+
+class JobConfigs:
+    """The configurations of many jobs, as Hydra composes each of them, in a fraction of the time.
+
+    Hydra reads all option files anew for each job. Jobs of a sweep choose few different options,
+    and otherwise set keys to plain values, such as ``seed=3``, which Hydra applies last. So Hydra
+    composes each choice of options once, and plain values are set here.
+
+    Args:
+        config: the composed configuration of the command that has these jobs, inside
+            :func:`opened`.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self._config = config
+        self._loader = GlobalHydra.instance().config_loader()
+        self._bases: dict[tuple[str, ...], dict[str, Any] | None] = {}
+
+    def of(self, job: Sequence[str]) -> RunConfig:
+        """The configuration of the job with these words.
+
+        Raises:
+            ConfigError: see :func:`run_config`. Hydra raises errors of its own;
+                :func:`runner.config.complaints.translated` converts them.
+        """
+        plain = {word: found for word in job if (found := _plain_value(word)) is not None}
+        choices = tuple(word for word in job if word not in plain)
+        if choices not in self._bases:
+            self._bases[choices] = self._base(choices)
+        base = self._bases[choices]
+        values = (
+            None
+            if base is None
+            else _with_values(base, [plain[word] for word in job if word in plain])
+        )
+        if values is None:
+            return run_config(self._loader.load_sweep_config(self._config, list(job)))
+        return checks.from_dict(values)
+
+    def _base(self, choices: tuple[str, ...]) -> dict[str, Any] | None:
+        """The values of a job with these words alone; None if Hydra must see all words of a job."""
+        try:
+            composed = self._loader.load_sweep_config(self._config, list(choices))
+            check_composed(composed.hydra)
+            if _has_references(OmegaConf.to_container(composed, resolve=False)):
+                return None
+            return _plain(composed)
+        except Exception:  # whatever it is, Hydra says it of the whole job
+            return None
+
+
+@cache
+def _plain_value(word: str) -> tuple[str, Any] | None:
+    """The key and the value of a word that sets one of our keys to a plain value; else None."""
+    key, is_set, text = word.partition("=")
+    if not is_set or not is_known_key(key) or "$" in text or "\\" in text or "???" in text:
+        return None
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except Exception:  # Hydra says what is wrong with it
+        return None
+    if override.is_sweep_override() or override.key_or_group != key:
+        return None
+    value = override.value()
+    for one in value if isinstance(value, list) else [value]:
+        if not isinstance(one, str | int | float | bool | None):
+            return None
+    return key, value
+
+
+def _with_values(base: dict[str, Any], plain: Sequence[tuple[str, Any]]) -> dict[str, Any] | None:
+    """``base`` with other values; None if it lacks one of the keys."""
+    values = copy.deepcopy(base)
+    for key, value in plain:
+        *groups, name = key.split(".")
+        inner: Any = values
+        for group in groups:
+            inner = inner.get(group) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict) or name not in inner:
+            return None
+        inner[name] = value
+    return values
+
+
+def _has_references(values: Any) -> bool:
+    if isinstance(values, dict):
+        return any(key != "hydra" and _has_references(value) for key, value in values.items())
+    if isinstance(values, list):
+        return any(map(_has_references, values))
+    return isinstance(values, str) and "${" in values
 
 
 def opened() -> AbstractContextManager[object]:

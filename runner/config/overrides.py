@@ -109,6 +109,11 @@ def is_sweep(word: str) -> bool:
     return bool(_parsed(word).is_sweep_override())
 
 
+def is_known_key(key: str) -> bool:
+    """Whether ``key`` is a key of the configuration, and no group of keys."""
+    return key in _types()
+
+
 def check_composed(hydra: DictConfig) -> None:
     """Refuse a composed ``hydra`` node in which anything but the launcher was changed.
 

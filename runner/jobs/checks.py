@@ -32,10 +32,10 @@ def check_jobs(
     """
     problems: dict[str, RunnerError] = {}
     codes, trainings = set[str](), set[str]()
-    configs = list[RunConfig]()
+    configs, composed = list[RunConfig](), compose.JobConfigs(config)
     for job in jobs:
         try:
-            one = compose.run_config(loader.load_sweep_config(config, list(job)))
+            one = composed.of(job)
             if one.force and repr(one.training) in trainings:
                 raise ConfigError(
                     "jobs that differ only in their evaluation are one training, which "

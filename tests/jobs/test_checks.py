@@ -1,0 +1,99 @@
+"""The configurations of many jobs: those that Hydra composes of each, and refused as there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from hydra.core.config_loader import ConfigLoader
+from omegaconf import DictConfig
+
+from runner.config import compose
+from runner.config.schema import RunConfig
+from runner.terminal.start import hydra_context
+
+JOBS = [
+    "seed=0",
+    "seed=1",
+    "seed=2 +trick=mixup",
+    "seed=3 +trick=mixup mixup.alpha=0.7",
+    "mixup.alpha=0.7 mixup=beta",
+    "seed=1 optim.lr=1e-3 normalize.source=given 'normalize.mean=[0.1,0.2,0.3]'",
+    "seed=1 seed=4",
+    'data.root="1.10"',
+    "data.root='a b'",
+    "code=null compile=null",
+    "seed=4 budget.epochs=2.0",
+    "outputs=elsewhere run_dir=null",
+    # Left to Hydra, which sees all words.
+    "seed=3 budget.epochs=${seed}",
+    "budget=smoke +seed=3",
+    "++seed=5",
+    "~seed",
+    r"data.root=a\,b",
+    # Refused.
+    "seed=one",
+    "seed=0.5",
+    "mixup.alpha=-1",
+    "mixup.alpha=[1,2]",
+    "normalize.mean={a:1}",
+    "seed=3 mixup=nothing",
+    "seed=3 tta.views=9 model.name=null",
+    "seed=???",
+    "model.nothing=3",
+    "~optim optim.lr=1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def command() -> Iterator[tuple[DictConfig, ConfigLoader]]:
+    compose.register()
+    with compose.opened():
+        config = compose.composed(["seed=0,1", "threads=1"], is_sweep=True)
+        yield config, hydra_context().config_loader
+
+
+def _words(job: str) -> list[str]:
+    quotes = str.maketrans({"'": ""})
+    return ["data.root='a b'"] if "'a b'" in job else job.translate(quotes).split()
+
+
+def test_each_job_has_the_configuration_that_hydra_composes(
+    command: tuple[DictConfig, ConfigLoader],
+) -> None:
+    config, loader = command
+    configs = compose.JobConfigs(config)
+
+    def found(quick: bool, words: list[str]) -> RunConfig | tuple[type, str]:
+        try:
+            if quick:
+                return configs.of(words)
+            return compose.run_config(loader.load_sweep_config(config, words))
+        except Exception as error:
+            return type(error), str(error)
+
+    outcomes = []
+    for job in JOBS:
+        quick, slow = (found(is_quick, _words(job)) for is_quick in (True, False))
+        assert quick == slow, job
+        outcomes.append(isinstance(quick, RunConfig))
+    assert outcomes.count(True) >= 12
+    assert outcomes.count(False) >= 9, "errors are compared, too"
+
+
+def test_hydra_composes_each_choice_of_options_once(
+    command: tuple[DictConfig, ConfigLoader], tmp_path: Path
+) -> None:
+    config, loader = command
+    kind = type(loader)
+    with mock.patch.object(
+        kind, "load_sweep_config", autospec=True, side_effect=kind.load_sweep_config
+    ) as composing:
+        configs = compose.JobConfigs(config)
+        for trick in ("baseline", "mixup"):
+            for seed in range(50):
+                words = [f"+trick={trick}", f"seed={seed}", f"outputs={tmp_path}"]
+                assert configs.of(words).seed == seed
+        assert composing.call_count == 2
+        configs.of(["seed=3", "budget.epochs=${seed}"])
+        assert composing.call_count == 4, "what refers to another value is left to Hydra"
