@@ -10,6 +10,7 @@ other Slurm of the machine is touched.
     patient     preempted by urgent, 30 s after a SIGTERM (GraceTime=30)
     urgent      preempts those two
     short       at most 10 minutes (MaxTime=10)
+    closed      takes jobs, but begins none (State=DOWN)
 """
 
 import os
@@ -66,6 +67,7 @@ PartitionName=nightly PriorityTier=1 GraceTime=0
 PartitionName=patient PriorityTier=1 GraceTime=30
 PartitionName=urgent PriorityTier=10 PreemptMode=OFF
 PartitionName=short PriorityTier=1 PreemptMode=OFF MaxTime=10
+PartitionName=closed PriorityTier=1 PreemptMode=OFF State=DOWN
 """
 
 # Process 1 of the namespaces. The kernel ends all others with it, and it with this process.
@@ -99,6 +101,11 @@ class Slurm:
         return subprocess.run(
             words, env=self.environment, check=True, capture_output=True, text=True, timeout=60
         ).stdout.strip()
+
+    def jobs(self) -> dict[str, str]:
+        """The state of every job that this Slurm knows, by id."""
+        listed = self.say("squeue", "--noheader", "--array", "--states=all", "--format=%i %T")
+        return dict(line.split() for line in listed.splitlines())
 
     def kill(self, pid: int, signum: int = signal.SIGKILL) -> None:
         """Send a signal to a process of a job, by the id that it has on its node."""
