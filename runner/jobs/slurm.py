@@ -63,7 +63,7 @@ class SlurmJobs:
         self._on_end = on_end
         self._begun = set[int]()
         self._tried_again = set[int]()
-        self._queue: dict[str, QueuedJob | None] | None = None  # not asked yet
+        self._queue: dict[str, QueuedJob | None] = {}  # None: Slurm does not know it any more
         self._over_since: dict[int, float] = {}
         self._said: object = None
 
@@ -93,7 +93,7 @@ class SlurmJobs:
         }
         if alive:
             self._folder.submitted(alive)
-            self._queue = {**queue}
+            self._queue |= queue
             ids = slurm.compressed(record.id for record in alive.values())
             self._say(f"Slurm has {len(alive)} of these jobs already: {ids}")
         return [*alive]
@@ -163,9 +163,10 @@ class SlurmJobs:
     def state(self, number: int) -> dict[str, Any]:
         """The state of a job, by its file and by what Slurm said last."""
         found = self._folder.read(number)
-        if self._queue is None or (record := self._folder.slurm.get(number)) is None:
+        record = self._folder.slurm.get(number)
+        if record is None or record.id not in self._queue:
             return found
-        return settled(found, self._queue.get(record.id))
+        return settled(found, self._queue[record.id])
 
     def alive(self) -> list[str]:
         """The ids of the jobs that go on without this process."""
@@ -195,7 +196,7 @@ class SlurmJobs:
         """Ask Slurm for these jobs; keep what it said before if it does not answer."""
         ids = [self._folder.slurm[number].id for number in numbers]
         try:
-            self._queue = {**(self._queue or {}), **dict.fromkeys(ids), **slurm.queue(ids)}
+            self._queue |= {**dict.fromkeys(ids), **slurm.queue(ids)}
         except StorageError as error:
             self._tell(f"{error.what}; it is asked again")
 
@@ -235,7 +236,7 @@ class SlurmJobs:
         """
         waiting = defaultdict[str, list[str]](list)
         for number in numbers:
-            queued = (self._queue or {}).get(self._folder.slurm[number].id)
+            queued = self._queue.get(self._folder.slurm[number].id)
             if queued is not None and queued.is_waiting:
                 waiting[queued.reason].append(queued.id)
         for reason, ids in waiting.items():
