@@ -114,6 +114,7 @@ class Batches:
             on_begin=on_begin,
             on_end=on_end,
             is_quiet=self._live.is_quiet,
+            say=self._live.line,
             deadline=self._deadline,
         )
         self._elapsed += time.monotonic() - start

@@ -162,6 +162,7 @@ def run_jobs(
         launch.run()
     outcomes = [_outcome(folder, number) for number in range(len(jobs))]
     launch.raise_problem()
+    launch.tell_what_goes_on()
     return JobsResult(outcomes, folder, launch.stopped_by, launch.is_out_of_time)
 
 
@@ -449,7 +450,8 @@ class _Launch:
         except Exception as error:  # submitit raises errors of many kinds
             self._gave_up = refused(str(error), values) or error
         if not self._is_detached:
-            self._slurm.watch([number for number in numbers if number in self._folder.slurm])
+            known = [number for number in numbers if number in self._folder.slurm]
+            self._slurm.watch(known, self._until)
 
     def _run_here(self, composed: DictConfig) -> None:
         """Run one job for the launcher that runs them in this process."""

@@ -136,10 +136,15 @@ class SlurmJobs:
         self._say(f"  logs: {self._place()}")
         self._say(f"  {_cancel(ids)} ends them; what runs is saved")
 
-    def watch(self, numbers: Sequence[int]) -> None:
+    def watch(self, numbers: Sequence[int], until: float = math.inf) -> None:
         """Wait until the jobs are over, and record the ends that they could not record.
 
         A job that died is tried again, once: its machine may have been the cause.
+
+        Args:
+            numbers: of jobs that Slurm has.
+            until: time in seconds since the epoch after which no job begins: those that have not
+                begun are cancelled then.
 
         Raises:
             ConfigError: Slurm will never begin what was asked for; it is cancelled.
@@ -152,6 +157,8 @@ class SlurmJobs:
                 asked = now
                 if now - began > _QUIET_SECONDS:
                     self._tell_reasons(left)
+            if time.time() >= until:
+                self._leave_unbegun(left)
             over = [number for number in left if self._is_over(number)]
             if died := [number for number in over if self._may_be_tried_again(number)]:
                 self._tried_again.update(died)
@@ -228,13 +235,27 @@ class SlurmJobs:
             self._on_end(number)
         return True
 
+    def _leave_unbegun(self, numbers: Sequence[int]) -> None:
+        """Cancel jobs of this command that have not begun."""
+        unbegun = list[int]()
+        for number in numbers:
+            record = self._folder.slurm[number]
+            queued = self._queue.get(record.id)
+            if record.sweep is None and number not in self._begun and queued and queued.is_waiting:
+                unbegun.append(number)
+        if unbegun:
+            slurm.cancel([self._folder.slurm[number].id for number in unbegun])
+            self._folder.withdraw(unbegun)
+            for number in unbegun:
+                self._folder.write(number, "pending")
+
     def _tell_reasons(self, numbers: Sequence[int]) -> None:
         """Say why jobs wait, when that has changed; cancel what Slurm will never begin.
 
         Raises:
             ConfigError: naming the key to change.
         """
-        waiting = defaultdict[str, list[str]](list)
+        waiting = defaultdict[str, list[str]](list)  # ids by reason
         for number in numbers:
             queued = self._queue.get(self._folder.slurm[number].id)
             if queued is not None and queued.is_waiting:
@@ -247,6 +268,7 @@ class SlurmJobs:
             ]
             if own and (error := refused(reason, self._launcher)) is not None:
                 slurm.cancel(own)
+                self._say(f"{slurm.compressed(own)} cancelled: Slurm would never begin it")
                 raise error
         lines = [f"{slurm.compressed(ids)} waits: {why}" for why, ids in waiting.items() if why]
         if lines:
