@@ -16,7 +16,7 @@ from typing import Any
 from runner.config.words import own_words
 from runner.errors import StorageError
 from runner.jobs.refusals import refused
-from runner.jobs.states import settled
+from runner.jobs.states import settled, why_waiting
 from runner.machine import slurm
 from runner.machine.signals import deferred
 from runner.machine.slurm import QueuedJob
@@ -110,7 +110,7 @@ class SlurmJobs:
         self._folder.withdraw(numbers)
         for number in numbers:
             self._folder.write(number, "queued")
-        size, left = slurm.max_array_size() - 1, list(numbers)
+        size, left = max(1, slurm.max_array_size() - 1), list(numbers)
         more: dict[str, Any] = {}
         place = self._folder.path / "slurm"
         try:
@@ -270,9 +270,9 @@ class SlurmJobs:
                 slurm.cancel(own)
                 self._say(f"{slurm.compressed(own)} cancelled: Slurm would never begin it")
                 raise error
-        lines = [f"{slurm.compressed(ids)} waits: {why}" for why, ids in waiting.items() if why]
-        if lines:
-            self._tell("\n".join(lines), *waiting)
+        if waiting:
+            lines = [f"{slurm.compressed(ids)}: {why_waiting(why)}" for why, ids in waiting.items()]
+            self._tell("waiting in Slurm: " + "; ".join(lines), *waiting)
 
     def _tell(self, line: str, *about: str) -> None:
         """Say a line, unless the last one was about the same."""
