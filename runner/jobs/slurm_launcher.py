@@ -34,6 +34,8 @@ class SlurmArray(SlurmLauncher):  # type: ignore[misc]  # Hydra is untyped to my
         """
         values = {name: value for name, value in self.params.items() if value is not None}
         values.pop("submitit_folder")
+        if values["name"] == self.config.hydra.job.name:  # none of the user's
+            values["name"] = f"sweep-{folder.parent.name}"  # until a job begins, and says its run
         countdown = values.pop("max_num_timeout")
         extra = {**(values.pop("additional_parameters", None) or {}), **more}
         values["additional_parameters"] = {
