@@ -7,7 +7,6 @@ network is restored, and only a table is printed.
 
 import copy
 import math
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -146,7 +145,7 @@ def _print(test: RangeTest, console: Console) -> None:
         console.print(f"{name:>8}: optim.lr={rate:.1e}", highlight=False)
 
 
-def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
+def _run(config: RunConfig, words: list[str]) -> dict[str, Any]:
     from pathlib import Path
 
     from runner.data.dataset import load_dataset
@@ -171,7 +170,7 @@ def _run(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command; see ``--help``."""
-    from runner.terminal.start import hydra_command
+    from runner.terminal.start import Work, hydra_command
     from runner.terminal.usage import EXIT_CODES, Usage
 
     usage = Usage(
@@ -185,7 +184,7 @@ def main() -> None:
         notes="Give the words with which you will train: the suggestions hold for them. Nothing is "
         "kept.\n\n" + EXIT_CODES,
     )
-    hydra_command("lr_find", _run, usage)
+    hydra_command("lr_find", Work(_run), usage)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ from runner.errors import RunnerError
 from runner.machine.files import require_writable
 from runner.machine.hardware import device_kind, require_device
 from runner.machine.processes import Processes, from_environment, joined
-from runner.records import evaluations
-from runner.records.identity import evaluation_identity, folder_name, identified
+from runner.records.identity import folder_name, identified
 from runner.records.run_folder import RunFolder, unfinished_on_other_data
 from runner.terminal.console import distinguishable
 from runner.terminal.display import Display
-from runner.terminal.start import hydra_command
+from runner.terminal.start import Work, hydra_command
 from runner.terminal.usage import EXIT_CODES, Usage
+from runner.training.finished import finished_before, shown_result, summary
 
 if TYPE_CHECKING:
     from runner.data.dataset import Dataset
@@ -34,15 +34,7 @@ def run(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
         with joined(processes, device_kind(config.device)):
             folder, status, result = _run(config, overrides, processes, display)
         display.result(result, str(folder.path))
-    metrics, evaluation = result["metrics"], result.get("evaluation")
-    return {
-        "status": status,
-        "folder": str(folder.path),
-        "accuracy": metrics["plain"]["accuracy"],
-        "tta": metrics["tta"]["accuracy"] if "tta" in result["tricks"] else None,
-        "evaluation": evaluation["name"] if evaluation else None,
-        "seconds": result["budget"]["seconds"] + (evaluation["seconds"] if evaluation else 0.0),
-    }
+    return summary(status, folder, result)
 
 
 def _run(
@@ -81,11 +73,9 @@ def _run(
     result = None if config.force else folder.whole_result()
     if result is not None:
         folder.drop_checkpoints()  # left by a process that was killed after writing the result
-        requested = evaluation_identity(config)
-        evaluation = None if requested is None else evaluations.read(folder, requested)
-        if requested is None or evaluation is not None:
+        if (shown := shown_result(folder, config, result)) is not None:
             display.line("finished before; force=true runs it anew")
-            return folder, "skipped", evaluations.joined(result, evaluation)
+            return folder, "skipped", shown
         display.line("trained before: only the evaluation with this tta is missing")
     elif not folder.is_begun and (unfinished := unfinished_on_other_data(outputs, name, what)):
         display.line(
@@ -173,9 +163,13 @@ _USAGE = Usage(
 )
 
 
+WORK = Work(run, finished_before)
+"""What a job of this command does."""
+
+
 def main() -> None:
     """Run the command; see ``--help``."""
-    hydra_command("train", run, _USAGE)
+    hydra_command("train", WORK, _USAGE)
 
 
 if __name__ == "__main__":

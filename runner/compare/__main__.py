@@ -339,7 +339,7 @@ def _run(
     from runner.compare.live import Live
 
     require_writable(found.folder.path)
-    how = How(train.run, asked.outputs, asked.launcher, asked.config_dir, asked.budget)
+    how = How(train.WORK, asked.outputs, asked.launcher, asked.config_dir, asked.budget)
     with Live(planned, stderr=is_read) as live:
         return rounds.run(found.folder, planned.comparison, how, live, planned.folders)
 

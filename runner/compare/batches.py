@@ -24,7 +24,7 @@ class How:
     """How the jobs of a comparison run.
 
     Attributes:
-        work: what each job does: ``runner.train.run``.
+        work: what each job does: ``runner.train.WORK``.
         outputs: folder of the runs.
         launcher: words that choose Hydra's launcher; none for this process.
         config_dir: folder with option files of the user's own.

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from runner.config import compose
 from runner.config.overrides import checked_words
+from runner.config.schema import RunConfig
 from runner.errors import ConfigError, RunnerError, SweepError, first_line
 from runner.jobs.checks import check_jobs
 from runner.jobs.job import SweepJob
@@ -29,7 +30,7 @@ from runner.machine.locks import is_held
 from runner.machine.signals import Interrupted
 from runner.records.run_folder import RunFolder
 from runner.records.sweep_folder import ALIVE, ENDED, GOOD, SweepFolder, Watch
-from runner.terminal.start import Task, Work, hydra_context, task_of
+from runner.terminal.start import Task, Work, hydra_context
 from runner.terminal.sweeps import print_job, print_sweep
 
 _POLL_SECONDS = 1.0
@@ -111,7 +112,7 @@ def run_jobs(
 
     Args:
         jobs: the words of each job, checked, and all different; ``outputs=`` is among them.
-        work: what each job does: ``runner.train.run``.
+        work: what each job does: ``runner.train.WORK``.
         launcher: words such as ``hydra/launcher=joblib hydra.launcher.n_jobs=2``; none for one job
             after the other, each in a child of this process.
         outputs: folder of the runs; the states and logs of the jobs go to its ``sweeps``.
@@ -150,7 +151,7 @@ def run_jobs(
         launch = _Launch(
             config,
             hydra_context(),
-            task_of(work),
+            Task(work),
             [list(job) for job in jobs],
             folder,
             on_begin=on_begin,
@@ -208,14 +209,16 @@ def run_sweep(
     if is_detached:
         _require_detachable(_kind(config))
     jobs = [list(job) for job in dict.fromkeys(map(tuple, grid))]
-    check_jobs(jobs, context.config_loader, config)
+    configs = check_jobs(jobs, context.config_loader, config)
     folder = SweepFolder.create(Path(config.outputs), jobs)
 
     def on_end(number: int) -> None:
         if not launch.is_here:  # what such a job prints is read already
             print_job(jobs[number], folder.read(number), jobs)
 
-    launch = _Launch(config, context, task, jobs, folder, on_end=on_end, is_detached=is_detached)
+    launch = _Launch(
+        config, context, task, jobs, folder, configs=configs, on_end=on_end, is_detached=is_detached
+    )
     launch.run()
     launch.raise_problem()
     outcomes = [{"job": job, **folder.read(number)} for number, job in enumerate(jobs)]
@@ -262,6 +265,7 @@ class _Launch:
         task: what each job does.
         jobs: the words of each job.
         folder: the folder of the jobs.
+        configs: the configuration of each job; None if they are not known.
         on_begin: see :func:`run_jobs`.
         on_end: called with the number of a job that has ended.
         is_quiet: see :func:`run_jobs`.
@@ -282,6 +286,7 @@ class _Launch:
         jobs: list[list[str]],
         folder: SweepFolder,
         *,
+        configs: Sequence[RunConfig] | None = None,
         on_begin: Callable[[int], None] | None = None,
         on_end: Callable[[int], None] | None = None,
         is_quiet: bool = False,
@@ -293,6 +298,8 @@ class _Launch:
         self._context = context
         self._jobs = jobs
         self._folder = folder
+        self._configs = configs
+        self._finished_before = task.work.finished_before
         self._on_begin = on_begin
         self._on_end = on_end
         self._is_quiet = is_quiet
@@ -321,6 +328,7 @@ class _Launch:
     def run(self) -> None:
         """Launch the jobs until none is missing, a signal comes or time is up."""
         try:
+            self._answer_finished()
             self.until_whole()
         except KeyboardInterrupt as interrupt:
             self.stopped_by = getattr(interrupt, "signum", signal.SIGINT)
@@ -354,13 +362,31 @@ class _Launch:
             fix="another hydra/launcher, or none",
         ) from error
 
+    def _answer_finished(self) -> None:
+        """Record the jobs whose runs are finished, so that no launcher begins them.
+
+        Jobs of this process say it themselves, as quickly.
+        """
+        if self.is_here or self._finished_before is None or not self._may_begin:
+            return
+        configs = self._configs
+        if configs is None:
+            composed = compose.JobConfigs(self._config)
+            configs = [composed.of(job) for job in self._jobs]
+        for number, summary in enumerate(self._finished_before(configs)):
+            if summary is not None:
+                self._folder.write(number, **summary)
+                self._tell(self._on_begin, number)
+                self._tell(self._on_end, number)
+
     def until_whole(self) -> None:
         """Launch the unfinished jobs, in as many rounds as it takes, until the jobs are stopped.
 
         A launcher may give up when one of its processes dies, and end other jobs with it. So each
         job that died is tried again alone: a job that dies alone has crashed.
         """
-        todo, suspects = list(range(len(self._jobs))), list[int]()
+        every, suspects = range(len(self._jobs)), list[int]()
+        todo = [number for number in every if self._folder.read(number)["status"] not in GOOD]
         try:
             while (todo or suspects) and self._may_begin:
                 batch = todo or suspects[:1]

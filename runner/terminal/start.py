@@ -1,7 +1,7 @@
 """The start of every command that takes its words through Hydra."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
@@ -21,31 +21,47 @@ from runner.machine.processes import from_environment
 from runner.terminal.command import command, program
 from runner.terminal.usage import Usage, WordsParser
 
-Work = Callable[[RunConfig, list[str]], dict[str, Any]]
-"""Does one job: takes its configuration and the user's words, returns a summary."""
 
-Task = Callable[[DictConfig], dict[str, Any]]
-"""Does one job that Hydra composed; returns a summary, or ``{"error": ERROR}``."""
+@dataclass(frozen=True)
+class Work:
+    """What a job does.
+
+    Attributes:
+        run: does one job: takes its configuration and the user's words, returns a summary.
+        finished_before: takes the configurations of jobs, returns the summary of each job that
+            would only show what is finished, and None for the others. None if there are no such
+            jobs.
+    """
+
+    run: Callable[[RunConfig, list[str]], dict[str, Any]]
+    finished_before: Callable[[Sequence[RunConfig]], Sequence[dict[str, Any] | None]] | None = None
 
 
-def task_of(work: Work) -> Task:
-    """The task that does ``work``; it can be pickled if ``work`` can."""
-    return partial(_done, work)
+@dataclass(frozen=True)
+class Task:
+    """Does one job that Hydra composed; it can be pickled if ``work`` can.
 
+    Attributes:
+        work: what a job does.
+    """
 
-def _done(work: Work, composed: DictConfig) -> dict[str, Any]:
-    try:
-        # A launcher passes on the node of a job's own configuration only.
-        node = composed.hydra if "hydra" in composed else HydraConfig.get()
-        return work(compose.run_config(composed), [str(word) for word in node.overrides.task])
-    except RunnerError as error:
-        # Returned, not raised: Hydra would add its own lines to the message.
-        return {"error": error}
-    except Exception as error:
-        if (problem := blamed(error)) is None:
-            raise
-        problem.__cause__ = error
-        return {"error": problem}
+    work: Work
+
+    def __call__(self, composed: DictConfig) -> dict[str, Any]:
+        """Do the job; return a summary, or ``{"error": ERROR}``."""
+        try:
+            # A launcher passes on the node of a job's own configuration only.
+            node = composed.hydra if "hydra" in composed else HydraConfig.get()
+            words = [str(word) for word in node.overrides.task]
+            return self.work.run(compose.run_config(composed), words)
+        except RunnerError as error:
+            # Returned, not raised: Hydra would add its own lines to the message.
+            return {"error": error}
+        except Exception as error:
+            if (problem := blamed(error)) is None:
+                raise
+            problem.__cause__ = error
+            return {"error": problem}
 
 
 def hydra_context() -> HydraContext:
@@ -55,16 +71,16 @@ def hydra_context() -> HydraContext:
 
 
 def hydra_command(name: str, work: Work, usage: Usage) -> None:
-    """Run ``work`` for the command line, once or as a sweep, and end as every command ends.
+    """Do ``work`` for the command line, once or as a sweep, and end as every command ends.
 
     ``hydra.main`` is not used: its parser has options that run code, and accepts abbreviations.
 
     Args:
         name: of the command, for its usage.
-        work: does one job.
+        work: what one job does.
         usage: of the command, for ``--help``, and whether ``-m`` and several processes are allowed.
     """
-    job = task_of(work)
+    job = Task(work)
 
     def body() -> None:
         parser = WordsParser(program(name), can_sweep=usage.can_sweep)

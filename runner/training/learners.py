@@ -1,6 +1,6 @@
 """Builds a network ready for use: to be trained as configured, or restored from a bundle."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import log
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from runner.config.idea import IdeaFile
-from runner.config.schema import RunConfig
+from runner.config.schema import Model, RunConfig
 from runner.data.dataset import Dataset
 from runner.data.preprocess import Preprocess
 from runner.data.statistics import training_statistics
@@ -44,16 +44,25 @@ from runner.tricks.loss import class_weights
 
 
 def fitted_to_weights(
-    config: RunConfig, display: Display, code: IdeaFile | None = None
+    config: RunConfig,
+    display: Display,
+    code: IdeaFile | None = None,
+    find: Callable[[Model], Weights | None] = find_weights,
 ) -> tuple[RunConfig, Weights | None]:
     """Return ``config`` adapted to its pretrained weights, and the weights. Prints notes.
+
+    Args:
+        config: the requested configuration.
+        display: where notes go.
+        code: the file with the user's own code, if any.
+        find: finds the weights; another one may remember them for many jobs.
 
     Raises:
         ConfigError: there are no such weights, or they were trained with other statistics.
         ArtefactError: the file is refused; or the weights belong to a network that was changed by
             code, and ``code`` is not that code.
     """
-    weights = find_weights(config.model)
+    weights = find(config.model)
     if weights is not None:
         require_code(weights.code, ("model",), code, f"model.weights={weights.name}", "code=FILE")
     config = fitted(config, weights)

@@ -27,6 +27,7 @@ from runner.report.comparison_words import verdict_line
 from runner.report.comparisons import standings
 from runner.report.scores import ScoreBook
 from runner.report.sequential import looks
+from runner.terminal.start import Work
 
 NUM_IMAGES = 400
 NUM_FOLDS = 4
@@ -204,7 +205,7 @@ def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compare:
         monkeypatch.setattr(batches, "time", jobs.clock)
         plan = plan or question()
         folder = ComparisonFolder(outputs / "comparisons" / plan.name)
-        how = How(lambda config, words: {}, outputs, budget=budget)
+        how = How(Work(lambda config, words: {}), outputs, budget=budget)
         return rounds.run(folder, plan, how, live or Seen(), folders)
 
     return run

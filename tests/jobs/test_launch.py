@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -28,11 +28,12 @@ from rich.text import Text
 from runner import train
 from runner.config.schema import RunConfig
 from runner.errors import ConfigError, DivergedError, StorageError, SweepError
+from runner.jobs import launch
 from runner.jobs.job import SweepJob
 from runner.jobs.launch import JobsResult, Outcome, run_jobs
 from runner.machine.signals import raise_on_signals
 from runner.records.sweep_folder import SweepFolder
-from runner.terminal.start import task_of
+from runner.terminal.start import Task, Work
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
@@ -115,7 +116,7 @@ def run(
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
         done = run_jobs(
             words(outputs, *seeds),
-            work,
+            Work(work),
             launcher,
             outputs,
             on_begin=on_begin,
@@ -191,6 +192,57 @@ def test_where_no_process_can_be_forked_jobs_are_quiet_too(
     assert "printed by 2" in found[0].folder.log(1).read_text()
 
 
+# ── Finished before ────────────────────────────────────────────────────────────────────────────
+
+
+def answers(*seeds: int) -> Callable[[Sequence[RunConfig]], list[dict[str, Any] | None]]:
+    """Says that the runs with these seeds are finished."""
+
+    def finished_before(configs: Sequence[RunConfig]) -> list[dict[str, Any] | None]:
+        done = {"status": "skipped", "folder": "run", "accuracy": 0.25, "seconds": 2.0}
+        return [done if config.seed in seeds else None for config in configs]
+
+    return finished_before
+
+
+@pytest.mark.parametrize("launcher", [JOBLIB, LAUNCHERS["submitit"]])
+@pytest.mark.parametrize(
+    ("finished", "launched"), [((0, 1, 6), None), ((0, 6), [1]), ((), [0, 1, 6])]
+)
+def test_a_launcher_gets_the_jobs_that_are_not_finished(
+    tmp_path: Path,
+    launcher: tuple[str, ...],
+    finished: tuple[int, ...],
+    launched: list[int] | None,
+) -> None:
+    told = []
+    with mock.patch.object(launch._Launch, "_launcher") as starting:
+        done = run_jobs(
+            words(tmp_path, 0, 1, 6),
+            Work(work, answers(*finished)),
+            launcher,
+            tmp_path,
+            on_begin=lambda number: told.append((number, "begins")),
+            on_end=lambda number, outcome: told.append((number, outcome.status)),
+            is_quiet=True,
+        )
+    skipped = [number for number, seed in enumerate((0, 1, 6)) if seed in finished]
+    assert told == [(number, how) for number in skipped for how in ("begins", "skipped")]
+    assert [one.status for one in done.outcomes] == [
+        "skipped" if number in skipped else "pending" for number in range(3)
+    ]
+    if launched is None:
+        assert not starting.called
+    else:
+        (call,) = starting.return_value.launch.call_args_list
+        assert call.args == (words(tmp_path, *launched),)
+
+
+def test_jobs_of_this_process_say_themselves_that_they_are_finished(tmp_path: Path) -> None:
+    done = run_jobs(words(tmp_path, 0), Work(work, answers(0)), (), tmp_path, is_quiet=True)
+    assert done.outcomes[0].status == "finished"
+
+
 # ── Not all begin ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -213,7 +265,7 @@ def test_a_job_that_runs_at_the_deadline_ends(tmp_path: Path) -> None:
         time.sleep(max(0, deadline - time.monotonic()) + 0.1)
 
     done = run_jobs(
-        words(tmp_path, 0, 1), work, (), tmp_path, on_begin=on_begin,
+        words(tmp_path, 0, 1), Work(work), (), tmp_path, on_begin=on_begin,
         on_end=lambda number, outcome: ended.append(time.monotonic()), deadline=deadline,
     )  # fmt: skip
     assert [one.status for one in done.outcomes] == ["finished", "pending"]
@@ -230,7 +282,7 @@ def test_what_a_callback_raises_is_raised_and_no_further_job_begins(
         raise StorageError("the disk is full")
 
     with pytest.raises(StorageError, match="the disk is full"):
-        run_jobs(words(tmp_path, 0, 1, 6), work, launcher, tmp_path, **{which: refuse})
+        run_jobs(words(tmp_path, 0, 1, 6), Work(work), launcher, tmp_path, **{which: refuse})
     assert begun(tmp_path) == [0] or launcher
 
 
@@ -248,9 +300,9 @@ def test_words_of_a_launcher_are_checked_before_anything_is_written(tmp_path: Pa
 
 
 def test_a_job_can_be_sent_to_another_process(tmp_path: Path) -> None:
-    job = SweepJob(task_of(train.run), SweepFolder(tmp_path), [["seed=0"]], (1, "host"), 1, 0, True)
+    job = SweepJob(Task(train.WORK), SweepFolder(tmp_path), [["seed=0"]], (1, "host"), 1, 0, True)
     sent = pickle.loads(pickle.dumps(job))  # noqa: S301  what has just been made
-    assert sent.task.args == (train.run,)
+    assert sent.task == Task(train.WORK)
     assert (sent.jobs, sent.sweeper, sent.until) == (job.jobs, job.sweeper, job.until)
 
 
@@ -260,7 +312,9 @@ def test_a_job_can_be_sent_to_another_process(tmp_path: Path) -> None:
 def run_lingering(outputs: str, launcher: tuple[str, ...]) -> None:
     """Instead of a command: three jobs that linger."""
     raise_on_signals()
-    done = run_jobs(words(Path(outputs), 0, 1, 2), linger, launcher, Path(outputs), is_quiet=True)
+    done = run_jobs(
+        words(Path(outputs), 0, 1, 2), Work(linger), launcher, Path(outputs), is_quiet=True
+    )
     leave(outputs, [done.stopped_by, [one.status for one in done.outcomes]])
 
 
@@ -333,7 +387,7 @@ def run_beside_a_table(outputs: str, rate: int, count: int) -> None:
     )
     jobs = words(Path(outputs), *range(10, 10 + count))
     with table:
-        done = run_jobs(jobs, work, (), Path(outputs), is_quiet=True)
+        done = run_jobs(jobs, Work(work), (), Path(outputs), is_quiet=True)
     leave(outputs, [one.status for one in done.outcomes])
 
 

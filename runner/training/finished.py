@@ -1,0 +1,137 @@
+"""Finished runs: what a job shows of one, and which jobs have one before any of them begins."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.config.idea import idea_of
+from runner.config.schema import Data, RunConfig
+from runner.records import evaluations
+from runner.records.identity import evaluation_identity, folder_name, identified
+from runner.records.run_folder import RunFolder
+from runner.terminal.display import Display
+
+if TYPE_CHECKING:
+    from runner.data.dataset import Dataset
+
+
+def shown_result(
+    folder: RunFolder, config: RunConfig, result: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The result of a finished run with the evaluation that ``config`` requests, if any.
+
+    None if the run lacks that evaluation.
+
+    Raises:
+        ArtefactError: the evaluation is damaged.
+    """
+    requested = evaluation_identity(config)
+    evaluation = None if requested is None else evaluations.read(folder, requested)
+    if requested is not None and evaluation is None:
+        return None
+    return evaluations.joined(result, evaluation)
+
+
+def summary(status: str, folder: RunFolder, result: dict[str, Any]) -> dict[str, Any]:
+    """What a sweep records of a job with this result."""
+    metrics, evaluation = result["metrics"], result.get("evaluation")
+    return {
+        "status": status,
+        "folder": str(folder.path),
+        "accuracy": metrics["plain"]["accuracy"],
+        "tta": metrics["tta"]["accuracy"] if "tta" in result["tricks"] else None,
+        "evaluation": evaluation["name"] if evaluation else None,
+        "seconds": result["budget"]["seconds"] + (evaluation["seconds"] if evaluation else 0.0),
+    }
+
+
+def finished_before(configs: Sequence[RunConfig]) -> list[dict[str, Any] | None]:
+    """The summaries of the jobs whose runs are finished, as the jobs themselves would return them.
+
+    None for each other job, and for each job that must decide it by itself: because its data was
+    never read on this machine, or because anything is wrong with it, which the job says. Data and
+    weights are read once, however many jobs have them, and only if a run may be the right one.
+    """
+    finished = _Finished()
+    return [finished.summary(config) for config in configs]
+
+
+class _UnreadError(Exception):
+    """Data must be downloaded, hashed or decoded first, which is the work of a job."""
+
+
+class _Finished:
+    def __init__(self) -> None:
+        self._names = cache(_names_below)
+        self._dataset = cache(_dataset)
+        self._find_weights: Callable[..., Any] | None = None
+
+    def summary(self, config: RunConfig) -> dict[str, Any] | None:
+        """The summary of a job whose run is finished; None if the job must begin."""
+        if config.force:
+            return None
+        try:
+            return self._summary(config)
+        except Exception:  # whatever is wrong, the job says it, and ends no other
+            return None
+
+    def _summary(self, config: RunConfig) -> dict[str, Any] | None:
+        outputs = Path(config.outputs).expanduser()
+        place = Path(config.run_dir).expanduser() if config.run_dir else None
+        if place is not None and not (place / "result.json").is_file():
+            return None
+        code = idea_of(config)
+        weights = None
+        if config.names_weights:
+            if place is None and not self._may_be_below(outputs, f"{config.data.name}-"):
+                return None
+            from runner.training.learners import fitted_to_weights
+
+            if self._find_weights is None:
+                from runner.models import find_weights
+
+                self._find_weights = cache(find_weights)
+            config, weights = fitted_to_weights(
+                config, Display(quiet=True), code, find=self._find_weights
+            )
+        if place is None and not self._may_be_below(outputs, folder_name(config, "")):
+            return None
+        dataset = self._dataset(config.data, config.largest_size, outputs / "cache")
+        if dataset is None:
+            return None
+        config, what = identified(config, dataset, weights.identity if weights else None, code)
+        folder = RunFolder(place or outputs / folder_name(config, what["identity"]))
+        if not folder.is_begun:
+            return None
+        folder.check(what)
+        result = folder.whole_result()
+        if result is not None:
+            folder.drop_checkpoints()  # left by a process that was killed after writing the result
+        shown = None if result is None else shown_result(folder, config, result)
+        return None if shown is None else summary("skipped", folder, shown)
+
+    def _may_be_below(self, outputs: Path, start: str) -> bool:
+        """Whether a run below ``outputs`` that is finished has a name with this start."""
+        return any(
+            name.startswith(start) and (outputs / name / "result.json").is_file()
+            for name in self._names(outputs)
+        )
+
+
+def _names_below(outputs: Path) -> tuple[str, ...]:
+    return tuple(path.name for path in outputs.iterdir()) if outputs.is_dir() else ()
+
+
+def _dataset(data: Data, size: int, folder: Path) -> "Dataset | None":
+    """The data set; None if reading it takes work, or if anything is wrong with it."""
+    from runner.data.dataset import load_dataset
+
+    def refuse(what: str, done: int, total: int) -> None:
+        if not total or done < total:
+            raise _UnreadError(what)
+
+    try:
+        return load_dataset(data, size, folder, refuse)
+    except Exception:  # whatever is wrong, the job says it
+        return None
