@@ -192,15 +192,15 @@ def rename(number: str, name: str) -> None:
 
 
 class Ending(StrEnum):
-    """Why Slurm has told a job to end."""
+    """Why a job was told to end."""
 
     TIME_LIMIT = "time limit"
     PREEMPTED = "preempted"
     REQUEUED = "requeued by Slurm"
-    """Preempted or by an administrator; the job is in the queue again already."""
+    """Preempted, or by an administrator; the job is in the queue again already."""
     CANCELLED = "cancelled"
-    NONE = "not by Slurm"
-    """Somebody sent a signal, or the job is to end before its time is up."""
+    NONE = "signal"
+    """Slurm lets the job run: somebody sent it a signal, or Slurm did before its time is up."""
 
 
 def ending(number: str) -> Ending:
@@ -214,12 +214,14 @@ def ending(number: str) -> Ending:
     """
     said = _run("scontrol", "--oneliner", "show", "job", number)
     found = dict(re.findall(r"(\w+)=(\S+)", said))  # spaces are in values that nobody needs
+    if "JobState" not in found:
+        raise StorageError("Slurm says nothing of this job", where=f"scontrol show job {number}")
     preempted, ended = found.get("PreemptTime"), found.get("EndTime")
     is_preempted = preempted not in (None, "None", "Unknown", "N/A")
     # While the processes of a job end, all that Slurm says of its state is COMPLETING.
     if int(found.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         return Ending.REQUEUED
-    if found.get("JobState") == "RUNNING":
+    if found["JobState"] == "RUNNING":
         return Ending.PREEMPTED if is_preempted else Ending.NONE
     if is_preempted and preempted == ended:  # else it was cancelled in the time that it had to save
         return Ending.PREEMPTED

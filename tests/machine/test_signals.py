@@ -8,15 +8,23 @@ import threading
 
 import pytest
 
-from runner.machine.signals import Interrupted, at_once, deferred, ignore_signals, raise_on_signals
+from runner.machine.signals import (
+    Interrupted,
+    OneInterruption,
+    at_once,
+    deferred,
+    ignore_signals,
+    raise_on_signals,
+)
 
 BOTH = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+OF_SLURM = [signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT]
 
 
 @pytest.fixture(autouse=True)
 def _handlers():
     """As in a command of ours; afterwards as pytest had them."""
-    before = {signum: signal.getsignal(signum) for signum in (*BOTH, signal.SIGUSR2)}
+    before = {signum: signal.getsignal(signum) for signum in (*BOTH, *OF_SLURM)}
     raise_on_signals()
     yield
     for signum, handler in before.items():
@@ -205,3 +213,67 @@ def test_a_run_under_nohup_outlives_its_terminal():
     with deferred() as is_requested:
         signal.raise_signal(signal.SIGHUP)
         assert not is_requested()
+
+
+ONCE = "OneInterruption(lambda signum: f'why-{signum}').install()\n"
+
+
+@pytest.mark.parametrize("first", OF_SLURM[:2])
+def test_in_a_job_of_slurm_only_the_first_signal_counts(first):
+    sends = ", ".join(f"send({int(signum)})" for signum in (*OF_SLURM, *BOTH))
+    block = f"""
+try:
+    with deferred() as should_stop:
+        send({int(signal.SIGCONT)})
+        say(should_stop())
+        send({int(first)})
+        say(should_stop())
+        {sends}
+        say('saved')
+except Interrupted as error:
+    {sends}
+    say(error)
+    say(error.signum)
+with deferred() as should_stop:
+    {sends}
+    say(should_stop())
+import atexit
+atexit.register(lambda: [{sends}, say('gone')])
+OneInterruption(str).ignore_further()
+{sends}
+"""
+    code, said, error = in_a_process(ONCE + block)
+    told = ["False", "True", "saved", f"why-{int(first)}", str(int(first)), "False", "gone"]
+    assert (code, said, error) == (0, told, "")
+    code, said, _ = in_a_process("raise_on_signals()" + block)  # negative control
+    assert (code < 0, "saved" in said) == (True, False)
+
+
+def test_a_command_of_a_job_of_slurm_gets_no_signals():
+    """Slurm signals all processes of a job; scontrol, too, which the job runs to be requeued."""
+    call = "subprocess.call(['sh', '-c', 'kill -TERM $$; kill -USR2 $$; exit 7'])"
+    code, said, _ = in_a_process(f"import subprocess\nwith held_back():\n    say({call})")
+    assert (code, said) == (0, ["7"])
+    assert in_a_process(f"import subprocess\nsay({call})")[1] == ["-15"]  # negative control
+
+
+def test_a_task_of_slurm_ends_with_the_others():
+    """Another task got its signal first; this one ends, and its own signal changes nothing."""
+    seen = []
+    OneInterruption(lambda signum: seen.append(signum) or "why").install()
+    with pytest.raises(Interrupted, match="SIGTERM"), deferred():
+        raise Interrupted(signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGUSR2)
+    assert seen == []
+
+
+def test_a_wait_of_a_job_of_slurm_does_not_die():
+    OneInterruption(lambda signum: "why").install()
+    with at_once():
+        assert isinstance(signal.getsignal(signal.SIGTERM), OneInterruption)
+
+
+def test_a_helper_process_ignores_the_signal_of_slurm():
+    signal.signal(signal.SIGUSR2, lambda signum, frame: pytest.fail("queued again by a helper"))
+    ignore_signals()
+    os.kill(os.getpid(), signal.SIGUSR2)

@@ -9,7 +9,7 @@ import pytest
 
 from runner.errors import ConfigError, StorageError
 from runner.machine import slurm
-from runner.machine.slurm import Limits, QueuedJob
+from runner.machine.slurm import Ending, Limits, QueuedJob
 
 Fake = Callable[..., Path]
 
@@ -277,3 +277,59 @@ def test_changes_name_the_job(fake: Fake) -> None:
     fake("scancel", error="scancel: error: Kill job error on job id 5: Access denied", code=1)
     with pytest.raises(StorageError, match="Slurm refuses: Kill job error on job id 5"):
         slurm.cancel(["5"])
+
+
+SHOWN = (
+    "JobId=12 ArrayJobId=12 ArrayTaskId=1 JobName=lr=0.1 JobState={state} Reason=None Requeue=1 "
+    "Restarts={restarts} ExitCode=0:15 RunTime={ran} TimeLimit={limit} "
+    "StartTime=2026-11-27T07:27:19 EndTime={ended} Deadline=N/A PreemptTime={preempted} "
+    "Command=/a b/job.sh\n"
+)
+THEN, LATER = "2026-11-27T07:27:24", "2026-11-27T07:27:54"
+
+
+@pytest.mark.parametrize(
+    ("state", "restarts", "ran", "limit", "ended", "preempted", "why"),
+    [
+        ("RUNNING", 0, "00:05:00", "1-00:00:00", LATER, "None", Ending.NONE),
+        ("RUNNING", 0, "00:05:00", "1-00:00:00", LATER, THEN, Ending.PREEMPTED),
+        ("COMPLETING", 1, "00:00:00", "1-00:00:00", "Unknown", "Unknown", Ending.REQUEUED),
+        ("PENDING", 1, "00:00:00", "UNLIMITED", "Unknown", "None", Ending.REQUEUED),
+        ("COMPLETING", 0, "00:05:00", "UNLIMITED", THEN, THEN, Ending.PREEMPTED),  # for good
+        ("COMPLETING", 0, "00:05:00", "UNLIMITED", THEN, "None", Ending.CANCELLED),
+        ("COMPLETING", 0, "00:05:00", "00:10:00", LATER, THEN, Ending.CANCELLED),  # meanwhile
+        ("CANCELLED", 0, "00:05:00", "UNLIMITED", THEN, "N/A", Ending.CANCELLED),
+        ("COMPLETING", 0, "00:10:00", "00:10:00", LATER, "None", Ending.TIME_LIMIT),
+    ],
+)
+def test_why_a_job_was_told_to_end(
+    fake: Fake,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+    restarts: int,
+    ran: str,
+    limit: str,
+    ended: str,
+    preempted: str,
+    why: Ending,
+) -> None:
+    text = SHOWN.format(
+        state=state, restarts=restarts, ran=ran, limit=limit, ended=ended, preempted=preempted
+    )
+    fake("scontrol", text)
+    assert slurm.ending("12_1") == why
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")  # this attempt at the job is the fourth
+    fake("scontrol", text.replace(f"Restarts={restarts}", f"Restarts={restarts + 3}"))
+    assert slurm.ending("12_1") == why
+    fake("scontrol", "No jobs in the system\n")
+    with pytest.raises(StorageError, match="nothing of this job"):
+        slurm.ending("12_1")
+
+
+def test_a_job_is_requeued(fake: Fake) -> None:
+    told = fake("scontrol")
+    slurm.requeue("12_3")
+    assert told.read_text().startswith("requeue\n12_3\n")
+    fake("scontrol", error="Job is pending execution for job 12_3", code=1)
+    with pytest.raises(StorageError, match="Job is pending execution"):
+        slurm.requeue("12_3")
