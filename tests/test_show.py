@@ -10,7 +10,8 @@ from small import Command
 from runner.errors import DataError
 from runner.machine.locks import locked
 from runner.records.run_folder import RunFolder
-from runner.show import rows
+from runner.records.sweep_folder import SweepFolder
+from runner.show import rows, sweep_at
 
 WHAT = {"identity": "0" * 16, "fingerprint": "f", "values": {"seed": 0}}
 
@@ -96,3 +97,43 @@ def test_the_command(command: Command, tmp_path: Path) -> None:
     assert "1 failed" in done.stdout
     assert "run-[red]" in done.stdout, "markup in a name is text"
     assert "\x1b" not in done.stdout
+
+
+def test_a_sweep_is_found_by_folder_and_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outputs = tmp_path / "outputs"
+    assert sweep_at(Path("outputs")) is None
+    (outputs / "sweeps").mkdir(parents=True)
+    with pytest.raises(DataError, match="no sweep here yet"):
+        sweep_at(Path("outputs/sweeps"))
+    older = SweepFolder.create(outputs, [["seed=0"]])
+    (older.path).rename(older.path.with_name("20250102-030405-17"))
+    sweep = SweepFolder.create(outputs, [["seed=0"]])
+    (outputs / "sweeps" / "zzz").mkdir()
+    for place in (f"outputs/sweeps/{sweep.path.name}", sweep.path.name, "outputs/sweeps"):
+        found = sweep_at(Path(place))
+        assert found is not None
+        assert found.path == sweep.path
+        assert found.outputs == outputs
+    monkeypatch.chdir(outputs / "sweeps" / "20250102-030405-17")
+    assert sweep_at(Path()) is not None
+    with pytest.raises(DataError, match="no such sweep"):
+        sweep_at(Path("outputs/sweeps/20250102-030405-18"))
+
+
+def test_the_command_shows_a_sweep(command: Command, tmp_path: Path) -> None:
+    sweep = SweepFolder.create(tmp_path / "outputs", [["seed=0"], ["seed=1"]])
+    for number in range(2):
+        sweep.write(number, "finished", accuracy=0.5)
+    done = command(sweep.path.name, module="runner.show")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "2 jobs: 2 finished" in done.stdout
+    sweep.write(1, "failed", error="no")
+    done = command("outputs/sweeps", "--once", module="runner.show")
+    assert done.returncode == 6
+    assert "1 of 2 jobs failed" in done.stderr
+    sweep.write(1, "running")
+    done = command(module="runner.show")
+    assert f"sweep {sweep.path.name}: 2 jobs: 1 finished, 1 running" in done.stdout

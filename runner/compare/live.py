@@ -30,7 +30,7 @@ from runner.records.run_folder import RunFolder
 from runner.report.comparison_words import verdict_line
 from runner.report.comparisons import ComparisonAnswer, Standing
 from runner.report.metric import METRICS, Metric
-from runner.terminal.console import PipeConsole, legible, printable
+from runner.terminal.console import LiveConsole, PipeConsole, legible, printable
 from runner.terminal.display import duration
 
 _REFRESH_SECONDS = 0.5
@@ -42,13 +42,6 @@ os.register_at_fork(
     after_in_child=_DRAWING.release,
 )
 _FAILED = ("failed", "crashed")
-
-
-class _Console(PipeConsole):
-    """A console that leaves the cursor visible: a process that is killed could not restore it."""
-
-    def show_cursor(self, show: bool = True) -> bool:
-        return False
 
 
 class Live:
@@ -64,7 +57,7 @@ class Live:
         self, plan: Planned, *, stderr: bool = False, console: PipeConsole | None = None
     ) -> None:
         self._plan = plan
-        self.console = console or _Console(highlight=False, stderr=stderr)
+        self.console = console or LiveConsole(highlight=False, stderr=stderr)
         self._table: Drawn | None = None
         self._answer: ComparisonAnswer | None = None
         self._left: list[Job] = []

@@ -21,27 +21,27 @@ _HOW = {
 }
 
 _WAITING = (
-    (r"Resources", "it is next, once enough cores, memory or GPUs are free"),
-    (r"Priority", "jobs of higher priority are before it"),
+    (r"Resources", "next in line, until enough cores, memory or GPUs are free"),
+    (r"Priority", "jobs of higher priority come first"),
     (r"JobArrayTaskLimit", "hydra.launcher.array_parallelism jobs are at work already"),
-    (r"BeginTime", "its time to begin has not come; a job that is queued again waits two minutes"),
-    (r"Dependency", "jobs on which it depends have not ended"),
-    (r"DependencyNeverSatisfied", "a job on which it depends has failed, so it never begins"),
-    (r"PartitionTimeLimit", "it asks for more time than the partition allows, so it never begins"),
+    (r"BeginTime", "queued again; Slurm waits two minutes before it begins the job"),
+    (r"Dependency", "the jobs before have not ended"),
+    (r"DependencyNeverSatisfied", "a job before has failed, so this never begins"),
+    (r"PartitionTimeLimit", "the partition does not allow so much time, so this never begins"),
     (r"PartitionConfig|PartitionNodeLimit|BadConstraints",
-     "it asks for what no node of the partition has, so it never begins"),
+     "no node of the partition has what is asked for, so this never begins"),
     (r"PartitionDown|PartitionInactive", "an administrator closed the partition"),
-    (r"JobHeldUser", "somebody held it (scontrol hold); scontrol release ID ends that"),
-    (r"JobHeldAdmin", "an administrator holds it"),
+    (r"JobHeldUser", "held by scontrol hold; scontrol release ID ends that"),
+    (r"JobHeldAdmin", "held by an administrator"),
     (r"launch failed requeued held|job requeued in held state",
-     "it was held after a failed start; scontrol release ID tries again"),
+     "held after a failed start; scontrol release ID tries again"),
     (r"ReqNodeNotAvail.*|Nodes required for job are .*", "nodes are down, reserved or drained"),
-    (r"NodeDown", "its node is down"),
-    (r"Reservation.*", "its reservation has not begun"),
+    (r"NodeDown", "the node is down"),
+    (r"Reservation.*", "the reservation has not begun"),
     (r"Licenses", "a license is not free"),
-    (r"QOS.*", "a limit of its quality of service (QOS) is reached"),
-    (r"Assoc.*", "a limit of your account is reached"),
-    (r"Cleaning", "what it did before is being cleaned up"),
+    (r"QOS.*", "a limit of the quality of service (QOS) is reached"),
+    (r"Assoc.*", "a limit of the account is reached"),
+    (r"Cleaning", "what ran before is being cleaned up"),
 )  # fmt: skip
 """Reasons of the queue, which Slurm also writes with ``_`` for spaces, in plain words."""
 
@@ -53,7 +53,7 @@ def why_waiting(reason: str) -> str:
         reason: in Slurm's words; empty if Slurm gives none.
     """
     if not reason or reason == "None":
-        return "Slurm has not looked at it yet"
+        return "Slurm has not planned this yet"
     said = reason.replace("_", " ")
     for pattern, words in _WAITING:
         if re.fullmatch(pattern, said):

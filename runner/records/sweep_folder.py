@@ -41,7 +41,9 @@ ALIVE = ("queued", "waiting", "running")
 GOOD = ("finished", "skipped", "resumed", "evaluated")
 ENDED = (*GOOD, "failed", "crashed")
 _KNOWN = (*ALIVE, *ENDED, "interrupted", "cancelled", "busy", "pending")
+_FOLDER = "sweeps"
 _NAME = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9]+(-[0-9]+)?")
+_NUMBER = re.compile(r"[0-9]{1,5}")
 _LARGEST = 2**20  # bytes of a file that is read, or of its end
 _STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
@@ -77,7 +79,7 @@ class SweepFolder:
         """
         now = datetime.now(UTC)
         name = f"{now:%Y%m%d-%H%M%S}-{os.getpid()}"
-        folder = cls(new_folder(outputs.expanduser().absolute() / "sweeps" / name))
+        folder = cls(new_folder(outputs.expanduser().absolute() / _FOLDER / name))
         folder._write(
             "sweep.json",
             {
@@ -101,6 +103,8 @@ class SweepFolder:
                     sweep = one.get("sweep")
                     if sweep is not None and not _NAME.fullmatch(fields.text(one, "sweep")):
                         raise ValueError("no name of a sweep")
+                    if not _NUMBER.fullmatch(number):
+                        raise ValueError("no number of a job")
                     self._slurm[int(number)] = SlurmRecord(
                         fields.text(one, "id"), sweep, fields.whole(one, "number", at_least=0)
                     )
@@ -132,6 +136,58 @@ class SweepFolder:
         if not isinstance(jobs, list):
             raise ValueError("no list of jobs")
         return [list(fields.texts({"job": job}, "job")) for job in jobs]
+
+    @classmethod
+    def all_in(cls, outputs: Path) -> "list[SweepFolder]":
+        """The sweeps below ``outputs``, oldest first; other folders are skipped."""
+        with suppress(OSError):
+            paths = sorted((outputs / _FOLDER).iterdir())
+            return [cls(path) for path in paths if cls(path).exists]
+        return []
+
+    @staticmethod
+    def is_name(name: str) -> bool:
+        """Whether folders of sweeps have such names."""
+        return bool(_NAME.fullmatch(name))
+
+    @property
+    def exists(self) -> bool:
+        """Whether this is the folder of a sweep; its files may be damaged."""
+        try:
+            return self.is_name(self.path.name) and (self.path / "sweep.json").is_file()
+        except (OSError, ValueError):
+            return False
+
+    @property
+    def outputs(self) -> Path:
+        """The folder of the runs."""
+        return self.path.parent.parent
+
+    def names(self) -> list[list[str]]:
+        """The words of each job; ``job N`` for each job whose words the file does not say."""
+        try:
+            return self.jobs()
+        except (OSError, ValueError):
+            files = (path.stem for path in self.path.glob("*.json"))
+            numbers = {*self.slurm, *(int(stem) for stem in files if _NUMBER.fullmatch(stem))}
+            return [["job", str(number)] for number in range(max(numbers, default=-1) + 1)]
+
+    @property
+    def leader(self) -> tuple[int, str] | None:
+        """Process and machine of the sweep, which may have ended; None if they are not known."""
+        try:
+            found = self._parsed("sweep.json")
+            return fields.whole(found, "pid", at_least=1), fields.text(found, "host")
+        except (OSError, ValueError):
+            return None
+
+    @property
+    def is_led(self) -> bool | None:
+        """Whether the process of the sweep lives; None on another machine, where nobody knows."""
+        if self.leader is None:
+            return False
+        pid, host = self.leader
+        return _is_alive({"pid": pid, "host": host}) if host == socket.gethostname() else None
 
     def place(self, number: int) -> tuple["SweepFolder", int]:
         """The sweep that submitted job ``number``, and the number of the job there."""

@@ -44,6 +44,14 @@ class PipeConsole(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class LiveConsole(PipeConsole):
+    """A console that leaves the cursor visible: a process that is killed could not restore it."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        """Do nothing."""
+        return False
+
+
 def table_console() -> PipeConsole:
     """A console for tables. In a pipe, which has no width, it is as wide as the widest table."""
     console = PipeConsole(highlight=False)

@@ -6,19 +6,49 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.config.words import own_words
 from runner.terminal.console import PipeConsole, printable
 from runner.terminal.tables import Table
+
+_NAME_WIDTH = 40  # of a job that is alone, and so has no words of its own
+
+
+def job_names(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """The words by which each job differs from the others; of a job that is alone, the first."""
+    if len(jobs) == 1:
+        return [_first_words(jobs[0])]
+    shared = set[str]().union(*jobs[:1]).intersection(*jobs)
+    return [" ".join([word for word in job if word not in shared] or job) for job in jobs]
+
+
+def _first_words(job: Sequence[str]) -> str:
+    text = " ".join(job[:1])
+    for word in job[1:]:
+        if len(text) + len(word) >= _NAME_WIDTH:
+            return f"{text} …"
+        text = f"{text} {word}"
+    return text
+
+
+def counted(states: Sequence[Mapping[str, Any]]) -> str:
+    """How many jobs there are of each status: ``3 jobs: 2 finished, 1 failed``."""
+    counts = Counter(str(state["status"]) for state in states)
+    each = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return f"{len(states)} {'job' if len(states) == 1 else 'jobs'}{': ' if each else ''}{each}"
 
 
 def print_job(
     job: Sequence[str], outcome: Mapping[str, Any], jobs: Sequence[Sequence[str]]
 ) -> None:
     """Print one line that says how a job of a sweep of ``jobs`` ended."""
+    print_line(outcome, job_names(jobs)[list(jobs).index(job)])
+
+
+def print_line(outcome: Mapping[str, Any], name: str) -> None:
+    """Print one line that says how the job of this name ended."""
     accuracy = outcome.get("accuracy")
     reached = outcome.get("error", "") if accuracy is None else f"accuracy {accuracy:.2%}"
     console = PipeConsole(highlight=False)
-    line = printable(f"{outcome['status']}: {own_words(job, jobs)}  {reached}")
+    line = printable(f"{outcome['status']}: {name}  {reached}".rstrip())
     console.print(line, markup=False, soft_wrap=True)
 
 
@@ -34,21 +64,19 @@ def print_sweep(
         outputs: folder of the runs.
     """
     console = PipeConsole(highlight=False)
-    jobs = [outcome["job"] for outcome in outcomes]
-    counts = Counter(outcome["status"] for outcome in outcomes)
-    title = ", ".join(f"{count} {status}" for status, count in counts.items())
+    names = job_names([outcome["job"] for outcome in outcomes])
     rows = []
-    for outcome in outcomes:
+    for name, outcome in zip(names, outcomes, strict=True):
         numbers = (outcome.get(key) for key in ("accuracy", "tta"))
         cells = ("" if number is None else f"{number:.2%}" for number in numbers)
-        rows.append((own_words(outcome["job"], jobs), outcome["status"], *cells))
+        rows.append((name, outcome["status"], *cells))
     columns = ("job", "status", "accuracy", "TTA")
-    Table(f"{len(outcomes)} jobs: {title}", columns, tuple(rows), columns[:2]).print(console)
-    if len(outcomes) > 1:
+    Table(counted(outcomes), columns, tuple(rows), columns[:2]).print(console)
+    if len(outcomes) > 1 and any(outcome.get("accuracy") is not None for outcome in outcomes):
         place = "" if outputs == Path("outputs") else f" {shlex.quote(str(outputs))}"
         console.print(f"does it help? python -m runner.report{place}", markup=False, soft_wrap=True)
-    for number, outcome in enumerate(outcomes):
+    for number, (name, outcome) in enumerate(zip(names, outcomes, strict=True)):
         if "error" in outcome:
-            text = f"{outcome['status']}: {own_words(outcome['job'], jobs)}\n  {outcome['error']}"
+            text = f"{outcome['status']}: {name}\n  {outcome['error']}"
             text += f"\n  log: {log(number)}" if log(number).exists() else ""
             console.print(printable(text), markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -50,29 +50,26 @@ class Table:
 
     def print(self, console: Console) -> None:
         """Print the table to a terminal, or to a pipe."""
-        printed = RichTable(
-            title=Text(printable(self.title)),
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            collapse_padding=True,
-            pad_edge=False,
-        )
-        widths: Sequence[int | None] = self._widths(console.width) or [None] * len(self.columns)
-        for column, width in zip(self.columns, widths, strict=True):
-            printed.add_column(
+        console.print(self.drawn(console.width))
+
+    def drawn(self, width: int) -> RenderableType:
+        """What a terminal of so many characters shows."""
+        if width < _CELL_WIDTH * len(self.columns):  # no room for columns side by side
+            cells = (pair for row in self.rows for pair in zip(self.columns, row, strict=True))
+            return Group(*(Text(f"{column}: {printable(cell)}") for column, cell in cells))
+        table = RichTable(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+        widths: Sequence[int | None] = self._widths(width) or [None] * len(self.columns)
+        for column, own in zip(self.columns, widths, strict=True):
+            table.add_column(
                 Text(column),
                 justify="left" if column in self.text_columns else "right",
                 overflow="fold",
-                width=width,
+                width=own,
             )
         for row in self.rows:
-            printed.add_row(*(Text(printable(cell)) for cell in row))
-        if console.width >= _CELL_WIDTH * len(self.columns):
-            console.print(printed)
-            return
-        for row in self.rows:  # no room for columns side by side
-            for column, cell in zip(self.columns, row, strict=True):
-                console.print(Text(f"{column}: {printable(cell)}"))
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        # A title of rich's would be folded to the width of the table.
+        return Group(Text(printable(self.title), style="table.title"), table)
 
     def _widths(self, room: int) -> list[int] | None:
         """Characters per column; the widest columns are shortened if there is no room for all.

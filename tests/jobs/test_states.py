@@ -8,13 +8,13 @@ from runner.jobs.states import why_waiting
 @pytest.mark.parametrize(
     ("reason", "words"),
     [
-        ("Resources", "it is next, once enough cores, memory or GPUs are free (Resources)"),
-        ("QOSMaxCpuPerUserLimit", "a limit of its quality of service (QOS) is reached (QOSMaxCpu"),
+        ("Resources", "next in line, until enough cores, memory or GPUs are free (Resources)"),
+        ("QOSMaxCpuPerUserLimit", "a limit of the quality of service (QOS) is reached (QOSMaxCpu"),
         ("ReqNodeNotAvail, UnavailableNodes:n[1-2]", "nodes are down, reserved or drained (Req"),
-        ("launch_failed_requeued_held", "it was held after a failed start"),
+        ("launch_failed_requeued_held", "held after a failed start"),
         ("SomethingOfTomorrow", "SomethingOfTomorrow"),
         ("PrioritySomething", "PrioritySomething"),
-        ("", "Slurm has not looked at it yet"),
+        ("", "Slurm has not planned this yet"),
     ],
 )
 def test_why_a_job_waits_is_told_in_plain_words(reason: str, words: str) -> None:
