@@ -32,7 +32,7 @@ HYDRA = {
     "runner/config/compose.py", "runner/config/complaints.py", "runner/config/overrides.py",
     "runner/terminal/start.py", "hydra_plugins/trick_runner.py",
     "runner/jobs/checks.py", "runner/jobs/job.py", "runner/jobs/launch.py", "runner/jobs/shares.py",
-    "runner/jobs/slurm_launcher.py",
+    "runner/jobs/slurm_launcher.py", "runner/jobs/ray_jobs.py",
 }  # fmt: skip
 NO_TORCH = {
     "errors", "randomness", "machine", "config", "terminal", "training.metrics",

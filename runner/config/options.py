@@ -18,7 +18,12 @@ GROUPS = tuple(sorted({entry.name for entry in CONF_DIR.iterdir() if entry.is_di
 OVERLAYS = tuple(sorted({*GROUPS} - {item.name for item in fields(RunConfig)}))
 """Groups of ``conf/`` whose options change other groups and that hold no keys of their own."""
 
-LAUNCHERS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+LAUNCHERS = {
+    "joblib": "parallel",
+    "submitit_local": "slurm",
+    "submitit_slurm": "slurm",
+    "ray": "ray",
+}
 """Launchers with an option file of ours, and the extra that installs each."""
 
 

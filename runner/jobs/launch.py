@@ -23,6 +23,7 @@ from runner.config.schema import RunConfig
 from runner.errors import ConfigError, RunnerError, SweepError, first_line
 from runner.jobs.checks import check_jobs
 from runner.jobs.job import SweepJob
+from runner.jobs.ray_jobs import RayJobs
 from runner.jobs.refusals import refused
 from runner.jobs.shares import share_of
 from runner.jobs.slurm import SlurmJobs
@@ -255,6 +256,9 @@ def _require_detachable(kind: str) -> None:
 
 _BAD = ("failed", "crashed", "interrupted", "cancelled", "pending", *ALIVE)
 
+# A job that dies ends no other, and is not tried again here: Ray's jobs have been.
+_EACH_ALONE = ("BasicLauncher", "SlurmLauncher", "RayLauncher")
+
 
 class _Launch:
     """Launches jobs, in as many rounds as it takes.
@@ -396,9 +400,7 @@ class _Launch:
                 if self._is_detached:
                     return
                 status = {number: str(self._folder.read(number)["status"]) for number in batch}
-                if (
-                    len(batch) > 1 and self._slurm is None and not self.is_here
-                ):  # else each is alone
+                if len(batch) > 1 and self._kind not in _EACH_ALONE:
                     suspects += [number for number in batch if status[number] == "crashed"]
                 todo = [number for number in batch if status[number] in ("busy", "pending")]
                 if todo == batch and "busy" not in status.values():
@@ -423,6 +425,9 @@ class _Launch:
     def _round(self, numbers: list[int]) -> None:
         if self._kind == "SlurmLauncher":
             self._round_in_slurm(numbers)
+            return
+        if self._kind == "RayLauncher":
+            self._round_in_ray(numbers)
             return
         launcher = self._launcher()
         jobs = [self._jobs[number] for number in numbers]
@@ -478,6 +483,20 @@ class _Launch:
         if not self._is_detached:
             known = [number for number in numbers if number in self._folder.slurm]
             self._slurm.watch(known, self._until)
+
+    def _round_in_ray(self, numbers: list[int]) -> None:
+        values: Any = OmegaConf.to_container(self._config.hydra.launcher.ray, resolve=True)
+        ray = RayJobs(
+            self._folder,
+            self._jobs,
+            values,
+            say=self._say,
+            on_begin=partial(self._tell, self._on_begin),
+            on_end=partial(self._tell, self._on_end),
+        )
+        # Ray says which jobs are over, so the watch is for signals alone.
+        with Watch(self._folder, numbers, lambda number: None, can_stop=True):
+            ray.run(numbers, self._task, self._context, self._config, lambda: self._may_begin)
 
     def _run_here(self, composed: DictConfig) -> None:
         """Run one job for the launcher that runs them in this process."""

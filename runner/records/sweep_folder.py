@@ -333,6 +333,7 @@ class Watch:
         can_stop: bool,
     ) -> None:
         self._folder = folder
+        self._numbers = tuple(numbers)
         self._left = list(numbers)
         self._begun = set[int]()
         self._on_begin = on_begin
@@ -377,7 +378,7 @@ class Watch:
             _send(job, signal.SIGTERM)
 
     def _running(self) -> list[dict[str, Any]]:
-        jobs = [self._folder.read(number) for number in self._left]
+        jobs = [self._folder.read(number) for number in self._numbers]
         return [job for job in jobs if job["status"] in ALIVE]
 
     def _report(self) -> None:
