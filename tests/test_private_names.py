@@ -115,6 +115,37 @@ def test_hydra_still_calls_nothing() -> None:
     assert Callbacks().callbacks == []
 
 
+# What happens in a job's process: Singleton.set_state finds the plugins anew.
+JOB = """
+import sys
+from pathlib import Path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+from runner.config import compose
+from runner.terminal.start import hydra_context
+
+compose.register()
+with compose.opened():
+    words = ["hydra/launcher=submitit_local", compose.own_options(Path(sys.argv[1]))]
+    config = compose.composed(words, is_sweep=True)
+    context = hydra_context()
+    Singleton.set_state(Singleton.get_state())
+    is_ours = sys.argv[2] == "ours"
+    loader = context.config_loader if is_ours else GlobalHydra.instance().config_loader()
+    print(loader.load_sweep_config(config, ["seed=7"]).seed)
+"""
+
+
+@pytest.mark.parametrize("loader", ["ours", pytest.param("Hydra's", marks=pytest.mark.whole)])
+def test_own_option_files_reach_jobs_in_processes_of_their_own(loader: str, tmp_path: Path) -> None:
+    code = [sys.executable, "-c", JOB, str(tmp_path), loader]
+    done = subprocess.run(code, capture_output=True, text=True, timeout=60)
+    if loader == "ours":
+        assert (done.stdout, done.returncode) == ("7\n", 0), done.stderr
+    else:
+        assert "Merge error" in done.stderr, "Hydra's own would do: ours can go"
+
+
 COMPLAINTS = {
     "an unknown key": (["optim.lrr=1"], {}, "optim.lrr"),
     "a key that exists": (["+seed=1"], {}, "+seed"),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -66,8 +67,21 @@ class Task:
 
 def hydra_context() -> HydraContext:
     """What Hydra's plugins want to know, inside :func:`runner.config.compose.opened`."""
-    loader = GlobalHydra.instance().config_loader()
+    loader = _Loader(GlobalHydra.instance().config_loader().get_search_path())
     return HydraContext(config_loader=loader, callbacks=Callbacks())
+
+
+class _Loader(ConfigLoaderImpl):  # type: ignore[misc]  # Hydra is untyped to mypy
+    """Hydra's, in the process of a job too.
+
+    A launcher there lets Hydra find its plugins anew. Their entries would take the names of our
+    option files again, which Hydra reads if the user has a folder of option files.
+    """
+
+    def load_sweep_config(self, *arguments: Any) -> DictConfig:
+        compose.register()
+        config: DictConfig = super().load_sweep_config(*arguments)
+        return config
 
 
 def hydra_command(name: str, work: Work, usage: Usage) -> None:

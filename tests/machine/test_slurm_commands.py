@@ -1,4 +1,4 @@
-"""What Slurm's commands print, printed here by scripts; tests/test_slurm.py has a real Slurm."""
+"""What Slurm's commands print, printed here by scripts; tests/test_on_slurm.py has a real Slurm."""
 
 import os
 import stat
