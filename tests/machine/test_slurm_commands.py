@@ -263,7 +263,7 @@ def test_the_own_id(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ids_are_written_short() -> None:
     ids = ["12_0", "12_1", "13", "12_5", "12_2", "14_7", "12_10", "12_9"]
-    assert slurm.compressed(ids) == "12_[0-2,5,9-10] 13 14_[7]"
+    assert slurm.compressed(ids) == "12_[0-2,5,9-10] 13 14_7"
     assert slurm.compressed([]) == ""
 
 
