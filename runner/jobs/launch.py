@@ -1,5 +1,6 @@
 """Runs jobs through one of Hydra's launchers until none is missing, and says how each ended."""
 
+import hashlib
 import math
 import os
 import signal
@@ -18,6 +19,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from runner.config import compose
+from runner.config.idea import idea_of
 from runner.config.overrides import checked_words
 from runner.config.schema import RunConfig
 from runner.errors import ConfigError, RunnerError, SweepError, first_line
@@ -254,6 +256,13 @@ def _require_detachable(kind: str) -> None:
         )
 
 
+def _asked(config: RunConfig) -> str:
+    """A hash over what a job is asked to do, and where; equal jobs are one."""
+    code = idea_of(config)
+    content = f"{config!r} {code.sha256 if code else None} {Path.cwd()}"
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 _BAD = ("failed", "crashed", "interrupted", "cancelled", "pending", *ALIVE)
 
 # A job that dies ends no other, and is not tried again here: Ray's jobs have been.
@@ -373,15 +382,17 @@ class _Launch:
         """
         if self.is_here or self._finished_before is None or not self._may_begin:
             return
-        configs = self._configs
-        if configs is None:
-            composed = compose.JobConfigs(self._config)
-            configs = [composed.of(job) for job in self._jobs]
-        for number, summary in enumerate(self._finished_before(configs)):
+        for number, summary in enumerate(self._finished_before(self._job_configs())):
             if summary is not None:
                 self._folder.write(number, **summary)
                 self._tell(self._on_begin, number)
                 self._tell(self._on_end, number)
+
+    def _job_configs(self) -> Sequence[RunConfig]:
+        if self._configs is None:
+            composed = compose.JobConfigs(self._config)
+            self._configs = [composed.of(job) for job in self._jobs]
+        return self._configs
 
     def until_whole(self) -> None:
         """Launch the unfinished jobs, in as many rounds as it takes, until the jobs are stopped.
@@ -466,6 +477,7 @@ class _Launch:
             self._slurm = SlurmJobs(
                 self._folder,
                 self._jobs,
+                [_asked(config) for config in self._job_configs()],
                 values,
                 array.submit,
                 say=self._say,

@@ -10,6 +10,7 @@ import shlex
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from runner.jobs.states import settled, why_waiting
 from runner.machine import slurm
 from runner.machine.signals import deferred
 from runner.machine.slurm import QueuedJob
-from runner.records.run_folder import redacted_words
 from runner.records.sweep_folder import ALIVE, ENDED, SlurmRecord, SweepFolder
 
 _FILES_SECONDS = 0.5  # between two looks at the files of the jobs
@@ -36,6 +36,7 @@ class SlurmJobs:
     Args:
         folder: the folder of the sweep.
         jobs: the words of each job.
+        asked: a hash over what each job is asked to do; equal jobs of two commands are one.
         launcher: the values of ``hydra.launcher``.
         submit: submits jobs as one array, as :meth:`SlurmArray.submit` does.
         say: tells the user a line.
@@ -47,6 +48,7 @@ class SlurmJobs:
         self,
         folder: SweepFolder,
         jobs: Sequence[Sequence[str]],
+        asked: Sequence[str],
         launcher: Mapping[str, Any],
         submit: Callable[[Sequence[Sequence[str]], Path, Mapping[str, Any]], list[str]],
         *,
@@ -56,6 +58,7 @@ class SlurmJobs:
     ) -> None:
         self._folder = folder
         self._jobs = jobs
+        self._asked = asked
         self._launcher = launcher
         self._submit = submit
         self._say = say
@@ -69,20 +72,17 @@ class SlurmJobs:
 
     def attach(self, numbers: Sequence[int]) -> list[int]:
         """Find jobs that Slurm has already, of an earlier command; return their numbers."""
-        wanted = {tuple(redacted_words(self._jobs[number])): number for number in numbers}
+        wanted = {self._asked[number]: number for number in numbers}
         found: dict[int, SlurmRecord] = {}
         for path in sorted(self._folder.path.parent.glob("*/slurm.json"), reverse=True):
             other = SweepFolder(path.parent)
-            try:
-                words = [tuple(job) for job in other.jobs()]
-            except (OSError, ValueError):
-                continue
             for number, record in other.slurm.items():
-                own = wanted.get(words[number]) if number < len(words) else None
-                if own is None or record.sweep is not None or own in found:
+                own = wanted.get(record.asked)
+                is_submitted_there = record.sweep is None
+                if own is None or own in found or not is_submitted_there:
                     continue
                 if other.read(number)["status"] not in ENDED:
-                    found[own] = SlurmRecord(record.id, other.path.name, number)
+                    found[own] = replace(record, sweep=other.path.name)
         if not found:
             return []
         queue = slurm.queue(record.id for record in found.values())
@@ -121,7 +121,7 @@ class SlurmJobs:
                     ids = self._submit([self._jobs[number] for number in chunk], place, more)
                     self._folder.submitted(
                         {
-                            number: SlurmRecord(one, None, number)
+                            number: SlurmRecord(one, None, number, self._asked[number])
                             for number, one in zip(chunk, ids, strict=True)
                         }
                     )

@@ -56,11 +56,13 @@ class SlurmRecord:
         id: such as ``12_3``.
         sweep: name of the folder of the sweep that submitted the job; None for this sweep itself.
         number: number of the job in that sweep.
+        asked: a hash over what the job is asked to do.
     """
 
     id: str
     sweep: str | None
     number: int
+    asked: str = ""
 
 
 class SweepFolder:
@@ -106,7 +108,10 @@ class SweepFolder:
                     if not _NUMBER.fullmatch(number):
                         raise ValueError("no number of a job")
                     self._slurm[int(number)] = SlurmRecord(
-                        fields.text(one, "id"), sweep, fields.whole(one, "number", at_least=0)
+                        fields.text(one, "id"),
+                        sweep,
+                        fields.whole(one, "number"),
+                        fields.text(one, "asked"),
                     )
         return self._slurm
 

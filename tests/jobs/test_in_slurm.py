@@ -25,7 +25,7 @@ from runner.jobs.job import SweepJob
 from runner.jobs.shares import Share
 from runner.machine.signals import Interrupted, deferred
 from runner.records.sweep_folder import SlurmRecord, SweepFolder
-from runner.terminal.start import hydra_context, task_of
+from runner.terminal.start import Task, Work, hydra_context
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="forks"),
@@ -96,7 +96,7 @@ def run_in_slurm(seed: int, work: Callable[..., Any], launcher: tuple[str, ...])
     with compose.opened():
         config = compose.composed(words, is_sweep=True)
         task = SweepJob(
-            task_of(work), SweepFolder(next(Path("sweeps").iterdir())), [job, ["seed=9"]],
+            Task(Work(work)), SweepFolder(next(Path("sweeps").iterdir())), [job, ["seed=9"]],
             sweeper=(1, "login"), share=Share(), is_worker=False,
         )  # fmt: skip
         plugin = Plugins.instance().instantiate_launcher(

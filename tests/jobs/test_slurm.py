@@ -85,6 +85,7 @@ class Cluster:
         return SlurmJobs(
             self.folder,
             words,
+            [f"asked {seed}" for seed in range(count)],
             LAUNCHER,
             self.submit,
             say=self.said.append,
