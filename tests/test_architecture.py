@@ -104,7 +104,8 @@ OPENED_ELSEWHERE = {
                                          "(_FOLDER / 'fashion.sha256').read_text"),
     "runner/report/page.py": ("(_HERE / name).read_text",),
     # Files of the system.
-    "runner/machine/hardware.py": ("Path('/proc/cpuinfo').read_text",),
+    "runner/machine/hardware.py": ("Path('/proc/cpuinfo').read_text", "file.read_text",
+                                   "Path('/proc/self/cgroup').read_text"),
     "runner/records/sweep_folder.py": ("Path(f\"/proc/{job['pid']}/stat\").read_text",),
     "runner/terminal/command.py": ("os.open",),
     "runner/terminal/console.py": ("os.open",),

@@ -41,6 +41,7 @@ from runner.config.complaints import translated
 from runner.config.options import CONF_DIR, LAUNCHERS
 from runner.errors import ConfigError
 from runner.jobs import launch as launching
+from runner.jobs.shares import Share
 from runner.records.sweep_folder import SweepFolder
 
 pytestmark = [
@@ -482,7 +483,7 @@ def test_what_died_beside_others_is_tried_alone(tmp_path: Path) -> None:
                     raise RuntimeError("a process died")
 
     config = OmegaConf.create({"hydra": {"launcher": {"_target_": "JoblibLauncher", "n_jobs": 2}}})
-    launch = launching._Launch(config, None, None, jobs, folder)
+    launch = launching._Launch(config, None, None, jobs, folder, Share())
     launch._launcher = Brittle
     launch.until_whole()
     assert rounds == [[0, 1, 2, 3], [2, 3], [0], [1]]
@@ -563,38 +564,10 @@ def test_a_run_does_not_depend_on_what_ran_before_it(make: Make, is_whole: bool)
 
 
 @pytest.mark.parametrize(
-    ("launcher", "cores", "expected"),
-    [
-        ({"_target_": "a.JoblibLauncher", "n_jobs": -1}, 2, (0, 1)),
-        ({"_target_": "a.JoblibLauncher", "n_jobs": -1}, 8, (0, 2)),  # there are four jobs
-        ({"_target_": "a.JoblibLauncher", "n_jobs": 2}, 8, (0, 4)),
-        ({"_target_": "a.JoblibLauncher", "n_jobs": 4}, 2, (0, 1)),
-        ({"_target_": "a.LocalLauncher", "cpus_per_task": 1, "tasks_per_node": 1}, 2, (2, 1)),
-        ({"_target_": "a.LocalLauncher", "cpus_per_task": 2, "tasks_per_node": 2}, 9, (2, 2)),
-        ({"_target_": "a.LocalLauncher", "cpus_per_task": 4, "tasks_per_node": 1}, 2, (1, 4)),
-        ({"_target_": "a.BasicLauncher"}, 8, (0, 0)),
-    ],
-)
-def test_cores_are_divided_among_the_jobs(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    launcher: dict[str, Any],
-    cores: int,
-    expected: tuple[int, int],
-) -> None:
-    monkeypatch.setattr(launching, "num_cores", lambda: cores)
-    monkeypatch.setattr(launching, "num_gpus", lambda: 0)
-    config = OmegaConf.create({"hydra": {"launcher": {"gpus_per_node": None, **launcher}}})
-    jobs = [[f"seed={seed}"] for seed in range(4)]
-    launch = launching._Launch(config, None, None, jobs, SweepFolder(tmp_path))
-    assert (launch._task.share.num_slots, launch._task.share.threads) == expected
-
-
-@pytest.mark.parametrize(
     ("launcher", "changed"),
     [
         ("joblib", {"n_jobs": -1}),
-        ("submitit_local", {"timeout_min": 366 * 24 * 60, "cpus_per_task": 1}),
+        ("submitit_local", {"timeout_min": 366 * 24 * 60, "cpus_per_task": None}),
         ("submitit_slurm", {"timeout_min": 1440, "max_num_timeout": 20, "array_parallelism": 16}),
     ],
 )

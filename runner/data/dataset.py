@@ -146,11 +146,16 @@ class Dataset:
         """Whether images are decoded each time they are needed."""
         return isinstance(self.store, StreamedStore)
 
-    def num_workers(self, requested: int | None) -> int:
-        """Number of processes that read ahead: ``requested``, or one per core to decode images."""
+    def num_workers(self, requested: int | None, cores_shared_by: int = 1) -> int:
+        """Number of processes that read ahead: ``requested``, or one per core to decode images.
+
+        Args:
+            requested: the number that the user has chosen, if any.
+            cores_shared_by: how many processes of the run share the cores of this machine.
+        """
         if requested is not None:
             return requested
-        return num_cores() if self.is_streamed else 0
+        return max(1, num_cores() // cores_shared_by) if self.is_streamed else 0
 
     def resolved(self, data: Data) -> Data:
         """``data`` with the rule chosen for deep images; the default rule if it has none."""

@@ -30,6 +30,7 @@ from runner.jobs.in_slurm import SlurmJob
 from runner.jobs.shares import Share
 from runner.machine.children import can_fork, ending, in_child
 from runner.machine.files import open_log, remove
+from runner.machine.hardware import limit_cores
 from runner.machine.processes import from_environment
 from runner.machine.signals import outliving_parent, raise_on_signals
 from runner.machine.slurm import Ending
@@ -205,6 +206,7 @@ class SweepJob:
         return status, code
 
     def _do(self, composed: DictConfig, number: int) -> tuple[str, dict[str, Any], int]:
+        limit_cores(self.share.threads or None)
         if self.share.threads and not composed.threads:
             composed.threads = self.share.threads
         try:
@@ -249,9 +251,7 @@ class SweepJob:
         hydra = HydraConfig.get()
         if job is not None and hydra.launcher.name == hydra.job.name:  # none of the user's
             job.take_name(self.jobs[self.number], self.jobs)
-        if number is not None and self.share.num_slots:
-            self.folder.write(number, "waiting")
-            stack.enter_context(self.folder.slot(self.share.num_slots))
+        stack.enter_context(self.share.taken(self.folder, self.number))
 
 
 @contextmanager

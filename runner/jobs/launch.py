@@ -27,7 +27,7 @@ from runner.jobs.checks import check_jobs
 from runner.jobs.job import SweepJob
 from runner.jobs.ray_jobs import RayJobs
 from runner.jobs.refusals import refused
-from runner.jobs.shares import share_of
+from runner.jobs.shares import Share, share_of
 from runner.jobs.slurm import SlurmJobs
 from runner.machine.locks import is_held
 from runner.machine.signals import Interrupted
@@ -145,6 +145,7 @@ def run_jobs(
     with compose.opened():
         config = compose.composed(words, is_sweep=True)
         config.outputs = str(outputs)
+        share = share_of(config, _kind(config), jobs)
         folder = SweepFolder.create(outputs, jobs)
 
         def ended(number: int) -> None:
@@ -157,6 +158,7 @@ def run_jobs(
             Task(work),
             [list(job) for job in jobs],
             folder,
+            share,
             on_begin=on_begin,
             on_end=ended,
             is_quiet=is_quiet,
@@ -213,6 +215,7 @@ def run_sweep(
         _require_detachable(_kind(config))
     jobs = [list(job) for job in dict.fromkeys(map(tuple, grid))]
     configs = check_jobs(jobs, context.config_loader, config)
+    share = share_of(config, _kind(config), jobs)
     folder = SweepFolder.create(Path(config.outputs), jobs)
 
     def on_end(number: int) -> None:
@@ -220,7 +223,15 @@ def run_sweep(
             print_job(jobs[number], folder.read(number), jobs)
 
     launch = _Launch(
-        config, context, task, jobs, folder, configs=configs, on_end=on_end, is_detached=is_detached
+        config,
+        context,
+        task,
+        jobs,
+        folder,
+        share,
+        configs=configs,
+        on_end=on_end,
+        is_detached=is_detached,
     )
     launch.run()
     launch.raise_problem()
@@ -278,6 +289,7 @@ class _Launch:
         task: what each job does.
         jobs: the words of each job.
         folder: the folder of the jobs.
+        share: what each job gets of the machine.
         configs: the configuration of each job; None if they are not known.
         on_begin: see :func:`run_jobs`.
         on_end: called with the number of a job that has ended.
@@ -298,6 +310,7 @@ class _Launch:
         task: Task,
         jobs: list[list[str]],
         folder: SweepFolder,
+        share: Share,
         *,
         configs: Sequence[RunConfig] | None = None,
         on_begin: Callable[[int], None] | None = None,
@@ -317,6 +330,7 @@ class _Launch:
         self._on_end = on_end
         self._is_quiet = is_quiet
         self._say = say or partial(print, flush=True)
+        self._note = share.note if say is not None or not is_quiet else ""
         self._is_detached = is_detached
         self._slurm: SlurmJobs | None = None
         self.stopped_by: int | None = None
@@ -331,7 +345,7 @@ class _Launch:
             folder,
             jobs,
             sweeper=(os.getpid(), socket.gethostname()),
-            share=share_of(config, self._kind, len(jobs)),
+            share=share,
             is_worker=self._kind == "JoblibLauncher",
             forks=self.is_here,
             is_quiet=is_quiet,
@@ -340,6 +354,8 @@ class _Launch:
 
     def run(self) -> None:
         """Launch the jobs until none is missing, a signal comes or time is up."""
+        if self._note:
+            self._say(f"note: {self._note}")
         try:
             self._answer_finished()
             self.until_whole()

@@ -4,8 +4,11 @@ Torch is imported only where there is no other way, so that a finished run can a
 """
 
 import ctypes
+import math
 import os
+import re
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -24,18 +27,70 @@ Precision = Literal["fp32", "bf16"]
 _SMALLEST_BF16_SIZE = 32
 _MOST_STAGED = 2**16  # bytes; by CUDA's description of its synchronization
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_GROUPS = Path("/sys/fs/cgroup")
 
 
 def num_cores() -> int:
-    """Number of cores that this process may use."""
+    """Number of cores that this process may use, at least 1.
+
+    The smallest of what the kernel, the control groups of a container, Slurm and the launcher of a
+    sweep allow. Slurm binds processes to cores only where its administrator has chosen so, and
+    control groups of containers limit the time of all cores together: the kernel shows every core
+    of the machine in both cases. The processes of torchrun on one machine share these cores.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        found = len(os.sched_getaffinity(0))
+    else:
+        found = os.cpu_count() or 1
+    limits = (_cores_of_control_groups(), _cores_of_slurm(), _limit)
+    return max(1, min([found, *(limit for limit in limits if limit is not None)]))
+
+
+_limit: int | None = None
+
+
+def limit_cores(count: int | None) -> None:
+    """Let :func:`num_cores` return at most ``count`` from now on; None for no limit.
+
+    For one of several jobs that share a machine.
+    """
+    global _limit
+    _limit = count
+
+
+def tasks_on_node() -> int:
+    """Number of tasks of this step of Slurm on this node; 1 outside a step."""
+    if "SLURM_STEP_ID" not in os.environ:
+        return 1
+    counts = list[int]()
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", os.environ.get("SLURM_TASKS_PER_NODE", ""))
+    for count, repeated in re.findall(r"([0-9]+)(?:\(x([0-9]+)\))?", tasks):  # such as 2(x3),1
+        counts += [int(count)] * int(repeated or 1)
+    node = _whole_number("SLURM_NODEID") or 0
+    return max(1, counts[node]) if node < len(counts) else 1
 
 
 def num_gpus() -> int:
     """Number of NVIDIA GPUs of this machine; 0 if it has none or does not run Linux."""
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them.
+
+    Indices, or names such as ``GPU-8932f937-…`` or ``MIG-…``. Like CUDA, the function ignores what
+    follows an index below 0. Under Windows' Linux, which does not show GPUs as files, there is none
+    unless the variable names it.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return tuple(str(index) for index in range(num_gpus()))
+    found = list[str]()
+    for name in (part.strip() for part in named.split(",")):
+        if not re.fullmatch(r"[0-9]+|(GPU|MIG)-.+", name):
+            break
+        found.append(name)
+    return tuple(dict.fromkeys(found))
 
 
 def require_device(device: str) -> None:
@@ -130,6 +185,49 @@ def cpu_name() -> str:
 
 def _has_gpu_file() -> bool:
     return num_gpus() > 0 or Path("/dev/dxg").exists()
+
+
+def _cores_of_slurm() -> int | None:
+    """The cores that Slurm has given to this process; None outside a job of Slurm."""
+    on_node = _whole_number("SLURM_CPUS_ON_NODE")
+    if on_node is None:  # also in a shell of salloc, which is on another machine
+        return None
+    if "SLURM_STEP_ID" not in os.environ:  # the script of a job has all its cores
+        return on_node
+    # The environment in which sbatch was called may have left a larger number here.
+    per_task = _whole_number("SLURM_CPUS_PER_TASK") or on_node
+    return min(per_task, max(1, on_node // tasks_on_node()))
+
+
+def _whole_number(variable: str) -> int | None:
+    text = os.environ.get(variable, "")
+    return int(text) if re.fullmatch("[0-9]+", text) else None
+
+
+def _cores_of_control_groups() -> int | None:
+    """The cores whose time the control groups of this process allow; None without a limit.
+
+    Rounded up: the last core of 1.5 is worth having.
+    """
+    found = list[float]()
+    for path in _control_groups():
+        with suppress(OSError, ValueError):  # a quota of "max" is no number
+            quota, period = map(int, " ".join(file.read_text() for file in path).split())
+            if quota > 0:  # version 1 has -1 for no limit
+                found.append(quota / period)
+    return max(1, math.ceil(min(found))) if found else None
+
+
+def _control_groups() -> Iterator[tuple[Path, ...]]:
+    """The files that hold quota and period of each control group of this process."""
+    yield (_GROUPS / "cpu" / "cpu.cfs_quota_us", _GROUPS / "cpu" / "cpu.cfs_period_us")
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::/"):  # version 2
+                own = _GROUPS / line.removeprefix("0::/")
+                for group in (own, *own.parents):
+                    if group.is_relative_to(_GROUPS):
+                        yield (group / "cpu.max",)
 
 
 def _cpu_has_bf16() -> bool:

@@ -12,8 +12,8 @@ import shlex
 import socket
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,6 +34,7 @@ def _leave_to_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 _ATTEMPTS = 5  # is_held in another process also has the lock, for a moment
+_POLL_SECONDS = 0.2
 _LARGEST = 4096  # bytes of a lock file; a signature has about 100
 _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # no link, and no wait for a pipe
 
@@ -122,6 +123,29 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[Lock]:
         if descriptor in _held:
             _held.remove(descriptor)
             os.close(descriptor)
+
+
+@contextmanager
+def one_locked(paths: Sequence[Path]) -> Iterator[int]:
+    """Hold the first of some locks that is free; wait until one is. Gives the block its position.
+
+    Args:
+        paths: the lock files, at least one.
+
+    Raises:
+        StorageError: as :func:`locked`.
+    """
+    with ExitStack() as stack:
+        yield _first_free(paths, stack)
+
+
+def _first_free(paths: Sequence[Path], stack: ExitStack) -> int:
+    while True:
+        for position, path in enumerate(paths):
+            with suppress(BusyError):
+                stack.enter_context(locked(path, wait=False))
+                return position
+        time.sleep(_POLL_SECONDS)
 
 
 def _open(path: Path, flags: int) -> int:

@@ -8,11 +8,12 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from runner.errors import ConfigError, RunnerError, StorageError, first_line
+from runner.machine.hardware import tasks_on_node
 from runner.machine.signals import Interrupted, at_once
 
 if TYPE_CHECKING:
@@ -39,12 +40,16 @@ class Processes:
         count: number of processes.
         local_rank: number of this process on its machine.
         local_count: number of processes on this machine.
+        cores_shared_by: how many of the processes share the cores that
+            :func:`runner.machine.hardware.num_cores` counts: those of torchrun on this machine.
+            Each task of Slurm and submitit has cores of its own.
     """
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0
     local_count: int = 1
+    cores_shared_by: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -120,10 +125,12 @@ def from_environment() -> Processes:
     Raises:
         ConfigError: the environment variables contradict one another.
     """
+    has_own_cores = False
     if "SUBMITIT_EXECUTOR" in os.environ:
         import submitit
 
         if submitit.JobEnvironment().num_tasks > 1:
+            has_own_cores = True
             # Every task of Slurm sees all GPUs of its node: local_rank picks one.
             submitit.helpers.TorchDistributedEnvironment().export(
                 overwrite=True, set_cuda_visible_devices=False
@@ -149,7 +156,9 @@ def from_environment() -> Processes:
             where=", ".join(_VARIABLES.values()),
             fix="torchrun --nproc-per-node=2 -m runner.train …",
         )
-    return found
+    if has_own_cores:
+        return found
+    return replace(found, cores_shared_by=max(1, found.local_count // tasks_on_node()))
 
 
 @contextmanager

@@ -22,19 +22,17 @@ import re
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from runner.errors import BusyError
 from runner.machine import fields
 from runner.machine.files import new_folder, read_end, read_whole, replace_whole
-from runner.machine.locks import locked
+from runner.machine.locks import one_locked
 from runner.records.run_folder import redacted_words
 
 ALIVE = ("queued", "waiting", "running")
@@ -279,16 +277,13 @@ class SweepFolder:
         return "crashed: its process ended without a word (killed, or out of memory)"
 
     @contextmanager
-    def slot(self, num_slots: int) -> Iterator[None]:
-        """Wait until fewer than ``num_slots`` jobs of this sweep hold a slot, and hold one."""
-        with ExitStack() as stack:
-            while True:
-                for slot in range(num_slots):
-                    with suppress(BusyError):
-                        stack.enter_context(locked(self.path / f"slot-{slot}.lock", wait=False))
-                        yield
-                        return
-                time.sleep(0.2)
+    def slot(self, num_slots: int) -> Iterator[int]:
+        """Wait until fewer than ``num_slots`` jobs of this sweep hold a slot, and hold one.
+
+        Gives the block the number of the slot, from 0.
+        """
+        with one_locked([self.path / f"slot-{slot}.lock" for slot in range(num_slots)]) as slot:
+            yield slot
 
 
 def _is_alive(job: Mapping[str, Any]) -> bool:

@@ -297,7 +297,7 @@ def _device(name: str, threads: int, processes: Processes) -> torch.device:
 
     ``auto`` is the GPU if there is one. Each of several processes has a GPU of its own.
     """
-    torch.set_num_threads(threads or max(1, num_cores() // processes.local_count))
+    torch.set_num_threads(threads or max(1, num_cores() // processes.cores_shared_by))
     keep_freed_memory()
     require_device(name)
     device = torch.device(device_kind(name) if name == "auto" else name)

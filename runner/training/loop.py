@@ -356,5 +356,7 @@ def training_batches(
 
     # Other processes cannot read pixels on a GPU, and reading these takes no time.
     is_resident = isinstance(dataset.store, ResidentStore)
-    num_workers = 0 if is_resident else dataset.num_workers(config.data.num_workers)
+    num_workers = 0
+    if not is_resident:
+        num_workers = dataset.num_workers(config.data.num_workers, processes.cores_shared_by)
     return read_ahead(read, len(moments), num_workers)

@@ -115,7 +115,7 @@ def evaluate_variants(
         augment=config.augment,
         seed=config.seed,
         batch_size=images_per_pass(config, learner),
-        num_workers=dataset.num_workers(config.data.num_workers),
+        num_workers=dataset.num_workers(config.data.num_workers, learner.processes.cores_shared_by),
         plain=plain,
         progress=progress,
         should_stop=should_stop,

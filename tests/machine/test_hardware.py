@@ -1,8 +1,11 @@
 """What ``auto`` means, with and without torch's help."""
 
+import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,8 +109,120 @@ print(resident(), kept.sum() == 2**20)
     assert is_whole == "True"
 
 
-def test_cores_are_those_of_this_process() -> None:
-    assert hardware.num_cores() >= 1
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Control groups, in this folder, of a machine of 64 cores without limits."""
+    for variable in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr(hardware, "_GROUPS", tmp_path)
+    monkeypatch.setattr(hardware, "_limit", None)
+    return tmp_path
+
+
+# What a Slurm 22.05 with TaskPlugin=task/none was seen to set.
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ("", 64),
+        ("CPUS_ON_NODE=4 CPUS_PER_TASK=4 TASKS_PER_NODE=1", 4),  # the script of sbatch -c 4
+        ("CPUS_ON_NODE=8 CPUS_PER_TASK=2 NTASKS=4 TASKS_PER_NODE=4", 8),  # of sbatch -n 4 -c 2
+        ("CPUS_ON_NODE=4 CPUS_PER_TASK=4 STEP_ID=0 STEP_TASKS_PER_NODE=1", 4),
+        ("CPUS_ON_NODE=8 CPUS_PER_TASK=2 STEP_ID=0 STEP_TASKS_PER_NODE=4", 2),
+        ("CPUS_ON_NODE=4 STEP_ID=0 STEP_TASKS_PER_NODE=4", 1),
+        ("CPUS_ON_NODE=6 CPUS_PER_GPU=3 STEP_ID=0 STEP_TASKS_PER_NODE=2", 3),
+        ("CPUS_ON_NODE=6 CPUS_PER_GPU=3 STEP_ID=0 STEP_TASKS_PER_NODE=1 TASKS_PER_NODE=6", 6),
+        ("CPUS_ON_NODE=4 CPUS_PER_TASK=16 STEP_ID=0 STEP_TASKS_PER_NODE=1", 4),  # inherited
+        ("CPUS_ON_NODE=6 STEP_ID=0 STEP_TASKS_PER_NODE=2(x3),1 NODEID=0", 3),
+        ("CPUS_ON_NODE=6 STEP_ID=0 STEP_TASKS_PER_NODE=2(x3),1 NODEID=3", 6),
+        ("CPUS_ON_NODE=2 STEP_ID=0 STEP_TASKS_PER_NODE=4", 1),
+        ("JOB_ID=7 CPUS_PER_TASK=4", 64),  # a shell of salloc, on another machine
+        ("CPUS_ON_NODE=many", 64),
+        ("CPUS_ON_NODE=128", 64),
+    ],
+)
+def test_cores_that_slurm_has_given(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, variables: str, expected: int
+) -> None:
+    for variable in variables.split():
+        name, _, value = variable.partition("=")
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert hardware.num_cores() == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/cgroup")
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 64),
+        ({"cpu.max": "max 100000"}, 64),
+        ({"cpu.max": "200000 100000"}, 2),  # docker run --cpus=2
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "20000 100000"}, 1),
+        ({"cpu.max": "damaged"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),  # version 1
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+    ],
+)
+def test_cores_that_control_groups_allow(
+    machine: Path, files: dict[str, str], expected: int
+) -> None:
+    for name, content in files.items():
+        (machine / name).parent.mkdir(exist_ok=True)
+        (machine / name).write_text(content + "\n")
+    assert hardware.num_cores() == expected
+
+
+def test_the_closest_control_group_and_those_above_it_count(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = machine / "a.slice" / "b.scope"
+    own.mkdir(parents=True)
+    real = Path.read_text
+
+    def read(path: Path, *more: Any) -> str:
+        at_self = str(path) == "/proc/self/cgroup"
+        return "1:cpu:/\n0::/a.slice/b.scope\n" if at_self else real(path, *more)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    (own / "cpu.max").write_text("800000 100000\n")
+    assert hardware.num_cores() == 8
+    (own.parent / "cpu.max").write_text("400000 100000\n")
+    assert hardware.num_cores() == 4
+
+
+def test_a_launcher_limits_the_cores_of_its_jobs(machine: Path) -> None:
+    assert hardware.num_cores() == 64
+    hardware.limit_cores(3)
+    assert hardware.num_cores() == 3
+    hardware.limit_cores(None)
+    assert hardware.num_cores() == 64
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        (None, ("0", "1", "2")),
+        ("", ()),
+        ("2,0", ("2", "0")),
+        (" 1 , 3 ", ("1", "3")),
+        ("1,-1,2", ("1",)),  # CUDA ends the list there
+        ("-1", ()),
+        ("NoDevFiles", ()),  # of Slurm, for a job without GPUs
+        ("GPU-8932f937-d72c,GPU-46e6", ("GPU-8932f937-d72c", "GPU-46e6")),
+        ("MIG-5c89/1/0", ("MIG-5c89/1/0",)),
+        ("1,1", ("1",)),
+    ],
+)
+def test_gpus_that_this_process_may_use(
+    monkeypatch: pytest.MonkeyPatch, named: str | None, expected: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(hardware, "num_gpus", lambda: 3)
+    if named is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert hardware.visible_gpus() == expected
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,9 @@ def test_alone_by_default():
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        (("0", "2", "0", "2"), Processes(0, 2, 0, 2)),
-        (("1", "2", "1", "2"), Processes(1, 2, 1, 2)),
-        (("5", "8", "1", "4"), Processes(5, 8, 1, 4)),
+        (("0", "2", "0", "2"), Processes(0, 2, 0, 2, 2)),
+        (("1", "2", "1", "2"), Processes(1, 2, 1, 2, 2)),
+        (("5", "8", "1", "4"), Processes(5, 8, 1, 4, 4)),
         (("0", "1", "0", "1"), ALONE),
     ],
 )
@@ -70,6 +70,17 @@ def test_started_by_torchrun(monkeypatch, values, expected):
         monkeypatch.setenv(name, value)
     assert from_environment() == expected
     assert from_environment().is_first == (values[0] == "0")
+
+
+@pytest.mark.parametrize(("num_tasks", "shared_by"), [(None, 4), ("1", 4), ("4", 1), ("2", 2)])
+def test_tasks_of_slurm_share_no_cores(monkeypatch, num_tasks, shared_by):
+    """Four processes of a run, as so many tasks of a step of Slurm; the others are torchrun's."""
+    for name, value in zip(TORCHRUN, ("1", "4", "1", "4"), strict=True):
+        monkeypatch.setenv(name, value)
+    if num_tasks is not None:
+        monkeypatch.setenv("SLURM_STEP_ID", "0")
+        monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", num_tasks)
+    assert from_environment().cores_shared_by == shared_by
 
 
 @pytest.mark.parametrize("name", TORCHRUN)
