@@ -102,14 +102,14 @@ class RayJobs:
         self._require_room()
         if not may_begin():
             return
-        state = Singleton.get_state()
+        function, state = self._function(), Singleton.get_state()
 
         def submitted(number: int) -> Any:
             composed = context.config_loader.load_sweep_config(config, list(self._jobs[number]))
             with open_dict(composed):
                 composed.hydra.job.id = f"job_id_for_{number}"
                 composed.hydra.job.num = number
-            return self._function().remote(number, task, context, composed, state, str(Path.cwd()))
+            return function.remote(number, task, context, composed, state, str(Path.cwd()))
 
         left = {submitted(number): number for number in numbers}
         is_withdrawn = False
@@ -124,7 +124,7 @@ class RayJobs:
                         ray.cancel(reference)
             for reference in ready:
                 number = left.pop(reference)
-                if not self._is_over(number, reference, is_withdrawn):
+                if not self._is_over(number, reference, may_begin):
                     left[submitted(number)] = number
             if left and not is_withdrawn:
                 self._tell_waiting([*left.values()])
@@ -180,9 +180,9 @@ class RayJobs:
                 else "hydra/launcher=joblib",
             ) from error
         machines = _machines()
-        cpus, gpus = (round(sum(has.get(unit, 0) for has in machines)) for unit in ("CPU", "GPU"))
+        has = {unit: sum(one.get(unit, 0) for one in machines) for unit in ("CPU", "GPU")}
         where = "1 machine" if len(machines) == 1 else f"{len(machines)} machines"
-        self._say(f"Ray has {cpus} CPUs and {gpus} GPUs on {where}")
+        self._say(f"Ray has {_listed(has)} on {where}")
 
     def _wanted(self) -> dict[str, float]:
         """What a job asks of its machine, by Ray's names."""
@@ -218,7 +218,7 @@ class RayJobs:
             fix=f"hydra.launcher.ray.remote.{key}={largest[short]:g}",
         )
 
-    def _is_over(self, number: int, reference: Any, is_withdrawn: bool) -> bool:
+    def _is_over(self, number: int, reference: Any, may_begin: Callable[[], bool]) -> bool:
         """Whether the job of a task that has ended is over, and need not be started again."""
         import ray
         from ray import exceptions
@@ -253,10 +253,10 @@ class RayJobs:
         self._tell_begun([number])
         found = self._folder.read(number)
         status = found["status"]
-        # Interrupted, though nobody stopped the sweep: its machine is being taken away.
-        if (death and status == "crashed") or (status == "interrupted" and not is_withdrawn):
+        # Without a stop of the sweep, a job is interrupted because its machine is taken away.
+        if (death and status == "crashed") or status == "interrupted":
             self._restarts[number] = self._restarts.get(number, 0) + 1
-            if not is_withdrawn and self._restarts[number] <= self._retries:
+            if self._restarts[number] <= self._retries and may_begin():
                 self._folder.write(number, "pending")
                 attempt = f"{self._restarts[number]} of {self._retries}"
                 reason = found.get("error", "interrupted")
@@ -400,9 +400,8 @@ def _free(wanted: Mapping[str, float]) -> str:
     import ray
 
     free, total = ray.available_resources(), ray.cluster_resources()
-    return ", ".join(
-        f"{free.get(name, 0):g} of {total.get(name, 0):g} {name} free" for name in wanted
-    )
+    parts = [f"{free.get(it, 0):g} of {_listed({it: total.get(it, 0)})}" for it in wanted]
+    return f"free: {', '.join(parts)}"
 
 
 def _listed(wanted: Mapping[str, float]) -> str:
