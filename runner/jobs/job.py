@@ -146,8 +146,8 @@ class SweepJob:
             status, code = self._run(composed, number, job=job)
             if status == "interrupted" and job.is_first:
                 status, code = self._end_in_slurm(number, job)
-        except SystemExit:  # the first task has met an error, which it tells
-            pass
+        except SystemExit as left:  # as the others do if the first task has met an error
+            code = left.code if isinstance(left.code, int) else 1
         except Exception as error:  # such as a full disk; Hydra would return it as a result
             code = error.exit_code if isinstance(error, RunnerError) else 1
             print(error if code > 1 else traceback.format_exc(), file=sys.stderr, flush=True)
