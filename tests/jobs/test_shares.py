@@ -7,22 +7,26 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
+from joblib.externals.loky import get_reusable_executor
 from omegaconf import OmegaConf
 
 from runner.config.schema import RunConfig
 from runner.errors import ConfigError, StorageError
+from runner.jobs import launch as launching
 from runner.jobs import shares
 from runner.jobs.launch import JobsResult, run_jobs
 from runner.jobs.shares import Share, share_of
 from runner.machine.hardware import num_cores
 from runner.machine.processes import from_environment
 from runner.records.sweep_folder import SweepFolder
+from runner.terminal.start import Work
 
 JOBLIB, LOCAL = "a.JoblibLauncher", "a.LocalLauncher"
 DEFAULTS = {
@@ -147,6 +151,9 @@ def seen(config: RunConfig, words: list[str]) -> dict[str, Any]:
     if config.seed == 0 and not (outputs / "died").exists():
         (outputs / "died").touch()
         os._exit(9)
+    (outputs / f"begun-{config.seed}").touch()
+    while len(list(outputs.glob("begun-*"))) < 2 and time.time() < begin + 30:
+        time.sleep(0.05)  # so that the first two jobs run at the same time if they may
     time.sleep(0.3)
     content = {
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -162,9 +169,11 @@ def seen(config: RunConfig, words: list[str]) -> dict[str, Any]:
 
 def run(outputs: Path, num_jobs: int, *launcher: str) -> tuple[JobsResult, list[dict[str, Any]]]:
     jobs = [[f"seed={seed}", f"outputs={outputs}"] for seed in range(num_jobs)]
+    for path in outputs.glob("begun-*"):
+        path.unlink()
     # Processes that the launcher starts find this module.
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
-        result = run_jobs(jobs, seen, launcher, outputs, is_quiet=True)
+        result = run_jobs(jobs, Work(seen), launcher, outputs, is_quiet=True)
     gc.collect()  # what warns when it is collected, warns here
     return result, [json.loads(path.read_text()) for path in sorted(outputs.glob("seen-*"))]
 
@@ -183,6 +192,16 @@ def most_at_once(found: list[dict[str, Any]]) -> dict[str, int]:
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")  # of submitit
+
+
+@pytest.fixture
+def own_workers() -> Iterator[None]:
+    """Workers of joblib that no other test has started or uses."""
+    get_reusable_executor().shutdown()
+    yield
+    get_reusable_executor().shutdown()
+
+
 LAUNCHERS = [
     pytest.param("hydra/launcher=joblib", "2,3", 2, id="joblib"),  # its workers live on
     pytest.param("hydra/launcher=submitit_local", "GPU-8932f937,GPU-46e6d3ab", 1, id="submitit"),
@@ -191,6 +210,7 @@ LAUNCHERS = [
 
 @pytest.mark.whole
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.usefixtures("own_workers")
 @pytest.mark.parametrize(("launcher", "visible", "num_sweeps"), LAUNCHERS)
 def test_no_two_jobs_at_a_time_see_the_same_gpu(
     tmp_path: Path,
@@ -210,6 +230,7 @@ def test_no_two_jobs_at_a_time_see_the_same_gpu(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.usefixtures("own_workers")
 @pytest.mark.parametrize(("launcher", "visible", "num_sweeps"), LAUNCHERS)
 def test_without_the_assignment_jobs_share_a_gpu(
     tmp_path: Path,
@@ -220,15 +241,13 @@ def test_without_the_assignment_jobs_share_a_gpu(
 ) -> None:
     """The control: the test above can fail."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(
-        Share, "__getstate__", lambda self: self.__dict__ | {"gpus": ()}, raising=False
-    )
+    monkeypatch.setattr(launching, "share_of", lambda *of: replace(share_of(*of), gpus=()))
     (tmp_path / "died").touch()
     _, found = run(tmp_path, 4, launcher)
     assert max(most_at_once(found).values()) == 2
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_processes_of_a_job_see_the_same_gpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
