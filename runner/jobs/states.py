@@ -85,6 +85,10 @@ def settled(found: Mapping[str, Any], queued: QueuedJob | None) -> dict[str, Any
         return {**found, "status": "cancelled", "error": "cancelled in Slurm"}
     if status in ("interrupted", "pending"):
         return dict(found)
+    if queued is None and status == "queued":
+        # Slurm forgets a task of an array at once if it is cancelled before it begins.
+        error = "cancelled before it began: Slurm does not know it any more"
+        return {**found, "status": "cancelled", "error": error}
     state = "unknown to Slurm" if queued is None else queued.state
     how = _HOW.get(state, "its process ended without a word")
     when = "before it began: " if status == "queued" else ""

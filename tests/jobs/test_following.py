@@ -99,7 +99,7 @@ def test_once_prints_and_leaves(
     cluster.put("7_0", "RUNNING", node="far")
     show_sweep(folder, once=True)
     out = capsys.readouterr().out
-    assert "4 jobs: 1 queued, 3 crashed" in out, "the three that Slurm does not know"
+    assert "4 jobs: 1 queued, 3 cancelled" in out, "the three that Slurm does not know"
     cluster.problem = "Slurm does not answer: no route"
     show_sweep(submitted(tmp_path), once=True)
     out = capsys.readouterr().out

@@ -73,7 +73,7 @@ def test_without_an_answer_of_slurm_the_files_are_shown(tmp_path: Path, cluster:
     assert overview.queue.problem == cluster.problem
     assert overview.is_at_work
     cluster.problem = ""
-    assert statuses(overview.look()) == ["crashed"] * 4
+    assert statuses(overview.look()) == ["crashed", "cancelled", "cancelled", "cancelled"]
     assert overview.queue.problem == ""
 
 
