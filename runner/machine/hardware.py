@@ -93,6 +93,32 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def own_gpu(processes_here: int, local_rank: int) -> int:
+    """The index of the GPU of one of the processes of a run on this machine.
+
+    Slurm may show each of its tasks one GPU alone, as with ``gpus_per_task``.
+
+    Args:
+        processes_here: how many processes of the run this machine has.
+        local_rank: number of the process among them.
+
+    Raises:
+        ConfigError: there are fewer GPUs than processes.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    if count == 1 and tasks_on_node() > 1:
+        return 0
+    if processes_here > count:  # all of them raise, so that none waits for the others
+        raise ConfigError(
+            f"{processes_here} processes of the run need a GPU each, and torch finds {count} here",
+            where=f"LOCAL_WORLD_SIZE={processes_here}",
+            fix=f"{count} processes for each machine; or device=cpu",
+        )
+    return local_rank
+
+
 def require_device(device: str) -> None:
     """Raise if this machine lacks the GPU that the ``device`` of a configuration names.
 

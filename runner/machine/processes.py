@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from runner.errors import ConfigError, RunnerError, StorageError, first_line
-from runner.machine.hardware import tasks_on_node
+from runner.machine.hardware import own_gpu, tasks_on_node
 from runner.machine.signals import Interrupted, at_once
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ def joined(processes: Processes, device_kind: str) -> Iterator[None]:
     """Connect the processes for the block: by nccl on GPUs, by gloo on CPUs.
 
     Raises:
+        ConfigError: this machine has fewer GPUs than processes of the run.
         StorageError: not all processes connected in time.
     """
     if processes.count == 1:
@@ -175,7 +176,7 @@ def joined(processes: Processes, device_kind: str) -> Iterator[None]:
     from torch.distributed.rendezvous import rendezvous
 
     if device_kind == "cuda":
-        torch.cuda.set_device(processes.local_rank)
+        torch.cuda.set_device(own_gpu(processes.local_count, processes.local_rank))
     backend = "nccl" if device_kind == "cuda" else "gloo"
     try:
         with at_once():

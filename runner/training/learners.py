@@ -18,6 +18,7 @@ from runner.machine.hardware import (
     device_kind,
     keep_freed_memory,
     num_cores,
+    own_gpu,
     require_device,
     used_precision,
 )
@@ -302,7 +303,7 @@ def _device(name: str, threads: int, processes: Processes) -> torch.device:
     require_device(name)
     device = torch.device(device_kind(name) if name == "auto" else name)
     if device.type == "cuda" and processes.count > 1:
-        device = torch.device("cuda", processes.local_rank)
+        device = torch.device("cuda", own_gpu(processes.local_count, processes.local_rank))
     # By default, a GPU with TF32 rounds the factors of convolutions in fp32 to ten bits.
     torch.backends.cudnn.allow_tf32 = False
     return device

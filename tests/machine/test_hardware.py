@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from runner.errors import ConfigError
 from runner.machine import hardware
 
 
@@ -197,6 +198,28 @@ def test_a_launcher_limits_the_cores_of_its_jobs(machine: Path) -> None:
     assert hardware.num_cores() == 3
     hardware.limit_cores(None)
     assert hardware.num_cores() == 64
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "num_tasks", "expected"), [(2, 1, 1), (2, 2, 1), (1, 2, 0), (1, 1, None)]
+)
+def test_each_process_of_a_run_has_a_gpu_of_its_own(
+    machine: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_gpus: int,
+    num_tasks: int,
+    expected: int | None,
+) -> None:
+    """One GPU and two tasks: Slurm shows each task another one."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", str(num_tasks))
+    if expected is not None:
+        assert hardware.own_gpu(2, 1) == expected
+        return
+    for local_rank in (0, 1):
+        with pytest.raises(ConfigError, match="2 processes of the run need a GPU each"):
+            hardware.own_gpu(2, local_rank)
 
 
 @pytest.mark.parametrize(
