@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -22,11 +23,11 @@ from runner.config import compose
 from runner.config.idea import idea_of
 from runner.config.overrides import checked_words
 from runner.config.schema import RunConfig
-from runner.errors import ConfigError, RunnerError, SweepError, first_line
+from runner.errors import ConfigError, RunnerError, SweepError
 from runner.jobs.checks import check_jobs
 from runner.jobs.job import SweepJob
 from runner.jobs.ray_jobs import RayJobs
-from runner.jobs.refusals import refused
+from runner.jobs.reasons import explained, no_slurm
 from runner.jobs.shares import Share, share_of
 from runner.jobs.slurm import SlurmJobs
 from runner.machine.locks import is_held
@@ -135,7 +136,7 @@ def run_jobs(
         second signal ends this process and its jobs at once. Jobs of Slurm go on.
 
     Raises:
-        ConfigError: the words of the launcher are refused.
+        ConfigError: the words of the launcher are refused, or what they ask for.
         SweepError: the launcher could not begin.
         StorageError: the folder of the jobs cannot be written.
     """
@@ -145,6 +146,7 @@ def run_jobs(
     with compose.opened():
         config = compose.composed(words, is_sweep=True)
         config.outputs = str(outputs)
+        _require_cluster(_kind(config))
         share = share_of(config, _kind(config), jobs)
         folder = SweepFolder.create(outputs, jobs)
 
@@ -213,6 +215,7 @@ def run_sweep(
     """
     if is_detached:
         _require_detachable(_kind(config))
+    _require_cluster(_kind(config))
     jobs = [list(job) for job in dict.fromkeys(map(tuple, grid))]
     configs = check_jobs(jobs, context.config_loader, config)
     share = share_of(config, _kind(config), jobs)
@@ -272,6 +275,12 @@ def _asked(config: RunConfig) -> str:
     code = idea_of(config)
     content = f"{config!r} {code.sha256 if code else None} {Path.cwd()}"
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _require_cluster(kind: str) -> None:
+    """Raise ConfigError if the jobs of this kind of launcher cannot be submitted from here."""
+    if kind == "SlurmLauncher" and shutil.which("sbatch") is None:
+        raise no_slurm()
 
 
 _BAD = ("failed", "crashed", "interrupted", "cancelled", "pending", *ALIVE)
@@ -337,7 +346,7 @@ class _Launch:
         self._until = time.time() + (deadline - time.monotonic())
         self._is_late = False
         self._problem: Exception | None = None  # of a callback
-        self._gave_up: Exception | None = None
+        self._gave_up: RunnerError | None = None
         self._kind = _kind(config)
         self.is_here = self._kind == "BasicLauncher"
         self._task = SweepJob(
@@ -375,21 +384,22 @@ class _Launch:
         """Raise what a callback raised; and, if a job could have begun and did not, the reason.
 
         Raises:
-            SweepError: the launcher gave up.
+            ConfigError: the launcher refuses what the jobs ask for.
+            StorageError: what the launcher submits jobs to does not answer.
+            SweepError: the launcher gave up for another reason.
         """
         if self._problem is not None:
             raise self._problem
         states = [self._folder.read(number)["status"] for number in range(len(self._jobs))]
-        error = self._gave_up
-        if error is None or "pending" not in states or not self._may_begin:
-            return
-        if isinstance(error, RunnerError):
-            raise error
-        raise SweepError(
-            f"{self._kind} could not begin the jobs: {type(error).__name__}: {first_line(error)}",
-            where=str(self._folder.path),
-            fix="another hydra/launcher, or none",
-        ) from error
+        if self._gave_up is not None and "pending" in states and self._may_begin:
+            raise self._gave_up
+
+    def _give_up(self, error: Exception) -> None:
+        """Keep the reason for which the launcher gave up, in plain words."""
+        launcher: Any = OmegaConf.to_container(self._config.hydra.launcher, resolve=True)
+        self._gave_up = explained(error, self._kind, launcher, str(self._folder.path))
+        if self._gave_up is not error:
+            self._gave_up.__cause__ = error
 
     def _answer_finished(self) -> None:
         """Record the jobs whose runs are finished, so that no launcher begins them.
@@ -476,9 +486,9 @@ class _Launch:
                 launcher.launch(jobs, initial_job_idx=0)
             except Exception as error:
                 # The files of the jobs say how each ended; a launcher raises the first error only.
-                self._gave_up = error
-                if not self._is_quiet:
-                    print(f"note: {self._kind} gave up: {type(error).__name__}", file=sys.stderr)
+                self._give_up(error)
+                if not self._is_quiet and self._gave_up is not None:
+                    print(f"note: {self._gave_up.what}", file=sys.stderr)
             while any(map(self._is_running_here, numbers)):
                 time.sleep(_POLL_SECONDS)
 
@@ -507,7 +517,7 @@ class _Launch:
         except RunnerError:
             raise
         except Exception as error:  # submitit raises errors of many kinds
-            self._gave_up = refused(str(error), values) or error
+            self._give_up(error)
         if not self._is_detached:
             known = [number for number in numbers if number in self._folder.slurm]
             self._slurm.watch(known, self._until)
@@ -536,7 +546,8 @@ class _Launch:
         try:
             self._task(composed)
         except Exception as error:  # such as a full disk; Hydra would lose it
-            self._gave_up = self._gave_up or error
+            if self._gave_up is None:
+                self._give_up(error)
             return
         if self._folder.read(number)["status"] in ENDED:
             self._tell(self._on_end, number)

@@ -32,8 +32,9 @@ _NODES, _ACCOUNTS = "sinfo lists partitions and nodes", "sacctmgr show associati
 _PER_JOB = r"(Cpu|CPU|Node|GRES|Mem|BB)\w*PerJob"
 
 _REFUSALS = (
-    _Refusal(r"QOSNotAllowed|AccountNotAllowed", ("qos", "account", "partition"),
-             _ACCOUNTS, "the partition does not take jobs of this account or QOS"),
+    _Refusal(r"QOSNotAllowed|AccountNotAllowed|use this partition \(",
+             ("account", "qos", "partition"), _ACCOUNTS,
+             "the partition does not take jobs of this account or QOS"),
     _Refusal(r"[Ii]nvalid partition name|invalid partition specified|[Nn]o partition specified|"
              r"group not permitted to use this partition", ("partition",), _NODES),
     _Refusal(r"\bInvalidQOS\b", ("qos",), "sacctmgr show qos lists them", "there is no such QOS"),
@@ -69,6 +70,10 @@ _REFUSALS = (
              (*_SIZE, *_GPUS, *_MEMORY, "constraint", "partition"),
              "sinfo -o '%P %c %m %G' lists the cores, MB and GPUs of the nodes",
              "the jobs ask for more than a node of the partition has"),
+    _Refusal(r"[Rr]eservation is invalid", ("additional_parameters.reservation",),
+             "scontrol show reservations lists them"),
+    _Refusal(r"[Ll]icense", ("additional_parameters.licenses",),
+             "scontrol show licenses lists them"),
     _Refusal(r"mail", ("additional_parameters.mail-type", "additional_parameters.mail-user"),
              "such as hydra.launcher.additional_parameters.mail-type=END"),
 )  # fmt: skip
@@ -85,20 +90,30 @@ def refused(said: str, launcher: Mapping[str, Any]) -> ConfigError | None:
     Returns:
         The error; None if the cause may pass by itself, as when nodes are busy, or is not known.
     """
-    for refusal in _REFUSALS:
-        if re.search(refusal.said, said):
-            what = refusal.meaning and f"{refusal.meaning} ({said.strip()})"
+    for refusal in (*_REFUSALS, *_of_option(said)):
+        if match := re.search(refusal.said, said):
+            line = _line(said, match.start())
+            is_reason = refusal.meaning and line == said.strip()
             return ConfigError(
-                f"Slurm cannot run these jobs: {what or _last_line(said)}",
+                "Slurm cannot run these jobs: "
+                + (f"{refusal.meaning} ({line})" if is_reason else line),
                 where=" ".join(_as_set(refusal.keys, launcher)),
                 fix=f"hydra.launcher.{_to_change(refusal.keys, launcher)}=VALUE; {refusal.advice}",
             )
     return None
 
 
-def _last_line(said: str) -> str:
-    """The last line of ``sbatch``, without the words with which each begins."""
-    line = said.strip().rpartition("\n")[2]
+def _of_option(said: str) -> list[_Refusal]:
+    """The refusal of an option of ``sbatch`` that its message names, such as ``--nice``."""
+    found = re.search(r"--([a-z][a-z-]+)", said)
+    if found is None or "sbatch" not in said:
+        return []
+    return [_Refusal("--", (f"additional_parameters.{found[1]}",), "man sbatch lists its options")]
+
+
+def _line(said: str, at: int) -> str:
+    """The line of ``sbatch`` at a place, without the words with which each line begins."""
+    line = said[said.rfind("\n", 0, at) + 1 :].partition("\n")[0]
     return re.sub(r"^(\w+: )?(error: |fatal: )?(Batch job submission failed: )?", "", line)
 
 

@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from runner.config import compose
@@ -84,8 +85,8 @@ def test_each_job_has_the_configuration_that_hydra_composes(
 def test_hydra_composes_each_choice_of_options_once(
     command: tuple[DictConfig, ConfigLoader], tmp_path: Path
 ) -> None:
-    config, loader = command
-    kind = type(loader)
+    config, _ = command
+    kind = type(GlobalHydra.instance().config_loader())
     with mock.patch.object(
         kind, "load_sweep_config", autospec=True, side_effect=kind.load_sweep_config
     ) as composing:

@@ -27,7 +27,7 @@ from rich.text import Text
 
 from runner import train
 from runner.config.schema import RunConfig
-from runner.errors import ConfigError, DivergedError, StorageError, SweepError
+from runner.errors import ConfigError, DivergedError, StorageError
 from runner.jobs import launch
 from runner.jobs.job import SweepJob
 from runner.jobs.launch import JobsResult, Outcome, run_jobs
@@ -286,11 +286,28 @@ def test_what_a_callback_raises_is_raised_and_no_further_job_begins(
     assert begun(tmp_path) == [0] or launcher
 
 
-@pytest.mark.whole
-def test_a_launcher_that_cannot_begin_says_so(tmp_path: Path) -> None:
-    with pytest.raises(SweepError, match="SlurmLauncher could not begin the jobs") as caught:
-        run(tmp_path, 0, launcher=("hydra/launcher=submitit_slurm",))
-    assert caught.value.exit_code == 6
+def test_without_slurm_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="Slurm is not installed here: there is no sbatch"):
+        run(tmp_path / "outputs", 0, launcher=("hydra/launcher=submitit_slurm",))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("launcher", [JOBLIB, LAUNCHERS["submitit"]])
+def test_a_launcher_that_cannot_begin_says_why(
+    tmp_path: Path, launcher: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TypeError("cannot pickle '_thread.lock' object")
+
+    with mock.patch.object(launch._Launch, "_launcher") as starting:
+        starting.return_value.launch.side_effect = fail
+        with pytest.raises(ConfigError, match="cannot be sent to other processes") as caught:
+            run(tmp_path, 0, launcher=launcher)
+    assert "cannot pickle '_thread.lock' object" in caught.value.what
+    assert caught.value.where == launcher[0]
+    assert isinstance(caught.value.__cause__, TypeError)
+    assert capfd.readouterr().err == f"note: {caught.value.what}\n"
 
 
 def test_words_of_a_launcher_are_checked_before_anything_is_written(tmp_path: Path) -> None:
