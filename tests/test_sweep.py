@@ -43,6 +43,7 @@ from runner.errors import ConfigError
 from runner.jobs import launch as launching
 from runner.jobs.shares import Share
 from runner.records.sweep_folder import SweepFolder
+from runner.terminal.start import Task, Work
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
@@ -483,7 +484,9 @@ def test_what_died_beside_others_is_tried_alone(tmp_path: Path) -> None:
                     raise RuntimeError("a process died")
 
     config = OmegaConf.create({"hydra": {"launcher": {"_target_": "JoblibLauncher", "n_jobs": 2}}})
-    launch = launching._Launch(config, None, None, jobs, folder, Share())
+    launch = launching._Launch(
+        config, None, Task(Work(lambda config, words: {})), jobs, folder, Share()
+    )
     launch._launcher = Brittle
     launch.until_whole()
     assert rounds == [[0, 1, 2, 3], [2, 3], [0], [1]]

@@ -123,7 +123,8 @@ def _share_of_worker(config: DictConfig, jobs: Sequence[Sequence[str]]) -> Share
     if not gpus:
         return Share(threads=threads)
     sharing = -(-at_once // len(gpus))
-    note = f"{at_once} jobs at a time on {len(gpus)} GPUs: up to {sharing} jobs share a GPU"
+    of_all = _number_of_gpus(len(gpus))
+    note = f"{at_once} jobs at a time on {of_all}: up to {sharing} jobs share a GPU"
     return Share(
         threads, at_once, gpus, workers=_locks_of_workers(), note=note if sharing > 1 else ""
     )
@@ -135,10 +136,10 @@ def _share_of_local(config: DictConfig, jobs: Sequence[Sequence[str]]) -> Share:
     gpus = visible_gpus() if wanted else _gpus(config, jobs)
     per_job = wanted if wanted is not None else tasks if gpus else 0
     if per_job > len(gpus) or 0 < per_job < tasks:
-        has = f"{len(gpus)} GPUs" if gpus else "no GPU"
-        few = "here" if _VISIBLE not in os.environ else f"with {_VISIBLE}={os.environ[_VISIBLE]}"
+        limit = f" ({_VISIBLE}={os.environ[_VISIBLE]})" if _VISIBLE in os.environ else ""
         raise ConfigError(
-            f"a job asks for {per_job} GPUs, and there are {has} {few}"
+            f"a job asks for {_number_of_gpus(per_job)}, and this machine has "
+            f"{_number_of_gpus(len(gpus))}{limit}"
             if per_job > len(gpus)
             else f"each of the {tasks} processes of a job needs a GPU of its own",
             where=f"hydra.launcher.gpus_per_node={wanted}"
@@ -163,6 +164,10 @@ def _share_of_local(config: DictConfig, jobs: Sequence[Sequence[str]]) -> Share:
     return Share(per_task, at_once, tuple(",".join(group) for group in groups))
 
 
+def _number_of_gpus(count: int) -> str:
+    return f"{count} GPU{'' if count == 1 else 's'}" if count else "none"
+
+
 def _gpus(config: DictConfig, jobs: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """The GPUs that this process may use; none if all jobs compute on CPUs."""
     on_cpu = all(_device(config, job) == "cpu" for job in jobs)
@@ -172,7 +177,7 @@ def _gpus(config: DictConfig, jobs: Sequence[Sequence[str]]) -> tuple[str, ...]:
 def _device(config: DictConfig, job: Sequence[str]) -> str:
     """The ``device`` of a job."""
     words = [word.lstrip("+").partition("=") for word in job]
-    named = [value for key, _, value in words if key == "device"]
+    named = [value.replace("\\", "") for key, _, value in words if key == "device"]  # cuda\:1
     return named[-1] if named else str(config.get("device"))
 
 
@@ -187,7 +192,7 @@ def _require_devices(
             one = gpus[int(index)] if int(index) < len(gpus) else gpus[0]
             raise ConfigError(
                 f"this launcher gives each job a GPU of its own, and a job with "
-                f"{per_job} GPU{'s' * (per_job > 1)} has no {device}",
+                f"{_number_of_gpus(per_job)} has no {device}",
                 where=f"device={device}",
                 fix=f"device=auto; for jobs on that GPU alone, {_VISIBLE}={one} before the command",
             )
