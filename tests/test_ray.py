@@ -5,6 +5,7 @@ A Ray of this machine starts with each sweep, which takes about ten seconds.
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ pytest.importorskip("ray", reason="needs the extra `ray`")
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
     pytest.mark.slow,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(480),
 ]
 
 RAY = ("hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2")
@@ -58,6 +59,8 @@ def ray_processes(folder: Path) -> list[int]:
 
 
 def start(place: Place, *words: str, act: str = "pass", seeds: str = "none") -> subprocess.Popen:
+    """The command as its user starts it; jobs of some seeds ``act`` before their first row."""
+    shutil.rmtree(place.root / "hook", ignore_errors=True)
     hook = kill.write_hook(place, act=act, seeds=seeds, is_later=False)
     return subprocess.Popen(
         [sys.executable, "-m", "runner.train", *place.words, *words],
@@ -72,7 +75,7 @@ def start(place: Place, *words: str, act: str = "pass", seeds: str = "none") -> 
 
 def end(process: subprocess.Popen) -> tuple[int, str]:
     try:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=240)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -108,7 +111,7 @@ def test_a_signal_saves_what_runs(make: Make, signum: int) -> None:
     (place.root / "hold").touch()
     process = start(place, act="hold()", seeds="0|1|2")
     try:
-        wait_until(lambda: len(held(place)) == 2)
+        wait_until(lambda: len(held(place)) == 2, 150)
         os.killpg(process.pid, signum)  # as a terminal does
         wait_until(lambda: list(place.root.glob("outputs/sweeps/*/stop")) != [])
         time.sleep(1)
@@ -117,7 +120,7 @@ def test_a_signal_saves_what_runs(make: Make, signum: int) -> None:
     code, output = end(process)
     assert code == 128 + signum, output
     assert sorted(statuses(place)) == ["interrupted"] * 2 + ["pending"]
-    assert len(list(place.root.glob("outputs/*/checkpoints/step-*"))) == 2
+    assert len({path.parent for path in place.root.glob("outputs/*/checkpoints/step-*")}) == 2
     code, output = run(place)
     assert code == 0, output
     assert sorted(statuses(place)) == ["finished", "resumed", "resumed"]
@@ -127,7 +130,7 @@ def test_a_second_signal_ends_all_at_once(make: Make) -> None:
     place = make("seed=0,1", "threads=1", *RAY)
     (place.root / "hold").touch()
     process = start(place, act="hold()", seeds="0|1")
-    wait_until(lambda: len(held(place)) == 2)
+    wait_until(lambda: len(held(place)) == 2, 150)
     os.killpg(process.pid, signal.SIGINT)
     wait_until(lambda: list(place.root.glob("outputs/sweeps/*/stop")) != [])
     os.killpg(process.pid, signal.SIGINT)
@@ -141,7 +144,7 @@ def test_a_job_that_was_killed_goes_on(make: Make) -> None:
     (place.root / "hold").touch()
     process = start(place, act="hold()", seeds="0")
     try:
-        wait_until(lambda: len(held(place)) == 1)
+        wait_until(lambda: len(held(place)) == 1, 150)
         os.kill(held(place)[0], signal.SIGKILL)
     finally:
         (place.root / "hold").unlink()
@@ -149,7 +152,8 @@ def test_a_job_that_was_killed_goes_on(make: Make) -> None:
     assert code == 0, output
     assert "crashed: its process ended without a word" in output
     assert "started again (1 of 3): seed=0" in output
-    assert sorted(statuses(place)) == ["finished", "finished"]
+    assert "raylet" not in output
+    assert sorted(statuses(place)) == ["finished", "resumed"]
 
 
 def test_requests_that_cannot_be_met_end_at_once(make: Make) -> None:

@@ -586,12 +586,12 @@ def test_defaults_of_launchers_that_would_bite_are_changed(
     assert "Launcher" in found._target_
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_launcher_that_is_not_installed(
     composed: object, monkeypatch: pytest.MonkeyPatch, launcher: str
 ) -> None:
     known = ConfigStore.instance().repo["hydra"]["launcher"]
-    monkeypatch.delitem(known, f"{launcher}_plugin.yaml")
+    monkeypatch.delitem(known, f"{launcher}_plugin.yaml", raising=False)
     with (
         hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)),
         pytest.raises(MissingConfigException) as caught,

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,8 @@ class RayJobs:
                 if address != "local"
                 else "hydra/launcher=joblib",
             ) from error
+        if not init["log_to_driver"]:
+            _silence_raylets()
         machines = _machines()
         has = {unit: sum(one.get(unit, 0) for one in machines) for unit in ("CPU", "GPU")}
         where = "1 machine" if len(machines) == 1 else f"{len(machines)} machines"
@@ -374,6 +376,18 @@ def _own_handlers() -> Iterator[None]:
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+
+
+def _silence_raylets() -> None:
+    """Let Ray not print what its daemons report, such as pages about a machine that it has lost.
+
+    No option of Ray's does that, and a table may be refreshed in the terminal. What matters to the
+    jobs is said here.
+    """
+    with suppress(ImportError):
+        from ray._private import worker
+
+        worker.print_to_stdstream = lambda *_, **__: None
 
 
 def _require_reachable(address: str) -> None:
