@@ -12,6 +12,7 @@ from hydra.errors import (
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import checks
+from runner.config.launchers import PREFIX
 from runner.config.options import GROUPS, LAUNCHERS, OVERLAYS, option_names
 from runner.config.schema import default_dict
 from runner.config.words import nearest
@@ -74,12 +75,28 @@ def bad_override(override: str) -> ConfigError:
         return ConfigError(
             f"not an option: {override}", where=override, fix="KEY=VALUE, or see --help"
         )
+    if fix := _quoted_list(key.lstrip("+"), value):
+        return ConfigError(
+            "text in a list needs quotes of its own, inside those of the shell",
+            where=override,
+            fix=fix,
+        )
     quoted = value.strip("'\"").replace("\\", "\\\\").replace('"', '\\"')
     return ConfigError(
         "the value needs quotes of its own, inside those of the shell",
         where=override,
         fix=f"""'{key}="{quoted}"'""",
     )
+
+
+def _quoted_list(key: str, value: str) -> str | None:
+    """The word with quotes around each text of a list; None if the value is no plain list."""
+    inside = re.fullmatch(r"\[([^\[\]'\"\\]+)\]", value.strip())
+    if inside is None or not (key.startswith(PREFIX) or key in _list_keys()):
+        return None
+    items = [item.strip() for item in inside[1].split(",")]
+    quoted = [item if re.fullmatch(r"[\w.-]+", item) else f'"{item}"' for item in items]
+    return f"'{key}=[{','.join(quoted)}]'"
 
 
 def _list_keys() -> set[str]:

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import checks, schema
+from runner.config.launchers import PREFIX, bad_launcher_word, check_added, check_launcher
 from runner.config.options import CONF_DIR, LAUNCHERS
 from runner.config.overrides import (
     check_composed,
@@ -62,7 +63,11 @@ def composed(words: Sequence[str], *, is_sweep: bool = False) -> DictConfig:
     loader = GlobalHydra.instance().config_loader()
     try:
         config: DictConfig = loader.load_configuration("config", list(words), run_mode=mode)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, RunnerError, OSError):
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, RunnerError, OSError) as error:
+        is_of_launcher = any(PREFIX in word for word in words)
+        problem = is_of_launcher and bad_launcher_word(str(error), _launcher_without(words))
+        if problem:
+            raise problem from error
         raise
     except Exception as error:
         # Only Hydra's own code runs here. Odd words and files let it fail in any way.
@@ -72,7 +77,22 @@ def composed(words: Sequence[str], *, is_sweep: bool = False) -> DictConfig:
             fix="--help lists the words",
         ) from error
     check_composed(config.hydra)
+    if any(word.startswith(f"+{PREFIX}") for word in words):
+        check_added(words, _launcher_without(words))
+    check_launcher(_launcher(config))
     return config
+
+
+def _launcher_without(words: Sequence[str]) -> dict[str, Any]:
+    """The values of ``hydra.launcher`` without the words that set any."""
+    return _launcher(composed([word for word in words if PREFIX not in word], is_sweep=True))
+
+
+def _launcher(config: DictConfig) -> dict[str, Any]:
+    """The values of ``hydra.launcher``."""
+    values = OmegaConf.to_container(config.hydra.launcher, resolve=False)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
 def run_config(composed: DictConfig) -> RunConfig:
