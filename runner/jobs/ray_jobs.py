@@ -174,9 +174,9 @@ class RayJobs:
             raise StorageError(
                 f"Ray cannot be used: {first_line(error)}",
                 where=where,
-                fix="ray start --head, on the first machine of the cluster; RAY_AUTH_MODE=token before "
-                "the command, if the cluster asks for its token; or leave the address out, for a Ray "
-                "of this machine"
+                fix="ray start --head, on the first machine of the cluster; RAY_AUTH_MODE=token "
+                "before the command, if the cluster asks for its token; or leave the address "
+                "out, for a Ray of this machine"
                 if address != "local"
                 else "hydra/launcher=joblib",
             ) from error
