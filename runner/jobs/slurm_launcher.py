@@ -37,7 +37,9 @@ class SlurmArray(SlurmLauncher):  # type: ignore[misc]  # Hydra is untyped to my
         if values["name"] == self.config.hydra.job.name:  # none of the user's
             values["name"] = f"sweep-{folder.parent.name}"  # until a job begins, and says its run
         countdown = values.pop("max_num_timeout")
-        extra = {**(values.pop("additional_parameters", None) or {}), **more}
+        # Some clusters requeue only jobs that ask for it: preemption and time limits need it.
+        own = {"requeue": True, **more}
+        extra = {**own, **(values.pop("additional_parameters", None) or {})}
         values["additional_parameters"] = {
             name: value for name, value in extra.items() if value is not None
         }
