@@ -67,7 +67,11 @@ def test_a_command_is_accepted(command: str, composed: Callable[..., RunConfig])
         assert set(words) - runs - set(overrides) <= {"-m"}
         assert variants(overrides, is_sweep="-m" in words)
         return
-    assert set(words) - set(overrides) <= {"-m", "--cfg", "job", "--help"}
+    if module == "runner.show":
+        assert not overrides
+        assert {word for word in words if word.startswith("-")} <= {"--once"}
+        return
+    assert set(words) - set(overrides) <= {"-m", "--cfg", "job", "--help", "--detach"}
     (jobs,) = BasicSweeper.split_arguments(
         OverridesParser.create().parse_overrides(overrides), None
     )
