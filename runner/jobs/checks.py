@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import time
 from collections.abc import Sequence
 
 from hydra.core.config_loader import ConfigLoader
@@ -14,6 +16,8 @@ from runner.config.schema import RunConfig
 from runner.errors import CodeError, ConfigError, RunnerError
 from runner.machine.children import can_fork, ending, in_child
 from runner.machine.signals import Interrupted
+
+_PATIENCE_SECONDS = 3.0  # without a word
 
 
 def check_jobs(
@@ -33,7 +37,11 @@ def check_jobs(
     problems: dict[str, RunnerError] = {}
     codes, trainings = set[str](), set[str]()
     configs, composed = list[RunConfig](), compose.JobConfigs(config)
+    began, is_told = time.monotonic(), False
     for job in jobs:
+        if not is_told and time.monotonic() - began > _PATIENCE_SECONDS:
+            is_told = True
+            print(f"checking {len(jobs):,} jobs …", file=sys.stderr, flush=True)
         try:
             one = composed.of(job)
             if one.force and repr(one.training) in trainings:

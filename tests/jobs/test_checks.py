@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from runner.config import compose
 from runner.config.schema import RunConfig
+from runner.jobs.checks import check_jobs
 from runner.terminal.start import hydra_context
 
 JOBS = [
@@ -98,3 +99,18 @@ def test_hydra_composes_each_choice_of_options_once(
         assert composing.call_count == 2
         configs.of(["seed=3", "budget.epochs=${seed}"])
         assert composing.call_count == 4, "what refers to another value is left to Hydra"
+
+
+def test_a_check_that_takes_long_says_what_it_does(
+    command: tuple[DictConfig, ConfigLoader],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config, loader = command
+    jobs = [[f"seed={seed}"] for seed in range(1100)]
+    monkeypatch.setattr("runner.jobs.checks._PATIENCE_SECONDS", 60)
+    assert len(check_jobs(jobs[:3], loader, config)) == 3
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("runner.jobs.checks._PATIENCE_SECONDS", 0)
+    check_jobs(jobs, loader, config)
+    assert capsys.readouterr() == ("", "checking 1,100 jobs …\n")
