@@ -50,7 +50,7 @@ class SlurmJobs:
         jobs: Sequence[Sequence[str]],
         asked: Sequence[str],
         launcher: Mapping[str, Any],
-        submit: Callable[[Sequence[Sequence[str]], Path, Mapping[str, Any]], list[str]],
+        submit: Callable[[Sequence[Sequence[str]], Path, int], list[str]],
         *,
         say: Callable[[str], None],
         on_begin: Callable[[int], None],
@@ -110,23 +110,22 @@ class SlurmJobs:
         self._folder.withdraw(numbers)
         for number in numbers:
             self._folder.write(number, "queued")
-        size, left = max(1, slurm.max_array_size() - 1), list(numbers)
-        more: dict[str, Any] = {}
         place = self._folder.path / "slurm"
+        # Each array has a limit of jobs at a time of its own, so the limit is divided.
+        count = math.ceil(len(numbers) / max(1, slurm.max_array_size()))
+        at_once = max(1, self._launcher["array_parallelism"] // count)
         try:
-            while left:
-                chunk, left = left[:size], left[size:]
+            for first in range(count):
+                chunk = numbers[first::count]
                 # A signal must not come between the submission and the record of it.
                 with deferred():
-                    ids = self._submit([self._jobs[number] for number in chunk], place, more)
+                    ids = self._submit([self._jobs[number] for number in chunk], place, at_once)
                     self._folder.submitted(
                         {
                             number: SlurmRecord(one, None, number, self._asked[number])
                             for number, one in zip(chunk, ids, strict=True)
                         }
                     )
-                # One array after the other, because each has its own limit of jobs at a time.
-                more = {"dependency": f"afterany:{ids[0].partition('_')[0]}"}
         finally:
             for number in {*numbers} - {*self._folder.slurm}:
                 self._folder.write(number, "pending")

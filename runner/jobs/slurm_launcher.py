@@ -1,8 +1,7 @@
 """Hydra's launcher for Slurm, which here submits jobs and does not wait for them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import submitit
 from hydra.core.singleton import Singleton
@@ -19,15 +18,13 @@ class SlurmArray(SlurmLauncher):  # type: ignore[misc]  # Hydra is untyped to my
     ``__call__`` is what runs on a node, and its ``checkpoint`` lets submitit queue a job again.
     """
 
-    def submit(
-        self, jobs: Sequence[Sequence[str]], folder: Path, more: Mapping[str, Any]
-    ) -> list[str]:
+    def submit(self, jobs: Sequence[Sequence[str]], folder: Path, at_once: int) -> list[str]:
         """Submit jobs as one array; return the id of each, such as ``12_3``, without waiting.
 
         Args:
             jobs: the words of each job.
             folder: where submitit puts the script, what the jobs read, and Slurm's own logs.
-            more: parameters of ``sbatch`` besides those of the configuration.
+            at_once: how many of them may run at the same time.
 
         Raises:
             Exception: whatever submitit raises; ``sbatch`` has refused the jobs, or there is none.
@@ -36,10 +33,10 @@ class SlurmArray(SlurmLauncher):  # type: ignore[misc]  # Hydra is untyped to my
         values.pop("submitit_folder")
         if values["name"] == self.config.hydra.job.name:  # none of the user's
             values["name"] = f"sweep-{folder.parent.name}"  # until a job begins, and says its run
+        values["array_parallelism"] = at_once
         countdown = values.pop("max_num_timeout")
         # Some clusters requeue only jobs that ask for it: preemption and time limits need it.
-        own = {"requeue": True, **more}
-        extra = {**own, **(values.pop("additional_parameters", None) or {})}
+        extra = {"requeue": True, **(values.pop("additional_parameters", None) or {})}
         values["additional_parameters"] = {
             name: value for name, value in extra.items() if value is not None
         }

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from runner.machine.signals import Interrupted, raise_on_signals
 from runner.machine.slurm import QueuedJob
 from runner.records.sweep_folder import SweepFolder
 
-LAUNCHER = {"cpus_per_task": 4, "timeout_min": 1440}
+LAUNCHER = {"cpus_per_task": 4, "timeout_min": 1440, "array_parallelism": 16}
 
 
 class Cluster:
@@ -29,7 +29,7 @@ class Cluster:
     Attributes:
         now: seconds since the start.
         said: what the user was told.
-        arrays: the number of jobs and the further parameters of each submission.
+        arrays: of each submission, the number of jobs, and how many of them run at a time.
         cancelled: ids that were cancelled.
         events: what happens, by time.
     """
@@ -39,7 +39,7 @@ class Cluster:
         self.now = 0.0
         self.said = list[str]()
         self.begun, self.ended = list[int](), list[int]()
-        self.arrays = list[tuple[int, Mapping[str, Any]]]()
+        self.arrays = list[tuple[int, int]]()
         self.cancelled = list[str]()
         self.events = list[tuple[float, Callable[[], None]]]()
         self.states = dict[str, QueuedJob]()
@@ -67,10 +67,8 @@ class Cluster:
             raise StorageError("Slurm does not answer: down", where="squeue", fix="wait")
         return {one: self.states[one] for one in ids if one in self.states}
 
-    def submit(
-        self, jobs: Sequence[Sequence[str]], folder: Path, more: Mapping[str, Any]
-    ) -> list[str]:
-        self.arrays.append((len(jobs), more))
+    def submit(self, jobs: Sequence[Sequence[str]], folder: Path, at_once: int) -> list[str]:
+        self.arrays.append((len(jobs), at_once))
         array, self.next = self.next, self.next + 1
         ids = [f"{array}_{at}" for at in range(len(jobs))] if len(jobs) > 1 else [f"{array}"]
         self.states |= {one: QueuedJob(one, "PENDING") for one in ids}
@@ -147,7 +145,7 @@ def test_a_job_that_dies_elsewhere_is_tried_again_once_and_alone(cluster: Cluste
     cluster.file(60, 1, "running")
     cluster.at(100, "8", "OUT_OF_MEMORY")
     jobs.watch([0, 1, 2])
-    assert cluster.arrays == [(3, {}), (1, {})], "no other job is submitted again"
+    assert cluster.arrays == [(3, 16), (1, 16)], "no other job is submitted again"
     assert cluster.statuses(3) == ["finished", "crashed", "finished"]
     assert "hydra.launcher.mem_gb" in cluster.folder.read(1)["error"]
     assert sorted(cluster.ended) == [0, 1, 2]
@@ -263,19 +261,19 @@ def test_a_job_that_is_cancelled_is_not_submitted_again(cluster: Cluster, began:
     assert cluster.ended == [0, 1]
 
 
-def test_a_large_sweep_goes_in_arrays_one_after_the_other(
+def test_a_large_sweep_goes_in_arrays_that_share_the_limit_of_jobs_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster = Cluster(tmp_path, monkeypatch, size=4)
+    cluster = Cluster(tmp_path, monkeypatch, size=3)
     jobs = cluster.jobs(7)
     jobs.submit([*range(7)])
-    assert cluster.arrays == [
-        (3, {}), (3, {"dependency": "afterany:7"}), (1, {"dependency": "afterany:8"}),
-    ]  # fmt: skip
-    assert {one.id for one in cluster.folder.slurm.values()} == {
-        "7_0", "7_1", "7_2", "8_0", "8_1", "8_2", "9",
-    }  # fmt: skip
-    assert "7_[0-2] 8_[0-2] 9" in cluster.said[0]
+    assert cluster.arrays == [(3, 5), (2, 5), (2, 5)]
+    ids = {number: one.id for number, one in cluster.folder.slurm.items()}
+    assert sorted(ids) == [*range(7)]
+    assert {*ids.values()} == {"7_0", "7_1", "7_2", "8_0", "8_1", "9_0", "9_1"}
+    assert ids[0] == "7_0"
+    assert ids[4] == "8_1", "the jobs are dealt out"
+    assert "7_[0-2] 8_[0-1] 9_[0-1]" in cluster.said[0]
     assert "scancel 7 8 9" in cluster.said[2]
 
 
@@ -294,7 +292,7 @@ def test_the_jobs_that_slurm_takes_are_kept_if_it_refuses_others(
     jobs._submit = refuse_the_second
     with pytest.raises(RuntimeError):
         jobs.submit([0, 1, 2, 3])
-    assert cluster.statuses(4) == ["queued", "queued", "pending", "pending"]
+    assert cluster.statuses(4) == ["queued", "pending", "queued", "pending"]
 
 
 def test_the_same_words_again_watch_what_slurm_has(cluster: Cluster) -> None:
