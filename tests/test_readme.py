@@ -23,7 +23,7 @@ from runner.report.__main__ import parser
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = README + "".join(
-    (ROOT / "docs" / name).read_text() for name in ("comparing.md", "imbalance.md")
+    (ROOT / "docs" / name).read_text() for name in ("comparing.md", "imbalance.md", "clusters.md")
 )
 BLOCKS = re.findall(r"```bash\n(.*?)```", PAGES, flags=re.DOTALL)
 COMMANDS = [
@@ -76,6 +76,8 @@ def test_a_command_is_accepted(command: str, composed: Callable[..., RunConfig])
         OverridesParser.create().parse_overrides(overrides), None
     )
     assert len(jobs) == 1 or "-m" in words
+    if "hydra/launcher=ray" in words:
+        pytest.importorskip("hydra_plugins.hydra_ray_launcher")
     for job in jobs:
         composed(*job)
 
