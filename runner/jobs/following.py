@@ -3,10 +3,8 @@
 In a terminal a table is drawn anew; a file or a pipe gets it once, and then a line per change.
 """
 
-import shlex
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,9 +13,9 @@ from rich.live import Live
 from rich.text import Text
 
 from runner.errors import SweepError
-from runner.jobs.overview import LATE_SECONDS, JobState, Overview, Queue
-from runner.jobs.states import why_waiting
-from runner.machine.slurm import compressed
+from runner.jobs.overview import JobState, Overview
+from runner.jobs.states import LATE_SECONDS, Queue, reasons
+from runner.machine.slurm import compressed, scancel
 from runner.records.sweep_folder import ALIVE, SweepFolder
 from runner.terminal.command import program
 from runner.terminal.console import LiveConsole, PipeConsole, printable, table_console
@@ -54,7 +52,7 @@ def show_sweep(folder: SweepFolder, *, once: bool) -> None:
         try:
             _watch(overview)
         except KeyboardInterrupt as interrupt:
-            again = f"{program('show')} {place_of(folder)}"
+            again = f"{program('show')} {folder.pasted}"
             print(
                 f"not watched any more; the jobs go on. To watch again:\n  {again}", file=sys.stderr
             )
@@ -213,10 +211,9 @@ def _heading(overview: Overview) -> Iterator[str]:
     folder = overview.folder
     alive = [one.id for one in overview.states if one.id and one.status in ALIVE]
     yield f"sweep {folder.path.name}"
-    yield f"  logs: {shlex.quote(str(_short(folder.path)))}/N.log"
+    yield f"  logs: {folder.pasted}/N.log"
     if alive:
-        arrays = " ".join(dict.fromkeys(one.partition("_")[0] for one in alive))
-        yield f"  Slurm: {compressed(alive)}; scancel {arrays} ends them, and what runs is saved"
+        yield f"  Slurm: {compressed(alive)}; {scancel(alive)} ends them, and what runs is saved"
     elif folder.leader is not None:
         pid, host = folder.leader
         if folder.is_led:
@@ -227,14 +224,11 @@ def _heading(overview: Overview) -> Iterator[str]:
 
 def _notes(overview: Overview) -> dict[str, str]:
     """Why jobs wait, by Slurm's reason; and that Slurm does not answer, by what it said instead."""
-    waiting = defaultdict[str, list[str]](list)
-    for one in overview.states:
-        if one.queued is not None and one.queued.is_waiting and one.status in ALIVE:
-            waiting[one.queued.reason].append(one.id)
-    notes = {
-        reason: f"{compressed(ids)} {'waits' if len(ids) == 1 else 'wait'}: {why_waiting(reason)}"
-        for reason, ids in waiting.items()
-    }
+    notes = reasons(
+        one.queued
+        for one in overview.states
+        if one.queued is not None and one.queued.is_waiting and one.status in ALIVE
+    )
     if problem := overview.queue.problem:
         text = "it is asked again, and what is known may be old"
         notes[problem] = f"{problem}; {text}"
@@ -249,11 +243,6 @@ def under_way(outputs: Path) -> Iterator[str]:
         if overview.jobs and overview.look() and overview.is_at_work:
             states = [one.state for one in overview.states]
             yield f"sweep {folder.path.name}: {counted(states)}"
-
-
-def place_of(folder: SweepFolder) -> str:
-    """The folder of a sweep, as it can be pasted here."""
-    return shlex.quote(str(_short(folder.path)))
 
 
 def _short(path: Path) -> Path:

@@ -6,7 +6,7 @@ Nothing here imports Hydra or writes a file.
 
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,16 +14,13 @@ from typing import Any
 
 import yaml
 
-from runner.errors import StorageError
-from runner.jobs.states import settled
-from runner.machine import slurm
+from runner.jobs.states import Queue, States
 from runner.machine.files import read_whole
 from runner.machine.slurm import QueuedJob
 from runner.records.run_folder import RunFolder, run_folders
 from runner.records.sweep_folder import ALIVE, ENDED, GOOD, SweepFolder
 from runner.terminal.sweeps import job_names
 
-LATE_SECONDS = 10.0  # until the file of a job that is over is there; NFS shows changes late
 _QUEUE_SECONDS = 10.0  # between two questions to Slurm
 _RUNS_SECONDS = 10.0  # between two searches for the run of a job
 _UNLED_SECONDS = 60.0  # without a job at work until a sweep on another machine counts as ended
@@ -73,37 +70,6 @@ class JobState:
         return "" if host == socket.gethostname() else host
 
 
-class Queue:
-    """What Slurm says, asked rarely; what it said last is kept while it does not answer."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, QueuedJob | None] = {}
-        self._asked_at = -float("inf")
-        self.problem = ""
-        """Why Slurm did not answer the last question; empty if it did."""
-
-    def ask(self, ids: Iterable[str]) -> None:
-        """Ask for jobs, unless the last answer about them is young."""
-        wanted = {*ids}
-        is_young = time.monotonic() - self._asked_at < _QUEUE_SECONDS
-        if not wanted or (is_young and (self.problem or wanted <= {*self._known})):
-            return
-        try:
-            self._known |= dict.fromkeys(wanted, None) | slurm.queue(wanted)
-            self.problem = ""
-        except StorageError as error:
-            self.problem = error.what
-        self._asked_at = time.monotonic()
-
-    def knows(self, one: str) -> bool:
-        """Whether Slurm was asked for this job and has answered."""
-        return one in self._known
-
-    def get(self, one: str) -> QueuedJob | None:
-        """What Slurm said last of a job; None if it does not know it."""
-        return self._known.get(one)
-
-
 class Overview:
     """Reads how the jobs of a sweep stand, again and again.
 
@@ -119,7 +85,7 @@ class Overview:
         self.queue = queue or Queue()
         self.states: list[JobState] = []
         self._runs = _Runs(folder.outputs)
-        self._over_since: dict[int, float] = {}
+        self._truth = States(self.queue)
         self._idle_since: float | None = None
 
     @property
@@ -133,7 +99,8 @@ class Overview:
         ids = {number: record.id for number, record in folder.slurm.items()}
         sure = {one.number: one for one in self.states if one.status in _SURE}
         # Slurm is asked before the files are read: of a job that is over, they are the last word.
-        self.queue.ask(one for number, one in ids.items() if number not in sure)
+        asked = (one for number, one in ids.items() if number not in sure)
+        self.queue.ask(asked, every=_QUEUE_SECONDS)
         found = [
             sure.get(number) or self._state(folder, number, ids.get(number, ""))
             for number in range(len(self.jobs))
@@ -142,25 +109,13 @@ class Overview:
         return self.states
 
     def _state(self, folder: SweepFolder, number: int, own: str) -> JobState:
-        state, queued = folder.read(number), None
-        if own and self.queue.knows(own):
-            queued = self.queue.get(own)
-            corrected = settled(state, queued)
-            if corrected["status"] in ALIVE or corrected["status"] == state["status"]:
-                self._over_since.pop(number, None)
-                state = corrected
-            elif state["status"] not in ALIVE or self._is_surely_over(number):
-                state = corrected
-        return JobState(number, self.names[number], state, own, queued)
-
-    def _is_surely_over(self, number: int) -> bool:
-        since = self._over_since.setdefault(number, time.monotonic())
-        return time.monotonic() - since >= LATE_SECONDS
+        state = self._truth.state(folder, number)
+        return JobState(number, self.names[number], state, own, self.queue.get(own))
 
     @property
     def is_doubtful(self) -> bool:
         """Whether Slurm says of a job that it is over and its file does not yet."""
-        return not all(map(self._is_surely_over, [*self._over_since]))
+        return self._truth.is_doubtful
 
     @property
     def is_at_work(self) -> bool:

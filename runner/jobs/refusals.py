@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from runner.errors import ConfigError
+from runner.machine.slurm import Limits
 
 
 class _Refusal(NamedTuple):
@@ -101,6 +102,39 @@ def refused(said: str, launcher: Mapping[str, Any]) -> ConfigError | None:
                 fix=f"hydra.launcher.{_to_change(refusal.keys, launcher)}=VALUE; {refusal.advice}",
             )
     return None
+
+
+def require_possible(launcher: Mapping[str, Any], limits: Limits) -> None:
+    """Raise if jobs ask for more than their partition has, which some clusters let wait for ever.
+
+    Args:
+        launcher: the values of ``hydra.launcher``.
+        limits: of the partition.
+
+    Raises:
+        ConfigError: naming the key to change, and the largest value.
+    """
+    cores = (launcher.get("cpus_per_task") or 1) * (launcher.get("tasks_per_node") or 1)
+    wanted = {
+        # A QOS may allow more time than its partition; the queue says so if it does not.
+        "timeout_min": (None if launcher.get("qos") else launcher.get("timeout_min"),
+                        limits.max_minutes, "minutes"),
+        "cpus_per_task": (cores, limits.cores_per_node, "cores of a node"),
+        "mem_gb": (launcher.get("mem_gb"), limits.memory_gb, "GB of a node"),
+    }  # fmt: skip
+    for key, (value, most, what) in wanted.items():
+        if value is not None and most is not None and value > most:
+            largest = int(most)
+            if key == "cpus_per_task":
+                largest //= launcher.get("tasks_per_node") or 1
+            raise ConfigError(
+                f"the partition {limits.name} has at most {most:g} {what}, and a job asks for "
+                f"{value:g}",
+                where=f"hydra.launcher.{key}={launcher.get(key)}",
+                fix=f"hydra.launcher.{key}={largest}"
+                if largest
+                else "hydra.launcher.tasks_per_node=1",
+            )
 
 
 def _of_option(said: str) -> list[_Refusal]:

@@ -6,25 +6,21 @@ stops no other. See :mod:`runner.jobs.states`.
 """
 
 import math
-import shlex
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from runner.config.words import own_words
-from runner.errors import StorageError
-from runner.jobs.refusals import refused
-from runner.jobs.states import settled, why_waiting
+from runner.jobs.refusals import refused, require_possible
+from runner.jobs.states import Queue, States, reasons
 from runner.machine import slurm
 from runner.machine.signals import deferred
 from runner.machine.slurm import QueuedJob
 from runner.records.sweep_folder import ALIVE, ENDED, SlurmRecord, SweepFolder
 
 _FILES_SECONDS = 0.5  # between two looks at the files of the jobs
-_LATE_SECONDS = 10.0  # until the file of a job that has ended is there; NFS shows changes late
 _OFTEN_SECONDS, _RARELY_SECONDS = 2.0, 30.0  # between two questions to Slurm: at first, and later
 _QUIET_SECONDS = 5.0  # in which jobs begin if nothing is in their way
 _SIGNED = ("pid", "host")
@@ -66,8 +62,8 @@ class SlurmJobs:
         self._on_end = on_end
         self._begun = set[int]()
         self._tried_again = set[int]()
-        self._queue: dict[str, QueuedJob | None] = {}  # None: Slurm does not know it any more
-        self._over_since: dict[int, float] = {}
+        self._queue = Queue()
+        self._states = States(self._queue)
         self._said: object = None
 
     def attach(self, numbers: Sequence[int]) -> list[int]:
@@ -93,7 +89,7 @@ class SlurmJobs:
         }
         if alive:
             self._folder.submitted(alive)
-            self._queue |= queue
+            self._queue.add(queue)
             ids = slurm.compressed(record.id for record in alive.values())
             self._say(f"Slurm has {len(alive)} of these jobs already: {ids}")
         return [*alive]
@@ -107,6 +103,7 @@ class SlurmJobs:
         """
         if not numbers:
             return
+        require_possible(self._launcher, slurm.limits(self._launcher.get("partition")))
         self._folder.withdraw(numbers)
         for number in numbers:
             self._folder.write(number, "queued")
@@ -132,8 +129,8 @@ class SlurmJobs:
         ids = [self._folder.slurm[number].id for number in numbers]
         what = "1 job" if len(ids) == 1 else f"{len(ids)} jobs"
         self._say(f"{what} submitted to Slurm: {slurm.compressed(ids)}")
-        self._say(f"  logs: {self._place()}")
-        self._say(f"  {_cancel(ids)} ends them; what runs is saved")
+        self._say(f"  logs: {self._folder.pasted}")
+        self._say(f"  {slurm.scancel(ids)} ends them; what runs is saved")
 
     def watch(self, numbers: Sequence[int], until: float = math.inf) -> None:
         """Wait until the jobs are over, and record the ends that they could not record.
@@ -148,14 +145,13 @@ class SlurmJobs:
         Raises:
             ConfigError: Slurm will never begin what was asked for; it is cancelled.
         """
-        left, began, asked = list(numbers), time.monotonic(), -math.inf
+        left, began = list(numbers), time.monotonic()
         while left:
-            now = time.monotonic()
-            if now - asked >= min(_RARELY_SECONDS, max(_OFTEN_SECONDS, (now - began) / 10)):
-                self._ask(left)
-                asked = now
-                if now - began > _QUIET_SECONDS:
-                    self._tell_reasons(left)
+            waited = time.monotonic() - began
+            every = min(_RARELY_SECONDS, max(_OFTEN_SECONDS, waited / 10))
+            ids = [self._folder.slurm[number].id for number in left]
+            if self._queue.ask(ids, every=every) and waited > _QUIET_SECONDS:
+                self._tell_reasons(left)
             if time.time() >= until:
                 self._leave_unbegun(left)
             over = [number for number in left if self._is_over(number)]
@@ -166,20 +162,12 @@ class SlurmJobs:
             if left:
                 time.sleep(_FILES_SECONDS)
 
-    def state(self, number: int) -> dict[str, Any]:
-        """The state of a job, by its file and by what Slurm said last."""
-        found = self._folder.read(number)
-        record = self._folder.slurm.get(number)
-        if record is None or record.id not in self._queue:
-            return found
-        return settled(found, self._queue[record.id])
-
     def alive(self) -> list[str]:
         """The ids of the jobs that go on without this process."""
         return [
             record.id
             for number, record in self._folder.slurm.items()
-            if self.state(number)["status"] in ALIVE
+            if self._states.state(self._folder, number)["status"] in ALIVE
         ]
 
     def tell_what_goes_on(self) -> None:
@@ -188,23 +176,9 @@ class SlurmJobs:
             return
         what = "1 job goes on" if len(ids) == 1 else f"{len(ids)} jobs go on"
         self._say(f"{what} in Slurm: {slurm.compressed(ids)}")
-        self._say(f"  {_cancel(ids)} ends them; what runs is saved")
+        self._say(f"  {slurm.scancel(ids)} ends them; what runs is saved")
         self._say("  the same command watches them again; to look at them:")
-        self._say(f"  python -m runner.show {self._place()}")
-
-    def _place(self) -> str:
-        """The folder of the sweep, as it can be pasted here."""
-        path = self._folder.path
-        short = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        return shlex.quote(str(short))
-
-    def _ask(self, numbers: Sequence[int]) -> None:
-        """Ask Slurm for these jobs; keep what it said before if it does not answer."""
-        ids = [self._folder.slurm[number].id for number in numbers]
-        try:
-            self._queue |= {**dict.fromkeys(ids), **slurm.queue(ids)}
-        except StorageError as error:
-            self._tell(f"{error.what}; it is asked again")
+        self._say(f"  python -m runner.show {self._folder.pasted}")
 
     def _may_be_tried_again(self, number: int) -> bool:
         is_crashed = self._folder.read(number)["status"] == "crashed"
@@ -212,20 +186,14 @@ class SlurmJobs:
 
     def _is_over(self, number: int) -> bool:
         """Whether a job is over; records it, and tells that it has begun or ended."""
-        found, state = self._folder.read(number), self.state(number)
+        state = self._states.state(self._folder, number)
         status = state["status"]
-        if status in ALIVE:
-            self._over_since.pop(number, None)
-        elif status != found["status"] and found["status"] != "queued":
-            since = self._over_since.setdefault(number, time.monotonic())
-            if time.monotonic() - since < _LATE_SECONDS:
-                return False
         if status in ("running", *ENDED) and number not in self._begun:
             self._begun.add(number)
             self._on_begin(number)
         if status in ALIVE:
             return False
-        if status != found["status"]:
+        if status != self._folder.read(number)["status"]:
             more = {key: value for key, value in state.items() if key not in ("status", *_SIGNED)}
             self._folder.write(number, status, **more)
         if status == "crashed" and number not in self._tried_again:
@@ -254,31 +222,29 @@ class SlurmJobs:
         Raises:
             ConfigError: naming the key to change.
         """
-        waiting = defaultdict[str, list[str]](list)  # ids by reason
+        waiting = dict[int, QueuedJob]()
         for number in numbers:
             queued = self._queue.get(self._folder.slurm[number].id)
             if queued is not None and queued.is_waiting:
-                waiting[queued.reason].append(queued.id)
-        for reason, ids in waiting.items():
+                waiting[number] = queued
+        lines = reasons(waiting.values())
+        for reason in lines:
             own = [
-                record.id
-                for number in numbers
-                if (record := self._folder.slurm[number]).sweep is None and record.id in ids
+                queued.id
+                for number, queued in waiting.items()
+                if queued.reason == reason and self._folder.slurm[number].sweep is None
             ]
             if own and (error := refused(reason, self._launcher)) is not None:
                 slurm.cancel(own)
                 self._say(f"{slurm.compressed(own)} cancelled: Slurm would never begin it")
                 raise error
-        if waiting:
-            lines = [f"{slurm.compressed(ids)}: {why_waiting(why)}" for why, ids in waiting.items()]
-            self._tell("waiting in Slurm: " + "; ".join(lines), *waiting)
+        if self._queue.problem:
+            self._tell(f"{self._queue.problem}; it is asked again")
+        elif lines:
+            self._tell("\n".join(lines.values()), *lines)
 
     def _tell(self, line: str, *about: str) -> None:
         """Say a line, unless the last one was about the same."""
         if self._said != (about or line):
             self._said = about or line
             self._say(line)
-
-
-def _cancel(ids: Sequence[str]) -> str:
-    return f"scancel {' '.join(dict.fromkeys(one.partition('_')[0] for one in ids))}"

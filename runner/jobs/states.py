@@ -1,15 +1,22 @@
-"""The state of a job that was submitted to Slurm: by the file that the job writes, and the queue.
+"""The states of jobs that were submitted to Slurm: by the files that jobs write, and the queue.
 
 The file says how a job ended, and the queue whether it exists. A job that was killed says nothing,
 and a job that waits to begin again still says what it did before.
 """
 
+import math
 import re
-from collections.abc import Mapping
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from runner.errors import StorageError
+from runner.machine import slurm
 from runner.machine.slurm import QueuedJob
-from runner.records.sweep_folder import ENDED
+from runner.records.sweep_folder import ALIVE, ENDED, SweepFolder
+
+LATE_SECONDS = 10.0  # until the file of a job that is over is there; NFS shows changes late
 
 _HOW = {
     "OUT_OF_MEMORY": "it used more memory than it was given; hydra.launcher.mem_gb=… gives more",
@@ -61,6 +68,98 @@ def why_waiting(reason: str) -> str:
     return reason
 
 
+def reasons(waiting: Iterable[QueuedJob]) -> dict[str, str]:
+    """A line on the jobs that wait, for each reason of Slurm's."""
+    ids = defaultdict[str, list[str]](list)
+    for job in waiting:
+        ids[job.reason].append(job.id)
+    return {
+        reason: f"{slurm.compressed(those)} {'waits' if len(those) == 1 else 'wait'}: "
+        + why_waiting(reason)
+        for reason, those in ids.items()
+    }
+
+
+class Queue:
+    """What Slurm says of jobs, asked rarely; what it said last is kept while it does not answer.
+
+    Attributes:
+        problem: why Slurm did not answer the last question; empty if it did.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, QueuedJob | None] = {}  # None: Slurm does not know it (any more)
+        self._asked_at = -math.inf
+        self.problem = ""
+
+    def ask(self, ids: Iterable[str], *, every: float) -> bool:
+        """Ask for jobs, unless the last answer about them is young; return whether it was asked.
+
+        Args:
+            ids: of the jobs.
+            every: seconds for which an answer is young.
+        """
+        wanted = {*ids}
+        is_young = time.monotonic() - self._asked_at < every
+        if not wanted or (is_young and (self.problem or wanted <= {*self._known})):
+            return False
+        try:
+            self._known |= dict.fromkeys(wanted) | slurm.queue(wanted)
+            self.problem = ""
+        except StorageError as error:
+            self.problem = error.what
+        self._asked_at = time.monotonic()
+        return True
+
+    def add(self, jobs: Mapping[str, QueuedJob]) -> None:
+        """Add what is known of jobs without a question."""
+        self._known |= jobs
+
+    def knows(self, one: str) -> bool:
+        """Whether Slurm was asked for this job and has answered."""
+        return one in self._known
+
+    def get(self, one: str) -> QueuedJob | None:
+        """What Slurm said last of a job; None if it does not know it, or was not asked."""
+        return self._known.get(one)
+
+
+class States:
+    """The states of the jobs of a sweep, by their files and what Slurm said last.
+
+    Args:
+        queue: what Slurm says.
+    """
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._over_since: dict[int, float] = {}
+
+    def state(self, folder: SweepFolder, number: int) -> dict[str, Any]:
+        """The state of a job; of a job that Slurm knows, as :func:`settled` returns it.
+
+        That a job is over is not believed before its file had time to say so itself.
+        """
+        found, record = folder.read(number), folder.slurm.get(number)
+        if record is None or not self._queue.knows(record.id):
+            return found
+        state = settled(found, self._queue.get(record.id))
+        if state["status"] in ALIVE or state["status"] == found["status"]:
+            self._over_since.pop(number, None)
+        elif found["status"] in ALIVE and not self._is_surely_over(number):
+            return found
+        return state
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether Slurm says of a job that it is over, and its file does not yet."""
+        return not all(map(self._is_surely_over, [*self._over_since]))
+
+    def _is_surely_over(self, number: int) -> bool:
+        since = self._over_since.setdefault(number, time.monotonic())
+        return time.monotonic() - since >= LATE_SECONDS
+
+
 def settled(found: Mapping[str, Any], queued: QueuedJob | None) -> dict[str, Any]:
     """What is true of a job.
 
@@ -70,8 +169,7 @@ def settled(found: Mapping[str, Any], queued: QueuedJob | None) -> dict[str, Any
 
     Returns:
         ``found``, with another status where the queue knows better: ``queued`` with the ``reason``
-        of the queue; ``running``; ``cancelled``; or ``crashed`` with an ``error``. The caller waits
-        a few seconds before it believes in a crash: file systems of clusters show files late.
+        of the queue; ``running``; ``cancelled``; or ``crashed`` with an ``error``.
     """
     status = found["status"]
     if status in (*ENDED, "busy", "cancelled"):

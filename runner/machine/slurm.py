@@ -131,10 +131,10 @@ def limits(partition: str | None) -> Limits:
 
     Args:
         partition: several, with commas, if a job may run in any of them; None for the cluster's
-            default.
+            default. No limit is known if the cluster names no default: it may choose one by itself.
 
     Raises:
-        ConfigError: there is no such partition, or no default one.
+        ConfigError: there is no such partition.
         StorageError: Slurm does not answer.
     """
     said = _run("sinfo", "--noheader", "--all", "--exact", "--format=%P|%l|%c|%m")
@@ -148,10 +148,7 @@ def limits(partition: str | None) -> Limits:
             what = f"the cluster has no partition {name}; it has {', '.join(sorted(known))}"
             raise ConfigError(what, where=f"hydra.launcher.partition={partition}", fix=fix)
     if not wanted:
-        if default is None:
-            what = f"the cluster has no default partition; it has {', '.join(sorted(known))}"
-            raise ConfigError(what, where="hydra.launcher.partition=null", fix=fix)
-        wanted = [default]
+        wanted = [default] if default else []
     chosen = [row for row in rows if row[0].removesuffix("*") in wanted]
     minutes = [_minutes(row[1]) for row in chosen]
     cores = [int(found) for row in chosen if (found := row[2].rstrip("+")).isdecimal()]
@@ -159,7 +156,7 @@ def limits(partition: str | None) -> Limits:
     bounded = [one for one in minutes if one is not None]
     return Limits(
         name=",".join(wanted),
-        max_minutes=max(bounded) if len(bounded) == len(minutes) else None,
+        max_minutes=max(bounded) if chosen and len(bounded) == len(minutes) else None,
         cores_per_node=max(cores, default=0) or None,
         memory_gb=max(megabytes, default=0) / 1024 or None,
     )
@@ -248,6 +245,11 @@ def cancel(ids: Sequence[str]) -> None:
         StorageError: Slurm refuses it or does not answer.
     """
     _run("scancel", "--quiet", *ids)
+
+
+def scancel(ids: Iterable[str]) -> str:
+    """The command that cancels the arrays of these jobs."""
+    return " ".join(["scancel", *dict.fromkeys(one.partition("_")[0] for one in ids)])
 
 
 def compressed(ids: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ see :mod:`runner.jobs.slurm`.
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import threading
@@ -90,6 +91,12 @@ class SweepFolder:
             },
         )
         return folder
+
+    @property
+    def pasted(self) -> str:
+        """The folder as a word of a shell here."""
+        is_below = self.path.is_relative_to(Path.cwd())
+        return shlex.quote(str(self.path.relative_to(Path.cwd()) if is_below else self.path))
 
     @property
     def slurm(self) -> Mapping[int, SlurmRecord]:

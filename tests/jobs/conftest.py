@@ -3,7 +3,7 @@
 import pytest
 from fake_cluster import Cluster
 
-from runner.jobs import overview
+from runner.jobs import overview, states
 from runner.machine import slurm
 
 
@@ -12,5 +12,5 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     made = Cluster()
     monkeypatch.setattr(slurm, "queue", made.queue)
     monkeypatch.setattr(overview, "_QUEUE_SECONDS", 0)
-    monkeypatch.setattr(overview, "LATE_SECONDS", 0)
+    monkeypatch.setattr(states, "LATE_SECONDS", 0)
     return made

@@ -9,7 +9,9 @@ import pytest
 from fake_cluster import DEAD, JOBS, Cluster, edit, submitted
 
 from runner.jobs import overview as overviews
-from runner.jobs.overview import JobState, Overview, Queue
+from runner.jobs import states
+from runner.jobs.overview import JobState, Overview
+from runner.jobs.states import Queue
 from runner.machine.locks import locked
 from runner.records.run_folder import RunFolder
 from runner.records.sweep_folder import SlurmRecord, SweepFolder
@@ -46,7 +48,7 @@ def test_of_a_job_in_slurm_the_queue_knows_whether_it_exists(
 def test_a_file_that_comes_late_is_no_crash(
     tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(overviews, "LATE_SECONDS", 3600)
+    monkeypatch.setattr(states, "LATE_SECONDS", 3600)
     folder = submitted(tmp_path)
     folder.write(0, "running")
     for number in range(1, 4):
@@ -57,7 +59,7 @@ def test_a_file_that_comes_late_is_no_crash(
     folder.write(0, "finished", accuracy=0.5)
     assert statuses(overview.look())[0] == "finished"
     folder.write(0, "running")
-    monkeypatch.setattr(overviews, "LATE_SECONDS", 0)
+    monkeypatch.setattr(states, "LATE_SECONDS", 0)
     again = Overview(folder)
     assert statuses(again.look())[0] == "crashed"
     assert not again.is_doubtful
@@ -86,7 +88,7 @@ def test_slurm_is_asked_rarely(
     for folder in (one, other, one):
         Overview(folder, queue).look()
     assert cluster.asked == [["7_0", "7_1", "7_2", "7_3"]]
-    queue.ask(["8_0"])
+    queue.ask(["8_0"], every=3600)
     assert cluster.asked[1:] == [["8_0"]], "of a job that is new, nothing is known"
 
 

@@ -218,11 +218,11 @@ def test_partitions_that_do_not_exist(fake: Fake) -> None:
     assert caught.value.what == "the cluster has no partition gpus; it has gpu, main, short"
     assert caught.value.where == "hydra.launcher.partition=short,gpus"
     assert caught.value.fix == "hydra.launcher.partition=main"
+
+
+def test_without_a_default_partition_no_limit_is_known(fake: Fake) -> None:
     fake("sinfo", SINFO.replace("*", ""))
-    with pytest.raises(ConfigError) as caught:
-        slurm.limits(None)
-    assert caught.value.what == "the cluster has no default partition; it has gpu, main, short"
-    assert caught.value.fix == "hydra.launcher.partition=gpu"
+    assert slurm.limits(None) == Limits("", None, None, None)
 
 
 @pytest.mark.parametrize(
