@@ -94,8 +94,14 @@ def _watch(overview: Overview) -> None:
 
 
 def _print_table(overview: Overview) -> None:
+    """Print the table once; lines above and below it stay whole, so that they can be pasted."""
     console = table_console()
-    console.print(drawn(overview, console.width, None))
+    above, table, below = _parts(overview, console.width, None)
+    for line in above:
+        _print(line)
+    table.print(console)
+    for line in below:
+        _print(line)
 
 
 def _print_end(overview: Overview) -> None:
@@ -148,14 +154,22 @@ def _at(one: JobState) -> str:
     return " ".join(filter(None, [one.id, f"on {one.node}" if one.node else ""]))
 
 
-def drawn(overview: Overview, width: int, height: int | None) -> RenderableType:
+def drawn(overview: Overview, width: int, height: int) -> RenderableType:
     """The table of a sweep that is at work, with what is above and below it.
 
     Args:
         overview: how the jobs stand.
         width: of the terminal, in characters.
-        height: lines that there is room for; None for no limit.
+        height: lines that there is room for.
     """
+    above, table, below = _parts(overview, width, height)
+    return Group(*map(_text, above), table.drawn(width), *map(_text, below))
+
+
+def _parts(
+    overview: Overview, width: int, height: int | None
+) -> tuple[list[str], Table, list[str]]:
+    """The table, and the lines above and below it; with no height, there is room for all jobs."""
     above, below = [*_heading(overview)], [*_notes(overview).values()]
     states = overview.states
     if height is not None:
@@ -166,8 +180,7 @@ def drawn(overview: Overview, width: int, height: int | None) -> RenderableType:
             kept = {one.number for one in states}
             rest = [one.state for one in overview.states if one.number not in kept]
             below.insert(0, f"and {counted(rest)}")
-    table = _table(states, counted([one.state for one in overview.states]))
-    return Group(*map(_text, above), table.drawn(width), *map(_text, below))
+    return above, _table(states, counted([one.state for one in overview.states])), below
 
 
 def _text(line: str) -> Text:

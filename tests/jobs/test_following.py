@@ -36,7 +36,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
     assert not left, "it was not watched to the end"
 
 
-def text(overview: Overview, width: int, height: int | None = None) -> list[str]:
+def text(overview: Overview, width: int, height: int = 1000) -> list[str]:
     console = Console(file=io.StringIO(), width=width, record=True, force_terminal=True)
     console.print(drawn(overview, width, height))
     return [line.rstrip() for line in console.export_text().rstrip("\n").split("\n")]
@@ -45,7 +45,7 @@ def text(overview: Overview, width: int, height: int | None = None) -> list[str]
 def test_a_pipe_gets_a_table_and_then_a_line_per_change(
     tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str], steps: Steps
 ) -> None:
-    folder = submitted(tmp_path)
+    folder = submitted(tmp_path / ("long" * 40))  # the line of the logs stays whole
     for number in range(4):
         cluster.put(f"7_{number}", "PENDING", "Priority")
 
@@ -187,7 +187,7 @@ def test_of_many_jobs_those_are_drawn_that_need_a_look(tmp_path: Path) -> None:
     (rest,) = [line for line in lines if line.startswith("and ")]
     shown = sum(row[0].startswith("seed=") for row in rows if row)
     assert rest.startswith(f"and {60 - shown} jobs: 39 finished, ")
-    assert len(text(overview, 80, None)) > 60
+    assert len(text(overview, 80)) > 60
 
 
 def test_a_terminal_is_drawn_anew_until_the_end(
