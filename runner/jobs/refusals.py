@@ -9,99 +9,172 @@ from runner.machine.slurm import Limits
 
 
 class _Refusal(NamedTuple):
-    """What Slurm says, and what can be changed.
+    """What a line of ``sbatch`` says, and what can be changed.
 
     Attributes:
-        said: pattern of a line of ``sbatch``, or of a reason in the queue.
+        said: pattern of the line.
         keys: the keys below ``hydra.launcher`` that may be the cause; the first is the one to
             change if the user set none of them.
         advice: what is allowed, or the command that lists it.
-        meaning: the reason of the queue in plain words; empty for a line of ``sbatch``, which is
-            one already.
     """
 
     said: str
     keys: tuple[str, ...]
     advice: str
-    meaning: str = ""
+
+
+class _Never(NamedTuple):
+    """A reason of the queue that no time ends, and what can be changed.
+
+    Attributes:
+        reason: pattern of the whole reason, because ``QOSMaxGRESPerJob`` never passes and
+            ``QOSMaxGRESPerUser`` does.
+        keys: as of :class:`_Refusal`.
+        advice: what is allowed, or the command that lists it.
+        meaning: the reason in plain words.
+    """
+
+    reason: str
+    keys: tuple[str, ...]
+    advice: str
+    meaning: str
 
 
 _GPUS = ("gpus_per_node", "gpus_per_task", "gres", "cpus_per_gpu", "mem_per_gpu")
 _MEMORY = ("mem_gb", "mem_per_cpu", "mem_per_gpu")
-_SIZE = ("cpus_per_task", "tasks_per_node", "nodes")
+_CORES = ("cpus_per_task", "tasks_per_node")
+_SIZE = (*_CORES, "nodes")
+_ALL = (*_SIZE, *_GPUS, *_MEMORY)
+_LICENSES = ("additional_parameters.licenses",)
+_RESERVATION = ("additional_parameters.reservation",)
 _NODES, _ACCOUNTS = "sinfo lists partitions and nodes", "sacctmgr show associations user=$USER"
-_PER_JOB = r"(Cpu|CPU|Node|GRES|Mem|BB)\w*PerJob"
+_LIMITS = "sacctmgr show qos and show associations list the limits"
+
+_NEVER = (
+    _Never(r"QOSNotAllowed|AccountNotAllowed|(Job|User)'s .*use this partition.*",
+           ("account", "qos", "partition"), _ACCOUNTS,
+           "the partition does not take jobs of this account or QOS"),
+    _Never(r"InvalidQOS", ("qos",), "sacctmgr show qos lists them", "there is no such QOS"),
+    _Never(r"InvalidAccount", ("account", "partition"), _ACCOUNTS,
+           "the account may not submit jobs here"),
+    _Never(r"PartitionTimeLimit", ("timeout_min", "partition"),
+           "sinfo -o '%P %l' lists the limits",
+           "the jobs ask for more time than the partition allows"),
+    _Never(r"(QOS|Assoc)MaxWall\w*PerJob(Limit)?", ("timeout_min", "qos"), _LIMITS,
+           "the jobs ask for more time than the QOS or account allows"),
+    *(
+        _Never(rf"(QOS|Assoc)Max{what}Per(Job|Node)(Limit)?", (*keys, "qos"), _LIMITS,
+               "a job asks for more than the QOS or account allows")
+        for what, keys in {
+            r"(?!Wall)\w+Minutes": ("timeout_min", *_ALL),
+            "C(pu|PU)": _CORES,
+            r"Mem\w*": _MEMORY,
+            "GRES": _GPUS,
+            "Node": ("nodes",),
+            "License": _LICENSES,
+            "(BB|Billing|Energy|Unknown)": _ALL,
+        }.items()
+    ),
+    _Never(r"MaxMemPerLimit", _MEMORY, "scontrol show config lists the limit, MaxMemPer…",
+           "a job asks for more memory than the cluster allows"),
+    _Never(r"QOSMin\w+", (*_ALL, "qos"), "sacctmgr show qos lists the limits",
+           "a job asks for less than the QOS wants"),
+    _Never(r"PartitionNodeLimit", (*_SIZE, "partition"),
+           "scontrol show partition lists the limits",
+           "a job asks for more, or fewer, nodes than the partition allows"),
+    _Never(r"PartitionConfig", (*_ALL, "constraint", "partition"),
+           "sinfo -o '%P %c %m %G' lists the cores, MB and GPUs of the nodes",
+           "the jobs ask for more than a node of the partition has"),
+    _Never(r"BadConstraints", ("constraint", *_GPUS, *_MEMORY, *_SIZE), _NODES,
+           "no node can be what the jobs ask for"),
+    _Never(r"ReservationDeleted", _RESERVATION, "scontrol show reservations lists them",
+           "the reservation is gone"),
+    _Never(r"DependencyNeverSatisfied", ("additional_parameters.dependency",),
+           "squeue --me lists your jobs", "a job before has failed"),
+)  # fmt: skip
 
 _REFUSALS = (
-    _Refusal(r"QOSNotAllowed|AccountNotAllowed|use this partition \(",
-             ("account", "qos", "partition"), _ACCOUNTS,
-             "the partition does not take jobs of this account or QOS"),
     _Refusal(r"[Ii]nvalid partition name|invalid partition specified|[Nn]o partition specified|"
              r"group not permitted to use this partition", ("partition",), _NODES),
-    _Refusal(r"\bInvalidQOS\b", ("qos",), "sacctmgr show qos lists them", "there is no such QOS"),
     _Refusal(r"[Ii]nvalid qos", ("qos",), "sacctmgr show qos lists them"),
-    _Refusal(r"\bInvalidAccount\b", ("account", "partition"),
-             _ACCOUNTS, "the account may not submit jobs here"),
     _Refusal(r"[Ii]nvalid account", ("account", "partition"), _ACCOUNTS),
-    _Refusal(r"PartitionTimeLimit", ("timeout_min", "partition"),
-             "sinfo -o '%P %l' lists the limits",
-             "the jobs ask for more time than the partition allows"),
-    _Refusal(r"(QOS|Assoc)MaxWall\w*PerJob|QOSTimeLimit|AssociationTimeLimit",
-             ("timeout_min", "qos"), "sacctmgr show qos and show associations list the limits",
-             "the jobs ask for more time than the QOS or account allows"),
-    _Refusal(r"time limit is invalid|[Ii]nvalid --time", ("timeout_min", "partition"),
-             "sinfo -o '%P %l' lists the limits"),
-    _Refusal(rf"(QOS|Assoc)Max{_PER_JOB}|QOSMin\w+|PartitionNodeLimit",
-             (*_SIZE, *_GPUS, *_MEMORY, "qos"), "sacctmgr show qos and sinfo list the limits",
-             "a job asks for more, or less, than the partition, QOS or account allows"),
-    _Refusal(r"violates accounting/QOS policy",
-             ("timeout_min", *_SIZE, *_GPUS, *_MEMORY, "qos", "account"),
-             "sacctmgr show qos and show associations list the limits"),
-    _Refusal(r"[Mm]emory|--mem\b", _MEMORY, "sinfo -o '%P %m' lists the MB of the nodes"),
-    _Refusal(r"[Gg]eneric resource|\bgres\b|--gpus|--gres|GRES", _GPUS,
+    _Refusal(r"time limit is invalid|[Ii]nvalid --time|PartitionTimeLimit",
+             ("timeout_min", "partition"), "sinfo -o '%P %l' lists the limits"),
+    # The lines that say which limit come before the line that says "violates".
+    _Refusal(r"(QOS|Assoc)\w*(Wall|Minutes)", ("timeout_min", "qos"), _LIMITS),
+    _Refusal(r"(QOS|Assoc)\w*GRES", (*_GPUS, "qos"), _LIMITS),
+    _Refusal(r"(QOS|Assoc)\w*Mem", (*_MEMORY, "qos"), _LIMITS),
+    _Refusal(r"(QOS|Assoc)\w*C(pu|PU)", (*_CORES, "qos"), _LIMITS),
+    _Refusal(r"(QOS|Assoc)\w*Node", ("nodes", "qos"), _LIMITS),
+    _Refusal(r"violates accounting/QOS policy", ("timeout_min", *_ALL, "qos", "account"), _LIMITS),
+    _Refusal(r"[Mm]emory (specification|required|request|limit)|--mem\b", _MEMORY,
+             "sinfo -o '%P %m' lists the MB of the nodes"),
+    _Refusal(r"[Gg]eneric resource|\bgres\b|--gpus|--gres|GRES|did not request any GPU", _GPUS,
              "sinfo -o '%P %G' lists the GPUs of the nodes"),
-    _Refusal(r"CPU count|[Mm]ore processors|--cpus-per-task", ("cpus_per_task", "tasks_per_node"),
+    _Refusal(r"CPU count|[Mm]ore processors|--cpus-per-task", _CORES,
              "sinfo -o '%P %c' lists the cores of the nodes"),
     _Refusal(r"[Nn]ode count", ("nodes", "partition"), _NODES),
     _Refusal(r"[Ii]nvalid node name", ("exclude", "additional_parameters.nodelist"), _NODES),
     _Refusal(r"[Ii]nvalid feature", ("constraint",), "sinfo -o '%P %f' lists the features"),
-    _Refusal(r"BadConstraints", ("constraint", *_GPUS, *_MEMORY, *_SIZE), _NODES,
-             "no node can be what the jobs ask for"),
-    _Refusal(r"PartitionConfig|(node|partition) configuration (is )?not available",
-             (*_SIZE, *_GPUS, *_MEMORY, "constraint", "partition"),
-             "sinfo -o '%P %c %m %G' lists the cores, MB and GPUs of the nodes",
-             "the jobs ask for more than a node of the partition has"),
-    _Refusal(r"[Rr]eservation is invalid", ("additional_parameters.reservation",),
-             "scontrol show reservations lists them"),
-    _Refusal(r"[Ll]icense", ("additional_parameters.licenses",),
-             "scontrol show licenses lists them"),
-    _Refusal(r"mail", ("additional_parameters.mail-type", "additional_parameters.mail-user"),
+    _Refusal(r"(node|partition) configuration (is )?not available",
+             (*_ALL, "constraint", "partition"),
+             "sinfo -o '%P %c %m %G' lists the cores, MB and GPUs of the nodes"),
+    _Refusal(r"[Rr]eservation is invalid", _RESERVATION, "scontrol show reservations lists them"),
+    _Refusal(r"[Ii]nvalid license", _LICENSES, "scontrol show licenses lists them"),
+    _Refusal(r"--mail", ("additional_parameters.mail-type", "additional_parameters.mail-user"),
              "such as hydra.launcher.additional_parameters.mail-type=END"),
 )  # fmt: skip
 
 
 def refused(said: str, launcher: Mapping[str, Any]) -> ConfigError | None:
-    """The error for a request that Slurm refuses for good, with the key to change.
+    """The error for a request that ``sbatch`` refuses, with the key to change.
 
     Args:
-        said: what ``sbatch`` wrote, or the reason for which a job waits in the queue, such as
-            ``PartitionTimeLimit``.
+        said: what ``sbatch`` wrote.
         launcher: the values of ``hydra.launcher``.
 
     Returns:
-        The error; None if the cause may pass by itself, as when nodes are busy, or is not known.
+        The error; None if what it wrote is about no key.
     """
+    if match := re.search(r"\w*Submit\w*Limit|MaxJobCount|[Jj]ob count limit", said):
+        return ConfigError(
+            f"Slurm has as many of your jobs as it takes: {_line(said, match.start())}",
+            where="hydra/launcher=submitit_slurm",
+            fix="the same command with fewer jobs; or again when some of the jobs that "
+            "squeue --me lists have ended",
+        )
     for refusal in (*_REFUSALS, *_of_option(said)):
         if match := re.search(refusal.said, said):
-            line = _line(said, match.start())
-            is_reason = refusal.meaning and line == said.strip()
-            return ConfigError(
-                "Slurm cannot run these jobs: "
-                + (f"{refusal.meaning} ({line})" if is_reason else line),
-                where=" ".join(_as_set(refusal.keys, launcher)),
-                fix=f"hydra.launcher.{_to_change(refusal.keys, launcher)}=VALUE; {refusal.advice}",
-            )
+            return _error(_line(said, match.start()), refusal.keys, refusal.advice, launcher)
     return None
+
+
+def never_begins(reason: str, launcher: Mapping[str, Any]) -> ConfigError | None:
+    """The error for jobs that Slurm has taken and will never begin, with the key to change.
+
+    Args:
+        reason: for which a job waits in the queue, such as ``PartitionTimeLimit``.
+        launcher: the values of ``hydra.launcher``.
+
+    Returns:
+        The error; None if the reason may pass by itself, as when nodes are busy or a limit of the
+        user is reached, or is not known.
+    """
+    for never in _NEVER:
+        if re.fullmatch(never.reason, reason.strip().replace("_", " ")):
+            what = f"{never.meaning} ({reason})"
+            return _error(what, never.keys, never.advice, launcher)
+    return None
+
+
+def _error(
+    what: str, keys: tuple[str, ...], advice: str, launcher: Mapping[str, Any]
+) -> ConfigError:
+    return ConfigError(
+        f"Slurm cannot run these jobs: {what}",
+        where=" ".join(_as_set(keys, launcher)),
+        fix=f"hydra.launcher.{_to_change(keys, launcher)}=VALUE; {advice}",
+    )
 
 
 def require_possible(launcher: Mapping[str, Any], limits: Limits) -> None:

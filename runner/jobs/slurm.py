@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.words import own_words
-from runner.jobs.refusals import refused, require_possible
+from runner.jobs.refusals import never_begins, require_possible
 from runner.jobs.states import Queue, States, reasons
 from runner.machine import slurm
 from runner.machine.signals import deferred
@@ -234,7 +234,7 @@ class SlurmJobs:
                 for number, queued in waiting.items()
                 if queued.reason == reason and self._folder.slurm[number].sweep is None
             ]
-            if own and (error := refused(reason, self._launcher)) is not None:
+            if own and (error := never_begins(reason, self._launcher)) is not None:
                 slurm.cancel(own)
                 self._say(f"{slurm.compressed(own)} cancelled: Slurm would never begin it")
                 raise error

@@ -8,7 +8,7 @@ import pytest
 
 from runner.errors import ConfigError, RunnerError, StorageError, SweepError
 from runner.jobs.reasons import explained
-from runner.jobs.refusals import refused
+from runner.jobs.refusals import never_begins
 
 VALUES: dict[str, Any] = {
     "timeout_min": 1440, "cpus_per_task": 4, "gpus_per_node": None, "tasks_per_node": 1,
@@ -42,6 +42,10 @@ SUBMISSIONS: list[tuple[str, dict[str, Any], str, str]] = [
     (f"{FAILED}User's group not permitted to use this partition", {}, "group", "partition=small"),
     (f"{FAILED}Job violates accounting/QOS policy (job submit limit, user's size and/or time "
      "limits)", {}, "Job violates accounting/QOS policy", "timeout_min=1440"),
+    (f"sbatch: error: QOSMaxGRESPerUser\n{FAILED}Job violates accounting/QOS policy (job submit "
+     "limit, user's size and/or time limits)", {}, "QOSMaxGRESPerUser", "gpus_per_node"),
+    (f"sbatch: error: AssocMaxWallDurationPerJobLimit\n{FAILED}Job violates accounting/QOS policy",
+     {}, "AssocMaxWallDurationPerJobLimit", "timeout_min=1440"),
     ("sbatch: error: CPU count per node can not be satisfied", {}, "CPU count", "cpus_per_task=4"),
     ("sbatch: error: Invalid --mail-type specification",
      {"additional_parameters": {"mail-type": "X"}}, "--mail-type",
@@ -65,13 +69,50 @@ REASONS = {  # of the queue
     "QOSMaxWallDurationPerJobLimit": "timeout_min=1440",
     "AssocMaxWallDurationPerJobLimit": "timeout_min=1440",
     "QOSMaxCpuPerJobLimit": "cpus_per_task=4",
-    "AssocMaxNodePerJobLimit": "cpus_per_task=4",
+    "AssocMaxNodePerJobLimit": "nodes=1",
     "QOSMinCpuNotSatisfied": "cpus_per_task=4",
+    "QOSMinGRES": "cpus_per_task=4",
+    "QOSMaxNodePerJobLimit": "nodes=1",
+    "QOSMaxGRESPerJob": "gpus_per_node",
+    "AssocMaxGRESPerNode": "gpus_per_node",
+    "QOSMaxMemoryPerJob": "mem_gb",
+    "AssocMaxMemPerNode": "mem_gb",
+    "QOSMaxCpuPerNode": "cpus_per_task=4",
+    "AssocMaxCpuMinutesPerJobLimit": "timeout_min=1440",
+    "QOSMaxLicensePerJob": "additional_parameters.licenses",
+    "QOSMaxBillingPerJob": "cpus_per_task=4",
+    "MaxMemPerLimit": "mem_gb",
+    "QOSNotAllowed": "partition=small",
+    "Job's_QOS_not_permitted_to_use_this_partition_(small_allows_a_not_b)": "partition=small",
+    "ReservationDeleted": "additional_parameters.reservation",
+    "DependencyNeverSatisfied": "additional_parameters.dependency",
 }  # fmt: skip
+_RESOURCES = (
+    "BB",
+    "Billing",
+    "Cpu",
+    "Energy",
+    "GRES",
+    "License",
+    "Mem",
+    "Memory",
+    "Node",
+    "Unknown",
+)
 PASSING = (
     "Resources", "Priority", "Dependency", "JobArrayTaskLimit", "BeginTime", "PartitionDown",
-    "ReqNodeNotAvail, UnavailableNodes:node1", "QOSMaxJobsPerUserLimit", "AssocMaxJobsLimit",
-    "QOSMaxCpuPerUserLimit", "AssocGrpCpuLimit", "QOSGrpNodeLimit", "JobHeldUser", "None", "",
+    "PartitionInactive", "NodeDown", "ReqNodeNotAvail, UnavailableNodes:node1",
+    "ReqNodeNotAvail, UnavailableNodes:gres-01,mail-2", "ReqNodeNotAvail, Reserved for maintenance",
+    "Nodes_required_for_job_are_DOWN,_DRAINED_or_reserved_for_jobs_in_higher_priority_partitions",
+    "Licenses", "Reservation", "JobHeldUser", "JobHeldAdmin", "launch failed requeued held",
+    "QOSMaxJobsPerUserLimit", "QOSMaxJobsPerAccount", "AssocMaxJobsLimit", "QOSGrpWallLimit",
+    "AssocGrpWallLimit", "QOSUsageThreshold", "QOSResourceLimit", "QOSJobLimit", "QOSTimeLimit",
+    "AssociationJobLimit", "AssociationResourceLimit", "AssociationTimeLimit",
+    "QOSMaxSubmitJobPerUserLimit", "Cleaning", "None", "",
+    *(f"QOSMax{one}Per{who}{limit}" for one in _RESOURCES for who in ("User", "Account")
+      for limit in ("", "Limit")),
+    *(f"{who}Grp{one}{rest}" for who in ("QOS", "Assoc") for one in _RESOURCES
+      for rest in ("", "Limit", "Minutes", "RunMinutes", "MinutesLimit", "RunMinutesLimit")),
 )  # fmt: skip
 
 
@@ -89,7 +130,7 @@ def test_what_sbatch_refuses_names_the_key(
 
 @pytest.mark.parametrize(("reason", "key"), REASONS.items())
 def test_a_reason_that_does_not_pass_is_a_refusal(reason: str, key: str) -> None:
-    error = refused(reason, VALUES)
+    error = never_begins(reason, VALUES)
     assert error is not None
     assert f"({reason})" in error.what
     assert error.where.split()[0] == f"hydra.launcher.{key}"
@@ -97,7 +138,26 @@ def test_a_reason_that_does_not_pass_is_a_refusal(reason: str, key: str) -> None
 
 @pytest.mark.parametrize("reason", PASSING)
 def test_a_reason_that_may_pass_is_no_refusal(reason: str) -> None:
-    assert refused(reason, VALUES) is None
+    assert never_begins(reason, VALUES) is None
+
+
+@pytest.mark.parametrize(
+    "limit", ["AssocMaxSubmitJobLimit", "QOSMaxSubmitJobPerUserLimit", "AssocGrpSubmitJobsLimit"]
+)
+def test_a_limit_of_jobs_is_no_fault_of_a_key(limit: str) -> None:
+    said = f"sbatch: error: {limit}\n{FAILED}Job violates accounting/QOS policy (job submit limit)"
+    error = explained(RuntimeError(said), "SlurmLauncher", VALUES, "folder")
+    assert isinstance(error, ConfigError)
+    assert limit in error.what
+    assert "VALUE" not in error.fix
+    assert "fewer jobs" in error.fix
+
+
+def test_a_machine_without_memory_is_no_fault_of_mem_gb() -> None:
+    error = explained(
+        RuntimeError(f"{FAILED}Unable to allocate memory"), "SlurmLauncher", VALUES, "folder"
+    )
+    assert "mem_gb" not in error.where + error.fix
 
 
 ERRORS: list[tuple[str, Exception, type[RunnerError], str, str]] = [
