@@ -200,6 +200,10 @@ class SweepJob:
                     self.folder.stop(getattr(interrupt, "signum", signal.SIGINT))
                 if job is not None and status == "pending":
                     status = "interrupted"
+            except Exception as error:  # before the work, such as a log that cannot be written
+                what = error.what if isinstance(error, RunnerError) else f"a bug of ours: {error!r}"
+                status, more = "failed", {"error": what, "error_kind": type(error).__name__}
+                raise
             finally:  # also when submitit raises SystemExit to queue the job again
                 if speaks:
                     self.folder.write(number, status, **more)
@@ -243,7 +247,7 @@ class SweepJob:
         log = stack.enter_context(
             Path(os.devnull).open("a")  # noqa: SIM115  the stack closes it
             if number is None
-            else open_log(self.folder.log(number))
+            else _opened(self.folder.log(number))
         )
         stack.enter_context(_output_to(log))
         faulthandler.enable(log)
@@ -252,6 +256,17 @@ class SweepJob:
         if job is not None and hydra.launcher.name == hydra.job.name:  # none of the user's
             job.take_name(self.jobs[self.number], self.jobs)
         stack.enter_context(self.share.taken(self.folder, self.number))
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        return open_log(path)
+    except OSError as error:
+        raise StorageError(
+            f"the log of the job cannot be written: {error.strerror}",
+            where=str(path),
+            fix="free space, or permission to write there; then the same command again",
+        ) from error
 
 
 @contextmanager

@@ -31,7 +31,7 @@ _WAITING = (
     (r"Resources", "next in line, until enough cores, memory or GPUs are free"),
     (r"Priority", "jobs of higher priority come first"),
     (r"JobArrayTaskLimit", "hydra.launcher.array_parallelism jobs are at work already"),
-    (r"BeginTime", "queued again; Slurm waits two minutes before it begins the job"),
+    (r"BeginTime", "its time to begin has not come; that is two minutes after it is queued again"),
     (r"Dependency", "the jobs before have not ended"),
     (r"DependencyNeverSatisfied", "a job before has failed, so this never begins"),
     (r"PartitionTimeLimit", "the partition does not allow so much time, so this never begins"),
@@ -148,6 +148,10 @@ class States:
             self._over_since.pop(number, None)
         elif found["status"] in ALIVE and not self._is_surely_over(number):
             return found
+        if state["status"] == "crashed" and found["status"] in ALIVE:
+            has_log = found["status"] != "queued" and folder.log(number).exists()
+            if not has_log and (output := folder.output_in_slurm(number)) is not None:
+                state["error"] += f"; its output: {output}"
         return state
 
     @property
@@ -172,22 +176,30 @@ def settled(found: Mapping[str, Any], queued: QueuedJob | None) -> dict[str, Any
         of the queue; ``running``; ``cancelled``; or ``crashed`` with an ``error``.
     """
     status = found["status"]
-    if status in (*ENDED, "busy", "cancelled"):
+    if status in (*ENDED, "busy"):
         return dict(found)
+    going_on = {key: value for key, value in found.items() if key not in ("error", "error_kind")}
     if queued is not None and queued.is_waiting:
-        return {**found, "status": "queued", "reason": queued.reason}
+        return {**going_on, "status": "queued", "reason": queued.reason}
+    if status == "cancelled" and (queued is None or queued.state != "RUNNING"):
+        return dict(found)  # COMPLETING: it ends
     if queued is not None and not queued.is_over:
-        begins_or_ends = {"pending": "queued", "interrupted": "running"}
-        return {**found, "status": begins_or_ends.get(status, status)}
+        others = {"pending": "queued", "interrupted": "running", "cancelled": "running"}
+        return {**going_on, "status": others.get(status, status)}
     if queued is not None and queued.is_cancelled:
         return {**found, "status": "cancelled", "error": "cancelled in Slurm"}
     if status in ("interrupted", "pending"):
         return dict(found)
+    has_saved = status == "queued" and "reason" in found  # the job itself wrote why it ended
     if queued is None and status == "queued":
         # Slurm forgets a task of an array at once if it is cancelled before it begins.
-        error = "cancelled before it began: Slurm does not know it any more"
+        again = " again" if has_saved else ""
+        error = f"cancelled before it began{again}: Slurm does not know it any more"
         return {**found, "status": "cancelled", "error": error}
     state = "unknown to Slurm" if queued is None else queued.state
     how = _HOW.get(state, "its process ended without a word")
-    when = "before it began: " if status == "queued" else ""
-    return {**found, "status": "crashed", "error": f"crashed ({state}): {when}{how}"}
+    if has_saved:
+        how = "saved, and ended before it was at work again"
+    elif status == "queued":
+        how = f"before it began: {how}"
+    return {**found, "status": "crashed", "error": f"crashed ({state}): {how}"}

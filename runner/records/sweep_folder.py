@@ -214,6 +214,17 @@ class SweepFolder:
         folder, number = self.place(number)
         return folder.path / f"{number}.log"
 
+    def output_in_slurm(self, number: int) -> Path | None:
+        """The file of what a job in Slurm printed before its log was open; None if it is empty."""
+        folder, own = self.place(number)
+        if (record := folder.slurm.get(own)) is not None:
+            for end in ("err", "out"):
+                path = folder.path / "slurm" / record.id / f"{record.id}_0_log.{end}"
+                with suppress(OSError):
+                    if path.stat().st_size:
+                        return path
+        return None
+
     def write(self, number: int, status: str, **more: Any) -> None:
         """Record the status of job ``number``."""
         folder, own = self.place(number)

@@ -302,6 +302,15 @@ def test_a_failed_job_is_failed_to_slurm(
     assert job.asked == []
 
 
+def test_a_job_whose_log_cannot_be_written_has_failed(job: Job) -> None:
+    job.folder.log(0).mkdir()
+    attempt = job.start(3).wait()
+    assert (attempt.code, job.state["status"]) == (4, "failed"), attempt.err
+    assert job.state["error"].startswith("the log of the job cannot be written: ")
+    assert "Traceback" not in attempt.err
+    assert not job.has_result
+
+
 def test_the_first_task_speaks_for_all(job: Job) -> None:
     job.rank = 1
     attempt = job.start_training(count=2)
