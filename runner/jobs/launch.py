@@ -169,8 +169,8 @@ def run_jobs(
         )
         launch.run()
     outcomes = [_outcome(folder, number) for number in range(len(jobs))]
-    launch.raise_problem()
     launch.tell_what_goes_on()
+    launch.raise_problem()
     return JobsResult(outcomes, folder, launch.stopped_by, launch.is_out_of_time)
 
 
@@ -237,10 +237,12 @@ def run_sweep(
         is_detached=is_detached,
     )
     launch.run()
-    launch.raise_problem()
     outcomes = [{"job": job, **folder.read(number)} for number, job in enumerate(jobs)]
+    if all(outcome["status"] == "pending" for outcome in outcomes):
+        launch.raise_problem()
     print_sweep(outcomes, folder.log, Path(config.outputs))
     launch.tell_what_goes_on()
+    launch.raise_problem()
     if (signum := launch.stopped_by) is not None:
         raise Interrupted(signum)
     if is_detached and any(outcome["status"] in ALIVE for outcome in outcomes):
@@ -366,12 +368,15 @@ class _Launch:
         if self._note:
             self._say(f"note: {self._note}")
         try:
-            self._answer_finished()
+            self._answer_finished(range(len(self._jobs)))
             self.until_whole()
         except KeyboardInterrupt as interrupt:
             self.stopped_by = getattr(interrupt, "signum", signal.SIGINT)
             if self._slurm is None:  # whose jobs go on
                 self._folder.stop(self.stopped_by)
+        except Exception:
+            self.tell_what_goes_on()
+            raise
         else:
             self.stopped_by = self._folder.stopped_by
 
@@ -401,14 +406,15 @@ class _Launch:
         if self._gave_up is not error:
             self._gave_up.__cause__ = error
 
-    def _answer_finished(self) -> None:
-        """Record the jobs whose runs are finished, so that no launcher begins them.
+    def _answer_finished(self, numbers: Sequence[int]) -> None:
+        """Record those of the jobs whose runs are finished, so that no launcher begins them.
 
         Jobs of this process say it themselves, as quickly.
         """
         if self.is_here or self._finished_before is None or not self._may_begin:
             return
-        for number, summary in enumerate(self._finished_before(self._job_configs())):
+        configs = [self._job_configs()[number] for number in numbers]
+        for number, summary in zip(numbers, self._finished_before(configs), strict=True):
             if summary is not None:
                 self._folder.write(number, **summary)
                 self._tell(self._on_begin, number)
@@ -444,6 +450,10 @@ class _Launch:
                     return  # the launcher did nothing, so another round would change nothing
                 if todo and all(status[number] == "busy" for number in todo):
                     self._wait_for_others(todo)
+                    self._answer_finished(todo)
+                    todo = [
+                        number for number in todo if self._folder.read(number)["status"] not in GOOD
+                    ]
         finally:
             for number in suspects:  # nothing is known against them
                 self._folder.write(number, "pending")
@@ -510,17 +520,15 @@ class _Launch:
                 on_begin=partial(self._tell, self._on_begin),
                 on_end=partial(self._tell, self._on_end),
             )
-        attached = self._slurm.attach(numbers)
-        missing = [number for number in numbers if number not in attached]
         try:
-            self._slurm.submit(missing)
+            self._slurm.begin(numbers)
         except RunnerError:
             raise
         except Exception as error:  # submitit raises errors of many kinds
             self._give_up(error)
         if not self._is_detached:
             known = [number for number in numbers if number in self._folder.slurm]
-            self._slurm.watch(known, self._until)
+            self._slurm.watch(known, lambda: self._may_begin)
 
     def _round_in_ray(self, numbers: list[int]) -> None:
         values: Any = OmegaConf.to_container(self._config.hydra.launcher.ray, resolve=True)

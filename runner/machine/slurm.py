@@ -7,6 +7,7 @@ end (``MinJobAge``).
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -238,18 +239,29 @@ def requeue(number: str) -> None:
     _run("scontrol", "requeue", number)
 
 
-def cancel(ids: Sequence[str]) -> None:
+def cancel(ids: Sequence[str], *, is_waiting: bool = False) -> None:
     """Cancel jobs; those that have ended or are not known are left.
+
+    Args:
+        ids: of the jobs.
+        is_waiting: cancel only those that have not begun.
 
     Raises:
         StorageError: Slurm refuses it or does not answer.
     """
-    _run("scancel", "--quiet", *ids)
+    _run("scancel", "--quiet", *(["--state=PENDING"] if is_waiting else []), *ids)
 
 
-def scancel(ids: Iterable[str]) -> str:
-    """The command that cancels the arrays of these jobs."""
-    return " ".join(["scancel", *dict.fromkeys(one.partition("_")[0] for one in ids)])
+def scancel(ids: Iterable[str], others: Iterable[str] = ()) -> str:
+    """The command that cancels jobs.
+
+    Args:
+        ids: of jobs whose arrays may be cancelled as a whole.
+        others: of jobs in arrays with further jobs, which go on.
+    """
+    arrays = dict.fromkeys(one.partition("_")[0] for one in ids)
+    parts = [shlex.quote(part) for part in compressed(others).split()]
+    return " ".join(["scancel", *arrays, *parts])
 
 
 def compressed(ids: Iterable[str]) -> str:

@@ -43,6 +43,8 @@ _KNOWN = (*ALIVE, *ENDED, "interrupted", "cancelled", "busy", "pending")
 _FOLDER = "sweeps"
 _NAME = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9]+(-[0-9]+)?")
 _NUMBER = re.compile(r"[0-9]{1,5}")
+_ID = re.compile(r"[0-9]+(_[0-9]+)?")
+_LARGEST_SLURM = 2**26  # bytes of the file of a sweep of some hundred thousand jobs
 _LARGEST = 2**20  # bytes of a file that is read, or of its end
 _STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
@@ -70,6 +72,7 @@ class SweepFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._slurm: dict[int, SlurmRecord] | None = None
+        self._others = dict[str, SweepFolder]()
 
     @classmethod
     def create(cls, outputs: Path, jobs: Sequence[Sequence[str]]) -> "SweepFolder":
@@ -104,7 +107,7 @@ class SweepFolder:
         if self._slurm is None:
             self._slurm = {}
             with suppress(OSError, ValueError):
-                content = fields.section(self._parsed("slurm.json"), "jobs")
+                content = fields.section(self._parsed("slurm.json", at_most=_LARGEST_SLURM), "jobs")
                 for number in content:
                     one = fields.section(content, number)
                     sweep = one.get("sweep")
@@ -112,6 +115,8 @@ class SweepFolder:
                         raise ValueError("no name of a sweep")
                     if not _NUMBER.fullmatch(number):
                         raise ValueError("no number of a job")
+                    if not _ID.fullmatch(fields.text(one, "id")):
+                        raise ValueError("no id of Slurm's")
                     self._slurm[int(number)] = SlurmRecord(
                         fields.text(one, "id"),
                         sweep,
@@ -203,7 +208,9 @@ class SweepFolder:
         """The sweep that submitted job ``number``, and the number of the job there."""
         record = self.slurm.get(number)
         if record is not None and record.sweep is not None:
-            other = SweepFolder(self.path.parent / record.sweep)
+            other = self._others.setdefault(
+                record.sweep, SweepFolder(self.path.parent / record.sweep)
+            )
             there = other.slurm.get(record.number)
             if there is not None and there.sweep is None:  # else a damaged file could go in circles
                 return other, record.number
@@ -266,6 +273,10 @@ class SweepFolder:
             found |= {"status": "crashed", "error": self._last_words(number)}
         return found
 
+    def has_state(self, number: int) -> bool:
+        """Whether job ``number`` of this sweep has recorded a status."""
+        return (self.path / f"{number}.json").exists()
+
     def stop(self, signum: int) -> None:
         """Let no further job begin; the first signal is recorded."""
         if self.stopped_by is None:
@@ -279,8 +290,8 @@ class SweepFolder:
         except (OSError, ValueError):
             return None
 
-    def _parsed(self, name: str) -> dict[str, Any]:
-        return fields.parsed(read_whole(self.path / name, at_most=_LARGEST))
+    def _parsed(self, name: str, at_most: int = _LARGEST) -> dict[str, Any]:
+        return fields.parsed(read_whole(self.path / name, at_most=at_most))
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         replace_whole(self.path / name, (json.dumps(content, indent=2) + "\n").encode())

@@ -1,7 +1,7 @@
 """Jobs in Slurm, watched from outside: what is submitted, said, believed and recorded.
 
 The cluster here is a table of what Slurm would say, and its time passes as fast as it is slept
-away; ``tests/test_slurm.py`` has a real one.
+away; ``tests/test_on_slurm.py`` has a real one.
 """
 
 import json
@@ -48,7 +48,7 @@ class Cluster:
         for room in ("slurm", "states"):
             monkeypatch.setattr(f"runner.jobs.{room}.time", self)
         monkeypatch.setattr("runner.jobs.slurm.slurm.queue", self.queue)
-        monkeypatch.setattr("runner.jobs.slurm.slurm.cancel", self.cancelled.extend)
+        monkeypatch.setattr("runner.jobs.slurm.slurm.cancel", self.cancel)
         monkeypatch.setattr("runner.jobs.slurm.slurm.max_array_size", lambda: size)
         self.limits = Limits("main", None, None, None)
         monkeypatch.setattr("runner.jobs.slurm.slurm.limits", lambda partition: self.limits)
@@ -69,6 +69,10 @@ class Cluster:
         if self.is_silent:
             raise StorageError("Slurm does not answer: down", where="squeue", fix="wait")
         return {one: self.states[one] for one in ids if one in self.states}
+
+    def cancel(self, ids: Sequence[str], is_waiting: bool = False) -> None:
+        self.cancelled.extend(ids)
+        self.states |= {one: QueuedJob(one, "CANCELLED") for one in ids}
 
     def submit(self, jobs: Sequence[Sequence[str]], folder: Path, at_once: int) -> list[str]:
         self.arrays.append((len(jobs), at_once))
@@ -119,7 +123,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def test_jobs_are_watched_until_all_have_ended(cluster: Cluster) -> None:
     jobs = cluster.jobs(2)
-    jobs.submit([0, 1])
+    jobs.begin([0, 1])
     assert cluster.statuses(2) == ["queued", "queued"]
     assert "2 jobs submitted to Slurm: 7_[0-1]" in cluster.said[0]
     assert "scancel 7 ends them" in cluster.said[2]
@@ -137,7 +141,7 @@ def test_jobs_are_watched_until_all_have_ended(cluster: Cluster) -> None:
 
 def test_a_job_that_dies_elsewhere_is_tried_again_once_and_alone(cluster: Cluster) -> None:
     jobs = cluster.jobs(3)
-    jobs.submit([0, 1, 2])
+    jobs.begin([0, 1, 2])
     for number in range(3):
         cluster.at(1, f"7_{number}", "RUNNING")
         cluster.file(1, number, "running")
@@ -159,7 +163,7 @@ def test_a_job_that_dies_elsewhere_is_tried_again_once_and_alone(cluster: Cluste
 @pytest.mark.parametrize(("late", "tries"), [(6.0, 1), (60.0, 2)])
 def test_the_file_of_a_job_may_come_late(cluster: Cluster, late: float, tries: int) -> None:
     jobs = cluster.jobs(1)
-    jobs.submit([0])
+    jobs.begin([0])
     cluster.at(1, "7", "RUNNING")
     cluster.file(1, 0, "running")
     cluster.at(10, "7", "")  # Slurm has forgotten it
@@ -172,7 +176,7 @@ def test_the_file_of_a_job_may_come_late(cluster: Cluster, late: float, tries: i
 
 def test_a_job_that_never_began_may_have_crashed(cluster: Cluster) -> None:
     jobs = cluster.jobs(1)
-    jobs.submit([0])
+    jobs.begin([0])
     cluster.at(5, "7", "FAILED")
     cluster.at(40, "8", "FAILED")
     jobs.watch([0])
@@ -183,7 +187,7 @@ def test_a_job_that_never_began_may_have_crashed(cluster: Cluster) -> None:
 
 def test_nothing_is_believed_while_slurm_does_not_answer(cluster: Cluster) -> None:
     jobs = cluster.jobs(1)
-    jobs.submit([0])
+    jobs.begin([0])
     cluster.at(1, "7", "RUNNING")
     cluster.file(1, 0, "running")
     cluster.events.append((5, lambda: setattr(cluster, "is_silent", True)))
@@ -195,7 +199,7 @@ def test_nothing_is_believed_while_slurm_does_not_answer(cluster: Cluster) -> No
 
 def test_reasons_are_told_within_half_a_minute_and_once(cluster: Cluster) -> None:
     jobs = cluster.jobs(2)
-    jobs.submit([0, 1])
+    jobs.begin([0, 1])
     submitted = len(cluster.said)
     told = list[float]()
 
@@ -223,7 +227,7 @@ def test_reasons_are_told_within_half_a_minute_and_once(cluster: Cluster) -> Non
 )
 def test_what_can_never_begin_is_cancelled(cluster: Cluster, reason: str, key: str) -> None:
     jobs = cluster.jobs(2)
-    jobs.submit([0, 1])
+    jobs.begin([0, 1])
     for number in range(2):
         cluster.at(1, f"7_{number}", "PENDING", reason)
     with pytest.raises(ConfigError) as caught:
@@ -247,10 +251,10 @@ def test_what_is_more_than_the_partition_has_is_not_submitted(
     cluster.limits = limits
     jobs = cluster.jobs(2)
     if where is None:
-        jobs.submit([0, 1])
+        jobs.begin([0, 1])
         return
     with pytest.raises(ConfigError) as caught:
-        jobs.submit([0, 1])
+        jobs.begin([0, 1])
     assert (caught.value.where, caught.value.fix) == (
         f"hydra.launcher.{where}", f"hydra.launcher.{fix}",
     )  # fmt: skip
@@ -260,7 +264,7 @@ def test_what_is_more_than_the_partition_has_is_not_submitted(
 
 def test_a_job_that_is_queued_again_is_waited_for(cluster: Cluster) -> None:
     jobs = cluster.jobs(1)
-    jobs.submit([0])
+    jobs.begin([0])
     cluster.at(1, "7", "RUNNING")
     cluster.file(1, 0, "running")
     cluster.file(20, 0, "interrupted")
@@ -277,7 +281,7 @@ def test_a_job_that_is_queued_again_is_waited_for(cluster: Cluster) -> None:
 @pytest.mark.parametrize("began", [False, True])
 def test_a_job_that_is_cancelled_is_not_submitted_again(cluster: Cluster, began: bool) -> None:
     jobs = cluster.jobs(2)
-    jobs.submit([0, 1])
+    jobs.begin([0, 1])
     if began:
         cluster.at(1, "7_0", "RUNNING")
         cluster.file(1, 0, "running")
@@ -294,7 +298,7 @@ def test_a_large_sweep_goes_in_arrays_that_share_the_limit_of_jobs_at_a_time(
 ) -> None:
     cluster = Cluster(tmp_path, monkeypatch, size=3)
     jobs = cluster.jobs(7)
-    jobs.submit([*range(7)])
+    jobs.begin([*range(7)])
     assert cluster.arrays == [(3, 5), (2, 5), (2, 5)]
     ids = {number: one.id for number, one in cluster.folder.slurm.items()}
     assert sorted(ids) == [*range(7)]
@@ -319,47 +323,87 @@ def test_the_jobs_that_slurm_takes_are_kept_if_it_refuses_others(
 
     jobs._submit = refuse_the_second
     with pytest.raises(RuntimeError):
-        jobs.submit([0, 1, 2, 3])
+        jobs.begin([0, 1, 2, 3])
     assert cluster.statuses(4) == ["queued", "pending", "queued", "pending"]
 
 
 def test_the_same_words_again_watch_what_slurm_has(cluster: Cluster) -> None:
     earlier = cluster.jobs(3)
-    earlier.submit([0, 1, 2])
+    earlier.begin([0, 1, 2])
     cluster.folder.write(0, "finished")
     cluster.at(0, "7_2", "FAILED")
     cluster.sleep(0)
     owner = cluster.folder
     jobs = cluster.jobs(4, name="20260101-000001-2")
-    assert jobs.attach([0, 1, 2, 3]) == [1]
-    jobs.submit([2, 3])
+    jobs.begin([0, 1, 2, 3])
+    assert cluster.arrays == [(3, 16), (3, 16)], "the second job is not submitted again"
+    assert "Slurm has 1 of these jobs already: 7_1" in cluster.said
     owner.write(1, "running")
-    assert cluster.statuses(4) == ["pending", "running", "queued", "queued"]
+    assert cluster.statuses(4) == ["queued", "running", "queued", "queued"]
     assert cluster.folder.log(1) == owner.log(1)
+    cluster.said.clear()
+    jobs.tell_what_goes_on()
+    assert "scancel 8 7_1 ends them" in cluster.said[1], "the rest of the other sweep goes on"
     third = cluster.jobs(2, name="20260101-000002-3")
-    assert third.attach([0, 1]) == [1], "the sweep that submitted it is found, whoever watches too"
-    assert SweepFolder(cluster.folder.path).place(1)[0].path == owner.path
+    third.begin([0, 1])
+    assert cluster.folder.place(1)[0].path == owner.path, "whoever watches too"
+    assert len(cluster.arrays) == 2
 
 
-def test_a_job_of_another_sweep_is_not_cancelled(cluster: Cluster) -> None:
-    cluster.jobs(1).submit([0])
-    cluster.states["7"] = QueuedJob("7", "PENDING", "PartitionTimeLimit")
+def test_two_that_watch_a_job_try_it_again_once(cluster: Cluster) -> None:
+    first = cluster.jobs(1)
+    first.begin([0])
     owner = cluster.folder
+    second = cluster.jobs(1, name="20260101-000001-2")
+    second.begin([0])
+    watcher = cluster.folder
+    cluster.at(1, "7", "FAILED")
+    cluster.events.append((60, lambda: watcher.write(0, "finished")))
+    second.watch([0])
+    assert len(cluster.arrays) == 2
+    owner.write(0, "running")
+    watcher.write(0, "running")
+    cluster.now = 0
+    cluster.events.append((60, lambda: watcher.write(0, "finished")))
+    first.watch([0])
+    assert len(cluster.arrays) == 2, "the first one watches the job that the second has submitted"
+
+
+def test_a_job_that_cannot_be_tried_again_stops_no_other(cluster: Cluster) -> None:
+    jobs = cluster.jobs(2)
+    jobs.begin([0, 1])
+    for number in range(2):
+        cluster.at(1, f"7_{number}", "RUNNING")
+        cluster.file(1, number, "running")
+    cluster.at(10, "7_0", "FAILED")
+    cluster.file(90, 1, "finished")
+
+    def refuse(*arguments: Any) -> list[str]:
+        raise RuntimeError("sbatch: error: no more")
+
+    jobs._submit = refuse
+    jobs.watch([0, 1])
+    assert cluster.statuses(2) == ["crashed", "finished"]
+    assert "no more" in cluster.folder.read(0)["error"]
+    assert cluster.ended == [0, 1]
+
+
+def test_a_job_of_an_earlier_command_that_never_begins_gives_way(cluster: Cluster) -> None:
+    cluster.jobs(1).begin([0])
+    cluster.states["7"] = QueuedJob("7", "PENDING", "PartitionTimeLimit")
     jobs = cluster.jobs(1, name="20260101-000001-2")
-    assert jobs.attach([0]) == [0]
-    cluster.events.append((50, lambda: owner.write(0, "finished")))
-    jobs.watch([0])
-    assert cluster.cancelled == []
-    assert cluster.statuses(1) == ["finished"]
+    jobs.begin([0])
+    assert cluster.cancelled == ["7"]
+    assert cluster.folder.slurm[0].id == "8"
 
 
 def test_what_has_not_begun_leaves_the_queue_when_time_is_up(cluster: Cluster) -> None:
     jobs = cluster.jobs(2)
-    jobs.submit([0, 1])
+    jobs.begin([0, 1])
     cluster.at(1, "7_0", "RUNNING")
     cluster.file(1, 0, "running")
     cluster.file(90, 0, "finished")
-    jobs.watch([0, 1], until=60)
+    jobs.watch([0, 1], lambda: cluster.now < 60)
     assert cluster.cancelled == ["7_1"]
     assert cluster.statuses(2) == ["finished", "pending"]
     assert cluster.ended == [0]
@@ -367,7 +411,7 @@ def test_what_has_not_begun_leaves_the_queue_when_time_is_up(cluster: Cluster) -
 
 def test_what_goes_on_is_told_with_the_way_to_end_it(cluster: Cluster) -> None:
     jobs = cluster.jobs(3)
-    jobs.submit([0, 1, 2])
+    jobs.begin([0, 1, 2])
     cluster.folder.write(0, "finished")
     cluster.said.clear()
     jobs.tell_what_goes_on()
@@ -396,7 +440,7 @@ def test_a_signal_does_not_come_between_a_submission_and_its_record(cluster: Clu
     raise_on_signals()
     try:
         with pytest.raises(Interrupted):
-            jobs.submit([0, 1])
+            jobs.begin([0, 1])
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
