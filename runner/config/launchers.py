@@ -10,6 +10,7 @@ from runner.config.words import spelled
 from runner.errors import ConfigError
 
 PREFIX = "hydra.launcher."
+_NEAREST = 5  # keys that an error names
 _FREE = "additional_parameters"
 """The key whose own keys are options of ``sbatch``; a key that it lacks takes a +."""
 _LEAST = {
@@ -128,10 +129,12 @@ def _unknown(key: str, values: Mapping[str, Any]) -> ConfigError:
             fix="hydra/launcher=joblib, submitit_local, submitit_slurm or ray",
         )
     names.sort(key=lambda one: -_likeness(name, one))
+    fix = f"{group}.{names[0]}=VALUE"
+    if len(names) > _NEAREST:
+        fix += "; without this key, the same command with --cfg hydra lists all keys"
+        names[_NEAREST:] = [f"… ({len(names)} keys)"]
     return ConfigError(
-        f"unknown key {key}: the launcher has {', '.join(names)}",
-        where=key,
-        fix=f"{group}.{names[0]}=VALUE",
+        f"unknown key {key}: the launcher has {', '.join(names)}", where=key, fix=fix
     )
 
 

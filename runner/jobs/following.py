@@ -16,7 +16,7 @@ from runner.errors import SweepError
 from runner.jobs.overview import JobState, Overview
 from runner.jobs.states import LATE_SECONDS, Queue, reasons
 from runner.machine.slurm import compressed, scancel
-from runner.records.sweep_folder import ALIVE, SweepFolder
+from runner.records.sweep_folder import ALIVE, ENDED, SweepFolder
 from runner.terminal.command import program
 from runner.terminal.console import LiveConsole, PipeConsole, printable, table_console
 from runner.terminal.sweeps import counted, print_line, print_sweep
@@ -118,6 +118,8 @@ def _print_end(overview: Overview) -> None:
     if bad := [one for one in overview.states if not one.is_good]:
         has_begun = any(one.status not in ("pending", "interrupted", "busy") for one in bad)
         what = "failed" if has_begun else "have no result, and nothing is at work on them"
+        if all(one.status == "cancelled" for one in bad):
+            what = "were cancelled"
         raise SweepError(
             f"{len(bad)} of {len(outcomes)} jobs {what}",
             where=str(folder.path),
@@ -248,14 +250,24 @@ def _notes(overview: Overview) -> dict[str, str]:
     return notes
 
 
+def _may_be_at_work(folder: SweepFolder) -> bool:
+    """Whether a job of a sweep has not recorded an end."""
+    ends = (*ENDED, "cancelled")
+    return any(folder.read(number)["status"] not in ends for number in range(len(folder.names())))
+
+
 def under_way(outputs: Path) -> Iterator[str]:
     """Yield a line per sweep below ``outputs`` whose jobs are at work."""
     queue = Queue()
-    for folder in SweepFolder.all_in(outputs):
-        overview = Overview(folder, queue)
+    overviews = [
+        Overview(folder, queue) for folder in SweepFolder.all_in(outputs) if _may_be_at_work(folder)
+    ]
+    ids = [record.id for one in overviews for record in one.folder.slurm.values()]
+    queue.ask(ids, every=0)  # once for all sweeps
+    for overview in overviews:
         if overview.jobs and overview.look() and overview.is_at_work:
             states = [one.state for one in overview.states]
-            yield f"sweep {folder.path.name}: {counted(states)}"
+            yield f"sweep {overview.folder.path.name}: {counted(states)}"
 
 
 def _short(path: Path) -> Path:

@@ -47,6 +47,7 @@ class Outcome:
     Attributes:
         status: ``finished``, ``resumed`` (and finished), ``evaluated`` or ``skipped`` (finished
             before) of a job with a result; ``failed`` or ``crashed``; ``interrupted`` by a signal;
+            ``cancelled`` in Slurm;
             ``pending`` if the job has not begun.
         folder: folder of the run; None if it is not known.
         evaluation: name of the evaluation in that folder; None for the plain view alone.
@@ -248,10 +249,14 @@ def run_sweep(
     if is_detached and any(outcome["status"] in ALIVE for outcome in outcomes):
         return
     if failed := [outcome for outcome in outcomes if outcome["status"] in _BAD]:
+        is_cancelled = all(outcome["status"] == "cancelled" for outcome in failed)
         raise SweepError(
-            f"{len(failed)} of {len(outcomes)} jobs failed",
+            f"{len(failed)} of {len(outcomes)} jobs "
+            + ("were cancelled" if is_cancelled else "failed"),
             where=str(folder.path),
-            fix="fix the cause and run the same command again: finished jobs are not repeated",
+            fix="the same command again, which resumes them"
+            if is_cancelled
+            else "fix the cause and run the same command again: finished jobs are not repeated",
         )
 
 

@@ -1,7 +1,6 @@
 """Why a launcher could not run jobs: the errors of its libraries in the form of our own."""
 
 import errno
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from runner.errors import (
     of_system,
 )
 from runner.jobs.refusals import refused
+from runner.machine.slurm import silence
 
 LAUNCHERS = {
     "BasicLauncher": "basic",
@@ -25,10 +25,6 @@ LAUNCHERS = {
 """What is typed for a launcher, by the name of its class."""
 _EXTRAS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 _HERE = "leave hydra/launcher out: the jobs run one after the other in this process"
-_UNREACHABLE = re.compile(
-    r"[Uu]nable to contact|[Cc]onnection (refused|timed out)|Socket timed out|"
-    r"configuration source|controller|[Cc]ommunication"
-)  # of sbatch
 
 
 def explained(error: Exception, kind: str, launcher: Mapping[str, Any], where: str) -> RunnerError:
@@ -59,13 +55,10 @@ def explained(error: Exception, kind: str, launcher: Mapping[str, Any], where: s
             return no_slurm()
         if problem := refused(str(error), launcher):
             return problem
-        if _UNREACHABLE.search(str(error)):
+        if no_answer := silence(str(error)):
             last = str(error).strip().rpartition("\n")[2]
-            return StorageError(
-                f"Slurm does not answer: {last}",
-                where="sbatch",
-                fix="sinfo shows whether it does; then the same command again",
-            )
+            what, fix = no_answer
+            return StorageError(f"{what}: {last}", where="sbatch", fix=fix)
     if type(error).__name__ in ("TerminatedWorkerError", "BrokenProcessPool"):
         return SweepError(
             "a worker process died: it was killed, or memory ran out",

@@ -1,5 +1,6 @@
 """What Slurm says when it refuses a request, with the key of ``hydra.launcher`` to change."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -110,7 +111,8 @@ _REFUSALS = (
     _Refusal(r"[Mm]emory (specification|required|request|limit)|--mem\b", _MEMORY,
              "sinfo -o '%P %m' lists the MB of the nodes"),
     _Refusal(r"[Gg]eneric resource|\bgres\b|--gpus|--gres|GRES|did not request any GPU", _GPUS,
-             "sinfo -o '%P %G' lists the GPUs of the nodes"),
+             "sinfo -o '%P %G' lists the GPUs of the nodes; "
+             "without the key, a job has none"),
     _Refusal(r"CPU count|[Mm]ore processors|--cpus-per-task", _CORES,
              "sinfo -o '%P %c' lists the cores of the nodes"),
     _Refusal(r"[Nn]ode count", ("nodes", "partition"), _NODES),
@@ -201,8 +203,8 @@ def require_possible(launcher: Mapping[str, Any], limits: Limits) -> None:
             if key == "cpus_per_task":
                 largest //= launcher.get("tasks_per_node") or 1
             raise ConfigError(
-                f"the partition {limits.name} has at most {most:g} {what}, and a job asks for "
-                f"{value:g}",
+                f"the partition {limits.name} has at most {math.floor(10 * most) / 10:g} {what}, "
+                f"and a job asks for {value:g}",
                 where=f"hydra.launcher.{key}={launcher.get(key)}",
                 fix=f"hydra.launcher.{key}={largest}"
                 if largest

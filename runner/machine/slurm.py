@@ -217,7 +217,9 @@ def ending(number: str) -> Ending:
     preempted, ended = found.get("PreemptTime"), found.get("EndTime")
     is_preempted = preempted not in (None, "None", "Unknown", "N/A")
     # While the processes of a job end, all that Slurm says of its state is COMPLETING.
-    if int(found.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+    restarts = found.get("Restarts", "0")
+    known = os.environ.get("SLURM_RESTART_COUNT", "0")
+    if restarts.isdecimal() and int(restarts) > (int(known) if known.isdecimal() else 0):
         return Ending.REQUEUED
     if found["JobState"] == "RUNNING":
         return Ending.PREEMPTED if is_preempted else Ending.NONE
@@ -287,7 +289,7 @@ def max_array_size() -> int:
     """
     for line in _run("scontrol", "show", "config").splitlines():
         key, _, value = line.partition("=")
-        if key.strip() == "MaxArraySize":
+        if key.strip() == "MaxArraySize" and value.strip().isdecimal():
             return max(int(value), 1)  # 0 turns arrays off
     return 1001  # Slurm's default
 
@@ -343,13 +345,24 @@ def _run(*words: str) -> str:
     if done.returncode == 0:
         return done.stdout
     said = _message(done.stderr) or f"exit code {done.returncode}, without a word"
-    if _NO_CLUSTER.search(said):
-        what, fix = "this machine knows no Slurm cluster", "export SLURM_CONF=/etc/slurm/slurm.conf"
-    elif _SILENCE.search(said):
-        what, fix = "Slurm does not answer", "scontrol ping"
+    if no_answer := silence(said):
+        what, fix = no_answer
     else:
         what, fix = "Slurm refuses", where
     raise StorageError(f"{what}: {said}", where=where, fix=fix)
+
+
+def silence(said: str) -> tuple[str, str] | None:
+    """What is wrong, and a command against it, if a command of Slurm's reached no controller.
+
+    Args:
+        said: what the command wrote.
+    """
+    if _NO_CLUSTER.search(said):
+        return "this machine knows no Slurm cluster", "export SLURM_CONF=/etc/slurm/slurm.conf"
+    if _SILENCE.search(said):
+        return "Slurm does not answer", "scontrol ping"
+    return None
 
 
 def _message(stderr: str) -> str:

@@ -35,7 +35,8 @@ REFUSED = [
     (SLURM, "gpus=1", "unknown key hydra.launcher.gpus: the launcher has gpus_per_node, ", ""),
     (SLURM, "cpus=1", "the launcher has cpus_per_task, cpus_per_gpu, ", ""),
     (SLURM, "+foo=1", "unknown key hydra.launcher.foo: the launcher has ", ""),
-    (JOBLIB, "jobs=3", "the launcher has n_jobs, ", "hydra.launcher.n_jobs=VALUE"),
+    (JOBLIB, "jobs=3", "the launcher has n_jobs, ", "hydra.launcher.n_jobs=VALUE; without this "
+     "key, the same command with --cfg hydra lists all keys"),
     (SLURM, "additional_parameters.foo=1", "needs a + in front",
      "+hydra.launcher.additional_parameters.foo=VALUE; man sbatch lists the names"),
     ("basic", "n_jobs=3", "no launcher is chosen", ""),

@@ -1,6 +1,6 @@
 """What a job does inside Slurm: signals, requeues, names, exit codes; scontrol is a script here.
 
-Each job is a process that submitit runs, as on a cluster; tests/test_slurm.py has a real Slurm.
+Each job is a process that submitit runs, as on a cluster; tests/test_on_slurm.py has a real Slurm.
 """
 
 import json

@@ -164,7 +164,7 @@ ERRORS: list[tuple[str, Exception, type[RunnerError], str, str]] = [
     ("SlurmLauncher", RuntimeError('Could not detect "srun", are you indeed on a slurm cluster?'),
      ConfigError, "Slurm is not installed here: there is no sbatch", "hydra/launcher=joblib"),
     ("SlurmLauncher", RuntimeError(f"{FAILED}Unable to contact slurm controller (connect failure)"),
-     StorageError, "Slurm does not answer: ", "sinfo"),
+     StorageError, "Slurm does not answer: ", "scontrol ping"),
     ("SlurmLauncher", RuntimeError("sbatch: error: something new"),
      SweepError, "hydra/launcher=submitit_slurm could not run the jobs: RuntimeError: sbatch: "
      "error: something new", "leave hydra/launcher out"),
