@@ -241,7 +241,8 @@ def run_sweep(
     outcomes = [{"job": job, **folder.read(number)} for number, job in enumerate(jobs)]
     if all(outcome["status"] == "pending" for outcome in outcomes):
         launch.raise_problem()
-    print_sweep(outcomes, folder.log, Path(config.outputs))
+    if not (is_detached and all(outcome["status"] in ALIVE for outcome in outcomes)):
+        print_sweep(outcomes, folder.log, Path(config.outputs))
     launch.tell_what_goes_on()
     launch.raise_problem()
     if (signum := launch.stopped_by) is not None:
