@@ -114,13 +114,13 @@ def _unknown(key: str, values: Mapping[str, Any]) -> ConfigError:
             fix=f"+{key}=VALUE; man sbatch lists the names",
         )
     own = _at(values, group) if group != PREFIX.rstrip(".") else values
-    names = [str(one) for one in own if one != "_target_"] if isinstance(own, Mapping) else []
+    names = _keys(own)
     if key == f"{PREFIX}{_FREE}":
         return ConfigError(
             f"the keys of {key} are set one by one", where=key, fix=f"+{key}.NAME=VALUE"
         )
     if not names:
-        names = [str(one) for one in values if one != "_target_"]
+        names = _keys(values)
         group = PREFIX.rstrip(".")
     if not names:
         return ConfigError(
@@ -136,6 +136,12 @@ def _unknown(key: str, values: Mapping[str, Any]) -> ConfigError:
     return ConfigError(
         f"unknown key {key}: the launcher has {', '.join(names)}", where=key, fix=fix
     )
+
+
+def _keys(values: Any) -> list[str]:
+    """The keys that can be set in ``values``; none if ``values`` is no group of keys."""
+    found = values if isinstance(values, Mapping) else ()
+    return [str(key) for key in found if key != "_target_"]
 
 
 def _likeness(typed: str, name: str) -> float:

@@ -1,13 +1,22 @@
 """The words of a command line."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 
 def own_words(job: Sequence[str], jobs: Sequence[Sequence[str]]) -> str:
     """The words of a job that not all the others share; all of them for a single job."""
-    shared = set.intersection(*(set(words) for words in jobs))
+    return without_shared(job, shared_words(jobs))
+
+
+def shared_words(jobs: Sequence[Sequence[str]]) -> set[str]:
+    """The words that all of the jobs, at least one, have."""
+    return set.intersection(*(set(words) for words in jobs))
+
+
+def without_shared(job: Sequence[str], shared: Container[str]) -> str:
+    """The words of a job that are not ``shared``; all of them if there are no others."""
     return " ".join([word for word in job if word not in shared] or job)
 
 

@@ -15,8 +15,8 @@ from rich.text import Text
 from runner.errors import SweepError
 from runner.jobs.overview import JobState, Overview
 from runner.jobs.states import LATE_SECONDS, Queue, reasons
-from runner.machine.slurm import compressed, scancel
-from runner.records.sweep_folder import ALIVE, ENDED, SweepFolder
+from runner.machine.slurm import compressed
+from runner.records.sweep_folder import ALIVE, ENDED, SweepFolder, from_here
 from runner.terminal.command import program
 from runner.terminal.console import LiveConsole, PipeConsole, printable, table_console
 from runner.terminal.sweeps import counted, print_line, print_sweep
@@ -114,17 +114,15 @@ def _print_end(overview: Overview) -> None:
         {"job": job, **one.state} for job, one in zip(overview.jobs, overview.states, strict=True)
     ]
     folder = overview.folder
-    print_sweep(outcomes, folder.log, _short(folder.outputs))
+    print_sweep(outcomes, folder.log, from_here(folder.outputs))
     if bad := [one for one in overview.states if not one.is_good]:
         has_begun = any(one.status not in ("pending", "interrupted", "busy") for one in bad)
         what = "failed" if has_begun else "have no result, and nothing is at work on them"
+        fix = "fix the cause and run the command of the sweep again: finished jobs are not repeated"
         if all(one.status == "cancelled" for one in bad):
-            what = "were cancelled"
+            what, fix = "were cancelled", "the command of the sweep again, which resumes them"
         raise SweepError(
-            f"{len(bad)} of {len(outcomes)} jobs {what}",
-            where=str(folder.path),
-            fix="fix the cause and run the command of the sweep again: finished jobs are not "
-            "repeated",
+            f"{len(bad)} of {len(outcomes)} jobs {what}", where=str(folder.path), fix=fix
         )
 
 
@@ -224,11 +222,12 @@ def _table(states: Sequence[JobState], title: str) -> Table:
 
 def _heading(overview: Overview) -> Iterator[str]:
     folder = overview.folder
-    alive = [one.id for one in overview.states if one.id and one.status in ALIVE]
+    alive = {one.number: one.id for one in overview.states if one.id and one.status in ALIVE}
     yield f"sweep {folder.path.name}"
     yield f"  logs: {folder.pasted}/N.log"
     if alive:
-        yield f"  Slurm: {compressed(alive)}; {scancel(alive)} ends them, and what runs is saved"
+        ids, command = compressed(alive.values()), folder.scancel(alive)
+        yield f"  Slurm: {ids}; {command} ends them, and what runs is saved"
     elif folder.leader is not None:
         pid, host = folder.leader
         if folder.is_led:
@@ -268,10 +267,6 @@ def under_way(outputs: Path) -> Iterator[str]:
         if overview.jobs and overview.look() and overview.is_at_work:
             states = [one.state for one in overview.states]
             yield f"sweep {overview.folder.path.name}: {counted(states)}"
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _print(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Inside a job of Slurm: when it is told to end, it saves, and goes back into the queue."""
+"""Inside a job of Slurm: when it has to end, it saves, and goes back into the queue."""
 
 import os
 import signal

@@ -149,13 +149,13 @@ class SweepJob:
         except SystemExit as left:  # as the others do if the first task has met an error
             code = left.code if isinstance(left.code, int) else 1
         except Exception as error:  # such as a full disk; Hydra would return it as a result
-            code = error.exit_code if isinstance(error, RunnerError) else 1
+            code = _exit_code(error)
             print(error if code > 1 else traceback.format_exc(), file=sys.stderr, flush=True)
         if status in ("failed", "interrupted", "queued", "cancelled"):
             job.leave(code if job.is_first else 0)
 
     def _end_in_slurm(self, number: int, job: SlurmJob) -> tuple[str, int]:
-        """Put a job that was told to end, and has saved, back into the queue, or not."""
+        """Put a job that had to end, and has saved, back into the queue, or not."""
         ending = job.ending
         if ending == Ending.CANCELLED:
             self.folder.write(number, "cancelled", error="cancelled in Slurm")
@@ -168,7 +168,7 @@ class SweepJob:
             job.requeue(launcher.timeout_min, launcher.max_num_timeout)
         except RunnerError as error:
             status = "failed" if isinstance(error, TrainingError) else "interrupted"
-            self.folder.write(number, status, error=error.what, error_kind=type(error).__name__)
+            self.folder.write(number, status, **_described(error))
             return status, error.exit_code
         return "queued", 0
 
@@ -201,8 +201,7 @@ class SweepJob:
                 if job is not None and status == "pending":
                     status = "interrupted"
             except Exception as error:  # before the work, such as a log that cannot be written
-                what = error.what if isinstance(error, RunnerError) else f"a bug of ours: {error!r}"
-                status, more = "failed", {"error": what, "error_kind": type(error).__name__}
+                status, more = "failed", _described(error)
                 raise
             finally:  # also when submitit raises SystemExit to queue the job again
                 if speaks:
@@ -224,13 +223,12 @@ class SweepJob:
             return "busy", {"folder": str(Path(error.where).parent)}, 0
         with open_log(self.folder.log(number)) as log:
             log.writelines(traceback.format_exception(error))
-        reason = error.what if isinstance(error, RunnerError) else f"a bug of ours: {error!r}"
+        more = _described(error)
         if isinstance(error, CodeError):  # the line of the user's file is what matters
-            reason += f" ({error.where})"
-        more = {"error": reason, "error_kind": type(error).__name__}
+            more["error"] += f" ({error.where})"
         if isinstance(error, RunnerError) and error.run is not None:
             more["folder"] = error.run
-        return "failed", more, error.exit_code if isinstance(error, RunnerError) else 1
+        return "failed", more, _exit_code(error)
 
     def _move_in(self, stack: ExitStack, number: int | None, job: SlurmJob | None) -> None:
         """Set up a process that the launcher started: its signals, output and slot."""
@@ -256,6 +254,16 @@ class SweepJob:
         if job is not None and hydra.launcher.name == hydra.job.name:  # none of the user's
             job.take_name(self.jobs[self.number], self.jobs)
         stack.enter_context(self.share.taken(self.folder, self.number))
+
+
+def _described(error: Exception) -> dict[str, str]:
+    """What the status of a job says of its error."""
+    reason = error.what if isinstance(error, RunnerError) else f"a bug of ours: {error!r}"
+    return {"error": reason, "error_kind": type(error).__name__}
+
+
+def _exit_code(error: Exception) -> int:
+    return error.exit_code if isinstance(error, RunnerError) else 1
 
 
 def _opened(path: Path) -> TextIO:

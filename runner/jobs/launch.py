@@ -28,6 +28,7 @@ from runner.jobs.checks import check_jobs
 from runner.jobs.job import SweepJob
 from runner.jobs.ray_jobs import RayJobs
 from runner.jobs.reasons import explained, no_slurm
+from runner.jobs.reporter import Reporter
 from runner.jobs.shares import Share, share_of
 from runner.jobs.slurm import SlurmJobs
 from runner.machine.locks import is_held
@@ -35,7 +36,7 @@ from runner.machine.signals import Interrupted
 from runner.records.run_folder import RunFolder
 from runner.records.sweep_folder import ALIVE, ENDED, GOOD, SweepFolder, Watch
 from runner.terminal.start import Task, Work, hydra_context
-from runner.terminal.sweeps import print_job, print_sweep
+from runner.terminal.sweeps import job_names, print_line, print_sweep
 
 _POLL_SECONDS = 1.0
 
@@ -222,9 +223,11 @@ def run_sweep(
     share = share_of(config, _kind(config), jobs)
     folder = SweepFolder.create(Path(config.outputs), jobs)
 
+    names = job_names(jobs)
+
     def on_end(number: int) -> None:
         if not launch.is_here:  # what such a job prints is read already
-            print_job(jobs[number], folder.read(number), jobs)
+            print_line(folder.read(number), names[number])
 
     launch = _Launch(
         config,
@@ -407,10 +410,16 @@ class _Launch:
 
     def _give_up(self, error: Exception) -> None:
         """Keep the reason for which the launcher gave up, in plain words."""
-        launcher: Any = OmegaConf.to_container(self._config.hydra.launcher, resolve=True)
-        self._gave_up = explained(error, self._kind, launcher, str(self._folder.path))
+        where = str(self._folder.path)
+        self._gave_up = explained(error, self._kind, self._launcher_values, where)
         if self._gave_up is not error:
             self._gave_up.__cause__ = error
+
+    @property
+    def _launcher_values(self) -> dict[str, Any]:
+        """The values of ``hydra.launcher``."""
+        found: Any = OmegaConf.to_container(self._config.hydra.launcher, resolve=True)
+        return {key: found[key] for key in found if key != "_target_"}
 
     def _answer_finished(self, numbers: Sequence[int]) -> None:
         """Record those of the jobs whose runs are finished, so that no launcher begins them.
@@ -511,9 +520,8 @@ class _Launch:
     def _round_in_slurm(self, numbers: list[int]) -> None:
         from runner.jobs.slurm_launcher import SlurmArray  # submitit is an extra
 
-        found: Any = OmegaConf.to_container(self._config.hydra.launcher, resolve=True)
-        values: dict[str, Any] = {key: found[key] for key in found if key != "_target_"}
         if self._slurm is None:
+            values = self._launcher_values
             array = SlurmArray(**values)
             array.setup(hydra_context=self._context, task_function=self._task, config=self._config)
             self._slurm = SlurmJobs(
@@ -522,9 +530,7 @@ class _Launch:
                 [_asked(config) for config in self._job_configs()],
                 values,
                 array.submit,
-                say=self._say,
-                on_begin=partial(self._tell, self._on_begin),
-                on_end=partial(self._tell, self._on_end),
+                self._reporter(),
             )
         try:
             self._slurm.begin(numbers)
@@ -537,18 +543,18 @@ class _Launch:
             self._slurm.watch(known, lambda: self._may_begin)
 
     def _round_in_ray(self, numbers: list[int]) -> None:
-        values: Any = OmegaConf.to_container(self._config.hydra.launcher.ray, resolve=True)
-        ray = RayJobs(
-            self._folder,
-            self._jobs,
-            values,
+        values = self._launcher_values["ray"]
+        ray = RayJobs(self._folder, self._jobs, values, self._reporter())
+        # Ray says which jobs are over, so the watch is for signals alone.
+        with Watch(self._folder, numbers, lambda number: None, can_stop=True):
+            ray.run(numbers, self._task, self._context, self._config, lambda: self._may_begin)
+
+    def _reporter(self) -> Reporter:
+        return Reporter(
             say=self._say,
             on_begin=partial(self._tell, self._on_begin),
             on_end=partial(self._tell, self._on_end),
         )
-        # Ray says which jobs are over, so the watch is for signals alone.
-        with Watch(self._folder, numbers, lambda number: None, can_stop=True):
-            ray.run(numbers, self._task, self._context, self._config, lambda: self._may_begin)
 
     def _run_here(self, composed: DictConfig) -> None:
         """Run one job for the launcher that runs them in this process."""

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, open_dict
 from runner.config.words import own_words
 from runner.errors import ConfigError, StorageError, SweepError, first_line
 from runner.jobs.job import SweepJob
+from runner.jobs.reporter import Reporter
 from runner.machine.signals import Interrupted
 from runner.records.sweep_folder import ALIVE, ENDED, SweepFolder
 
@@ -42,9 +43,7 @@ class RayJobs:
         folder: the folder of the sweep.
         jobs: the words of each job.
         values: the values of ``hydra.launcher.ray``.
-        say: tells the user a line.
-        on_begin: called with the number of each job that begins.
-        on_end: called with the number of each job that has ended.
+        reporter: of the command.
     """
 
     def __init__(
@@ -52,20 +51,14 @@ class RayJobs:
         folder: SweepFolder,
         jobs: Sequence[Sequence[str]],
         values: Mapping[str, Any],
-        *,
-        say: Callable[[str], None],
-        on_begin: Callable[[int], None],
-        on_end: Callable[[int], None],
+        reporter: Reporter,
     ) -> None:
         self._folder = folder
         self._jobs = jobs
         self._init = dict(values.get("init") or {})
         self._remote = dict(values.get("remote") or {})
         self._retries = self._remote.pop("max_retries", 0) or 0
-        self._say = say
-        self._on_begin = on_begin
-        self._on_end = on_end
-        self._begun = set[int]()
+        self._reporter = reporter
         self._restarts = dict[int, int]()
         self._problem: SweepError | None = None
         self._idle_since, self._is_told = time.monotonic(), False
@@ -141,8 +134,8 @@ class RayJobs:
 
         options = {key: value for key, value in self._remote.items() if value is not None}
         try:
-            # Deaths are counted here, and told: by itself, Ray is silent about them, and starts a
-            # job that needs too much memory again without end.
+            # Deaths are counted and reported here: by itself, Ray is silent about them, and starts
+            # a job that needs too much memory again without end.
             return ray.remote(**options, max_retries=0)(_run)
         except (ValueError, TypeError) as error:
             raise ConfigError(
@@ -162,10 +155,10 @@ class RayJobs:
         where = f"hydra.launcher.ray.init.address={address}"
         if address == "local":
             where = "hydra.launcher.ray.init"
-            self._say("Ray is starting on this machine")
+            self._reporter.say("Ray is starting on this machine")
             init = {"object_store_memory": _STORE_BYTES, "include_dashboard": False, **init}
         else:
-            self._say(f"connecting to Ray: {address}")
+            self._reporter.say(f"connecting to Ray: {address}")
         try:
             _require_reachable(address)
             with _own_handlers():
@@ -185,7 +178,7 @@ class RayJobs:
         machines = _machines()
         has = {unit: sum(one.get(unit, 0) for one in machines) for unit in ("CPU", "GPU")}
         where = "1 machine" if len(machines) == 1 else f"{len(machines)} machines"
-        self._say(f"Ray has {_listed(has)} on {where}")
+        self._reporter.say(f"Ray has {_listed(has)} on {where}")
 
     def _wanted(self) -> dict[str, float]:
         """What a job asks of its machine, by Ray's names."""
@@ -263,10 +256,10 @@ class RayJobs:
                 self._folder.write(number, "pending")
                 attempt = f"{self._restarts[number]} of {self._retries}"
                 reason = found.get("error", "interrupted")
-                self._say(f"{reason}; started again ({attempt}): {self._name(number)}")
+                self._reporter.say(f"{reason}; started again ({attempt}): {self._name(number)}")
                 return False
         if status in ENDED:
-            self._on_end(number)
+            self._reporter.on_end(number)
         return True
 
     def _name(self, number: int) -> str:
@@ -274,11 +267,8 @@ class RayJobs:
 
     def _tell_begun(self, numbers: Sequence[int]) -> None:
         for number in numbers:
-            if number in self._begun:
-                continue
-            if self._folder.read(number)["status"] in ("running", *ENDED):
-                self._begun.add(number)
-                self._on_begin(number)
+            if not self._reporter.has_begun(number):
+                self._reporter.found(number, self._folder.read(number)["status"])
 
     def _tell_waiting(self, numbers: Sequence[int]) -> None:
         """Say what jobs wait for, once each time that none of them has run for a while."""
@@ -287,7 +277,7 @@ class RayJobs:
         elif not self._is_told and time.monotonic() - self._idle_since > _QUIET_SECONDS:
             wanted = self._wanted()
             what = "1 job waits" if len(numbers) == 1 else f"{len(numbers)} jobs wait"
-            self._say(f"{what} for Ray: each asks for {_listed(wanted)}; {_free(wanted)}")
+            self._reporter.say(f"{what} for Ray: each asks for {_listed(wanted)}; {_free(wanted)}")
             self._is_told = True
 
 

@@ -4,6 +4,7 @@ import errno
 from collections.abc import Mapping
 from typing import Any
 
+from runner.config.options import LAUNCHERS
 from runner.errors import (
     ConfigError,
     RunnerError,
@@ -15,7 +16,7 @@ from runner.errors import (
 from runner.jobs.refusals import refused
 from runner.machine.slurm import silence
 
-LAUNCHERS = {
+_NAMES = {
     "BasicLauncher": "basic",
     "JoblibLauncher": "joblib",
     "LocalLauncher": "submitit_local",
@@ -23,7 +24,6 @@ LAUNCHERS = {
     "RayLauncher": "ray",
 }
 """What is typed for a launcher, by the name of its class."""
-_EXTRAS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 _HERE = "leave hydra/launcher out: the jobs run one after the other in this process"
 
 
@@ -38,13 +38,13 @@ def explained(error: Exception, kind: str, launcher: Mapping[str, Any], where: s
     """
     if isinstance(error, RunnerError):
         return error
-    name, said = LAUNCHERS.get(kind, kind), first_line(error)
+    name, said = _NAMES.get(kind, kind), first_line(error)
     chosen = f"hydra/launcher={name}"
     if isinstance(error, ModuleNotFoundError):
         return ConfigError(
             f"the launcher needs {error.name}, which is not installed",
             where=chosen,
-            fix=f"pip install 'trick-runner[{_EXTRAS.get(name, 'parallel')}]'",
+            fix=f"pip install 'trick-runner[{LAUNCHERS.get(name, 'parallel')}]'",
         )
     if _is_unsendable(error):
         return ConfigError(

@@ -16,6 +16,7 @@ from typing import Any
 from runner.config.words import own_words
 from runner.errors import StorageError, first_line
 from runner.jobs.refusals import never_begins, require_possible
+from runner.jobs.reporter import Reporter
 from runner.jobs.states import Queue, States, reasons
 from runner.machine import slurm
 from runner.machine.locks import locked
@@ -38,9 +39,7 @@ class SlurmJobs:
         asked: a hash over what each job is asked to do; equal jobs of two commands are one.
         launcher: the values of ``hydra.launcher``.
         submit: submits jobs as one array, as :meth:`SlurmArray.submit` does.
-        say: tells the user a line.
-        on_begin: called with the number of each job that begins.
-        on_end: called with the number of each job that has ended.
+        reporter: of the command.
     """
 
     def __init__(
@@ -50,20 +49,14 @@ class SlurmJobs:
         asked: Sequence[str],
         launcher: Mapping[str, Any],
         submit: Callable[[Sequence[Sequence[str]], Path, int], list[str]],
-        *,
-        say: Callable[[str], None],
-        on_begin: Callable[[int], None],
-        on_end: Callable[[int], None],
+        reporter: Reporter,
     ) -> None:
         self._folder = folder
         self._jobs = jobs
         self._asked = asked
         self._launcher = launcher
         self._submit = submit
-        self._say = say
-        self._on_begin = on_begin
-        self._on_end = on_end
-        self._begun = set[int]()
+        self._reporter = reporter
         self._tried_again = set[int]()
         self._queue = Queue()
         self._states = States(self._queue)
@@ -120,13 +113,15 @@ class SlurmJobs:
         ]
         if never:
             slurm.cancel(never)
-            self._say(f"{slurm.compressed(never)} of an earlier command cancelled: it never begins")
+            self._reporter.say(
+                f"{slurm.compressed(never)} of an earlier command cancelled: it never begins"
+            )
             alive = {own: record for own, record in alive.items() if record.id not in never}
         if alive:
             self._folder.submitted(alive)
             self._queue.add(queue)
             ids = slurm.compressed(record.id for record in alive.values())
-            self._say(f"Slurm has {len(alive)} of these jobs already: {ids}")
+            self._reporter.say(f"Slurm has {len(alive)} of these jobs already: {ids}")
         return [*alive]
 
     def _submit_anew(self, numbers: Sequence[int]) -> None:
@@ -147,11 +142,11 @@ class SlurmJobs:
         finally:
             for number in {*again} - {*self._folder.slurm}:
                 self._folder.write(number, "pending")
-            if ids := [one.id for at, one in self._folder.slurm.items() if at in numbers]:
+            if ids := {at: self._folder.slurm[at].id for at in numbers if at in self._folder.slurm}:
                 what = "1 job" if len(ids) == 1 else f"{len(ids)} jobs"
-                self._say(f"{what} submitted to Slurm: {slurm.compressed(ids)}")
-                self._say(f"  logs: {self._folder.pasted}")
-                self._say(f"  {slurm.scancel(ids)} ends them; what runs is saved")
+                self._reporter.say(f"{what} submitted to Slurm: {slurm.compressed(ids.values())}")
+                self._reporter.say(f"  logs: {self._folder.pasted}")
+                self._reporter.say(f"  {self._folder.scancel(ids)} ends them; what runs is saved")
 
     def _submit_array(self, numbers: Sequence[int], at_once: int) -> None:
         """Submit one array, and record its ids.
@@ -202,26 +197,20 @@ class SlurmJobs:
             if left:
                 time.sleep(_FILES_SECONDS)
 
-    def alive(self) -> list[int]:
-        """The numbers of the jobs that go on without this process."""
-        return [
-            number
-            for number in self._folder.slurm
-            if self._states.state(self._folder, number)["status"] in ALIVE
-        ]
-
     def tell_what_goes_on(self) -> None:
         """Say which jobs go on, how to end them, and how to watch them again."""
-        alive = {number: self._folder.slurm[number] for number in self.alive()}
+        alive = {
+            number: record.id
+            for number, record in self._folder.slurm.items()
+            if self._states.state(self._folder, number)["status"] in ALIVE
+        }
         if not alive:
             return
-        own = [one.id for one in alive.values() if one.sweep is None]
-        others = [one.id for one in alive.values() if one.sweep is not None]
         what = "1 job goes on" if len(alive) == 1 else f"{len(alive)} jobs go on"
-        self._say(f"{what} in Slurm: {slurm.compressed([*own, *others])}")
-        self._say(f"  {slurm.scancel(own, others)} ends them; what runs is saved")
-        self._say("  the same command watches them again; to look at them:")
-        self._say(f"  python -m runner.show {self._folder.pasted}")
+        self._reporter.say(f"{what} in Slurm: {slurm.compressed(alive.values())}")
+        self._reporter.say(f"  {self._folder.scancel(alive)} ends them; what runs is saved")
+        self._reporter.say("  the same command watches them again; to look at them:")
+        self._reporter.say(f"  python -m runner.show {self._folder.pasted}")
 
     def _may_be_tried_again(self, number: int) -> bool:
         is_crashed = self._folder.read(number)["status"] == "crashed"
@@ -233,28 +222,28 @@ class SlurmJobs:
         try:
             self.begin(numbers)
         except Exception as error:  # submitit raises errors of many kinds; other jobs go on
-            self._say(f"not tried again: {first_line(error)}")
+            self._reporter.say(f"not tried again: {first_line(error)}")
             for number in {*numbers} - {*self._folder.slurm}:
                 self._folder.write(number, "crashed", error=f"crashed; {first_line(error)}")
-                self._on_end(number)
+                self._reporter.on_end(number)
         return [number for number in numbers if number in self._folder.slurm]
 
     def _is_over(self, number: int) -> bool:
         """Whether a job is over; records it, and tells that it has begun or ended."""
         state = self._states.state(self._folder, number)
         status = state["status"]
-        if status in ("running", *ENDED) and number not in self._begun:
-            self._begun.add(number)
-            self._on_begin(number)
+        self._reporter.found(number, status)
         if status in ALIVE:
             return False
         if status != self._folder.read(number)["status"]:
             more = {key: value for key, value in state.items() if key not in ("status", *_SIGNED)}
             self._folder.write(number, status, **more)
         if status == "crashed" and number not in self._tried_again:
-            self._say(f"{own_words(self._jobs[number], self._jobs)} {state['error']}; again:")
+            self._reporter.say(
+                f"{own_words(self._jobs[number], self._jobs)} {state['error']}; again:"
+            )
         elif status in (*ENDED, "cancelled"):
-            self._on_end(number)
+            self._reporter.on_end(number)
         return True
 
     def _leave_unbegun(self, numbers: Sequence[int]) -> None:
@@ -263,7 +252,11 @@ class SlurmJobs:
         def is_waiting(number: int) -> bool:
             queued = self._queue.get(self._folder.slurm[number].id)
             is_own = self._folder.slurm[number].sweep is None
-            return is_own and number not in self._begun and bool(queued and queued.is_waiting)
+            return (
+                is_own
+                and not self._reporter.has_begun(number)
+                and bool(queued and queued.is_waiting)
+            )
 
         unbegun = {
             number: self._folder.slurm[number].id for number in numbers if is_waiting(number)
@@ -289,7 +282,7 @@ class SlurmJobs:
     def _tell_problem(self) -> None:
         """Say that Slurm does not answer, once until it does."""
         if self._queue.problem and not self._problem:
-            self._say(f"{self._queue.problem}; it is asked again")
+            self._reporter.say(f"{self._queue.problem}; it is asked again")
         self._problem = self._queue.problem
 
     def _tell_reasons(self, numbers: Sequence[int]) -> None:
@@ -309,7 +302,9 @@ class SlurmJobs:
                 those = {at: one.id for at, one in waiting.items() if one.reason == reason}
                 slurm.cancel([*those.values()])
                 self._put_back(those, error=error.what)
-                self._say(f"{slurm.compressed(those.values())} cancelled: it would never begin")
+                self._reporter.say(
+                    f"{slurm.compressed(those.values())} cancelled: it would never begin"
+                )
                 raise error
         if lines:
             self._tell("\n".join(lines.values()), *lines)
@@ -318,4 +313,4 @@ class SlurmJobs:
         """Say a line, unless one about the same was said already."""
         if (what := frozenset(about)) not in self._said:
             self._said.add(what)
-            self._say(line)
+            self._reporter.say(line)

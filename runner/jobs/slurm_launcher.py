@@ -6,9 +6,7 @@ from pathlib import Path
 import submitit
 from hydra.core.singleton import Singleton
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
-from hydra_plugins.hydra_submitit_launcher.submitit_launcher import (
-    SlurmLauncher,
-)
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
 
 class SlurmArray(SlurmLauncher):  # type: ignore[misc]  # Hydra is untyped to mypy

@@ -190,7 +190,7 @@ def rename(number: str, name: str) -> None:
 
 
 class Ending(StrEnum):
-    """Why a job was told to end."""
+    """Why a job has to end."""
 
     TIME_LIMIT = "time limit"
     PREEMPTED = "preempted"
@@ -202,7 +202,7 @@ class Ending(StrEnum):
 
 
 def ending(number: str) -> Ending:
-    """Why the job that this process is in was told to end.
+    """Why the job that this process is in has to end.
 
     Args:
         number: id of the job.

@@ -23,7 +23,7 @@ import shlex
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -34,6 +34,7 @@ from typing import Any
 from runner.machine import fields
 from runner.machine.files import new_folder, read_end, read_whole, replace_whole
 from runner.machine.locks import one_locked
+from runner.machine.slurm import scancel
 from runner.records.run_folder import redacted_words
 
 ALIVE = ("queued", "waiting", "running")
@@ -98,8 +99,14 @@ class SweepFolder:
     @property
     def pasted(self) -> str:
         """The folder as a word of a shell here."""
-        is_below = self.path.is_relative_to(Path.cwd())
-        return shlex.quote(str(self.path.relative_to(Path.cwd()) if is_below else self.path))
+        return shlex.quote(str(from_here(self.path)))
+
+    def scancel(self, numbers: Iterable[int]) -> str:
+        """The command that cancels these jobs in Slurm, and no other job of another sweep."""
+        records = [self.slurm[number] for number in numbers]
+        own = [record.id for record in records if record.sweep is None]
+        others = [record.id for record in records if record.sweep is not None]
+        return scancel(own, others)
 
     @property
     def slurm(self) -> Mapping[int, SlurmRecord]:
@@ -313,6 +320,11 @@ class SweepFolder:
         """
         with one_locked([self.path / f"slot-{slot}.lock" for slot in range(num_slots)]) as slot:
             yield slot
+
+
+def from_here(path: Path) -> Path:
+    """``path``, relative to the working directory if it is below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _is_alive(job: Mapping[str, Any]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runner.config.words import shared_words, without_shared
 from runner.terminal.console import PipeConsole, printable
 from runner.terminal.tables import Table
 
@@ -16,8 +17,8 @@ def job_names(jobs: Sequence[Sequence[str]]) -> list[str]:
     """The words by which each job differs from the others; of a job that is alone, the first."""
     if len(jobs) == 1:
         return [_first_words(jobs[0])]
-    shared = set[str]().union(*jobs[:1]).intersection(*jobs)
-    return [" ".join([word for word in job if word not in shared] or job) for job in jobs]
+    shared = shared_words(jobs)
+    return [without_shared(job, shared) for job in jobs]
 
 
 def _first_words(job: Sequence[str]) -> str:
@@ -34,13 +35,6 @@ def counted(states: Sequence[Mapping[str, Any]]) -> str:
     counts = Counter(str(state["status"]) for state in states)
     each = ", ".join(f"{count} {status}" for status, count in counts.items())
     return f"{len(states)} {'job' if len(states) == 1 else 'jobs'}{': ' if each else ''}{each}"
-
-
-def print_job(
-    job: Sequence[str], outcome: Mapping[str, Any], jobs: Sequence[Sequence[str]]
-) -> None:
-    """Print one line that says how a job of a sweep of ``jobs`` ended."""
-    print_line(outcome, job_names(jobs)[list(jobs).index(job)])
 
 
 def print_line(outcome: Mapping[str, Any], name: str) -> None:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from runner.errors import ConfigError, StorageError, SweepError
 from runner.jobs import ray_jobs
 from runner.jobs.ray_jobs import RayJobs
+from runner.jobs.reporter import Reporter
 from runner.records.sweep_folder import SweepFolder
 
 pytestmark = [
@@ -115,9 +116,11 @@ class Sweep:
             self.folder,
             self.jobs,
             values,
-            say=self.lines.append,
-            on_begin=lambda number: self.told.append(("begin", number)),
-            on_end=lambda number: self.told.append(("end", number)),
+            Reporter(
+                say=self.lines.append,
+                on_begin=lambda number: self.told.append(("begin", number)),
+                on_end=lambda number: self.told.append(("end", number)),
+            ),
         )
 
         class Context:
@@ -306,8 +309,8 @@ def test_a_job_on_another_machine_ends_with_its_sweep(
             sweep.folder.stop(signal.SIGINT)
             time.sleep(0.1)
             assert not received.is_set(), "a job that has not begun does not begin"
+        sweep.folder.write(0, "running")  # before the watch, which else may look too early
         with ray_jobs._stopped_with_sweep(Task, 0):
-            sweep.folder.write(0, "running")
             assert received.wait(5 if host == "elsewhere" else 0.1) == (host == "elsewhere")
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from runner.errors import ConfigError, StorageError
+from runner.jobs.reporter import Reporter
 from runner.jobs.slurm import SlurmJobs
 from runner.machine.signals import Interrupted, raise_on_signals
 from runner.machine.slurm import Limits, QueuedJob
@@ -93,9 +94,7 @@ class Cluster:
             [f"asked {seed}" for seed in range(count)],
             LAUNCHER,
             self.submit,
-            say=self.said.append,
-            on_begin=self.begun.append,
-            on_end=self.ended.append,
+            Reporter(say=self.said.append, on_begin=self.begun.append, on_end=self.ended.append),
         )
 
     def at(self, seconds: float, one: str, state: str, reason: str = "") -> None:
@@ -207,7 +206,7 @@ def test_reasons_are_told_within_half_a_minute_and_once(cluster: Cluster) -> Non
         told.append(cluster.now)
         cluster.said.append(line)
 
-    jobs._say = say
+    jobs._reporter.say = say
     for number in range(2):
         cluster.at(1, f"7_{number}", "PENDING", "Resources")
         cluster.at(100, f"7_{number}", "PENDING", "JobHeldUser")

@@ -15,7 +15,7 @@ from kill import (
     wait_until,
 )
 
-from runner.records.sweep_folder import SweepFolder
+from runner.records.sweep_folder import SlurmRecord, SweepFolder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -140,3 +140,13 @@ def test_slots_bound_the_jobs_of_all_processes(tmp_path: Path) -> None:
     taken = [log[:end].count("+") - log[:end].count("-") for end in range(len(log) + 1)]
     assert len(log) == 16
     assert max(taken) == 2
+
+
+def test_the_command_that_cancels_leaves_the_other_jobs_of_another_sweep(tmp_path: Path) -> None:
+    folder = SweepFolder.create(tmp_path, [["a"], ["b"], ["c"], ["d"]])
+    name = "20260101-000000-1"
+    own = {number: SlurmRecord(f"7_{number}", None, number) for number in range(2)}
+    others = {number: SlurmRecord(f"5_{number}", name, number) for number in (2, 3)}
+    folder.submitted(own | others)
+    assert folder.scancel([0]) == "scancel 7"
+    assert folder.scancel(range(4)) == "scancel 7 '5_[2-3]'"
