@@ -1,7 +1,6 @@
 """What many tests share: a tiny data set, the composed configuration, the command line."""
 
 import functools
-import gc
 import os
 import subprocess
 import sys
@@ -39,15 +38,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for item in items:
                 if item.get_closest_marker(marker):
                     item.add_marker(pytest.mark.skip(reason=reason))
-
-
-def pytest_collection_finish() -> None:
-    """Thousands of tests and the modules they import live until the end: do not search them.
-
-    Otherwise every full collection of garbage does, which composing configurations causes often.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
