@@ -18,11 +18,11 @@ FLOORS = [
     {"machine"},
     {"config"},
     {"terminal"},
-    {"data"},
-    {"tricks", "records"},
+    {"data", "pictures"},
+    {"tricks", "records", "loggers"},
     {"models"},
     {"training"},
-    {"report", "export", "jobs"},
+    {"report", "export", "jobs", "look"},
     {"compare"},
     {"train", "lr_find", "show", "evaluate", "predict", "export.__main__", "report.__main__",
      "data.__main__", "__main__"},
@@ -39,7 +39,7 @@ NO_TORCH = {
     "records.run_folder", "records.identity", "records.sweep_folder", "records.comparison_folder",
     "__main__", "train", "lr_find", "show", "report", "report.__main__", "compare",
     "compare.__main__",
-    "evaluate", "predict", "export.__main__", "data.__main__", "jobs",
+    "evaluate", "predict", "export.__main__", "data.__main__", "jobs", "pictures", "loggers",
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Copies of a run's numbers for TensorBoard, MLflow, Weights & Biases and Trackio."""

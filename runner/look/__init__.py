@@ -1,0 +1,1 @@
+"""What a run sees and what became of it, as arrays that ``runner.pictures`` draws."""
