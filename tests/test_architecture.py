@@ -116,7 +116,7 @@ OPENED_ELSEWHERE = {
     "runner/machine/arrays.py": ("archive.open", "ZipFile"),
     "runner/models/pretrained.py": ("torch.load",),
     "runner/records/run_folder.py": ("np.savez_compressed",),
-    "runner/report/details.py": ("gzip.open", "self._images.open"),
+    "runner/records/validation_images.py": ("gzip.open", "self._images.open"),
     "runner/report/scores.py": ("np.savez",),
     # A folder that this process has just made under a name of its own, or files opened by it.
     "runner/data/store.py": ("np.save", "(building / 'survey.json').write_text",

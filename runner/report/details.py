@@ -1,14 +1,10 @@
 """Details of the page beyond the verdicts: calibration, confusion, images, values of a key."""
 
 import base64
-import csv
-import gzip
-import hashlib
 import io
 import json
-import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,24 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from runner.config import checks
-from runner.config.schema import Data
-from runner.data.decoding import BrokenImageError
-from runner.data.depth import BITS, Depth
-from runner.data.images import Images, to_rgb
-from runner.data.published import is_at_hand
-from runner.data.sources import list_images
-from runner.errors import RunnerError
-from runner.machine.files import open_regular
+from runner.records.validation_images import ValidationImages
 from runner.report.factors import Factor, Factors, code_name
 from runner.report.groups import Arm, RunGroup, group_runs
 from runner.report.runs import FinishedRun, content_with_digest
 from runner.report.statistics import t_interval
-from runner.terminal.tables import inert
 
 _LARGEST = 1e300  # a whole number in another's file may be larger than any float
-_LARGEST_TABLE = 2**29  # bytes of a table of images; that of ImageNet has 2e8
-_LONGEST_LINE = 2**17  # bytes
 _NUM_BINS = 10
 _NUM_IMAGES = 12
 _THUMBNAIL = 72  # px
@@ -219,89 +204,27 @@ class GroupDetails:
 
 
 class Pictures:
-    """The validation images of a run, if its data is still on this machine and unchanged.
+    """The validation images of a run as thumbnails, if its data is still at hand and unchanged.
 
     Nothing is downloaded or unpacked for a report.
     """
 
     def __init__(self, run: FinishedRun) -> None:
-        self._manifest = _validation_manifest(run)
-        self._images: Images | None = None
-        self._depth = BITS
-        self._places: dict[str, int] = {}
-        cache = run.path.absolute().parent / "cache"
-        try:
-            data = checks.from_dict({"data": dict(run.config["data"])}).data
-            if self._manifest and is_at_hand(data, cache):
-                listing = list_images(data, cache, 0, lambda what, done, total: None)
-                self._images = listing.images
-                self._depth = _depth(data)
-                names = map(listing.images.name, range(len(listing.labels)))
-                self._places = {str(inert(name)): index for index, name in enumerate(names)}
-        except (RunnerError, OSError):
-            self._images = None
+        self._images = ValidationImages(run.path, run.config["data"], run.num_val)
 
     def name(self, row: int) -> str:
-        """The name of a validation image in the manifest."""
-        return self._manifest[row][0] if self._manifest else f"validation image {row}"
+        """The name of a validation image."""
+        return self._images.name(row)
 
     def thumbnail(self, row: int) -> str | None:
         """A small JPEG as a ``data:`` address; None if the image is missing or was changed."""
-        if self._images is None:
-            return None
-        name, digest = self._manifest[row]
-        index = self._places.get(name)  # as the manifest writes names
-        if index is None:
-            return None
-        try:
-            if hashlib.sha256(self._images.content(index)).hexdigest() != digest:
-                return None
-            image, _ = to_rgb(self._images.open(index), self._depth)
-        except BrokenImageError:
+        image = self._images.image(row)
+        if image is None:
             return None
         image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BILINEAR)
         content = io.BytesIO()
         image.save(content, "JPEG", quality=80)
         return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
-
-
-def _depth(data: Data) -> Depth:
-    """The rule for deep images in the recorded configuration of a run."""
-    if data.window is not None:
-        return Depth("window", (data.window[0], data.window[1]))
-    # A run that records no rule has no deep images, or is older than the rules.
-    return BITS if data.depth == "bits" else Depth("legacy")
-
-
-def _validation_manifest(run: FinishedRun) -> list[tuple[str, str]]:
-    """Name and SHA-256 of each validation image, in the predictions' order; empty if unreadable."""
-    found: list[tuple[str, str]] = []
-    try:
-        with open_regular(run.path / "split.csv.gz") as file, gzip.open(file) as unpacked:
-            for row in csv.DictReader(_lines(unpacked)):
-                if row["split"] == "val":
-                    found.append((row["image"], row["sha256"]))
-                if len(found) > run.num_val:
-                    return []
-    except (OSError, EOFError, ValueError, KeyError, csv.Error, zlib.error):
-        return []
-    return found if len(found) == run.num_val else []
-
-
-def _lines(unpacked: gzip.GzipFile) -> Iterator[str]:
-    """The lines of a table, as long as they are of a plausible length and number.
-
-    A small file can be unpacked to any size; reading stops at ``_LARGEST_TABLE``.
-
-    Raises:
-        ValueError: a line or the table is too long, or is not text.
-    """
-    size = 0
-    while line := unpacked.readline(_LONGEST_LINE):
-        size += len(line)
-        if len(line) == _LONGEST_LINE or size > _LARGEST_TABLE:
-            raise ValueError("too large for a table of images")
-        yield line.decode()
 
 
 @dataclass(frozen=True)
