@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,10 @@ if TYPE_CHECKING:  # it imports torch, which the process that only hands out tes
 
 # Tests work on tiny tensors, for which more threads are no gain; read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell without job control starts what it leaves in the background with SIGINT ignored, and nohup
+# with SIGHUP. Processes that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 MODULES = {
     f"runner.{name}": f"runner.{name}.__main__" for name in ("compare", "data", "export", "report")
