@@ -27,7 +27,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 MODULES = {
-    f"runner.{name}": f"runner.{name}.__main__" for name in ("compare", "data", "export", "report")
+    f"runner.{name}": f"runner.{name}.__main__"
+    for name in ("compare", "data", "export", "look", "report")
 }
 """Where the ``main`` of a package is."""
 ASKED_FOR = {

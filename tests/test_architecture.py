@@ -25,7 +25,7 @@ FLOORS = [
     {"report", "export", "jobs", "look"},
     {"compare"},
     {"train", "lr_find", "show", "evaluate", "predict", "export.__main__", "report.__main__",
-     "data.__main__", "__main__"},
+     "data.__main__", "look.__main__", "__main__"},
     {"compare.__main__"},
 ]  # fmt: skip
 HYDRA = {
@@ -39,7 +39,8 @@ NO_TORCH = {
     "records.run_folder", "records.identity", "records.sweep_folder", "records.comparison_folder",
     "__main__", "train", "lr_find", "show", "report", "report.__main__", "compare",
     "compare.__main__",
-    "evaluate", "predict", "export.__main__", "data.__main__", "jobs", "pictures", "loggers",
+    "evaluate", "predict", "export.__main__", "data.__main__", "look.__main__", "jobs",
+    "pictures", "loggers",
 }  # fmt: skip
 
 

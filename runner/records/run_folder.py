@@ -16,6 +16,7 @@
     bundle/          the trained network with everything that is needed to use it
     result.json      written last: its presence is the only proof that the run finished
     evaluations/     evaluations of the finished run with TTA (runner/records/evaluations.py)
+    figures/         pictures of the finished run, drawn on request (runner/look/finished.py)
 
 This module does not import torch, so that reading is quick.
 """
@@ -72,7 +73,7 @@ _ADVICE = (
 LOGS = ("metrics.jsonl", "timings.jsonl")
 _FILES = (
     "config.yaml", "overrides.txt", "status.json", *LOGS, "split.csv.gz", "code.py",
-    "predictions.npz", "checkpoints", "bundle", "evaluations",
+    "predictions.npz", "checkpoints", "bundle", "evaluations", "figures",
 )  # fmt: skip
 _FOLDERS = ("checkpoints", "bundle", "evaluations")
 LARGEST_JSON = 2**26  # bytes; a result with ten thousand classes has two million
