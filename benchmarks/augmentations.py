@@ -36,7 +36,7 @@ _ERASING = {
 
 
 def options() -> ArgumentParser:
-    """The options of the command line."""
+    """Return the options of the command line."""
     found = parser("augmentations", __doc__ or "")
     found.add_argument("--model", default="xresnet18", help="network (default: %(default)s)")
     found.add_argument("--size", type=int, default=128, help="side, px (default: %(default)s)")
@@ -78,7 +78,7 @@ def measured(asked: Namespace) -> dict[str, Spread]:
 
 
 def parts(images: Tensor, turn: int) -> dict[str, Callable[[], object]]:
-    """What to time, with its draws, as a step of the training does it."""
+    """Return what to time, with its draws, as a step of the training does it."""
     count, size = len(images), images.shape[-1]
 
     def automatic(policy: AutoAugment) -> object:
@@ -96,7 +96,7 @@ def parts(images: Tensor, turn: int) -> dict[str, Callable[[], object]]:
 
 
 def bare_step(name: str, images: Tensor) -> Callable[[], object]:
-    """A function that makes one update of a network from ``images`` as they are."""
+    """Return a function that makes one update of a network from ``images`` as they are."""
     model = build_model("xresnet", name, 10, seed=0).to(images.device)
     if images.device.type == "cpu":
         suit_convolutions(model)

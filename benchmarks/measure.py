@@ -165,7 +165,7 @@ def throughput(
 
 
 def machine() -> dict[str, Any]:
-    """The machine, the versions and the date of a measurement."""
+    """Return the machine, the versions and the date of a measurement."""
     return {
         "processor": cpu_name(),
         "cores": num_cores(),

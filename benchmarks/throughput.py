@@ -41,7 +41,7 @@ PEERS = {
 
 
 def words(data: Path, size: int, outputs: Path, *more: str) -> list[str]:
-    """The configuration of the common work as words of trick-runner."""
+    """Return the configuration of the common work as words of trick-runner."""
     return [
         "+recipe=small", "+trick=[normalize,mixup,label_smoothing]", f"data.root='{data}'",
         f"resize.size={size}", f"data.batch_size={BATCH_SIZE}", f"outputs='{outputs}'", *more,

@@ -96,7 +96,7 @@ def _num_decided(found: dict[str, Any]) -> int:
 
 
 def _said(found: dict[str, Any], label: str) -> str:
-    """The verdict on an arm, its difference in points, and the number of seeds."""
+    """Return the verdict on an arm, its difference in points, and the number of seeds."""
     arm = next(one for one in found["arms"] if one["label"] == label)
     if arm["difference"] is None:
         return f"{arm['verdict']} (no pair)"

@@ -40,7 +40,7 @@ class Command:
 
 
 def commands() -> dict[str, Command]:
-    """The commands by name, in alphabetical order."""
+    """Return the commands by name, in alphabetical order."""
     folder = Path(__file__).parent
     found = {}
     for path in [*folder.glob("*.py"), *folder.glob("*/__main__.py")]:
@@ -52,7 +52,7 @@ def commands() -> dict[str, Command]:
 
 
 def overview(program: str) -> str:
-    """The text of ``--help``, at most 80 characters wide.
+    """Return the text of ``--help``, at most 80 characters wide.
 
     Args:
         program: how the program was called, such as ``trick-runner``.

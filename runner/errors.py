@@ -98,7 +98,7 @@ class BusyError(RunnerError):
 
 
 def of_system(error: BaseException) -> StorageError | None:
-    """The error of the operating system in our form; None if ``error`` is of another kind.
+    """Return the error of the operating system in our form; None if ``error`` is of another kind.
 
     Its cause is outside this code: a full disk, a name that is too long, a lost file system.
     """
@@ -121,5 +121,5 @@ _FIXES = {
 
 
 def first_line(error: Exception) -> str:
-    """The first line of the message of ``error``."""
+    """Return the first line of the message of ``error``."""
     return str(error).strip().partition("\n")[0]

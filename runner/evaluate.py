@@ -382,7 +382,7 @@ def _write_missing(
 
 
 def _test_part(dataset: "Dataset", data: Data, display: Display) -> "Dataset":
-    """The data set with its test part in place of the validation images.
+    """Return the data set with its test part in place of the validation images.
 
     Raises:
         DataError: the data has no test part.
@@ -451,7 +451,7 @@ def _is_kept_on_test(run: RecordedRun, name: str, fingerprint: str) -> bool:
 def recorded_variant(
     run: RecordedRun, evaluation: str | None, values: Mapping[str, Any]
 ) -> Variant:
-    """The variant of one of a run's evaluations, with other ``values`` of this call.
+    """Return the variant of one of a run's evaluations, with other ``values`` of this call.
 
     Args:
         run: a finished run.
@@ -511,7 +511,7 @@ def predictions_on_test(
 
 
 def _command(run: RecordedRun, variant: Variant) -> tuple[str, ...]:
-    """The command that trains the run and evaluates it as ``variant`` does."""
+    """Return the command that trains the run and evaluates it as ``variant`` does."""
     names_option = any(word.lstrip("+").startswith("tta=") for word in variant.words)
     kept = [
         word
@@ -522,7 +522,7 @@ def _command(run: RecordedRun, variant: Variant) -> tuple[str, ...]:
 
 
 def _chosen(codes: Sequence[IdeaFile], bundle: "Bundle") -> IdeaFile | None:
-    """The file that the bundle requires, or else any file, which the error message names."""
+    """Return the file that the bundle requires, or else any file, which the error message names."""
     needed = bundle.architecture.code
     if needed is None:
         return None
@@ -629,7 +629,7 @@ def _tables(
     *,
     with_interval: bool,
 ) -> list[Table]:
-    """The table of accuracy and cost, that of further metrics, and those of the classes."""
+    """Return the table of accuracy and cost, that of further metrics, and those of the classes."""
     hidden = {*METRICS[1:], "p_value", "p_holm" if rows[0]["runs"] > 1 else "runs"}
     names = [name for name in _COLUMNS if name not in hidden]
     if with_interval:
@@ -708,7 +708,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _changes_of(config: RunConfig) -> str:
-    """The tricks and the code of a run, in words."""
+    """Return the tricks and the code of a run, in words."""
     code = [] if config.code is None else [f"code={Path(config.code).name}"]
     return " + ".join([*config.tricks, *code])
 
@@ -735,7 +735,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _is_run(word: str) -> bool:
-    """Whether a word names a folder and is not a setting."""
+    """Return whether a word names a folder and is not a setting."""
     return "=" not in word or Path(word).is_dir()
 
 

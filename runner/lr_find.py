@@ -88,7 +88,7 @@ def range_test(learner: "Learner", dataset: "Dataset", config: RunConfig) -> Ran
 
 
 def _followed(training: "Training") -> RangeTest:
-    """The rates and smoothed losses of ``training``, until its loss has diverged."""
+    """Return the rates and smoothed losses of ``training``, until its loss has diverged."""
     from runner.training.step import require_finite
 
     rates: list[float] = []
@@ -116,7 +116,7 @@ def _followed(training: "Training") -> RangeTest:
 
 
 def _valley(losses: "np.ndarray[Any, Any]") -> int:
-    """The middle of the middle third of the longest run of falling losses."""
+    """Return the middle of the middle third of the longest run of falling losses."""
     length = np.ones(len(losses), dtype=int)
     for end in range(1, len(losses)):
         higher = np.flatnonzero(losses[:end] > losses[end])

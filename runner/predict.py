@@ -302,7 +302,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _config(tta: Sequence[str], **values: str | int) -> RunConfig:
-    """A configuration with the words of ``--tta`` and other values, checked."""
+    """Return a configuration with the words of ``--tta`` and other values, checked."""
     words = [f"tta.{word}" if "=" in word else f"tta={word}" for word in tta]
     if not words:
         return checks.changed(RunConfig(), values)
@@ -311,7 +311,7 @@ def _config(tta: Sequence[str], **values: str | int) -> RunConfig:
 
 
 def _listed(end: bytes) -> Iterator[str]:
-    """The paths on standard input, each ended by ``end``: a line feed, or NUL."""
+    """Yield the paths on standard input, each ended by ``end``: a line feed, or NUL."""
     is_lines = end == b"\n"
     for item in sys.stdin.buffer if is_lines else sys.stdin.buffer.read().split(end):
         if path := item.rstrip(b"\r\n") if is_lines else item:

@@ -17,7 +17,7 @@ def _key(seed: int, purpose: str, position: tuple[int, ...]) -> int:
 
 
 def generator(seed: int, purpose: str, *position: int) -> np.random.Generator:
-    """A fresh generator for one purpose at one position (epoch, step …)."""
+    """Return a fresh generator for one purpose at one position (epoch, step …)."""
     return np.random.Generator(np.random.Philox(key=_key(seed, purpose, position)))
 
 
@@ -31,5 +31,5 @@ def uniforms(count: int, seed: int, purpose: str, *position: int) -> NDArray[np.
 
 
 def torch_seed(seed: int, purpose: str, *position: int) -> int:
-    """A seed for ``torch.manual_seed`` in [0, 2**63)."""
+    """Return a seed for ``torch.manual_seed`` in [0, 2**63)."""
     return _key(seed, purpose, position) % 2**63

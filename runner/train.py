@@ -40,7 +40,7 @@ def run(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
 def _run(
     config: RunConfig, overrides: list[str], processes: Processes, display: Display
 ) -> tuple[RunFolder, str, dict[str, Any]]:
-    """The folder of the run, how it came to its result, and the result."""
+    """Return the folder of the run, how it came to its result, and the result."""
     outputs = Path(config.outputs).expanduser()
     place = Path(config.run_dir).expanduser() if config.run_dir else None
     # The data may take minutes to read. Results that exist need no place that can be written.

@@ -26,7 +26,7 @@ LARGEST, RATIO = 600, 50
 
 
 def class_sizes() -> list[int]:
-    """The number of training images of each class, in the order of the labels."""
+    """Return the number of training images of each class, in the order of the labels."""
     last = len(FASHION_CLASSES) - 1
     return [round(LARGEST * RATIO ** (-label / last)) for label in range(last + 1)]
 
@@ -43,7 +43,7 @@ def rows() -> Iterator[tuple[str, str, str, NDArray[np.uint8]]]:
 
 
 def table() -> str:
-    """The content of ``table.csv``."""
+    """Return the content of ``table.csv``."""
     lines = [f"{path},{label},{split}" for path, label, split, _ in rows()]
     return "\n".join(["path,label,split", *lines, ""])
 

@@ -57,7 +57,7 @@ def indexed(index: str, name: str, price: str | None, measured: str | None) -> s
 
 
 def tricks_of(answer: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The arms of ``answer`` that are one trick in its usual form, by its name."""
+    """Return the arms of ``answer`` that are one trick in its usual form, by its name."""
     return {
         arm["words"][0].partition("=")[2]: arm
         for arm in answer["arms"]
@@ -66,7 +66,7 @@ def tricks_of(answer: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def section(answer: Mapping[str, Any], arm: Mapping[str, Any], conditions: str) -> str:
-    """What the page of a trick says of its arm."""
+    """Return what the page of a trick says of its arm."""
     metric = answer["plan"]["metric"].replace("_", " ")
     parts = [f"**{arm['line']}.**"]
     if arm["pairs"]:
@@ -83,7 +83,7 @@ def section(answer: Mapping[str, Any], arm: Mapping[str, Any], conditions: str) 
 
 
 def _verdict(arm: Mapping[str, Any]) -> str:
-    """The cell of the index: the verdict with difference and seeds."""
+    """Return the cell of the index: the verdict with difference and seeds."""
     if arm["difference"] is None:
         return str(arm["verdict"])
     return f"{arm['verdict']} ({100 * arm['difference']:+.1f}, n = {len(arm['seeds'])})"
@@ -92,7 +92,7 @@ def _verdict(arm: Mapping[str, Any]) -> str:
 def price_sentence(
     price: Mapping[str, Any], baseline: Mapping[str, Any], command: str, conditions: str
 ) -> str:
-    """What the page of a trick says of its price, which ``command`` measured."""
+    """Return what the page of a trick says of its price, which ``command`` measured."""
     times = price["times_the_baseline"]
     more = (price["peak_bytes"] - baseline["peak_bytes"]) / 1e6
     return (

@@ -55,7 +55,7 @@ def module_name(path: Path, root: Path) -> str:
 
 
 def read_arrows(root: Path) -> dict[str, set[str]]:
-    """The arrows of a checkout, by room, including rooms without arrows."""
+    """Return the arrows of a checkout, by room, including rooms without arrows."""
     modules = {module_name(path, root): path for path in sorted((root / PACKAGE).rglob("*.py"))}
     del modules[PACKAGE]  # __init__: the version, imported by anyone
     arrows: dict[str, set[str]] = {room(name): set() for name in modules}
@@ -73,7 +73,7 @@ def circles(arrows: Arrows) -> list[set[str]]:
 
 
 def _reachable(start: str, arrows: Arrows) -> Iterator[str]:
-    """The rooms that a path of one or more arrows from ``start`` leads to."""
+    """Yield the rooms that a path of one or more arrows from ``start`` leads to."""
     seen: set[str] = set()
     waiting = [*arrows[start]]
     while waiting:
@@ -84,7 +84,7 @@ def _reachable(start: str, arrows: Arrows) -> Iterator[str]:
 
 
 def floors(arrows: Arrows) -> dict[str, int]:
-    """The floor of each room, from 1."""
+    """Return the floor of each room, from 1."""
     peers = {name: circle for circle in circles(arrows) for name in circle}
     found: dict[str, int] = {}
 
@@ -99,7 +99,7 @@ def floors(arrows: Arrows) -> dict[str, int]:
 
 
 def upward(arrows: Arrows, declared: Sequence[Iterable[str]]) -> list[tuple[str, str]]:
-    """The arrows that do not lead to a lower floor.
+    """Return the arrows that do not lead to a lower floor.
 
     Args:
         arrows: the arrows of all rooms.
@@ -127,7 +127,7 @@ def declared_floors(root: Path) -> list[set[str]] | None:
 
 
 def table(root: Path) -> str:
-    """The counts, and a line per room, highest floor first."""
+    """Return the counts, and a line per room, highest floor first."""
     arrows = read_arrows(root)
     number, declared = floors(arrows), declared_floors(root)
     lines = [

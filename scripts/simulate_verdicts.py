@@ -59,7 +59,7 @@ _DESIGNS: dict[str, _Design] = {
 
 
 def fixed(num_tables: int) -> str:
-    """The rates of tables at a number of seeds that was chosen beforehand, as Markdown."""
+    """Return the rates of tables at a number of seeds that was chosen beforehand, as Markdown."""
     errors = [_error(rate, num_tables) for rate in (0.05, 0.5)]
     lines = [
         f"Percent of {num_tables:,} tables per row; one standard error is {errors[0]} at 5 % and "
@@ -96,7 +96,7 @@ def _rates(tables: simulated.Tables) -> list[str]:
 
 
 def sequential(num_tables: int) -> str:
-    """The rates of comparisons that add seeds until decided, as Markdown."""
+    """Return the rates of comparisons that add seeds until decided, as Markdown."""
     errors = [_error(rate, num_tables) for rate in (0.05, 0.5)]
     lines = [
         f"Percent of {num_tables:,} comparisons per row, up to 10 seeds; one standard error is "
@@ -143,7 +143,7 @@ _FOLD_COLUMNS = (
 
 
 def folds(num_tables: int) -> str:
-    """The rates of intervals under cross-validation, as Markdown."""
+    """Return the rates of intervals under cross-validation, as Markdown."""
     errors = [_error(rate, num_tables) for rate in (0.05, 0.5)]
     lines = [
         f"Percent of {num_tables:,} cross-validations per row, of two arms that are equally good; "
@@ -187,7 +187,7 @@ _METRIC_COLUMNS = (
 
 
 def metrics(num_tables: int) -> str:
-    """The rates of comparisons on every metric, as Markdown."""
+    """Return the rates of comparisons on every metric, as Markdown."""
     none = simulated_metrics.NONE
     labels = simulated_metrics.labels_of(_METRIC_IMAGES, _METRIC_CLASSES)
     errors = [_error(rate, num_tables) for rate in (0.05, 0.5)]

@@ -122,7 +122,7 @@ def grid(rows: Mapping[str, Tensor], *, scale: int = 3) -> Image.Image:
 def chart(
     draw: Callable[..., None], *, columns: int = 1, rows: int = 1, height: float = 2.4
 ) -> Image.Image:
-    """A chart of one or several panels.
+    """Return a chart of one or several panels.
 
     Args:
         draw: gets one ``matplotlib.axes.Axes`` for each panel, row by row, and draws into it.
@@ -140,7 +140,7 @@ def chart(
 
 
 def content(name: str, data: FashionSubset) -> bytes:
-    """The bytes of the PNG file of the picture ``name``."""
+    """Return the bytes of the PNG file of the picture ``name``."""
     file = io.BytesIO()
     # 64 colors are enough for gray images and charts, and make the file small.
     PICTURES[name](data).quantize(64).save(file, "PNG", optimize=True)
@@ -181,7 +181,7 @@ def _shown(images: Tensor, scale: int) -> list[Image.Image]:
 
 @picture("accumulate")
 def draw_accumulate(data: FashionSubset) -> Image.Image:
-    """What a small network keeps for its backward passes, by the number of micro-batches."""
+    """Return what a small network keeps for its backward passes, by the number of micro-batches."""
     images = examples(data, 10).repeat(4, 1, 1, 1)
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3), torch.nn.ReLU()
@@ -214,7 +214,7 @@ def draw_accumulate(data: FashionSubset) -> Image.Image:
 
 @picture("balanced_sampling")
 def draw_balanced_sampling(data: FashionSubset) -> Image.Image:
-    """How often the images of each class come in an epoch of the imbalanced example."""
+    """Return how often the images of each class come in an epoch of the imbalanced example."""
     sizes = class_sizes()
     labels = np.repeat(np.arange(len(sizes)), sizes)
 
@@ -279,7 +279,7 @@ def draw_blurpool(data: FashionSubset) -> Image.Image:
 
 @picture("class_weights")
 def draw_class_weights(data: FashionSubset) -> Image.Image:
-    """The weight of an image by the size of its class, in the imbalanced example."""
+    """Return the weight of an image by the size of its class, in the imbalanced example."""
     sizes = class_sizes()
     labels = np.repeat(np.arange(len(sizes)), sizes)
     choices = {
@@ -304,7 +304,7 @@ def draw_class_weights(data: FashionSubset) -> Image.Image:
 
 @picture("clip")
 def draw_clip(data: FashionSubset) -> Image.Image:
-    """The norm of a gradient after clipping, by its norm before."""
+    """Return the norm of a gradient after clipping, by its norm before."""
     weight = torch.nn.Parameter(torch.zeros(2))
     before = np.linspace(0.05, 3, 60)
     after = []
@@ -361,7 +361,7 @@ def draw_ema(data: FashionSubset) -> Image.Image:
 
 @picture("label_smoothing")
 def draw_label_smoothing(data: FashionSubset) -> Image.Image:
-    """The target of an image, plain and smoothed."""
+    """Return the target of an image, plain and smoothed."""
     plain = one_hot(torch.tensor([3]), len(data.classes))
 
     def draw(*panels: Axes) -> None:
@@ -417,7 +417,7 @@ def draw_normalize(data: FashionSubset) -> Image.Image:
 
 @picture("progressive_resizing")
 def draw_progressive_resizing(data: FashionSubset) -> Image.Image:
-    """An image at the sizes of a training, and the size in the course of training."""
+    """Return an image at the sizes of a training, and the size in the course of training."""
     settings = Resize(**option_values("resize", "progressive"))
     progress = np.linspace(0, 1, 500, endpoint=False)
     image = examples(data, 10)[9:, :1]
@@ -487,7 +487,7 @@ def draw_sam(data: FashionSubset) -> Image.Image:
 
 @picture("stochastic_depth")
 def draw_stochastic_depth(data: FashionSubset) -> Image.Image:
-    """Which images of a step keep which branches, and the probability of dropping them."""
+    """Return which images of a step keep which branches, and the probability of dropping them."""
     num_images, probabilities = 32, rates(0.3, 16)
     branches = torch.ones(num_images, 1)
     with torch.random.fork_rng(devices=[]):

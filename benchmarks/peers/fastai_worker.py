@@ -231,7 +231,7 @@ class Fastai(Contestant):
         )
 
     def _evaluator(self) -> Learner:
-        """The same model in another learner, so that a waiting training keeps its state."""
+        """Return the same model in another learner, so that a waiting training keeps its state."""
         return Learner(
             self.data,
             self.learner.model,

@@ -145,5 +145,5 @@ class PlainContestant(Contestant):
 
 
 def _transform(loader: DataLoader[Any]) -> str:
-    """What a folder of images does to each, in words."""
+    """Return what a folder of images does to each, in words."""
     return str(loader.dataset.transform)  # type: ignore[attr-defined]

@@ -83,7 +83,7 @@ class _Parser(KeysParser):
     """Explains the options of a training that a comparison does not have."""
 
     def unknown_option(self, option: str, following: Sequence[str]) -> ConfigError:
-        """The error for an option that does not exist."""
+        """Return the error for an option that does not exist."""
         if option in ("-m", "--multirun"):
             return ConfigError(
                 "a comparison chooses its runs itself: it is no sweep",
@@ -176,7 +176,7 @@ def main() -> None:
 
 
 def asked_of(arguments: argparse.Namespace) -> Asked:
-    """The question in the words of :func:`parser`."""
+    """Return the question in the words of :func:`parser`."""
     return Asked(
         words=tuple(arguments.words),
         tries=tuple(map(tuple, arguments.tries)),
@@ -291,7 +291,7 @@ def _ended_or_run(
 
 
 def _lacks_confirmation(folder: "ComparisonFolder") -> bool:
-    """Whether a comparison has no confirmation of the answer that it has."""
+    """Return whether a comparison has no confirmation of the answer that it has."""
     from runner.report.confirmation import of_answer
 
     return of_answer(folder) is None
@@ -383,7 +383,7 @@ def _check_code(asked: "Question") -> None:
 
 
 def exit_code(answer: "ComparisonAnswer") -> int:
-    """What ``--exit-code`` says of an answer.
+    """Return what ``--exit-code`` says of an answer.
 
     Returns:
         0 if an arm helps; 10 if none does, and no arm can still turn out to; else 11. The base

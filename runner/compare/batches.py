@@ -160,7 +160,7 @@ class Batches:
 def job_of(
     plan: ComparisonPlan, label: str, seed: int, more: Sequence[str], *, is_tuning: bool = False
 ) -> Job:
-    """The job of an arm, or of the base, for one pair.
+    """Return the job of an arm, or of the base, for one pair.
 
     Args:
         plan: the question, in the words of this call.
@@ -182,7 +182,7 @@ def job_of(
 def without_lost(
     outputs: Path, runs: Mapping[str, Mapping[int, PairedRun]]
 ) -> dict[str, dict[int, PairedRun]]:
-    """The recorded runs that are still there, and the trainings that diverged.
+    """Return the recorded runs that are still there, and the trainings that diverged.
 
     A run that was deleted is trained again. So is one that failed for another reason than
     divergence, which the same training would repeat.
@@ -256,7 +256,7 @@ def _is_there(outputs: Path, run: PairedRun) -> bool:
 
 
 def _paired(outcome: Outcome) -> PairedRun | None:
-    """What is recorded of a job; None if the job has not ended."""
+    """Return what is recorded of a job; None if the job has not ended."""
     if outcome.is_good and outcome.folder is not None:
         return PairedRun(Path(outcome.folder).name, outcome.evaluation)
     if outcome.is_failed:

@@ -80,7 +80,7 @@ def read_test_part(question: Question, display: Display) -> HeldOut:
 
 
 def plan_lines(confirming: tuple[Question, HeldOut] | None) -> list[str]:
-    """The line of the plan about the confirmation; none without `--confirm-on`."""
+    """Return the line of the plan about the confirmation; none without `--confirm-on`."""
     if confirming is None:
         return []
     _, part = confirming

@@ -187,7 +187,7 @@ class Live:
             yield displayed_label(label), seeds, shown, state, self._now(label)
 
     def _now(self, label: str) -> str:
-        """What runs for an arm."""
+        """Return what runs for an arm."""
         jobs = [job for job in self._running if job.label == label]
         if not jobs:
             return ""
@@ -210,13 +210,13 @@ class Live:
         return epoch if isinstance(epoch, int) else 0, configs[job.label].budget.epochs
 
     def _folder(self, job: Job) -> RunFolder | None:
-        """The folder of the run of a job; None if the search for values decides it."""
+        """Return the folder of the run of a job; None if the search for values decides it."""
         if job.is_tuning or self._plan.comparison.tune:
             return None
         return self._plan.folders.get(job.label, {}).get(job.seed)
 
     def _expected(self) -> str:
-        """How long the round and the rest take, if that is known."""
+        """Return how long the round and the rest take, if that is known."""
         if self._each is None:
             found = self._plan.seconds(BASE)
             self._each = None if found is None else found[0]
@@ -258,7 +258,7 @@ class Live:
         return len(paths)
 
     def _pairs_of(self, seeds: Iterable[int]) -> set[int]:
-        """The numbers of all pairs of some seeds."""
+        """Return the numbers of all pairs of some seeds."""
         plan = self._plan.comparison
         return {plan.pair(seed, fold) for seed in seeds for fold in range(plan.num_folds)}
 
@@ -314,7 +314,7 @@ def _accuracy(outcome: Outcome) -> float | None:
 
 
 def _difference(one: Standing | None, metric: Metric) -> str:
-    """The difference so far in units of the metric, with its interval."""
+    """Return the difference so far in units of the metric, with its interval."""
     if one is None or one.mean is None:
         return ""
     return " ".join(filter(None, [metric.text(one.mean), metric.interval_text(one.interval)]))

@@ -65,7 +65,7 @@ class Planned:
         return list(found.values())
 
     def shares(self, label: str) -> str | None:
-        """The label of the baseline or an earlier arm whose trainings this arm uses."""
+        """Return the label of the baseline or an earlier arm whose trainings this arm uses."""
         own = [folder.path for folder in self.folders[label].values()]
         for other, folders in self.folders.items():
             if other == label:
@@ -223,7 +223,7 @@ def _words(question: Question, label: str) -> tuple[str, ...]:
 
 
 def _evaluation_values(config: RunConfig) -> dict[str, object]:
-    """The values that only the evaluation reads, if the baseline has such an evaluation."""
+    """Return the values that only the evaluation reads, if the baseline has such an evaluation."""
     if evaluation_identity(config) is None:
         return {}
     decisive = decisive_values(config)
@@ -250,7 +250,7 @@ def _data_notes(dataset: "Dataset") -> Iterator[str]:
 
 
 def lines(plan: Planned) -> list[str]:
-    """The plan in words, in lines of at most 80 characters."""
+    """Return the plan in words, in lines of at most 80 characters."""
     question, comparison = plan.question, plan.comparison
     found = [*_item("baseline", _baseline(plan))]
     for number, arm in enumerate(question.arms, 1):
@@ -276,7 +276,7 @@ def lines(plan: Planned) -> list[str]:
 
 
 def _item(name: str, text: str, indent: int = 0) -> list[str]:
-    """A name and its text, which goes on below itself."""
+    """Return a name and its text, which goes on below itself."""
     head, rest = f"{name:<10}", " " * (10 + indent)
     wrapped = textwrap.wrap(
         legible(text), _WIDTH, initial_indent=head, subsequent_indent=rest, break_on_hyphens=False
@@ -323,7 +323,7 @@ def _trainings(plan: Planned) -> str:
 
 
 def num_searched(plan: Planned) -> int:
-    """The number of trainings of the search for values, at most."""
+    """Return the number of trainings of the search for values, at most."""
     from runner.compare.tuning import NUM_SEEDS, searched  # whose rounds know this plan
 
     combinations = math.prod(len(values) for _, values in plan.comparison.tune)
@@ -333,7 +333,7 @@ def num_searched(plan: Planned) -> int:
 
 
 def is_finished(folder: RunFolder) -> bool:
-    """Whether the run has a result."""
+    """Return whether the run has a result."""
     return (folder.path / "result.json").is_file()
 
 

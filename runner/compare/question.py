@@ -130,7 +130,7 @@ class Job:
 
 
 def joined_words(base: Sequence[str], words: Sequence[str]) -> tuple[str, ...]:
-    """The words of a run: those of the baseline, changed by ``words``.
+    """Return the words of a run: those of the baseline, changed by ``words``.
 
     A word replaces that of the baseline with the same key, and overlays are joined:
     ``+trick=mixup`` and ``+trick=tta`` are ``+trick=[mixup,tta]``.
@@ -157,7 +157,7 @@ def _key(word: str) -> str:
 
 
 def _overlay_names(word: str) -> list[str]:
-    """The names in ``+trick=mixup`` or ``+trick=[mixup,tta]``."""
+    """Return the names in ``+trick=mixup`` or ``+trick=[mixup,tta]``."""
     text = word.partition("=")[2].strip().removeprefix("[").removesuffix("]")
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -212,7 +212,7 @@ def question(asked: Asked) -> Question:
 
 
 def _seeds(asked: Asked) -> tuple[int, bool]:
-    """The number of seeds, and whether the design is fixed."""
+    """Return the number of seeds, and whether the design is fixed."""
     if asked.folds is not None:
         return _seeds_per_fold(asked), True
     if asked.seeds is not None and asked.max_seeds is not None:
@@ -258,7 +258,7 @@ def _seeds_per_fold(asked: Asked) -> int:
 
 
 def _folds(asked: Asked, words: Sequence[str]) -> int:
-    """The number of folds; 1 without cross-validation."""
+    """Return the number of folds; 1 without cross-validation."""
     if asked.folds is None:
         return 1
     number = int(asked.folds) if re.fullmatch(r"\d{1,6}", asked.folds, re.ASCII) else 0
@@ -289,7 +289,7 @@ _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 
 def _seconds(text: str) -> float:
-    """The seconds of a time such as ``2h``, ``90m``, ``45s`` or ``1h30m``."""
+    """Return the seconds of a time such as ``2h``, ``90m``, ``45s`` or ``1h30m``."""
     number = r"(\d{1,6}(?:\.\d{1,6})?)"
     pattern = r"\s*".join(f"(?:{number}\\s*{unit})?" for unit in _UNITS)
     found = re.fullmatch(pattern, text.strip(), re.ASCII | re.IGNORECASE)
@@ -310,7 +310,7 @@ def _seconds(text: str) -> float:
 
 
 def _sorted_words(asked: Asked) -> tuple[list[str], list[tuple[str, ...]]]:
-    """The words of the baseline, and those of each arm.
+    """Return the words of the baseline, and those of each arm.
 
     Raises:
         ConfigError: an arm has no word of its own, or a word for all has two values.
@@ -360,7 +360,7 @@ def _is_shared(word: str) -> bool:
 
 
 def _arm_or_baseline(arguments: Sequence[str]) -> ConfigError:
-    """The error for words after a ``--try`` that could be the arm's or the baseline's.
+    """Return the error for words after a ``--try`` that could be the arm's or the baseline's.
 
     A wrong guess would be noticed after hours of training, or never.
     """
@@ -375,7 +375,7 @@ def _arm_or_baseline(arguments: Sequence[str]) -> ConfigError:
 
 
 def _not_an_arm(words: Sequence[str]) -> ConfigError:
-    """The error for an arm whose words all belong to the baseline."""
+    """Return the error for an arm whose words all belong to the baseline."""
     first, where = words[0], f"--try {shlex.join(words)}"
     if _key(first) == "seed":
         return ConfigError(
@@ -464,7 +464,7 @@ def _arms(
     tries: Sequence[tuple[str, ...]],
     folder: Path | None,
 ) -> tuple[tuple[Arm, ...], list[str]]:
-    """The arms, and notes on them.
+    """Return the arms, and notes on them.
 
     Raises:
         ConfigError: naming every arm that cannot be.
@@ -512,13 +512,13 @@ def _arms(
 
 
 def _tricks() -> list[str]:
-    """The tricks that are tried if none is named, in the order in which they act."""
+    """Return the tricks that are tried if none is named, in the order in which they act."""
     order = [name for names in trick_groups().values() for name in names]
     return sorted(all_tricks(), key=order.index)
 
 
 def _labels(tries: Sequence[tuple[str, ...]]) -> list[str]:
-    """What the arms are called: short, each another, none like the baseline."""
+    """Return what the arms are called: short, each another, none like the baseline."""
     short = [legible(" ".join(map(_short, words))) or AGAIN for words in tries]
     counts = Counter(short)
     taken = {BASE, BASELINE}
@@ -592,7 +592,7 @@ def _meaning(config: RunConfig) -> str:
 
 
 def equal_arms(other: str, words: Sequence[str], notes: Iterable[str]) -> ConfigError:
-    """The error for an arm that is equal to the baseline or another arm.
+    """Return the error for an arm that is equal to the baseline or another arm.
 
     Args:
         other: label of the other arm, or ``base``.
@@ -624,7 +624,7 @@ def _grid(
     arms: Sequence[Arm],
     folder: Path | None,
 ) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """The keys that are tuned, with their values.
+    """Return the keys that are tuned, with their values.
 
     Raises:
         ConfigError: a key cannot be tuned, or a value is wrong for the baseline or an arm.
@@ -653,7 +653,7 @@ def _tuned(
     arms: Sequence[Arm],
     folder: Path | None,
 ) -> tuple[str, tuple[str, ...]]:
-    """The key that one ``--tune`` names, and its values."""
+    """Return the key that one ``--tune`` names, and its values."""
     key = _key(option)
     kind = _tunable(key, option, arms)
     try:
@@ -692,7 +692,7 @@ def _tuned(
 
 
 def _tunable(key: str, option: str, arms: Sequence[Arm]) -> Literal["key", "group"]:
-    """What ``key`` names."""
+    """Return what ``key`` names."""
     if "=" not in option:
         raise ConfigError("--tune takes a key and its values", fix="--tune optim.lr=1e-3,3e-3,1e-2")
     if key in _SHARED or key in (*OVERLAYS, "code") or re.split(r"[./]", key)[0] == "hydra":
@@ -715,7 +715,7 @@ def _tunable(key: str, option: str, arms: Sequence[Arm]) -> Literal["key", "grou
 
 
 def _setting(config: RunConfig, key: str, kind: Literal["key", "group"]) -> dict[str, Any]:
-    """The value of ``key`` in ``config``, for :func:`runner.config.checks.changed`."""
+    """Return the value of ``key`` in ``config``, for :func:`runner.config.checks.changed`."""
     group, _, name = key.rpartition(".")
     if kind == "group":
         value = getattr(config, key)

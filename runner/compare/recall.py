@@ -35,7 +35,7 @@ _LARGEST = 2**20  # bytes of one of the files, and of an idea file
 
 
 def ended(asked: Asked, display: Display) -> ComparisonFolder | None:
-    """The comparison that has ended after equal words; None if none is remembered."""
+    """Return the comparison that has ended after equal words; None if none is remembered."""
     outputs, name = _outputs(asked), _name(asked)
     if outputs is None or name is None:
         return None
@@ -71,7 +71,7 @@ def remember(asked: Asked, question: "Question", folder: ComparisonFolder) -> No
 
 
 def _outputs(asked: Asked) -> Path | None:
-    """The folder that the words name; None if they leave a doubt."""
+    """Return the folder that the words name; None if they leave a doubt."""
     words = [word.lstrip("+~") for word in _words(asked)]
     places = [word.partition("=")[2] for word in words if word.startswith("outputs=")]
     if any(set(place) & set("'\"\\$[],{}()") for place in places) or len({*places}) > 1:
@@ -103,11 +103,11 @@ def _name(asked: Asked) -> str | None:
 
 
 def _names_weights(word: str) -> bool:
-    """Whether a word names pretrained weights, whose content may change."""
+    """Return whether a word names pretrained weights, whose content may change."""
     return word.lstrip("+").startswith("model.weights") or "pretrained" in word
 
 
 def _words(asked: Asked) -> Sequence[str]:
-    """All words of the baseline, the arms and the search."""
+    """Return all words of the baseline, the arms and the search."""
     tries = [word for arguments in asked.tries for one in arguments for word in separate_words(one)]
     return [*asked.words, *tries, *asked.tune]

@@ -175,12 +175,12 @@ class _Rounds:
         return self._has_base() and (not rest or self._batches.run(rest, self._record))
 
     def _has_base(self) -> bool:
-        """Whether the base has a run with any seed, of all its folds."""
+        """Return whether the base has a run with any seed, of all its folds."""
         base = by_seed(self._plan, self._runs)[BASE]
         return any(run.run is not None for run in base.values())
 
     def _can_pair(self, pair: int) -> bool:
-        """Whether the base has not diverged with the seed of a pair, in any of its folds."""
+        """Return whether the base has not diverged with the seed of a pair, in any of its folds."""
         seed, _ = self._plan.seed_and_fold(pair)
         return seed not in seeds_lost_by_base(self._plan, self._runs)
 
@@ -232,7 +232,7 @@ class _Rounds:
         return {label: one.chosen for label, one in self._search.tuned.items()}
 
     def _judged(self) -> ComparisonAnswer:
-        """Where the arms stand."""
+        """Return where the arms stand."""
         return standings(
             self._plan,
             self._runs,

@@ -46,13 +46,13 @@ class Search:
 
 
 def combinations(plan: ComparisonPlan) -> list[tuple[str, ...]]:
-    """The words of each combination of values, the first values first."""
+    """Return the words of each combination of values, the first values first."""
     keys = [[f"{key}={value}" for value in values] for key, values in plan.tune]
     return list(itertools.product(*keys))
 
 
 def seeds(plan: ComparisonPlan) -> range:
-    """The seeds of the search, which no verdict uses."""
+    """Return the seeds of the search, which no verdict uses."""
     first = plan.first_seed + FIRST_SEED
     return range(first, first + NUM_SEEDS)
 
@@ -63,7 +63,7 @@ def searched(plan: ComparisonPlan) -> list[str]:
 
 
 def jobs(plan: ComparisonPlan) -> list[tuple[tuple[str, ...], Job]]:
-    """The jobs of the search, each with the words that it tries."""
+    """Return the jobs of the search, each with the words that it tries."""
     return [
         (words, job_of(plan, label, seed, words, is_tuning=True))
         for label in searched(plan)
@@ -122,7 +122,7 @@ def search(
 def _best(
     outputs: Path, runs: Mapping[tuple[str, ...], Mapping[int, PairedRun]], metric: Metric
 ) -> tuple[str, ...]:
-    """The words with the best mean of the metric, the first of equal ones.
+    """Return the words with the best mean of the metric, the first of equal ones.
 
     None if all diverged.
     """

@@ -55,7 +55,7 @@ def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
 
 
 def known_keys(kind: type = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key of the configuration."""
+    """Return every dotted key of the configuration."""
     hints = _hints(kind)
     keys = []
     for item in fields(kind):
@@ -79,7 +79,7 @@ def unknown_key(key: str, value: str = "VALUE") -> Problem:
 
 
 def nearest_key(key: str) -> str | None:
-    """The key or group that ``key`` was probably meant to be, if any is close."""
+    """Return the key or group that ``key`` was probably meant to be, if any is close."""
     group, _, name = key.rpartition(".")
     known = known_keys()
     if siblings := _siblings(group):
@@ -94,18 +94,18 @@ def nearest_key(key: str) -> str | None:
 
 
 def _siblings(group: str) -> list[str]:
-    """The names of the keys of ``group``; none if there is no such group."""
+    """Return the names of the keys of ``group``; none if there is no such group."""
     return [key.rpartition(".")[2] for key in known_keys() if group == key.rpartition(".")[0] != ""]
 
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    """The type of each field; Python evaluates them anew at each call, which takes long."""
+    """Return the type of each field; Python evaluates them anew at each call, which takes long."""
     return get_type_hints(kind)
 
 
 def _build(kind: Any, values: Any, prefix: str, problems: list[Problem]) -> Any:
-    """An instance of the dataclass ``kind``; what is wrong is appended to ``problems``."""
+    """Return an instance of the dataclass ``kind``; what is wrong is appended to ``problems``."""
     if not isinstance(values, Mapping):
         problems.append(
             Problem(f"{prefix.rstrip('.')}={values!r} must hold keys, not one value", "")

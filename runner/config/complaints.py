@@ -20,7 +20,7 @@ from runner.errors import ConfigError, first_line
 
 
 def translated(error: Exception) -> ConfigError | None:
-    """The error in our form; None if ``error`` is not about the configuration."""
+    """Return the error in our form; None if ``error`` is not about the configuration."""
     if isinstance(error, MissingConfigException):
         return _missing_option(error)
     if isinstance(error, OverrideParseException):
@@ -69,7 +69,7 @@ def _missing_option(error: MissingConfigException) -> ConfigError:
 
 
 def bad_override(override: str) -> ConfigError:
-    """The error for a word that Hydra cannot read, or reads as something else."""
+    """Return the error for a word that Hydra cannot read, or reads as something else."""
     key, separator, value = override.partition("=")
     if not separator:
         return ConfigError(

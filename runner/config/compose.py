@@ -53,7 +53,7 @@ def register() -> None:
 
 
 def composed(words: Sequence[str], *, is_sweep: bool = False) -> DictConfig:
-    """What Hydra makes of ``words``, inside :func:`opened`; with its own node ``hydra``.
+    """Return what Hydra makes of ``words``, inside :func:`opened`; with its own node ``hydra``.
 
     Args:
         words: as :func:`runner.config.overrides.checked_words` returns them.
@@ -84,19 +84,19 @@ def composed(words: Sequence[str], *, is_sweep: bool = False) -> DictConfig:
 
 
 def _launcher_without(words: Sequence[str]) -> dict[str, Any]:
-    """The values of ``hydra.launcher`` without the words that set any."""
+    """Return the values of ``hydra.launcher`` without the words that set any."""
     return _launcher(composed([word for word in words if PREFIX not in word], is_sweep=True))
 
 
 def _launcher(config: DictConfig) -> dict[str, Any]:
-    """The values of ``hydra.launcher``."""
+    """Return the values of ``hydra.launcher``."""
     values = OmegaConf.to_container(config.hydra.launcher, resolve=False)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
 def run_config(composed: DictConfig) -> RunConfig:
-    """The typed configuration of one run.
+    """Return the typed configuration of one run.
 
     Raises:
         ConfigError: for unknown keys, wrong types and values out of range, and where Hydra's own
@@ -108,7 +108,7 @@ def run_config(composed: DictConfig) -> RunConfig:
 
 
 def _plain(composed: DictConfig) -> dict[str, Any]:
-    """The values of our own keys, interpolations resolved."""
+    """Return the values of our own keys, interpolations resolved."""
     try:
         ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         check_references(OmegaConf.to_container(ours, resolve=False))
@@ -120,7 +120,7 @@ def _plain(composed: DictConfig) -> dict[str, Any]:
 
 
 def config_of(words: Sequence[str], folder: Path | None = None) -> RunConfig:
-    """The configuration that the words of one run describe; call :func:`register` before.
+    """Return the configuration that the words of one run describe; call :func:`register` before.
 
     Args:
         words: of the run.
@@ -137,7 +137,7 @@ def config_of(words: Sequence[str], folder: Path | None = None) -> RunConfig:
 
 
 def jobs(words: Sequence[str]) -> list[list[str]]:
-    """The words of every job of a sweep: all combinations of its values."""
+    """Return the words of every job of a sweep: all combinations of its values."""
     checked = checked_words(words)
     with opened():
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
@@ -163,7 +163,7 @@ class JobConfigs:
         self._bases: dict[tuple[str, ...], dict[str, Any] | None] = {}
 
     def of(self, job: Sequence[str]) -> RunConfig:
-        """The configuration of the job with these words.
+        """Return the configuration of the job with these words.
 
         Raises:
             ConfigError: see :func:`run_config`. Hydra raises errors of its own;
@@ -245,7 +245,7 @@ def opened() -> AbstractContextManager[object]:
 
 
 def own_options(folder: Path) -> str:
-    """The word that adds the option files of ``folder``, for :func:`composed`.
+    """Return the word that adds the option files of ``folder``, for :func:`composed`.
 
     Raises:
         ConfigError: there is no such folder.
@@ -257,7 +257,7 @@ def own_options(folder: Path) -> str:
 
 
 def requested_values(words: Sequence[str]) -> dict[str, Any]:
-    """The values that words set, for :func:`runner.config.checks.changed`.
+    """Return the values that words set, for :func:`runner.config.checks.changed`.
 
     Call :func:`register` before.
 

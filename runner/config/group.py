@@ -23,7 +23,7 @@ def option(
     at_most: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A field with its one-line meaning and its allowed range (of each item, for a tuple).
+    """Return a field with its one-line meaning and its allowed range (of each item, for a tuple).
 
     The default is neutral: it leaves the training as it is without the field.
     """
@@ -58,11 +58,11 @@ class Group:
     """The key that a number given for the whole group is meant for, as words before ``=``."""
 
     def turns_on(self, run: "RunConfig") -> Iterator[str]:
-        """The names in ``TRICKS`` that are on in ``run``."""
+        """Yield the names in ``TRICKS`` that are on in ``run``."""
         yield from ()
 
     def ignores(self, run: "RunConfig") -> Iterator[str]:
-        """The keys of this group that nothing reads in ``run``."""
+        """Yield the keys of this group that nothing reads in ``run``."""
         yield from ()
 
     def contradictions(self, run: "RunConfig") -> Iterator[Problem]:

@@ -44,7 +44,7 @@ class Seam:
     acts: str
 
     def definition(self, name: str) -> str:
-        """The first line of the function."""
+        """Return the first line of the function."""
         return f"def {name}({', '.join(self.parameters)}):"
 
 
@@ -118,7 +118,7 @@ class IdeaFile:
         return {"file": self.name, "sha256": self.sha256, "functions": list(self.lines)}
 
     def place(self, function: str) -> str:
-        """Where a function is, for messages."""
+        """Return where a function is, for messages."""
         return f"{self.name}:{self.lines[function]}, in {function}"
 
 
@@ -215,7 +215,7 @@ class _Finding(NamedTuple):
 
 
 def _problems(tree: ast.Module, file: Path) -> Iterator[_Finding]:
-    """What is wrong with the names and parameters of a file."""
+    """Yield what is wrong with the names and parameters of a file."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             if not node.name.startswith("_"):
@@ -255,7 +255,7 @@ def _problems_of_function(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Itera
 
 
 def _bound_names(statement: ast.stmt) -> Iterator[str]:
-    """The names that a statement at the top of a file gives a meaning to, functions aside."""
+    """Yield the names that a statement at the top of a file gives a meaning to, functions aside."""
     if isinstance(statement, ast.Import | ast.ImportFrom):
         for alias in statement.names:
             yield alias.asname or alias.name.partition(".")[0]
@@ -320,7 +320,7 @@ def blamed(error: BaseException) -> CodeError | None:
 
 
 def failed(error: BaseException, where: str) -> CodeError:
-    """The error for the user about an exception that their code caused.
+    """Return the error for the user about an exception that their code caused.
 
     Args:
         error: as it was caught; the last of its notes is the place of the training.

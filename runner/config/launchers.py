@@ -71,7 +71,7 @@ def check_added(words: Sequence[str], values: Mapping[str, Any]) -> None:
 
 
 def bad_launcher_word(message: str, values: Mapping[str, Any]) -> ConfigError | None:
-    """The error for a word ``hydra.launcher.KEY=VALUE`` that Hydra refuses.
+    """Return the error for a word ``hydra.launcher.KEY=VALUE`` that Hydra refuses.
 
     Args:
         message: of Hydra.
@@ -139,13 +139,13 @@ def _unknown(key: str, values: Mapping[str, Any]) -> ConfigError:
 
 
 def _keys(values: Any) -> list[str]:
-    """The keys that can be set in ``values``; none if ``values`` is no group of keys."""
+    """Return the keys that can be set in ``values``; none if ``values`` is no group of keys."""
     found = values if isinstance(values, Mapping) else ()
     return [str(key) for key in found if key != "_target_"]
 
 
 def _likeness(typed: str, name: str) -> float:
-    """How alike two names are; a name that begins with what was typed is the most alike."""
+    """Return how alike two names are; a name that begins with what was typed is the most alike."""
     starts = name.startswith(typed) or typed.startswith(name)
     return 1.0 if starts else SequenceMatcher(None, typed, name).ratio()
 

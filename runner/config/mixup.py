@@ -45,7 +45,7 @@ class Mixup(Group):
         return self.probability > 0 and self.until > 0 and is_drawn
 
     def acts_at(self, progress: float) -> bool:
-        """Whether images are mixed at this part of training, in 0..1."""
+        """Return whether images are mixed at this part of training, in 0..1."""
         return (self.blends or self.pastes) and progress < self.until
 
     def turns_on(self, run: "RunConfig") -> Iterator[str]:

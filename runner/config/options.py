@@ -28,5 +28,5 @@ LAUNCHERS = {
 
 
 def option_names(group: str) -> list[str]:
-    """The names of the options of a group or an overlay."""
+    """Return the names of the options of a group or an overlay."""
     return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))

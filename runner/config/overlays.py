@@ -14,7 +14,7 @@ from runner.errors import ConfigError
 
 
 def chosen_options(overlay: str, name: str) -> dict[str, str]:
-    """The options that an overlay chooses, by group, as ``override /mixup: beta`` says."""
+    """Return the options that an overlay chooses, by group, as ``override /mixup: beta`` says."""
     content = yaml.safe_load((CONF_DIR / overlay / f"{name}.yaml").read_text()) or {}
     chosen: dict[str, str] = {}
     for entry in content.get("defaults", []):
@@ -24,7 +24,7 @@ def chosen_options(overlay: str, name: str) -> dict[str, str]:
 
 
 def option_values(group: str, option: str) -> dict[str, Any]:
-    """The keys that an option file sets."""
+    """Return the keys that an option file sets."""
     content = (CONF_DIR / group / f"{option}.yaml").read_text()
     return _Loader(content).get_single_data() or {}
 
@@ -75,13 +75,13 @@ def _lost_overlays(config: RunConfig, words: Sequence[str]) -> Iterator[tuple[st
 
 
 def _typed_tricks(words: Sequence[str]) -> list[str]:
-    """The names in the words ``+trick=NAME`` and ``+trick=[NAME,NAME]``."""
+    """Return the names in the words ``+trick=NAME`` and ``+trick=[NAME,NAME]``."""
     values = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("trick=")]
     return [name.strip() for value in values for name in value.strip("[]").split(",")]
 
 
 def groups_of(overlay: str, name: str) -> tuple[str, ...]:
-    """The groups that an overlay chooses an option of, or sets a key of."""
+    """Return the groups that an overlay chooses an option of, or sets a key of."""
     content = yaml.safe_load((CONF_DIR / overlay / f"{name}.yaml").read_text()) or {}
     return (*chosen_options(overlay, name), *(key for key in content if key != "defaults"))
 
@@ -116,7 +116,7 @@ def tricks_with_overlay() -> frozenset[str]:
 
 @cache
 def all_tricks() -> frozenset[str]:
-    """The names of the tricks that ``+trick=all`` turns on."""
+    """Return the names of the tricks that ``+trick=all`` turns on."""
     chosen = chosen_options("trick", "all").items()
     return frozenset(
         from_dict({group: option_values(group, name) for group, name in chosen}).tricks

@@ -101,7 +101,7 @@ def checked_words(words: Sequence[str], *, folder: Path | None = None) -> list[s
 
 
 def is_sweep(word: str) -> bool:
-    """Whether a word has several values, which a sweep would run one after the other.
+    """Return whether a word has several values, which a sweep would run one after the other.
 
     Raises:
         ConfigError: it is no word that Hydra can read.
@@ -110,7 +110,7 @@ def is_sweep(word: str) -> bool:
 
 
 def is_known_key(key: str) -> bool:
-    """Whether ``key`` is a key of the configuration, and no group of keys."""
+    """Return whether ``key`` is a key of the configuration, and no group of keys."""
     return key in _types()
 
 
@@ -157,7 +157,7 @@ def check_references(values: Any, key: str = "") -> None:
 
 
 def _calls(value: Any, key: str) -> str | None:
-    """The dotted key of what Hydra would call in ``value``."""
+    """Return the dotted key of what Hydra would call in ``value``."""
     if key.rpartition(".")[2] in _INSTANTIATE:
         return key
     inner = (
@@ -272,7 +272,7 @@ def _check_together(names: Sequence[Any], word: str) -> None:
 
 
 def _is_name(value: Any, group: str) -> bool:
-    """Whether ``value`` can be the name of an option: not a number, a list, or a switch."""
+    """Return whether ``value`` can be the name of an option: not a number, a list, or a switch."""
     if isinstance(value, QuotedString):
         value = value.text
     if isinstance(value, Glob):
@@ -315,7 +315,7 @@ def _neutral_options(key: str) -> list[str]:
 
 
 def _overlay_choice(group: str) -> str | None:
-    """The option with which an overlay of one trick turns ``group`` on."""
+    """Return the option with which an overlay of one trick turns ``group`` on."""
     for name in option_names("trick"):
         chosen = chosen_options("trick", name)
         if [*chosen] == [group]:
@@ -324,7 +324,7 @@ def _overlay_choice(group: str) -> str | None:
 
 
 def _elements(override: Override) -> Iterator[Any]:
-    """Every value that a word sets, those inside lists too."""
+    """Yield every value that a word sets, those inside lists too."""
     stack = [override.value()]
     while stack:
         value = stack.pop(0)
@@ -342,7 +342,7 @@ def _elements(override: Override) -> Iterator[Any]:
 
 @cache
 def _types() -> dict[str, Any]:
-    """The type of every key."""
+    """Return the type of every key."""
     found = {}
     for key in checks.known_keys():
         kind: Any = RunConfig

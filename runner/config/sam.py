@@ -28,7 +28,7 @@ class Sam(Group):
         return self.rho > 0
 
     def acts_at(self, before: int) -> bool:
-        """Whether the step that comes after ``before`` steps is one with SAM."""
+        """Return whether the step that comes after ``before`` steps is one with SAM."""
         return self.is_on and (before + 1) % self.every == 0
 
     def turns_on(self, run: "RunConfig") -> Iterator[str]:

@@ -166,7 +166,7 @@ class RunConfig:
         return replace(self, **neutral)
 
     def contradictions(self) -> Iterator[Problem]:
-        """What each key allows but makes no sense together."""
+        """Yield what each key allows but makes no sense together."""
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             yield Problem(
                 f"device={self.device}: no such device (auto, cpu, cuda, cuda:1 …)", "device=auto"
@@ -207,7 +207,7 @@ def default_dict() -> dict[str, Any]:
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """The values of ``config`` as nested plain containers, ready for JSON and YAML."""
+    """Return the values of ``config`` as nested plain containers, ready for JSON and YAML."""
     plain: dict[str, Any] = _plain(asdict(config))
     return plain
 

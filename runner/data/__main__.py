@@ -82,7 +82,7 @@ def _stats(words: Sequence[str]) -> None:
 
 
 def _loaded(words: Sequence[str], *, with_test: bool) -> tuple["Dataset", Path]:
-    """The data that ``words`` name, and the folder of the cache."""
+    """Return the data that ``words`` name, and the folder of the cache."""
     compose.register()
     config = compose.config_of(words)
     from runner.data.dataset import load_dataset
@@ -96,7 +96,7 @@ def _loaded(words: Sequence[str], *, with_test: bool) -> tuple["Dataset", Path]:
 
 
 def _parts(dataset: "Dataset") -> Iterator[str]:
-    """A line on the images and the groups of each part."""
+    """Yield a line on the images and the groups of each part."""
     for name, part in (("training", dataset.train), ("validation", dataset.val)):
         groups = "" if part.groups is None else f" of {len({*part.groups.tolist()}):,} groups"
         yield f"{name}: {len(part):,} images{groups}, {len({*part.labels.tolist()}):,} classes"

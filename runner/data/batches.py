@@ -160,7 +160,7 @@ def read_ahead(read: Callable[[int], T], count: int, num_workers: int) -> Genera
 
 
 def _started(loader: "DataLoader[bytes | RunnerError]") -> Any:
-    """The iterator of ``loader``, which has started its workers; without some, it has none.
+    """Return the iterator of ``loader``, which has started its workers; without some, it has none.
 
     Raises:
         ProcessError: the system has no room for so many processes, pipes or semaphores.
@@ -195,7 +195,7 @@ def _read_by(workers: Any, num_workers: int) -> Generator[bytes | RunnerError, N
 
 
 def worker_died(error: Exception, num_workers: int | None = None) -> ProcessError | None:
-    """The error for the user if ``error`` says that a worker died; None if it does not.
+    """Return the error for the user if ``error`` says that a worker died; None if it does not.
 
     Torch raises it wherever the main thread is when the system reports the death, also while the
     workers are not waited for.

@@ -165,7 +165,7 @@ class Dataset:
         return replace(data, depth=cast("Literal['auto', 'bits', 'legacy']", rule))
 
     def manifest_csv(self) -> bytes:
-        """The manifest as gzipped CSV, equal bytes for equal manifests.
+        """Return the manifest as gzipped CSV, equal bytes for equal manifests.
 
         It has a column ``group`` if the data names groups.
         """
@@ -283,7 +283,7 @@ def load_dataset(
 
 
 def no_test_part(data: Data) -> DataError:
-    """The error for data that brings no test part, which a command needs."""
+    """Return the error for data that brings no test part, which a command needs."""
     return DataError(
         "the data has no test part",
         where=f"data={data.name} data.root={data.root}",
@@ -293,7 +293,7 @@ def no_test_part(data: Data) -> DataError:
 
 
 def _skipped(listing: Listing, survey: Survey, data: Data) -> tuple[tuple[str, str], ...]:
-    """The broken images, each with its reason; an error if they are not to be left out."""
+    """Return the broken images, each with its reason; an error if they are not to be left out."""
     skipped = tuple(
         (listing.images.name(index), reason) for index, reason in sorted(survey.broken.items())
     )
@@ -303,7 +303,7 @@ def _skipped(listing: Listing, survey: Survey, data: Data) -> tuple[tuple[str, s
 
 
 def _readable(listing: Listing, survey: Survey) -> NDArray[np.bool_]:
-    """Which images of the listing are not broken, (n,)."""
+    """Return which images of the listing are not broken, (n,)."""
     is_good = np.ones(len(listing.labels), dtype=bool)
     is_good[list(survey.broken)] = False
     return is_good
@@ -357,14 +357,14 @@ def _fingerprint(manifest: tuple[tuple[str, str, str, str], ...], parts: Sequenc
 
 
 def _in_order(train: Split, val: Split) -> NDArray[np.int64]:
-    """The indices of all images of both parts, in the order of the data."""
+    """Return the indices of all images of both parts, in the order of the data."""
     return np.sort(np.concatenate([train.indices, val.indices]))
 
 
 def _folds(
     data: Data, listing: Listing, digests: list[str], train: Split, val: Split
 ) -> Folds | None:
-    """Which fold the data is, with the hash that all folds share."""
+    """Return which fold the data is, with the hash that all folds share."""
     if data.num_folds is None:
         return None
     digest = hashlib.sha256(f"{data.num_folds}\n".encode())
@@ -410,7 +410,7 @@ def _check_not_empty(listing: Listing, train: Split, val: Split, data: Data) -> 
 def _leaks(
     seen: tuple[Listing, list[str], Split], held: tuple[Listing, list[str], Split]
 ) -> tuple[tuple[str, str], ...]:
-    """Each image of ``held`` that is in ``seen`` too, after its first equal there.
+    """Return each image of ``held`` that is in ``seen`` too, after its first equal there.
 
     Each of the two is a listing, the digests of its images, and a split of it.
     """

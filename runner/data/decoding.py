@@ -86,7 +86,7 @@ def decode(content: bytes) -> Picture:
 
 
 def is_deep(file: BinaryIO) -> bool:
-    """Whether an image file has more than 8 bits per channel, from its header.
+    """Return whether an image file has more than 8 bits per channel, from its header.
 
     Raises:
         BrokenImageError: the header cannot be read, or is not that of an image.
@@ -131,7 +131,7 @@ def _from_header(
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation; 1, as stored, if it cannot be read."""
+    """Return the EXIF orientation; 1, as stored, if it cannot be read."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation)
     except (OSError, ValueError, SyntaxError, TypeError, struct.error):
@@ -140,12 +140,12 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def _words(error: Exception) -> str:
-    """The words of an error on one line."""
+    """Return the words of an error on one line."""
     return " ".join(str(error).split())[:200]
 
 
 def _identified(content: bytes) -> Image.Image | None:
-    """The image with its header read; None for a TIFF that Pillow does not know."""
+    """Return the image with its header read; None for a TIFF that Pillow does not know."""
     _register_plugins(content)
     try:
         image = Image.open(io.BytesIO(content))
@@ -212,7 +212,7 @@ def _tags(image: TiffImagePlugin.TiffImageFile, tag: int, default: int) -> tuple
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the pixels lie in the file, in Pillow's words; "" if unknown."""
+    """Return how the pixels lie in the file, in Pillow's words; "" if unknown."""
     tiles = getattr(image, "tile", [])
     arguments = tiles[0][3] if tiles else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
@@ -220,7 +220,7 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _ppm_maximum(image: Image.Image) -> int:
-    """The value of white in a PGM or PPM; 0 if unknown."""
+    """Return the value of white in a PGM or PPM; 0 if unknown."""
     tiles = getattr(image, "tile", [])
     if not tiles or tiles[0][0] not in ("ppm", "raw"):
         return 0
@@ -395,7 +395,7 @@ _JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 
 
 def _unknown(content: bytes) -> str:
-    """What a file is that no decoder knows."""
+    """Return what a file is that no decoder knows."""
     if not content:
         return "is empty"
     for place, magic, what in _KINDS:

@@ -122,7 +122,7 @@ class Depth:
         return np.subtract(255, levels, out=levels) if deep.is_inverted else levels
 
     def to_dict(self) -> dict[str, Any]:
-        """The rule, ready for JSON."""
+        """Return the rule, ready for JSON."""
         if self.rule == "legacy":
             return {"depth": LEGACY_POLICY}
         kinds = {"depth_of": list(self.kinds)} if self.kinds else {}
@@ -156,7 +156,7 @@ def depth_of(values: Mapping[str, Any]) -> Depth:
 
 
 def header_range(kind: str) -> tuple[float, float] | None:
-    """The range of an integer type such as ``uint12``; None for floats."""
+    """Return the range of an integer type such as ``uint12``; None for floats."""
     unsigned, is_integer, bits = kind.rpartition("int")
     if not is_integer:
         return None
@@ -166,7 +166,7 @@ def header_range(kind: str) -> tuple[float, float] | None:
 
 
 def measured(deep: Deep) -> Values | None:
-    """The extremes of an image; None if it has no finite value."""
+    """Return the extremes of an image; None if it has no finite value."""
     values = deep.values
     if values.dtype.kind == "f":
         values = values[np.isfinite(values)]
@@ -309,7 +309,7 @@ def choose(
 
 
 def _fills(found: Sequence[Values], full: tuple[float, float] | None) -> bool:
-    """Whether the training images use more than half of the range in their header."""
+    """Return whether the training images use more than half of the range in their header."""
     if full is None or not found:
         return False
     spread = max(values.high for values in found) - min(values.low for values in found)
@@ -336,7 +336,7 @@ def _bits_notes(
 
 
 def _narrow(trained: Sequence[Values], low: float, high: float) -> tuple[str, ...]:
-    """A note if almost all pixels lie in a small part of the range, and so look alike."""
+    """Return a note if almost all pixels lie in a small part of the range, and so look alike."""
     if not trained:
         return ()
     first = min(values.typical_low for values in trained)

@@ -123,7 +123,7 @@ def close_pairs(hashes: NDArray[np.uint64], distance: int) -> Iterator[tuple[int
 
 
 def _num_ones(values: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """The number of ones of each value."""
+    """Return the number of ones of each value."""
     if hasattr(np, "bitwise_count"):  # since numpy 2; ten times as fast
         return np.bitwise_count(values)
     parts = np.ascontiguousarray(values).view(np.uint16).reshape(*values.shape, 4)
@@ -148,7 +148,7 @@ def summary(found: NearDuplicates) -> list[tuple[str, int, int, int]]:
 
 
 def hash_function() -> Callable[[Image.Image], int]:
-    """A function that returns the 64 bits of an image as a number.
+    """Return a function that returns the 64 bits of an image as a number.
 
     Raises:
         ConfigError: the package imagehash is missing.

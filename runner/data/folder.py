@@ -120,7 +120,7 @@ def _split_folders(
 def _parts_of_splits(
     root: Path, chosen: tuple[dict[Part, Path], tuple[str, ...]], outputs: Path
 ) -> tuple[_Parts, str, list[str], tuple[str, ...]]:
-    """The class folders of the parts, where they are, what else lies there, and notes."""
+    """Return the class folders of the parts, where they are, what else lies there, and notes."""
     folders, notes = chosen
     classes: dict[Part, ClassFolders] = {}
     ignored: list[str] = []
@@ -142,7 +142,7 @@ def _parts_of_splits(
 
 
 def from_split_folders(root: Path, data: Data, *, outputs: Path) -> Listing:
-    """The listing of the class folders in ``train`` and ``val``, which lie in ``root``."""
+    """Return the listing of the class folders in ``train`` and ``val``, which lie in ``root``."""
     folders: dict[Part, Path] = {"train": root / "train", "val": root / "val"}
     return _listed(root, *_parts_of_splits(root, (folders, ()), outputs), data, 0)
 
@@ -215,7 +215,7 @@ def _listed(
     data: Data,
     split_seed: int,
 ) -> Listing:
-    """The listing of the images in the class folders of each part."""
+    """Return the listing of the images in the class folders of each part."""
     paths, names, others = _scan(parts.train, root, may_be_empty=False)
     val_paths, val_names, val_others = _scan(parts.val or (), root, may_be_empty=True)
     test_paths, test_names, test_others = _scan(parts.test, root, may_be_empty=True)
@@ -321,7 +321,7 @@ def descend(root: Path, outputs: Path) -> Path:
 
 
 def _data_folders(folder: Path, outputs: Path) -> list[Path]:
-    """The folders directly below ``folder`` that may hold data, by name.
+    """Return the folders directly below ``folder`` that may hold data, by name.
 
     Args:
         folder: the folder.
@@ -360,7 +360,7 @@ def _is_same(first: Path, second: Path) -> bool:
 
 
 def _holds_classes(folder: Path) -> bool:
-    """Whether ``folder`` has folders, and no images next to them."""
+    """Return whether ``folder`` has folders, and no images next to them."""
     entries = [entry for entry in folder.iterdir() if not is_junk(entry.name)]
     has_images = any(entry.suffix.lower() in SUFFIXES for entry in entries if entry.is_file())
     return not has_images and any(entry.is_dir() for entry in entries)

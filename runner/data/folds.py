@@ -73,7 +73,7 @@ def stratified_folds(
 def _folds_of_groups(
     labels: NDArray[np.int64], num_folds: int, seed: int, groups: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """The folds of images in groups, which are numbered from 0."""
+    """Return the folds of images in groups, which are numbered from 0."""
     num_groups, num_classes = int(groups.max()) + 1, int(labels.max()) + 1
     counts = np.zeros((num_groups, num_classes))
     np.add.at(counts, (groups, labels), 1)

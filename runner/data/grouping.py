@@ -19,7 +19,7 @@ _PARTS = ("training", "validation", "test")
 
 
 def groups_by_pattern(pattern: str, paths: Sequence[str]) -> list[str]:
-    """The group of each path: what the first parenthesis of ``pattern`` finds, or all of it.
+    """Return the group of each path: what the first parenthesis of ``pattern`` finds, or all of it.
 
     Args:
         pattern: a regular expression, which is searched in the path.
@@ -142,7 +142,7 @@ def check_both_sides(
 def split_groups(
     labels: NDArray[np.int64], fraction: float, seed: int, groups: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Which images are held out: whole groups, about ``fraction`` of each class.
+    """Return which images are held out: whole groups, about ``fraction`` of each class.
 
     The groups come in an order drawn by keyed randomness. A group is held out if that takes no
     class beyond its share. After that, the one group that brings the shares closest changes sides,
@@ -249,7 +249,7 @@ class _Counts:
     def _cost(
         self, taken: NDArray[np.number], label: NDArray[np.int64] | slice
     ) -> NDArray[np.float64]:
-        """What it costs to hold out ``taken`` images of each class in ``label``."""
+        """Return what it costs to hold out ``taken`` images of each class in ``label``."""
         sizes, shares = self.sizes[label], self.shares[label]
         lacks = (taken == sizes) | ((taken == 0) & (sizes > 1))
         cost: NDArray[np.float64] = ((taken - shares) / sizes) ** 2 + self.one_sided * lacks

@@ -71,7 +71,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def subset(self, indices: NDArray[np.int64]) -> "Images":
-        """The images at ``indices``, in that order."""
+        """Return the images at ``indices``, in that order."""
         ...
 
     def name(self, index: int) -> str:
@@ -79,7 +79,7 @@ class Images(Protocol):
         ...
 
     def stamp(self) -> str:
-        """A key that is cheap to compute and changes when the content of the images does."""
+        """Return a key that is cheap to compute and changes when the content of the images does."""
         ...
 
     def content(self, index: int) -> bytes:
@@ -94,7 +94,7 @@ class Images(Protocol):
         ...
 
     def values(self, index: int) -> Values | None:
-        """The extremes of an image of more than 8 bits per channel; None for another one.
+        """Return the extremes of an image of more than 8 bits per channel; None for another one.
 
         Only headers are read of other images. Raises BrokenImageError if unreadable.
         """
@@ -116,11 +116,11 @@ class FileImages:
         return len(self.paths)
 
     def subset(self, indices: NDArray[np.int64]) -> "FileImages":
-        """The files at ``indices``, in that order."""
+        """Return the files at ``indices``, in that order."""
         return FileImages(self.root, tuple(self.paths[index] for index in indices.tolist()))
 
     def name(self, index: int) -> str:
-        """The path relative to ``root``."""
+        """Return the path relative to ``root``."""
         return self.paths[index]
 
     def stamp(self) -> str:
@@ -174,11 +174,11 @@ class ArrayImages:
         return len(self.array)
 
     def subset(self, indices: NDArray[np.int64]) -> "ArrayImages":
-        """The images at ``indices``, in that order."""
+        """Return the images at ``indices``, in that order."""
         return ArrayImages(self.origin, self.array[indices])
 
     def name(self, index: int) -> str:
-        """The origin of the array and the position of the image in it."""
+        """Return the origin of the array and the position of the image in it."""
         return f"{self.origin}/{index:05d}"
 
     def stamp(self) -> str:
@@ -187,12 +187,12 @@ class ArrayImages:
         return hashlib.sha256(shape + np.ascontiguousarray(self.array).tobytes()).hexdigest()
 
     def content(self, index: int) -> bytes:
-        """The pixels of the image as bytes, row by row."""
+        """Return the pixels of the image as bytes, row by row."""
         pixels: bytes = self.array[index].tobytes()
         return pixels
 
     def open(self, index: int, digest: str | None = None) -> Image.Image:
-        """The image as an object of Pillow. Nobody else can change the array."""
+        """Return the image as an object of Pillow. Nobody else can change the array."""
         return Image.fromarray(self.array[index])
 
     def values(self, index: int) -> Values | None:

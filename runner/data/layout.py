@@ -43,7 +43,7 @@ def is_junk(name: str) -> bool:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether this program wrote ``folder``: a run, a cache, or an ``outputs`` folder."""
+    """Return whether this program wrote ``folder``: a run, a cache, or an ``outputs`` folder."""
     return any(
         (folder / name).exists() for name in ("run.json", _TAG, f"cache/{_TAG}", "cache/decoded")
     )

@@ -68,7 +68,7 @@ def stratified_split(
     seed: int,
     groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.bool_]:
-    """Which images are held out: ``fraction`` of each class, drawn by keyed randomness.
+    """Return which images are held out: ``fraction`` of each class, drawn by keyed randomness.
 
     A class of one image stays in training; every other class has images on both sides.
 
@@ -96,7 +96,7 @@ def stratified_split(
 
 
 def note_single_images(classes: tuple[str, ...], labels: NDArray[np.int64]) -> tuple[str, ...]:
-    """A note on the classes that have no image in the validation split that was drawn."""
+    """Return a note on the classes that have no image in the validation split that was drawn."""
     counts = np.bincount(labels, minlength=len(classes))
     single = [name for name, count in zip(classes, counts, strict=True) if count == 1]
     return (
@@ -143,7 +143,7 @@ def check_same_classes(
 
 
 def few_names(names: list[str], limit: int = 10) -> str:
-    """The first ``limit`` of ``names``, and how many more there are."""
+    """Return the first ``limit`` of ``names``, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
@@ -154,7 +154,7 @@ def note_test_part(count: int, where: str) -> str:
 
 
 def is_test_part(names: Sequence[str], classes: Sequence[str], where: str) -> bool:
-    """Whether test images have labels.
+    """Return whether test images have labels.
 
     Args:
         names: the class of each test image.

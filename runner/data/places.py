@@ -92,7 +92,7 @@ def unpacked_place(archive: Path, cache: Path) -> Path | None:
 
 
 def _place_of(archive: Path, content: str, cache: Path) -> Path:
-    """The folder into which an archive is unpacked; other content has another folder."""
+    """Return the folder into which an archive is unpacked; other content has another folder."""
     name = archive.name.partition(".")[0] or "archive"
     return cache / "unpacked" / f"{name}-{content[:24]}"
 
@@ -133,7 +133,7 @@ def _key(stamp: tuple[int, ...]) -> str:
 
 
 def _damage(place: Path) -> str | None:
-    """What is wrong with unpacked files: "" if nothing, None if there are none."""
+    """Return what is wrong with unpacked files: "" if nothing, None if there are none."""
     if not place.exists() and not place.is_symlink():
         return None
     path, key = _record_of_files(place)
@@ -149,7 +149,7 @@ def _record_of_files(place: Path) -> tuple[Path, str]:
 
 
 def _state_of(folder: Path) -> str:
-    """A hash of the path, size and date of every file below ``folder``."""
+    """Return a hash of the path, size and date of every file below ``folder``."""
     files = []
     for parent, _, names in os.walk(folder):
         for name in names:

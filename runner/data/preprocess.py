@@ -51,7 +51,7 @@ class Preprocess:
     depth: Depth = BITS
 
     def to_dict(self) -> dict[str, Any]:
-        """The values with the policy, ready for JSON."""
+        """Return the values with the policy, ready for JSON."""
         lists = {"mean": list(self.mean), "std": list(self.std)}
         return {**asdict(self), **lists, **POLICY, **self.depth.to_dict()}
 

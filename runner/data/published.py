@@ -152,7 +152,7 @@ def list_imagenette(data: Data, cache: Path, split_seed: int, progress: Progress
 
 
 def _noisy_labels(root: Path, listing: Listing, percent: int) -> NDArray[np.int64]:
-    """The training labels with ``percent`` of them wrong, from Imagenette's own file."""
+    """Return the training labels with ``percent`` of them wrong, from Imagenette's own file."""
     path = root / "noisy_imagenette.csv"
     column = f"noisy_labels_{percent}"
     try:
@@ -195,7 +195,7 @@ def _from_arrays(
 
 
 def is_at_hand(data: Data, cache: Path) -> bool:
-    """Whether :func:`list_images` needs neither download nor unpacking."""
+    """Return whether :func:`list_images` needs neither download nor unpacking."""
     downloads = cache / "downloads"
     if data.name == "fashion":
         return True

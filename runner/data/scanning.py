@@ -53,7 +53,7 @@ def scan_files(folder: Path | str, unreadable: Callable[[OSError], None] = stop)
 
 
 def paths_matching(pattern: str) -> list[str]:
-    """The paths that match a pattern of the shell, sorted; ``**`` stands for any folders.
+    """Return the paths that match a pattern of the shell, sorted; ``**`` stands for any folders.
 
     As :func:`glob.glob`, but ``**`` visits each folder once, whatever links lead back to it.
 
@@ -76,7 +76,7 @@ def paths_matching(pattern: str) -> list[str]:
 
 
 def leads_back(path: Path) -> bool:
-    """Whether ``path`` is a link to a folder that it lies in itself."""
+    """Return whether ``path`` is a link to a folder that it lies in itself."""
     return path.is_symlink() and _identity(path) in _above(path)
 
 
@@ -126,7 +126,7 @@ def _folders(
 
 
 def _above(path: Path) -> set[tuple[int, int]]:
-    """The folders that ``path`` lies in, by its name and where links really lead."""
+    """Return the folders that ``path`` lies in, by its name and where links really lead."""
     places = {*path.absolute().parents, *Path(os.path.realpath(path)).parents}
     return {_identity(place) for place in places}
 

@@ -62,7 +62,7 @@ def remember(path: Path, key: str, value: Any) -> None:
 
 
 def recall(path: Path, key: str, *, at_most: int = 2**30) -> Any:
-    """The value that :func:`remember` wrote for ``key``; None if there is no such file.
+    """Return the value that :func:`remember` wrote for ``key``; None if there is no such file.
 
     Args:
         path: the file.

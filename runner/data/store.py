@@ -171,7 +171,7 @@ def content_digests(images: Images, folder: Path, progress: Progress) -> list[st
 def deep_values(
     images: Images, digests: Sequence[str], folder: Path, progress: Progress
 ) -> tuple[dict[int, Values], int]:
-    """The extremes of each image of more than 8 bits per channel, by index.
+    """Return the extremes of each image of more than 8 bits per channel, by index.
 
     Of the other images, only headers are read. Saved below ``folder``.
 
@@ -270,7 +270,7 @@ def _read_or_build(
 
 
 def _read(target: Path, key: str) -> tuple[CachedStore, Survey]:
-    """The decoded images in ``target``, after a check of every byte.
+    """Return the decoded images in ``target``, after a check of every byte.
 
     Raises:
         FileNotFoundError: there is no such folder.

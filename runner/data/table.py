@@ -99,7 +99,7 @@ def list_table(data: Data, cache: Path, split_seed: int, progress: Progress) -> 
 
 
 def _text(table: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 with its mark."""
+    """Return the text of a file in UTF-8, or in UTF-16 with its mark."""
     try:
         content = read_whole(table)
     except OSError as error:
@@ -126,7 +126,7 @@ def _text(table: Path) -> str:
 
 
 def _rows(text: str, data: Data, table: Path) -> Iterator[_Row]:
-    """The lines of a table, without empty ones."""
+    """Yield the lines of a table, without empty ones."""
     columns = {
         "path": data.path_column,
         "label": data.label_column,
@@ -171,7 +171,7 @@ def _rows(text: str, data: Data, table: Path) -> Iterator[_Row]:
 
 
 def _empty_cells(empty: Sequence[tuple[int, str]], table: Path) -> DataError:
-    """What to raise for empty cells, each with its line and the name of its column."""
+    """Return what to raise for empty cells, each with its line and the name of its column."""
     lines = [str(line) for line in dict.fromkeys(line for line, _ in empty)]
     columns = few_names([*dict.fromkeys(column for _, column in empty)])
     several = "s" * (len(lines) > 1)
@@ -185,7 +185,7 @@ def _empty_cells(empty: Sequence[tuple[int, str]], table: Path) -> DataError:
 
 
 def _header(text: str, columns: Sequence[str]) -> tuple[list[str], str]:
-    """The names of the columns, and the separator that gives most of those asked for."""
+    """Return the names of the columns, and the separator that gives most of those asked for."""
     found = []
     for delimiter in _DELIMITERS:
         names = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
@@ -232,7 +232,7 @@ def _notes_on_labels(rows: Sequence[_Row]) -> tuple[str, ...]:
 def _with_parts(
     rows: Sequence[_Row], data: Data, table: Path
 ) -> tuple[list[_Row], list[Part], tuple[str, ...]]:
-    """The rows that are used, the part of each, and notes."""
+    """Return the rows that are used, the part of each, and notes."""
     where = f"data.split_column={data.split_column} ({table}"
     parts = [part for row in rows if (part := part_of(row.split)) is not None]
     if len(parts) < len(rows):
@@ -261,7 +261,7 @@ def _with_parts(
 
 
 def _real_paths(rows: Sequence[_Row], folder: Path) -> tuple[list[str], tuple[str, ...]]:
-    """The path of each row as a file has it, and notes on what was changed to find it."""
+    """Return the path of each row as a file has it, and notes on what was changed to find it."""
     paths: list[str] = []
     inside: dict[str, dict[str, list[str]]] = {}
     changed: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -313,7 +313,7 @@ def _real_path(
 
 
 def _by_stem(folder: Path) -> dict[str, list[str]]:
-    """The names of the images in ``folder`` by their name without suffix."""
+    """Return the names of the images in ``folder`` by their name without suffix."""
     found = defaultdict(list)
     try:
         for name in os.listdir(folder):  # noqa: PTH208  a string for millions

@@ -26,7 +26,7 @@ class View:
 
 
 def plain_view(crop: float = 1.0) -> View:
-    """The center square that evaluation uses, of side ``crop`` × short side."""
+    """Return the center square that evaluation uses, of side ``crop`` × short side."""
     return View(side=crop)
 
 

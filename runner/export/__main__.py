@@ -165,7 +165,7 @@ def _batches(count: int) -> list[NDArray[np.int64]]:
 
 
 def _squares(images: "Images", rows: NDArray[np.int64], learner: "Learner") -> "Tensor":
-    """The inputs of the network before normalization, computed by the code of prediction."""
+    """Return the inputs of the network before normalization, computed by the code of prediction."""
     from runner.data.batches import view_squares
     from runner.data.store import StreamedStore
     from runner.data.views import plain_view
@@ -249,7 +249,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _images(words: Sequence[Path]) -> "Images":
-    """The images to check on."""
+    """Return the images to check on."""
     from runner.data.embedded import load_fashion
     from runner.data.images import ArrayImages, FileImages
     from runner.data.scanning import scan_files

@@ -28,7 +28,7 @@ Program = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 def description(bundle: Bundle) -> dict[str, str]:
-    """The metadata of a program in both formats: texts, and JSON of the bundle's values."""
+    """Return the metadata of a program in both formats: texts, and JSON of the bundle's values."""
     size, outputs = bundle.preprocess.size, bundle.architecture.num_outputs
     return {
         "input": f"images: uint8 (N, 3, {size}, {size}), RGB, 0..255, any N; cropped and resized "
@@ -67,7 +67,7 @@ def _traced(learner: Learner) -> torch.export.ExportedProgram:
 
 
 def to_onnx(learner: Learner, about: dict[str, str]) -> bytes:
-    """The content of an ONNX file with ``about`` as its metadata.
+    """Return the content of an ONNX file with ``about`` as its metadata.
 
     Raises:
         ConfigError: a package is missing, or the weights do not fit one file.

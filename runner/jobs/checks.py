@@ -23,7 +23,7 @@ _PATIENCE_SECONDS = 3.0  # without a word
 def check_jobs(
     jobs: Sequence[Sequence[str]], loader: ConfigLoader, config: DictConfig
 ) -> list[RunConfig]:
-    """The configuration of every job, checked, its code as well.
+    """Return the configuration of every job, checked, its code as well.
 
     Args:
         jobs: the words of each job.

@@ -148,14 +148,14 @@ class _Changes:
 
 
 def _at(one: JobState) -> str:
-    """Where a job is."""
+    """Return where a job is."""
     if one.status not in ALIVE:
         return ""
     return " ".join(filter(None, [one.id, f"on {one.node}" if one.node else ""]))
 
 
 def drawn(overview: Overview, width: int, height: int) -> RenderableType:
-    """The table of a sweep that is at work, with what is above and below it.
+    """Return the table of a sweep that is at work, with what is above and below it.
 
     Args:
         overview: how the jobs stand.
@@ -250,7 +250,7 @@ def _notes(overview: Overview) -> dict[str, str]:
 
 
 def _may_be_at_work(folder: SweepFolder) -> bool:
-    """Whether a job of a sweep has not recorded an end."""
+    """Return whether a job of a sweep has not recorded an end."""
     ends = (*ENDED, "cancelled")
     return any(folder.read(number)["status"] not in ends for number in range(len(folder.names())))
 

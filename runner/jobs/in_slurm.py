@@ -39,7 +39,7 @@ class SlurmJob:
 
     @classmethod
     def of_this_process(cls, *, is_first: bool) -> "SlurmJob | None":
-        """The job that this process is in; None if submitit did not start it in Slurm."""
+        """Return the job that this process is in; None if submitit did not start it in Slurm."""
         handler, number = signal.getsignal(signal.SIGUSR2), slurm.own_id()
         is_submitted = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
         if not is_submitted or number is None or not callable(handler):

@@ -257,7 +257,7 @@ class SweepJob:
 
 
 def _described(error: Exception) -> dict[str, str]:
-    """What the status of a job says of its error."""
+    """Return what the status of a job says of its error."""
     reason = error.what if isinstance(error, RunnerError) else f"a bug of ours: {error!r}"
     return {"error": reason, "error_kind": type(error).__name__}
 

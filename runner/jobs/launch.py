@@ -265,7 +265,7 @@ def run_sweep(
 
 
 def _kind(config: DictConfig) -> str:
-    """The name of the class of the launcher."""
+    """Return the name of the class of the launcher."""
     return str(config.hydra.launcher._target_).rpartition(".")[2]
 
 
@@ -282,7 +282,7 @@ def _require_detachable(kind: str) -> None:
 
 
 def _asked(config: RunConfig) -> str:
-    """A hash over what a job is asked to do, and where; equal jobs are one."""
+    """Return a hash over what a job is asked to do, and where; equal jobs are one."""
     code = idea_of(config)
     content = f"{config!r} {code.sha256 if code else None} {Path.cwd()}"
     return hashlib.sha256(content.encode()).hexdigest()

@@ -145,7 +145,7 @@ class _Runs:
         self._searched_at = -float("inf")
 
     def added_to(self, states: Sequence[JobState]) -> list[JobState]:
-        """The states, with the epoch of each job whose run is under way and can be found."""
+        """Return the states, with the epoch of each job whose run is under way and can be found."""
         wanted = {one.number: key for one in states if (key := _process(one)) is not None}
         for process in wanted.values():
             run = self._by_process.get(process)

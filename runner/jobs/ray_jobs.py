@@ -125,7 +125,7 @@ class RayJobs:
             raise self._problem
 
     def _function(self) -> Any:
-        """What Ray runs for a job.
+        """Return what Ray runs for a job.
 
         Raises:
             ConfigError: Ray does not know an option.
@@ -181,7 +181,7 @@ class RayJobs:
         self._reporter.say(f"Ray has {_listed(has)} on {where}")
 
     def _wanted(self) -> dict[str, float]:
-        """What a job asks of its machine, by Ray's names."""
+        """Return what a job asks of its machine, by Ray's names."""
         named = {unit: self._remote.get(key) for key, unit in _UNITS.items()}
         if named["CPU"] is None:
             named["CPU"] = 1  # Ray's own default
@@ -390,7 +390,7 @@ def _require_reachable(address: str) -> None:
 
 
 def _machines() -> list[dict[str, float]]:
-    """What each machine of Ray has, by Ray's names."""
+    """Return what each machine of Ray has, by Ray's names."""
     import ray
 
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
@@ -401,7 +401,7 @@ def _fits(wanted: Mapping[str, float], has: Mapping[str, float]) -> bool:
 
 
 def _free(wanted: Mapping[str, float]) -> str:
-    """How much of what is wanted is free, in words."""
+    """Return how much of what is wanted is free, in words."""
     import ray
 
     free, total = ray.available_resources(), ray.cluster_resources()

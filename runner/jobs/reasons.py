@@ -28,7 +28,7 @@ _HERE = "leave hydra/launcher out: the jobs run one after the other in this proc
 
 
 def explained(error: Exception, kind: str, launcher: Mapping[str, Any], where: str) -> RunnerError:
-    """The error with which a launcher gave up, in plain words and with what can be done.
+    """Return the error with which a launcher gave up, in plain words and with what can be done.
 
     Args:
         error: what the launcher raised.
@@ -85,7 +85,7 @@ def explained(error: Exception, kind: str, launcher: Mapping[str, Any], where: s
 
 
 def no_slurm() -> ConfigError:
-    """The error for a machine without Slurm's commands."""
+    """Return the error for a machine without Slurm's commands."""
     return ConfigError(
         "Slurm is not installed here: there is no sbatch",
         where="hydra/launcher=submitit_slurm",
@@ -95,7 +95,7 @@ def no_slurm() -> ConfigError:
 
 
 def _is_unsendable(error: Exception) -> bool:
-    """Whether the error is one of pickle, which uses errors of many kinds."""
+    """Return whether the error is one of pickle, which uses errors of many kinds."""
     return "Pickling" in type(error).__name__ or (
         isinstance(error, TypeError | AttributeError | RecursionError)
         and "pickle" in str(error).lower()

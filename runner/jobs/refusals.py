@@ -129,7 +129,7 @@ _REFUSALS = (
 
 
 def refused(said: str, launcher: Mapping[str, Any]) -> ConfigError | None:
-    """The error for a request that ``sbatch`` refuses, with the key to change.
+    """Return the error for a request that ``sbatch`` refuses, with the key to change.
 
     Args:
         said: what ``sbatch`` wrote.
@@ -152,7 +152,7 @@ def refused(said: str, launcher: Mapping[str, Any]) -> ConfigError | None:
 
 
 def never_begins(reason: str, launcher: Mapping[str, Any]) -> ConfigError | None:
-    """The error for jobs that Slurm has taken and will never begin, with the key to change.
+    """Return the error for jobs that Slurm has taken and will never begin, with the key to change.
 
     Args:
         reason: for which a job waits in the queue, such as ``PartitionTimeLimit``.
@@ -213,7 +213,7 @@ def require_possible(launcher: Mapping[str, Any], limits: Limits) -> None:
 
 
 def _of_option(said: str) -> list[_Refusal]:
-    """The refusal of an option of ``sbatch`` that its message names, such as ``--nice``."""
+    """Return the refusal of an option of ``sbatch`` that its message names, such as ``--nice``."""
     found = re.search(r"--([a-z][a-z-]+)", said)
     if found is None or "sbatch" not in said:
         return []
@@ -221,7 +221,7 @@ def _of_option(said: str) -> list[_Refusal]:
 
 
 def _line(said: str, at: int) -> str:
-    """The line of ``sbatch`` at a place, without the words with which each line begins."""
+    """Return the line of ``sbatch`` at a place, without the words with which each line begins."""
     line = said[said.rfind("\n", 0, at) + 1 :].partition("\n")[0]
     return re.sub(r"^(\w+: )?(error: |fatal: )?(Batch job submission failed: )?", "", line)
 
@@ -233,7 +233,7 @@ def _value(key: str, launcher: Mapping[str, Any]) -> Any:
 
 
 def _as_set(keys: tuple[str, ...], launcher: Mapping[str, Any]) -> list[str]:
-    """The keys that have a value, as words."""
+    """Return the keys that have a value, as words."""
     found = {key: _value(key, launcher) for key in keys}
     words = [f"hydra.launcher.{key}={value}" for key, value in found.items() if value is not None]
     return words or [f"hydra.launcher.{keys[0]}"]

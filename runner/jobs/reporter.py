@@ -33,5 +33,5 @@ class Reporter:
             self._on_begin(number)
 
     def has_begun(self, number: int) -> bool:
-        """Whether the begin of a job was reported."""
+        """Return whether the begin of a job was reported."""
         return number in self._begun

@@ -87,7 +87,7 @@ class Share:
 
 
 def share_of(config: DictConfig, kind: str, jobs: Sequence[Sequence[str]]) -> Share:
-    """The share of each job of a launcher.
+    """Return the share of each job of a launcher.
 
     Sets what the launcher needs to know: the number of joblib's workers and the number of GPUs of a
     job of submitit_local.
@@ -169,13 +169,13 @@ def _number_of_gpus(count: int) -> str:
 
 
 def _gpus(config: DictConfig, jobs: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """The GPUs that this process may use; none if all jobs compute on CPUs."""
+    """Return the GPUs that this process may use; none if all jobs compute on CPUs."""
     on_cpu = all(_device(config, job) == "cpu" for job in jobs)
     return () if on_cpu else visible_gpus()
 
 
 def _device(config: DictConfig, job: Sequence[str]) -> str:
-    """The ``device`` of a job."""
+    """Return the ``device`` of a job."""
     words = [word.lstrip("+").partition("=") for word in job]
     named = [value.replace("\\", "") for key, _, value in words if key == "device"]  # cuda\:1
     return named[-1] if named else str(config.get("device"))
@@ -204,7 +204,7 @@ def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
 
 
 def _locks_of_workers() -> Path:
-    """A folder for the locks of the workers of this process.
+    """Return a folder for the locks of the workers of this process.
 
     They live on from one sweep of this process to the next, so it cannot be that of a sweep.
     """
@@ -216,7 +216,7 @@ _kept = dict[Path, int]()
 
 
 def _kept_slot(folder: Path, num_slots: int) -> int:
-    """The slot of this worker, taken at its first job."""
+    """Return the slot of this worker, taken at its first job."""
     if folder not in _kept:
         places = [folder / f"slot-{slot}.lock" for slot in range(num_slots)]
         _kept[folder] = _for_life.enter_context(one_locked(places))

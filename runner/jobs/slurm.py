@@ -229,7 +229,7 @@ class SlurmJobs:
         return [number for number in numbers if number in self._folder.slurm]
 
     def _is_over(self, number: int) -> bool:
-        """Whether a job is over; records it, and tells that it has begun or ended."""
+        """Return whether a job is over; records it, and tells that it has begun or ended."""
         state = self._states.state(self._folder, number)
         status = state["status"]
         self._reporter.found(number, status)

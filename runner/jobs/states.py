@@ -69,7 +69,7 @@ def why_waiting(reason: str) -> str:
 
 
 def reasons(waiting: Iterable[QueuedJob]) -> dict[str, str]:
-    """A line on the jobs that wait, for each reason of Slurm's."""
+    """Return a line on the jobs that wait, for each reason of Slurm's."""
     ids = defaultdict[str, list[str]](list)
     for job in waiting:
         ids[job.reason].append(job.id)
@@ -116,11 +116,11 @@ class Queue:
         self._known |= jobs
 
     def knows(self, one: str) -> bool:
-        """Whether Slurm was asked for this job and has answered."""
+        """Return whether Slurm was asked for this job and has answered."""
         return one in self._known
 
     def get(self, one: str) -> QueuedJob | None:
-        """What Slurm said last of a job; None if it does not know it, or was not asked."""
+        """Return what Slurm said last of a job; None if it does not know it, or was not asked."""
         return self._known.get(one)
 
 
@@ -136,7 +136,7 @@ class States:
         self._over_since: dict[int, float] = {}
 
     def state(self, folder: SweepFolder, number: int) -> dict[str, Any]:
-        """The state of a job; of a job that Slurm knows, as :func:`settled` returns it.
+        """Return the state of a job; of a job that Slurm knows, as :func:`settled` returns it.
 
         That a job is over is not believed before its file had time to say so itself.
         """
@@ -165,7 +165,7 @@ class States:
 
 
 def settled(found: Mapping[str, Any], queued: QueuedJob | None) -> dict[str, Any]:
-    """What is true of a job.
+    """Return what is true of a job.
 
     Args:
         found: what the file of the job says, by :meth:`SweepFolder.read`.

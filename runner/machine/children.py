@@ -16,7 +16,7 @@ _PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 def can_fork() -> bool:
-    """Whether this process may work in children: on Linux, from its main thread."""
+    """Return whether this process may work in children: on Linux, from its main thread."""
     return sys.platform == "linux" and threading.current_thread() is threading.main_thread()
 
 
@@ -85,7 +85,7 @@ class _Child:
 
 
 def ending(code: int) -> str:
-    """How a child with this code of :func:`in_child` ended, in words."""
+    """Return how a child with this code of :func:`in_child` ended, in words."""
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 

@@ -102,7 +102,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _revision() -> str | None:
-    """The git commit of this code if it runs from a checkout, with + for local changes."""
+    """Return the git commit of this code if it runs from a checkout, with + for local changes."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

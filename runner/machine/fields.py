@@ -15,7 +15,7 @@ _LONGEST = 80  # characters of a value in a message
 
 
 def parsed(content: bytes | str) -> dict[str, Any]:
-    """The object that ``content`` holds as JSON."""
+    """Return the object that ``content`` holds as JSON."""
     try:
         found = json.loads(content)
     except RecursionError as error:
@@ -28,7 +28,7 @@ def parsed(content: bytes | str) -> dict[str, Any]:
 
 
 def _is_deeper(found: object, depth: int) -> bool:
-    """Whether values are nested in more than ``depth`` levels."""
+    """Return whether values are nested in more than ``depth`` levels."""
     level: list[Any] = [found]
     for _ in range(depth):
         level = [
@@ -43,14 +43,14 @@ def _is_deeper(found: object, depth: int) -> bool:
 
 
 def value(values: Mapping[str, Any], key: str) -> Any:
-    """The value of ``key``, of any type."""
+    """Return the value of ``key``, of any type."""
     if key not in values:
         raise ValueError(f"it has no {key!r}")
     return values[key]
 
 
 def section(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The object at ``key``."""
+    """Return the object at ``key``."""
     found = value(values, key)
     if not isinstance(found, dict):
         raise _unlike(key, "an object", found)
@@ -58,7 +58,7 @@ def section(values: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def sections(values: Mapping[str, Any], key: str) -> tuple[dict[str, Any], ...]:
-    """The list of objects at ``key``."""
+    """Return the list of objects at ``key``."""
     found = value(values, key)
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
         raise _unlike(key, "a list of objects", found)
@@ -66,7 +66,7 @@ def sections(values: Mapping[str, Any], key: str) -> tuple[dict[str, Any], ...]:
 
 
 def text(values: Mapping[str, Any], key: str) -> str:
-    """The text at ``key``."""
+    """Return the text at ``key``."""
     found = value(values, key)
     if not isinstance(found, str):
         raise _unlike(key, "text", found)
@@ -74,7 +74,7 @@ def text(values: Mapping[str, Any], key: str) -> str:
 
 
 def texts(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """The list of texts at ``key``."""
+    """Return the list of texts at ``key``."""
     found = value(values, key)
     if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
         raise _unlike(key, "a list of texts", found)
@@ -84,7 +84,7 @@ def texts(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
 def whole(
     values: Mapping[str, Any], key: str, *, at_least: int = 0, at_most: int = _LARGEST_WHOLE
 ) -> int:
-    """The whole number at ``key``, within bounds that belong to the range."""
+    """Return the whole number at ``key``, within bounds that belong to the range."""
     found = value(values, key)
     is_whole = isinstance(found, int) and not isinstance(found, bool)
     if not is_whole or not at_least <= found <= at_most:
@@ -95,7 +95,7 @@ def whole(
 def number(
     values: Mapping[str, Any], key: str, *, at_least: float = -_LARGEST, at_most: float = _LARGEST
 ) -> float:
-    """The finite number at ``key``, within bounds that belong to the range."""
+    """Return the finite number at ``key``, within bounds that belong to the range."""
     found = value(values, key)
     is_number = isinstance(found, int | float) and not isinstance(found, bool)
     if not is_number or not at_least <= found <= at_most:
@@ -104,7 +104,7 @@ def number(
 
 
 def numbers(values: Mapping[str, Any], key: str, *, count: int) -> tuple[float, ...]:
-    """The list of ``count`` finite numbers at ``key``."""
+    """Return the list of ``count`` finite numbers at ``key``."""
     found = value(values, key)
     if not isinstance(found, list | tuple) or len(found) != count:
         raise _unlike(key, f"a list of {count} finite numbers", found)

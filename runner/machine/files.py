@@ -87,7 +87,7 @@ def stamp_of(status: os.stat_result) -> tuple[int, ...]:
 
 
 def memory() -> int:
-    """The memory of this machine in bytes."""
+    """Return the memory of this machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -166,7 +166,7 @@ def temporary_sibling(path: Path) -> Path:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file of this name was temporary, of a process that was killed."""
+    """Return whether a file of this name was temporary, of a process that was killed."""
     return _TEMPORARY in name
 
 

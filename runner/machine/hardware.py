@@ -31,7 +31,7 @@ _GROUPS = Path("/sys/fs/cgroup")
 
 
 def num_cores() -> int:
-    """Number of cores that this process may use, at least 1.
+    """Return the number of cores that this process may use, at least 1.
 
     The smallest of what the kernel, the control groups of a container, Slurm and the launcher of a
     sweep allow. Slurm binds processes to cores only where its administrator has chosen so, and
@@ -59,7 +59,7 @@ def limit_cores(count: int | None) -> None:
 
 
 def tasks_on_node() -> int:
-    """Number of tasks of this step of Slurm on this node; 1 outside a step."""
+    """Return the number of tasks of this step of Slurm on this node; 1 outside a step."""
     if "SLURM_STEP_ID" not in os.environ:
         return 1
     counts = list[int]()
@@ -71,12 +71,12 @@ def tasks_on_node() -> int:
 
 
 def num_gpus() -> int:
-    """Number of NVIDIA GPUs of this machine; 0 if it has none or does not run Linux."""
+    """Return the number of NVIDIA GPUs of this machine; 0 if it has none or does not run Linux."""
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them.
+    """Return the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them.
 
     Indices, or names such as ``GPU-8932f937-…`` or ``MIG-…``. Like CUDA, the function ignores what
     follows an index below 0. Under Windows' Linux, which does not show GPUs as files, there is none
@@ -94,7 +94,7 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def own_gpu(processes_here: int, local_rank: int) -> int:
-    """The index of the GPU of one of the processes of a run on this machine.
+    """Return the index of the GPU of one of the processes of a run on this machine.
 
     Slurm may show each of its tasks one GPU alone, as with ``gpus_per_task``.
 
@@ -152,7 +152,7 @@ def device_kind(device: str) -> str:
 
 
 def used_precision(asked: Literal["auto", "fp32", "bf16"], kind: str, size: int) -> Precision:
-    """The precision in which a run trains; the identity of the run uses the same value.
+    """Return the precision in which a run trains; the identity of the run uses the same value.
 
     Args:
         asked: the ``precision`` of the configuration.
@@ -205,7 +205,7 @@ def give_back_freed_memory() -> None:
 
 
 def cpu_name() -> str:
-    """The model name of the processor, or its architecture if the system states no name."""
+    """Return the model name of the processor, or its architecture if the system states no name."""
     return _cpu_info().get("model name", os.uname().machine)
 
 
@@ -214,7 +214,7 @@ def _has_gpu_file() -> bool:
 
 
 def _cores_of_slurm() -> int | None:
-    """The cores that Slurm has given to this process; None outside a job of Slurm."""
+    """Return the cores that Slurm has given to this process; None outside a job of Slurm."""
     on_node = _whole_number("SLURM_CPUS_ON_NODE")
     if on_node is None:  # also in a shell of salloc, which is on another machine
         return None
@@ -231,7 +231,7 @@ def _whole_number(variable: str) -> int | None:
 
 
 def _cores_of_control_groups() -> int | None:
-    """The cores whose time the control groups of this process allow; None without a limit.
+    """Return the cores whose time the control groups of this process allow; None without a limit.
 
     Rounded up: the last core of 1.5 is worth having.
     """
@@ -245,7 +245,7 @@ def _cores_of_control_groups() -> int | None:
 
 
 def _control_groups() -> Iterator[tuple[Path, ...]]:
-    """The files that hold quota and period of each control group of this process."""
+    """Yield the files that hold quota and period of each control group of this process."""
     yield (_GROUPS / "cpu" / "cpu.cfs_quota_us", _GROUPS / "cpu" / "cpu.cfs_period_us")
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -262,7 +262,7 @@ def _cpu_has_bf16() -> bool:
 
 @cache
 def _cpu_info() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty on systems that have no such file."""
+    """Return the first processor of /proc/cpuinfo; empty on systems that have no such file."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

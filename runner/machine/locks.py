@@ -184,7 +184,7 @@ def _sign(descriptor: int) -> None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether any process, including this one, holds the lock at the moment."""
+    """Return whether any process, including this one, holds the lock at the moment."""
     try:
         descriptor = _open(path, os.O_RDONLY)
     except (OSError, ValueError):  # ValueError: a null character in the path

@@ -71,7 +71,7 @@ class Processes:
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set on any of the processes; all get the same answer."""
+        """Return whether ``flag`` is set on any of the processes; all get the same answer."""
         if self.count == 1:
             return flag
         import torch

@@ -128,7 +128,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
 
 
 def _of_slurm() -> OneInterruption | None:
-    """The handler of this process if it is in a job of Slurm."""
+    """Return the handler of this process if it is in a job of Slurm."""
     handler = signal.getsignal(signal.SIGTERM)
     return handler if isinstance(handler, OneInterruption) else None
 

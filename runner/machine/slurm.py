@@ -75,7 +75,7 @@ class Limits:
 
 
 def queue(ids: Iterable[str]) -> dict[str, QueuedJob]:
-    """The jobs with these ids, by id; without those that Slurm does not know any more.
+    """Return the jobs with these ids, by id; without those that Slurm does not know any more.
 
     Args:
         ids: such as ``12_3`` and ``12``; ids of arrays may be used for all of their jobs.
@@ -128,7 +128,7 @@ def _expanded(number: str) -> Iterator[str]:
 
 
 def limits(partition: str | None) -> Limits:
-    """What a job can get at most in a partition.
+    """Return what a job can get at most in a partition.
 
     Args:
         partition: several, with commas, if a job may run in any of them; None for the cluster's
@@ -173,7 +173,7 @@ def _minutes(text: str) -> int | None:
 
 
 def own_id() -> str | None:
-    """The id of the job that this process is in, such as ``12_3``; None outside of Slurm."""
+    """Return the id of the job that this process is in, such as ``12_3``; None outside of Slurm."""
     array, index = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     if array and index:
         return f"{array}_{index}"
@@ -202,7 +202,7 @@ class Ending(StrEnum):
 
 
 def ending(number: str) -> Ending:
-    """Why the job that this process is in has to end.
+    """Return why the job that this process is in has to end.
 
     Args:
         number: id of the job.
@@ -255,7 +255,7 @@ def cancel(ids: Sequence[str], *, is_waiting: bool = False) -> None:
 
 
 def scancel(ids: Iterable[str], others: Iterable[str] = ()) -> str:
-    """The command that cancels jobs.
+    """Return the command that cancels jobs.
 
     Args:
         ids: of jobs whose arrays may be cancelled as a whole.
@@ -282,7 +282,7 @@ def compressed(ids: Iterable[str]) -> str:
 
 
 def max_array_size() -> int:
-    """How many jobs an array of this cluster can have at most, at least 1.
+    """Return how many jobs an array of this cluster can have at most, at least 1.
 
     Raises:
         StorageError: Slurm does not answer.
@@ -317,7 +317,7 @@ _NO_CLUSTER = re.compile(
 
 
 def _run(*words: str) -> str:
-    """The output of a command of Slurm's."""
+    """Return the output of a command of Slurm's."""
     # A user's defaults for these commands, such as SQUEUE_PARTITION, would hide jobs.
     own = ("SQUEUE_", "SINFO_", "SCONTROL_", "SCANCEL_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
@@ -366,6 +366,6 @@ def silence(said: str) -> tuple[str, str] | None:
 
 
 def _message(stderr: str) -> str:
-    """What a command complains of, in one line without its own name."""
+    """Return what a command complains of, in one line without its own name."""
     lines = [re.sub(r"^\w+:? (error|fatal): ", "", one) for one in stderr.strip().splitlines()]
     return "; ".join(dict.fromkeys(lines))[:400]

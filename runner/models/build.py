@@ -198,7 +198,7 @@ def _build_torchvision(name: str, num_outputs: int, dropout: float) -> nn.Module
 
 
 def own_drop_rate(source: str, name: str) -> float:
-    """The largest probability with which a network of torchvision drops a branch by itself.
+    """Return the largest probability with which a network of torchvision drops a branch by itself.
 
     0 if there is none, and for other sources, whose networks are not looked at.
 
@@ -260,7 +260,7 @@ def _with_dropout(
 
 
 def torchvision_names() -> list[str]:
-    """The names of torchvision's classifiers."""
+    """Return the names of torchvision's classifiers."""
     # With `module`, the list leaves out detection, segmentation, video and quantized models.
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
     return names
@@ -302,7 +302,7 @@ def require_known(value: str, known: Sequence[str], *, key: str, owner: str, thi
 
 
 def head_of(model: nn.Module) -> list[nn.Module]:
-    """The modules of the head, as :func:`layer_groups` finds them."""
+    """Return the modules of the head, as :func:`layer_groups` finds them."""
     get_classifier = getattr(model, "get_classifier", None)
     if callable(get_classifier):
         classifier = get_classifier()
@@ -317,7 +317,7 @@ def head_of(model: nn.Module) -> list[nn.Module]:
 
 
 def _last_layers(model: nn.Module, num_outputs: int) -> list[nn.Linear | nn.Conv2d]:
-    """The layers from features to logits: mostly one, several heads' of one each, or none."""
+    """Return the layers from features to logits: mostly one, one per head of several, or none."""
 
     def last(head: nn.Module) -> Iterator[nn.Linear | nn.Conv2d]:
         if isinstance(head, nn.ModuleList):  # heads side by side, whose logits are averaged
@@ -338,7 +338,7 @@ def _last_layers(model: nn.Module, num_outputs: int) -> list[nn.Linear | nn.Conv
 
 
 def _ends_with_relu(model: nn.Module, num_outputs: int) -> bool:
-    """Whether a ReLU follows the last layer, as in SqueezeNet."""
+    """Return whether a ReLU follows the last layer, as in SqueezeNet."""
     last = {id(layer) for layer in _last_layers(model, num_outputs)}
     found = False
     for head in head_of(model):

@@ -23,7 +23,7 @@ from runner.tricks.stochastic_depth import StochasticDepth, rates
 
 
 def changes_of(config: RunConfig, idea: Idea) -> tuple[Change, ...]:
-    """The changes that using a trained network needs to know of, in the order of their work.
+    """Return the changes that using a trained network needs to know of, in the order of their work.
 
     The function ``predictions`` of an idea is no change of the network itself, but without it the
     network predicts something else. The same is true of binary cross entropy. Code comes first: it

@@ -44,7 +44,7 @@ class CpuConv2d(nn.Conv2d):
         )
 
     def _keeps_points(self, padding: _Pair) -> bool:
-        """Whether one pixel gives one pixel at any stride, because of the padding."""
+        """Return whether one pixel gives one pixel at any stride, because of the padding."""
         return all(
             2 * pad == dilation * (kernel - 1) and kernel > 1
             for pad, dilation, kernel in zip(padding, self.dilation, self.kernel_size, strict=True)
@@ -101,7 +101,7 @@ def _input_gradient(
 
 
 def _windows(input: Tensor, weight: Tensor, stride: _Pair, padding: _Pair) -> Tensor:  # noqa: A002
-    """The input pixels that each output place sees: (N, H', W', KH, KW, C)."""
+    """Return the input pixels that each output place sees: (N, H', W', KH, KW, C)."""
     padded = F.pad(_channels_last(input), (0, 0, padding[1], padding[1], padding[0], padding[0]))
     height, width = weight.shape[-2:]
     seen = padded.unfold(1, height, stride[0]).unfold(2, width, stride[1])

@@ -199,12 +199,12 @@ def _without_metadata(config: RunConfig, weights: Weights) -> RunConfig:
 
 
 def _given(chosen: Normalize) -> bool:
-    """Whether mean or std differ from the neutral values."""
+    """Return whether mean or std differ from the neutral values."""
     return (chosen.mean, chosen.std) != (Normalize.mean, Normalize.std)
 
 
 def _agree(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """Whether two statistics agree to the digits in which statistics are published."""
+    """Return whether two statistics agree to the digits in which statistics are published."""
     return all(abs(a - b) < 1e-4 for a, b in zip(one, other, strict=True))
 
 
@@ -312,7 +312,7 @@ def _from_file(path: Path, model: Model) -> Weights:
 
 
 def _metadata(path: Path, content: bytes) -> tuple[Preprocess | None, tuple[Change, ...]]:
-    """The preprocessing and the changes of the network that a file of weights records.
+    """Return the preprocessing and the changes of the network that a file of weights records.
 
     The file itself, or timm's ``config.json`` next to it, may describe the preprocessing. Only the
     file itself may record changes.
@@ -360,7 +360,7 @@ def _refused(path: Path, error: Exception) -> ArtefactError:
 
 
 def _reason(error: Exception) -> str:
-    """The reason in one line, without torch's advice to run the code that a file names."""
+    """Return the reason in one line, without torch's advice to run the code that a file names."""
     text = str(error).strip()
     if named := re.search(r"GLOBAL (\S+)", text):
         return f"it asks for {named[1]}, and only tensors are read"
@@ -462,7 +462,7 @@ def _interpolation(name: str, weights: str) -> preprocess.Interpolation:
 
 
 def _hint(model: Model) -> str:
-    """The statistics of timm's own weights of the architecture, as a hint for the user."""
+    """Return the statistics of timm's own weights of the architecture, as a hint for the user."""
     if model.source != "timm":
         return ""
     timm = import_timm()

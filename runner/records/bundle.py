@@ -70,7 +70,7 @@ class Architecture:
     changes: tuple[Change, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The values for JSON; ``changes`` is left out if there are none."""
+        """Return the values for JSON; ``changes`` is left out if there are none."""
         values = {"source": self.source, "name": self.name, "num_outputs": self.num_outputs}
         changes = [{"name": change.name, **change.values} for change in self.changes]
         return {**values, "changes": changes} if changes else values
@@ -277,7 +277,7 @@ def changes_in(model: Mapping[str, Any]) -> tuple[Change, ...]:
 
 
 def code_of(changes: Sequence[Change]) -> Mapping[str, Any] | None:
-    """The values of the change by a file of the user, if there is one."""
+    """Return the values of the change by a file of the user, if there is one."""
     return next((change.values for change in changes if change.name == CODE), None)
 
 

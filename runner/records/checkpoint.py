@@ -199,7 +199,7 @@ def _manifest(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def _committed(folder: Path) -> list[Path]:
-    """The committed checkpoints, newest first."""
+    """Return the committed checkpoints, newest first."""
     if not folder.is_dir():
         return []
     found = {path: match for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}

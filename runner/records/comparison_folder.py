@@ -140,20 +140,20 @@ class ComparisonPlan:
         return self.pairs_of(self.max_seeds)
 
     def pairs_of(self, num_seeds: int) -> range:
-        """The numbers of the pairs of the first seeds."""
+        """Return the numbers of the pairs of the first seeds."""
         return range(self.first_seed, self.first_seed + num_seeds * self.num_folds)
 
     def pair(self, seed: int, fold: int) -> int:
-        """The number of a pair."""
+        """Return the number of a pair."""
         return self.first_seed + (seed - self.first_seed) * self.num_folds + fold
 
     def seed_and_fold(self, pair: int) -> tuple[int, int]:
-        """The seed and the fold of a pair; fold 0 without folds."""
+        """Return the seed and the fold of a pair; fold 0 without folds."""
         seed, fold = divmod(pair - self.first_seed, self.num_folds)
         return self.first_seed + seed, fold
 
     def pair_name(self, pair: int) -> str:
-        """What people read for a pair, such as ``seed 3``."""
+        """Return what people read for a pair, such as ``seed 3``."""
         if self.num_folds == 1:
             return f"seed {pair}"
         return "seed {}, fold {}".format(*self.seed_and_fold(pair))
@@ -187,7 +187,7 @@ class ComparisonPlan:
         return hash_of([values, self.fingerprint, self.num_val])
 
     def shares_runs(self, other: "ComparisonPlan") -> bool:
-        """Whether runs of an arm can belong to this comparison and to ``other``."""
+        """Return whether runs of an arm can belong to this comparison and to ``other``."""
         return (
             self.base_question == other.base_question
             and bool({arm.key for arm in self.arms} & {arm.key for arm in other.arms})
@@ -243,7 +243,7 @@ class ComparisonFolder:
 
     @staticmethod
     def all_in(outputs: Path) -> "list[ComparisonFolder]":
-        """The comparisons below ``outputs``, sorted by name; other folders are skipped."""
+        """Return the comparisons below ``outputs``, sorted by name; other folders are skipped."""
         with suppress(OSError):
             paths = sorted((outputs / FOLDER).iterdir())
             return [ComparisonFolder(path) for path in paths if (path / _PLAN).is_file()]
@@ -384,7 +384,7 @@ class ComparisonFolder:
         self._write(_TUNING, {"tuning": content}, identity_of(self.plan()))
 
     def chosen(self) -> dict[str, tuple[str, ...]]:
-        """The words that the search chose for the base and each arm; empty without a search.
+        """Return the words that the search chose for the base and each arm; empty without a search.
 
         Raises:
             ArtefactError: a file is damaged or was edited, or the question is missing.
@@ -452,7 +452,7 @@ class ComparisonFolder:
     def _read(
         self, name: str, question: str, parse: Callable[[Mapping[str, Any]], _T], fix: str
     ) -> _T:
-        """The content of a file, after its format and identity were checked."""
+        """Return the content of a file, after its format and identity were checked."""
         path = self.path / name
         try:
             found = fields.parsed(read_whole(path, at_most=LARGEST_JSON))
@@ -576,7 +576,7 @@ _MEANINGS = {
 
 
 def _changes(old: ComparisonPlan, new: ComparisonPlan) -> dict[str, str]:
-    """What differs between two questions, by a key of ``_MEANINGS``."""
+    """Return what differs between two questions, by a key of ``_MEANINGS``."""
     before, after = ({arm.key: arm.label for arm in plan.arms} for plan in (old, new))
     added = [label for key, label in after.items() if key not in before]
     left_out = [label for key, label in before.items() if key not in after]
@@ -600,7 +600,7 @@ def _changes(old: ComparisonPlan, new: ComparisonPlan) -> dict[str, str]:
 
 
 def _margins(old: ComparisonPlan, new: ComparisonPlan) -> tuple[str, str]:
-    """The margins in words; of different metrics they are not compared."""
+    """Return the margins in words; of different metrics they are not compared."""
     if old.metric != new.metric:
         return "", ""
     scale, unit = (1, "") if old.metric in _NO_RATES else (100, " points")
@@ -649,7 +649,7 @@ def _tune_words(plan: ComparisonPlan) -> str:
 
 
 def plan_content(plan: ComparisonPlan) -> dict[str, Any]:
-    """The question as JSON."""
+    """Return the question as JSON."""
     return {
         "name": plan.name,
         "base": {
@@ -680,7 +680,7 @@ def plan_content(plan: ComparisonPlan) -> dict[str, Any]:
 
 
 def plan_of(content: Mapping[str, Any]) -> ComparisonPlan:
-    """The question that :func:`plan_content` made JSON of; other keys are ignored.
+    """Return the question that :func:`plan_content` made JSON of; other keys are ignored.
 
     Raises:
         ValueError: a value is missing or impossible.
@@ -742,7 +742,7 @@ def plan_of(content: Mapping[str, Any]) -> ComparisonPlan:
 
 
 def _num_folds(content: Mapping[str, Any]) -> int:
-    """The number of folds of a question; 1 without folds.
+    """Return the number of folds of a question; 1 without folds.
 
     Raises:
         ValueError: it is impossible.
@@ -811,7 +811,7 @@ def identity_of(plan: ComparisonPlan) -> str:
 
 
 def displayed_label(label: str) -> str:
-    """What people read for the label of an arm or of the base."""
+    """Return what people read for the label of an arm or of the base."""
     return BASELINE if label == BASE else label
 
 

@@ -36,14 +36,14 @@ _FOLDER = "evaluations"
 
 
 def names(folder: RunFolder) -> list[str]:
-    """The names of the evaluations of a run, sorted."""
+    """Return the names of the evaluations of a run, sorted."""
     with suppress(OSError):
         return sorted(path.stem for path in (folder.path / _FOLDER).glob("*.json"))
     return []
 
 
 def read(folder: RunFolder, name: str) -> dict[str, Any] | None:
-    """The content of ``NAME.json``; None if there is no such evaluation, or no ``NAME.npz``.
+    """Return the content of ``NAME.json``; None if there is no such evaluation, or no ``NAME.npz``.
 
     Raises:
         ArtefactError: the file exists but is not an evaluation with that name.
@@ -74,7 +74,7 @@ def read(folder: RunFolder, name: str) -> dict[str, Any] | None:
 
 
 def joined(result: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The result of a run with the tricks and metrics of one of its evaluations, if any.
+    """Return the result of a run with the tricks and metrics of one of its evaluations, if any.
 
     Its name and its seconds are under ``evaluation``.
     """
@@ -136,7 +136,7 @@ def prediction_files(folder: RunFolder, name: str | None) -> list[Path]:
 
 
 def probabilities(folder: RunFolder, name: str) -> NDArray[Any]:
-    """The (n, K) combined probabilities of an evaluation.
+    """Return the (n, K) combined probabilities of an evaluation.
 
     Raises:
         ArtefactError: a file is missing or was changed.

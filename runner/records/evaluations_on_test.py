@@ -47,7 +47,7 @@ class PredictionsOnTest:
 
 
 def name_of(evaluation: str | None, test_fingerprint: str) -> str:
-    """The name of an evaluation on a test part.
+    """Return the name of an evaluation on a test part.
 
     Args:
         evaluation: identity of the evaluation with TTA; None for the plain view.
@@ -57,7 +57,7 @@ def name_of(evaluation: str | None, test_fingerprint: str) -> str:
 
 
 def read(folder: RunFolder, name: str, identity: str, test_fingerprint: str) -> dict[str, Any]:
-    """The content of ``NAME.json``.
+    """Return the content of ``NAME.json``.
 
     Args:
         folder: the folder of the run.
@@ -94,7 +94,7 @@ def read(folder: RunFolder, name: str, identity: str, test_fingerprint: str) -> 
 
 
 def predictions(folder: RunFolder, name: str) -> PredictionsOnTest:
-    """The predictions of an evaluation that :func:`read` has checked.
+    """Return the predictions of an evaluation that :func:`read` has checked.
 
     Raises:
         ArtefactError: the file is damaged.

@@ -89,7 +89,7 @@ def identity(
 def identified(
     config: RunConfig, dataset: "Dataset", weights: str | None, code: IdeaFile | None
 ) -> tuple[RunConfig, dict[str, Any]]:
-    """The identity of a training on data that was read.
+    """Return the identity of a training on data that was read.
 
     Args:
         config: the requested configuration, adapted to its pretrained weights if it has any.
@@ -131,7 +131,7 @@ def evaluation_identity(config: RunConfig) -> str | None:
 
 
 def decisive_values(config: RunConfig) -> dict[str, Any]:
-    """The values of a resolved ``config`` that decide its result, by group and key.
+    """Return the values of a resolved ``config`` that decide its result, by group and key.
 
     Keys that have no effect in ``config`` are at their default.
     """
@@ -143,7 +143,7 @@ def decisive_values(config: RunConfig) -> dict[str, Any]:
 
 
 def neutral_values(default: RunConfig | None = None) -> dict[str, Any]:
-    """The values of a run that sets no key, nested like the values of a run.
+    """Return the values of a run that sets no key, nested like the values of a run.
 
     They do not depend on data or machine, so that a key never has two neutral values. If the
     meaning of null differs from run to run, the neutral value is one that no run has.

@@ -111,7 +111,7 @@ class RunFolder:
                 self._held = None
 
     def result(self) -> dict[str, Any] | None:
-        """The result of a finished run, or None.
+        """Return the result of a finished run, or None.
 
         Raises:
             ArtefactError: the file exists but is not a result.
@@ -138,7 +138,7 @@ class RunFolder:
         return found
 
     def whole_result(self) -> dict[str, Any] | None:
-        """The result of a finished run with all that is shown of it, or None.
+        """Return the result of a finished run with all that is shown of it, or None.
 
         Raises:
             ArtefactError: the file exists but is not such a result.
@@ -167,7 +167,7 @@ class RunFolder:
         return found
 
     def status(self) -> dict[str, Any]:
-        """The content of ``status.json``, with ``status`` corrected by the evidence.
+        """Return the content of ``status.json``, with ``status`` corrected by the evidence.
 
         ``finished`` requires a result, and ``running`` requires that a process holds the lock. The
         status is ``killed`` if the process ended without recording it, and ``new`` if no run has
@@ -325,7 +325,7 @@ class RunFolder:
         append_synced(self.path / log, f"{json.dumps(row, allow_nan=False)}\n".encode())
 
     def rows(self, log: str = "metrics.jsonl") -> list[dict[str, Any]]:
-        """The rows of a log, without damaged rows and a row that is being written."""
+        """Return the rows of a log, without damaged rows and a row that is being written."""
         rows = []
         with suppress(OSError):
             for line in read_end(self.path / log, _LARGEST_LOG).splitlines():
@@ -334,7 +334,7 @@ class RunFolder:
         return rows
 
     def last_row(self) -> dict[str, Any]:
-        """The newest row of the metrics; empty before the first evaluation."""
+        """Return the newest row of the metrics; empty before the first evaluation."""
         with suppress(OSError):
             for line in reversed(read_end(self.path / LOGS[0], _LARGEST_ROW).splitlines()):
                 with suppress(ValueError):
@@ -482,7 +482,7 @@ def require_metrics(metrics: Mapping[str, Any]) -> None:
 
 
 def packed(**arrays: Any) -> bytes:
-    """The content of a compressed file of numpy's with ``arrays``."""
+    """Return the content of a compressed file of numpy's with ``arrays``."""
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
     return content.getvalue()
@@ -491,7 +491,7 @@ def packed(**arrays: Any) -> bytes:
 def unpacked(
     path: Path, names: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, NDArray[Any]]:
-    """The arrays of a file that :func:`packed` made.
+    """Return the arrays of a file that :func:`packed` made.
 
     Raises:
         ArtefactError: the file is missing or damaged, or lacks one of ``names``.
@@ -505,7 +505,7 @@ def unpacked(
 
 
 def run_folders(outputs: Path) -> Iterator[RunFolder]:
-    """The runs below ``outputs``, sorted by name; other folders are skipped."""
+    """Yield the runs below ``outputs``, sorted by name; other folders are skipped."""
     paths: list[Path] = []
     with suppress(OSError):
         paths = sorted(outputs.iterdir())
@@ -523,7 +523,7 @@ _OF_THE_DATA = {  # where they are not set
 def unfinished_on_other_data(
     outputs: Path, name: str, what: Mapping[str, Any]
 ) -> "RunFolder | None":
-    """An unfinished run with the values of ``what``, whose data had another fingerprint.
+    """Return an unfinished run with the values of ``what``, whose data had another fingerprint.
 
     Args:
         outputs: folder of the runs.

@@ -147,7 +147,7 @@ class SweepFolder:
         self._write("slurm.json", {"jobs": content})
 
     def jobs(self) -> list[list[str]]:
-        """The words of each job, without secrets.
+        """Return the words of each job, without secrets.
 
         Raises:
             OSError: the file cannot be read.
@@ -161,7 +161,7 @@ class SweepFolder:
 
     @classmethod
     def all_in(cls, outputs: Path) -> "list[SweepFolder]":
-        """The sweeps below ``outputs``, oldest first; other folders are skipped."""
+        """Return the sweeps below ``outputs``, oldest first; other folders are skipped."""
         with suppress(OSError):
             paths = sorted((outputs / _FOLDER).iterdir())
             return [cls(path) for path in paths if cls(path).exists]
@@ -169,7 +169,7 @@ class SweepFolder:
 
     @staticmethod
     def is_name(name: str) -> bool:
-        """Whether folders of sweeps have such names."""
+        """Return whether folders of sweeps have such names."""
         return bool(_NAME.fullmatch(name))
 
     @property
@@ -212,7 +212,7 @@ class SweepFolder:
         return _is_alive({"pid": pid, "host": host}) if host == socket.gethostname() else None
 
     def place(self, number: int) -> tuple["SweepFolder", int]:
-        """The sweep that submitted job ``number``, and the number of the job there."""
+        """Return the sweep that submitted job ``number``, and the number of the job there."""
         record = self.slurm.get(number)
         if record is not None and record.sweep is not None:
             other = self._others.setdefault(
@@ -224,7 +224,7 @@ class SweepFolder:
         return self, number
 
     def log(self, number: int) -> Path:
-        """The log file of job ``number``."""
+        """Return the log file of job ``number``."""
         folder, number = self.place(number)
         return folder.path / f"{number}.log"
 
@@ -281,7 +281,7 @@ class SweepFolder:
         return found
 
     def has_state(self, number: int) -> bool:
-        """Whether job ``number`` of this sweep has recorded a status."""
+        """Return whether job ``number`` of this sweep has recorded a status."""
         return (self.path / f"{number}.json").exists()
 
     def stop(self, signum: int) -> None:
@@ -304,7 +304,7 @@ class SweepFolder:
         replace_whole(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
 
     def _last_words(self, number: int) -> str:
-        """The message of Python's fault handler, or the statement that there is none."""
+        """Return the message of Python's fault handler, or the statement that there is none."""
         with suppress(OSError):
             words = read_end(self.log(number), _LARGEST).decode(errors="replace")
             for line in words.splitlines():

@@ -18,7 +18,7 @@ _CODE = {"_target_", "_partial_", "_args_"}
 
 
 def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The content of a safetensors file with ``tensors``, which may be on any device."""
+    """Return the content of a safetensors file with ``tensors``, which may be on any device."""
     plain = {
         # A clone, because safetensors refuses tensors that share memory or are not contiguous.
         name: tensor.detach().cpu().contiguous().clone()
@@ -49,7 +49,7 @@ def from_bytes(content: bytes) -> dict[str, Tensor]:
 
 
 def described(content: bytes) -> dict[str, Any] | None:
-    """The description in the metadata of a safetensors file; None if there is none.
+    """Return the description in the metadata of a safetensors file; None if there is none.
 
     Raises:
         ValueError: the file has no header, or the description is not a JSON object that names no
@@ -65,7 +65,7 @@ def described(content: bytes) -> dict[str, Any] | None:
 
 
 def parsed(content: bytes) -> dict[str, Any]:
-    """The object that ``content`` holds as JSON.
+    """Return the object that ``content`` holds as JSON.
 
     Raises:
         ValueError: ``content`` is not a JSON object, or has a key that names code to run.

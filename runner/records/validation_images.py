@@ -79,7 +79,7 @@ class ValidationImages:
         self._places = {str(inert(name)): index for index, name in enumerate(names)}
 
     def name(self, row: int) -> str:
-        """The name of a validation image in ``split.csv.gz``."""
+        """Return the name of a validation image in ``split.csv.gz``."""
         return self._manifest[row][0] if self._manifest else f"validation image {row}"
 
     def image(self, row: int) -> Image.Image | None:
@@ -130,7 +130,7 @@ class ValidationImages:
 
 
 def _depth(data: Data) -> Depth:
-    """The rule for deep images in the recorded configuration of a run."""
+    """Return the rule for deep images in the recorded configuration of a run."""
     if data.window is not None:
         return Depth("window", (data.window[0], data.window[1]))
     # A run that records no rule has no deep images, or is older than the rules.
@@ -153,7 +153,7 @@ def _manifest(path: Path, num_val: int) -> list[tuple[str, str]]:
 
 
 def _lines(unpacked: gzip.GzipFile) -> Iterator[str]:
-    """The lines of a table, as long as they are of a plausible length and number.
+    """Yield the lines of a table, as long as they are of a plausible length and number.
 
     A small file can be unpacked to any size; reading stops at ``_LARGEST_TABLE``.
 

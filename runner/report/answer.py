@@ -193,7 +193,7 @@ def answer(
 def _arms_to_judge(
     group: RunGroup, reference: Arm | None, comparisons: FoundComparisons
 ) -> list[Arm]:
-    """The arms without a run that belongs to a comparison, and what they are compared with.
+    """Return the arms without a run that belongs to a comparison, and what they are compared with.
 
     Runs of a comparison were looked at as they came. A test of a fixed number of seeds that
     includes them would not have its error rate.
@@ -203,7 +203,7 @@ def _arms_to_judge(
 
 
 def _holders(arm: Arm, comparisons: FoundComparisons) -> dict[int, str]:
-    """The names of comparisons that runs of an arm belong to, by seed."""
+    """Return the names of comparisons that runs of an arm belong to, by seed."""
     names = {seed: comparisons.holder(run, arm.view) for seed, run in sorted(arm.runs.items())}
     return {seed: name for seed, name in names.items() if name is not None}
 
@@ -243,7 +243,7 @@ def _check_compared(
 def _readable(
     runs: Iterable[FinishedRun], book: ScoreBook
 ) -> tuple[list[FinishedRun], list[Unranked]]:
-    """The runs with readable predictions for the same images, and the other runs."""
+    """Return the runs with readable predictions for the same images, and the other runs."""
     images: dict[str, tuple[str, str]] = {}
     good: list[FinishedRun] = []
     bad: list[Unranked] = []
@@ -270,7 +270,7 @@ def _readable(
 def _with_value(
     runs: Sequence[FinishedRun], book: ScoreBook, metric: Metric
 ) -> tuple[list[FinishedRun], list[Unranked]]:
-    """The runs on whose images a metric is defined, and the other runs.
+    """Return the runs on whose images a metric is defined, and the other runs.
 
     Raises:
         ConfigError: the metric is defined for no run.

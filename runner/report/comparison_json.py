@@ -19,7 +19,7 @@ _LARGEST = 88.0  # a value that is no rate: log loss ends at that of the smalles
 
 
 def to_json(answer: ComparisonAnswer) -> dict[str, Any]:
-    """The answer as values of JSON; differences and rates are parts of 1, not percent.
+    """Return the answer as values of JSON; differences and rates are parts of 1, not percent.
 
     The keys stay as they are; others may join them. Equal answers have equal values: nothing in
     them depends on the clock, unless the answer is :func:`~runner.report.comparisons.timed`.
@@ -107,7 +107,7 @@ def _mean_content(mean: Mean | None) -> dict[str, float | None] | None:
 
 
 def _value_content(plan: ComparisonPlan, value: Mean | None) -> dict[str, Any]:
-    """The value of the metric, if it is not accuracy."""
+    """Return the value of the metric, if it is not accuracy."""
     return {} if plan.metric == "accuracy" else {"value": _mean_content(value)}
 
 
@@ -116,7 +116,7 @@ def _failed_content(failed: Mapping[int, str]) -> dict[str, str]:
 
 
 def from_json(content: Mapping[str, Any]) -> ComparisonAnswer:
-    """The answer that :func:`to_json` made.
+    """Return the answer that :func:`to_json` made.
 
     Raises:
         ArtefactError: ``content`` is not such an answer.
@@ -243,14 +243,14 @@ def _mean_from(values: Mapping[str, Any], key: str, *, at_most: float = 1) -> Me
 
 
 def _value_from(values: Mapping[str, Any], plan: ComparisonPlan) -> Mean | None:
-    """The value of the metric that is compared; that of accuracy has a key of its own."""
+    """Return the value of the metric that is compared; that of accuracy has a key of its own."""
     if plan.metric == "accuracy":
         return _mean_from(values, "accuracy")
     return _mean_from(values, "value", at_most=_most(plan))
 
 
 def _most(plan: ComparisonPlan) -> float:
-    """The largest value of the metric that is compared."""
+    """Return the largest value of the metric that is compared."""
     return 1.0 if METRICS[plan.metric].unit else _LARGEST
 
 

@@ -46,7 +46,7 @@ def comparison_title(answer: ComparisonAnswer) -> str:
 
 
 def standing_text(one: Standing, margin: float, metric: Metric = ACCURACY) -> str:
-    """How an arm stands, in a few words."""
+    """Return how an arm stands, in a few words."""
     if one.reason == "failed":
         return "failed"
     if one.is_open:
@@ -93,21 +93,21 @@ def standings_table(answer: ComparisonAnswer) -> Table:
 
 
 def _what(metric: Metric) -> str:
-    """What the numbers of a difference are, with their direction where less is better."""
+    """Return what the numbers of a difference are, with their direction where less is better."""
     of = "" if metric.name == "accuracy" else f" of {metric.label}"
     what = f"percentage points{of}" if metric.unit else metric.label
     return f"{what} ({metric.direction})" if metric.direction else what
 
 
 def _count(seeds: tuple[int, ...], failed: object, num_folds: int) -> str:
-    """The number of pairs that count, and of seeds that failed."""
+    """Return the number of pairs that count, and of seeds that failed."""
     num_failed = len(failed) if isinstance(failed, dict) else 0
     count = str(num_folds * len(seeds))
     return f"{count}, {num_failed} failed" if num_failed else count
 
 
 def forest_of(answer: ComparisonAnswer) -> Forest:
-    """The forest plot of the arms."""
+    """Return the forest plot of the arms."""
     metric = answer.metric
     rows = [(one, "" if one.mean is None else metric.text(one.mean)) for one in answer.standings]
     width = max((len(size) for _, size in rows), default=0)
@@ -135,7 +135,7 @@ def _short(one: Standing) -> str:
 
 
 def prices_table(answer: ComparisonAnswer) -> Table:
-    """The table of what each arm costs, relative to the baseline."""
+    """Return the table of what each arm costs, relative to the baseline."""
     counts = [f"{answer.num_trainings} training{'s' * (answer.num_trainings != 1)}"]
     if answer.num_evaluations:
         plural = "s" * (answer.num_evaluations > 1)
@@ -156,7 +156,7 @@ def prices_table(answer: ComparisonAnswer) -> Table:
 
 
 def looks_table(answer: ComparisonAnswer) -> Table:
-    """The table of what every look found."""
+    """Return the table of what every look found."""
     return Table(
         "every look, with p-values corrected for arms and looks",
         (
@@ -180,7 +180,7 @@ def looks_table(answer: ComparisonAnswer) -> Table:
 
 
 def pairs_table(answer: ComparisonAnswer) -> Table:
-    """The table of every pair of runs."""
+    """Return the table of every pair of runs."""
     return Table(
         "seed by seed",
         ("arm", "seed", "difference", "gained", "lost", "McNemar p"),

@@ -70,7 +70,7 @@ def _undecided(one: Standing, n: str, metric: Metric) -> str:
 
 
 def _failures(one: Standing) -> str:
-    """The failed seeds of an arm, with the reason, such as ``1 of 5 seeds failed: …``."""
+    """Return the failed seeds of an arm, with the reason, such as ``1 of 5 seeds failed: …``."""
     total = len(one.seeds) + len(one.failed)
     reasons = Counter(reason.partition("\n")[0] for reason in one.failed.values())
     reason, count = reasons.most_common(1)[0]

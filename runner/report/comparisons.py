@@ -262,7 +262,7 @@ def _with_lost(
 
 
 def out_of_budget(answer: ComparisonAnswer) -> ComparisonAnswer:
-    """The same answer, in which open arms say that the budget is used up."""
+    """Return the same answer, in which open arms say that the budget is used up."""
     stopped = (replace(one, reason="budget") if one.is_open else one for one in answer.standings)
     return replace(answer, standings=tuple(stopped))
 
@@ -270,7 +270,7 @@ def out_of_budget(answer: ComparisonAnswer) -> ComparisonAnswer:
 def by_seed(
     plan: ComparisonPlan, runs: Mapping[str, Mapping[int, PairedRun]]
 ) -> Mapping[str, Mapping[int, PairedRun]]:
-    """The runs by label and seed. A seed has a run if each of its folds has one.
+    """Return the runs by label and seed. A seed has a run if each of its folds has one.
 
     With folds, the run of a seed stands for those of all its folds; :func:`read_seed` reads them.
     """
@@ -303,7 +303,7 @@ def _whole_seeds(plan: ComparisonPlan, of_pairs: Mapping[int, PairedRun]) -> dic
 def read_seed(
     plan: ComparisonPlan, of_pairs: Mapping[int, PairedRun], seed: int, outputs: Path
 ) -> FinishedRun:
-    """The run of one seed, or of all its folds together.
+    """Return the run of one seed, or of all its folds together.
 
     Raises:
         ArtefactError: a run is missing or damaged.
@@ -335,12 +335,12 @@ class _Paired:
         self._images: tuple[str, str] | None = None
 
     def has_run(self, label: str, seed: int) -> bool:
-        """Whether the base, or an arm, has a run for a seed."""
+        """Return whether the base, or an arm, has a run for a seed."""
         one = self._runs[label].get(seed)
         return one is not None and one.run is not None
 
     def is_complete(self, label: str, seeds: Sequence[int]) -> bool:
-        """Whether an arm and the base have a run or a failure for each seed.
+        """Return whether an arm and the base have a run or a failure for each seed.
 
         For a seed with which the base diverged the arm needs neither: no pair is possible.
         """
@@ -348,11 +348,11 @@ class _Paired:
         return all(seed in base and (seed in arm or base[seed].is_diverged) for seed in seeds)
 
     def pairs(self, label: str, seeds: Sequence[int]) -> tuple[int, ...]:
-        """The seeds for which both the arm and the base have a run."""
+        """Return the seeds for which both the arm and the base have a run."""
         return tuple(s for s in seeds if self.has_run(label, s) and self.has_run(BASE, s))
 
     def failures(self, label: str, seeds: Sequence[int]) -> dict[int, str]:
-        """The seeds for which the arm or the base failed, with the reasons."""
+        """Return the seeds for which the arm or the base failed, with the reasons."""
         found = {}
         for seed in seeds:
             own, base = self._runs[label].get(seed), self._runs[BASE].get(seed)
@@ -363,7 +363,7 @@ class _Paired:
         return found
 
     def run(self, label: str, seed: int) -> FinishedRun:
-        """The run of the base, or of an arm, for a seed.
+        """Return the run of the base, or of an arm, for a seed.
 
         Raises:
             ArtefactError: the run is missing or damaged, or is not the run of its place.
@@ -388,7 +388,7 @@ class _Paired:
         return run
 
     def scores(self, label: str, seed: int) -> Scores:
-        """The scores of a run.
+        """Return the scores of a run.
 
         Raises:
             ArtefactError: the predictions cannot be read, or are for other images.
@@ -403,7 +403,7 @@ class _Paired:
         return scores
 
     def measured(self, label: str, seeds: Sequence[int]) -> list[Measured]:
-        """The metric of the runs, in the view that is compared."""
+        """Return the metric of the runs, in the view that is compared."""
         found = []
         for seed in seeds:
             self.scores(label, seed)  # refuses those of other images
@@ -412,7 +412,7 @@ class _Paired:
         return found
 
     def value(self, label: str, seeds: Sequence[int]) -> Mean | None:
-        """The metric over these seeds; None without one."""
+        """Return the metric over these seeds; None without one."""
         if not seeds:
             return None
         if self.metric is ACCURACY:
@@ -420,7 +420,7 @@ class _Paired:
         return mean_of([one.value for one in self.measured(label, seeds)])
 
     def difference(self, label: str, seeds: Sequence[int]) -> Difference:
-        """The difference between an arm and the base over these pairs."""
+        """Return the difference between an arm and the base over these pairs."""
         sides = self.measured(label, seeds), self.measured(BASE, seeds)
         scores = self.scores(BASE, seeds[0])
         found = digest(sides, scores.images.folds)
@@ -547,7 +547,7 @@ def _sequential(paired: _Paired) -> _Places:
 
 
 def _is_lost(num_pairs: int, n: int, max_seeds: int) -> bool:
-    """Whether an arm without enough pairs at ``n`` seeds gets no further ones.
+    """Return whether an arm without enough pairs at ``n`` seeds gets no further ones.
 
     An arm of which every training failed would go on failing; an arm that cannot have enough pairs
     by the last look has no verdict in any case. Neither is a verdict, so no error rate changes.
@@ -633,7 +633,7 @@ def _standing(paired: _Paired, arm: ArmPlan, now: _Places, chosen: tuple[str, ..
 
 
 def _price(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> dict[str, float]:
-    """The cost of an arm relative to the base; a ratio to nothing is left out."""
+    """Return the cost of an arm relative to the base; a ratio to nothing is left out."""
     if not ours:
         return {}
     ratios = price_ratios(ours, theirs)
@@ -752,7 +752,7 @@ def _notes(
 def compared_runs(
     answer: ComparisonAnswer, known: Mapping[tuple[str, int], FinishedRun]
 ) -> RunGroup | None:
-    """The runs of :func:`counted_runs`, for the details of the page; the baseline is first.
+    """Return the runs of :func:`counted_runs`, for the details of the page; the baseline is first.
 
     None if there is no run, or one can no longer be read.
     """

@@ -168,7 +168,7 @@ def table(found: Confirmation, answer: "ComparisonAnswer") -> Table:
 
 
 def to_content(found: Confirmation) -> dict[str, Any]:
-    """The confirmation as values of JSON; all numbers are parts of 1."""
+    """Return the confirmation as values of JSON; all numbers are parts of 1."""
     return {
         "split": "test",
         "is_verdict": False,
@@ -205,7 +205,7 @@ def record(folder: ComparisonFolder, found: Confirmation) -> None:
 
 
 def of_answer(folder: ComparisonFolder) -> dict[str, Any] | None:
-    """The recorded confirmation of the answer that a folder has now; None if there is none.
+    """Return the recorded confirmation of the answer that a folder has now; None if there is none.
 
     Raises:
         ArtefactError: the confirmation is damaged or was edited.
@@ -216,7 +216,7 @@ def of_answer(folder: ComparisonFolder) -> dict[str, Any] | None:
 
 
 def with_recorded(answer: "ComparisonAnswer", folder: ComparisonFolder) -> "ComparisonAnswer":
-    """The answer of a folder with its confirmation, if there is one of this answer.
+    """Return the answer of a folder with its confirmation, if there is one of this answer.
 
     Raises:
         ArtefactError: the confirmation is damaged or was edited.
@@ -233,7 +233,7 @@ def with_recorded(answer: "ComparisonAnswer", folder: ComparisonFolder) -> "Comp
 
 
 def _from_content(content: Mapping[str, Any], labels: Sequence[str]) -> Confirmation:
-    """The confirmation that :func:`to_content` made JSON of.
+    """Return the confirmation that :func:`to_content` made JSON of.
 
     Raises:
         ValueError: a value is missing or impossible.

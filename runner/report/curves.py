@@ -47,7 +47,7 @@ class Lead:
 
 
 def curve(arm: Arm, axis: str, seeds: Sequence[int] | None = None) -> Curve | None:
-    """The curve of an arm's training; None if the seeds have no epoch in common."""
+    """Return the curve of an arm's training; None if the seeds have no epoch in common."""
     chosen = [arm.runs[seed] for seed in (arm.runs if seeds is None else seeds)]
     rows = [run.epochs for run in chosen if run.epochs]
     if not rows:

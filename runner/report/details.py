@@ -146,7 +146,7 @@ class GroupDetails:
         return found
 
     def confusions(self) -> list[Confusion]:
-        """The confusion of each arm."""
+        """Return the confusion of each arm."""
         return [self._confusion(arm) for arm in self._group.arms]
 
     def _confusion(self, arm: Arm) -> Confusion:
@@ -213,7 +213,7 @@ class Pictures:
         self._images = ValidationImages(run.path, run.config["data"], run.num_val)
 
     def name(self, row: int) -> str:
-        """The name of a validation image."""
+        """Return the name of a validation image."""
         return self._images.name(row)
 
     def thumbnail(self, row: int) -> str | None:
@@ -244,7 +244,7 @@ class CodeCopy:
 
 
 def find_codes(groups: Sequence[RunGroup]) -> list[CodeCopy]:
-    """The files of the user's own code among the compared runs, each once."""
+    """Return the files of the user's own code among the compared runs, each once."""
     found: dict[str, CodeCopy] = {}
     for arm in (arm for group in groups for arm in group.arms):
         for run in arm.runs.values():
@@ -257,7 +257,7 @@ def find_codes(groups: Sequence[RunGroup]) -> list[CodeCopy]:
 
 
 def _copied_code(run: FinishedRun, digest: str) -> str | None:
-    """The beginning of a run's copy of the code, if its SHA-256 is ``digest``."""
+    """Return the beginning of a run's copy of the code, if its SHA-256 is ``digest``."""
     content = content_with_digest(run.path / "code.py", digest)
     if content is None:
         return None

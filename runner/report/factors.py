@@ -49,12 +49,12 @@ class Factor:
     left_out: tuple[str, ...] = ()
 
     def holds(self, key: str) -> bool:
-        """Whether a dotted key belongs to this factor."""
+        """Return whether a dotted key belongs to this factor."""
         is_inside = key == self.name or key.startswith(f"{self.name}.")
         return is_inside and key not in self.left_out
 
     def values(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        """The values, by dotted key, that belong to this factor."""
+        """Return the values, by dotted key, that belong to this factor."""
         return {key: value for key, value in found.items() if self.holds(key)}
 
     @property
@@ -93,7 +93,7 @@ class Factors:
         return {factor.group for factor in (*self.all, self.apart) if factor}
 
     def of(self, key: str) -> Factor | None:
-        """The factor that a dotted key belongs to; None if there is none."""
+        """Return the factor that a dotted key belongs to; None if there is none."""
         if key not in self._known:
             self._known[key] = next((factor for factor in self.all if factor.holds(key)), None)
         return self._known[key]
@@ -103,7 +103,7 @@ class Factors:
         return {}
 
     def values(self, found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """The values that belong to a factor, by factor and dotted key."""
+        """Return the values that belong to a factor, by factor and dotted key."""
         values: dict[str, dict[str, Any]] = {factor.name: {} for factor in self.all}
         for key, value in found.items():
             if factor := self.of(key):
@@ -134,14 +134,14 @@ def view_groups() -> frozenset[str]:
 
 
 def without_views(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, by name or dotted key, that are not those of views of the images."""
+    """Return the values, by name or dotted key, that are not those of views of the images."""
     return {
         key: value for key, value in values.items() if key.partition(".")[0] not in view_groups()
     }
 
 
 def looks_of(run: FinishedRun) -> list[Look]:
-    """The looks of a run: its plain view, and its TTA if it has one."""
+    """Return the looks of a run: its plain view, and its TTA if it has one."""
     values = {"fingerprint": run.fingerprint, **leaves(run.values)}
     del values["seed"]
     neutral = {
@@ -154,13 +154,13 @@ def looks_of(run: FinishedRun) -> list[Look]:
 
 
 def has_view(tricks: Iterable[str]) -> bool:
-    """Whether one of the tricks is a view of the images."""
+    """Return whether one of the tricks is a view of the images."""
     named = {name for group in view_groups() for name in schema.trick_groups()[group]}
     return bool(named & set(tricks))
 
 
 def trick_factors() -> Factors:
-    """Every group of tricks without its plain keys, and the user's own code."""
+    """Return every group of tricks without its plain keys, and the user's own code."""
     groups = [
         Factor(group, tuple(f"{group}.{key}" for key in schema.plain_keys(group)))
         for group in schema.trick_groups()
@@ -169,7 +169,7 @@ def trick_factors() -> Factors:
 
 
 def chosen_factors(by: Sequence[str], found: Sequence[Look]) -> Factors:
-    """The factors that ``--by`` names.
+    """Return the factors that ``--by`` names.
 
     Args:
         by: groups and dotted keys, or ``all``; empty for the tricks.
@@ -231,14 +231,14 @@ def _check(key: str, known: set[str]) -> None:
 
 
 def shared_values(look: Look, factors: Factors) -> dict[str, Any]:
-    """The values that must be equal for a comparison by ``factors``, by dotted key."""
+    """Return the values that must be equal for a comparison by ``factors``, by dotted key."""
     return _shared(look.values, look.run, factors)
 
 
 def training_of_failed(
     run: FailedRun, factors: Factors
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The :func:`shared_values` of a run that failed, and its values of the factors.
+    """Return the :func:`shared_values` of a run that failed, and its values of the factors.
 
     Both are without the values of views, which its training does not depend on.
     """
@@ -268,14 +268,14 @@ def _asked(
 
 
 def _config_value(run: FinishedRun | FailedRun, key: str) -> Any:
-    """The value in the run's configuration, before null was replaced by its meaning."""
+    """Return the value in the run's configuration, before null was replaced by its meaning."""
     group, _, name = key.rpartition(".")
     values = run.config.get(group) if group else run.config
     return values.get(name) if isinstance(values, Mapping) else None
 
 
 def differing_factors(found: Iterable[Look]) -> list[str]:
-    """The names of the factors in which looks at the same data differ.
+    """Return the names of the factors in which looks at the same data differ.
 
     If a group differs in one key, the factor is that key, else the group.
     """
@@ -294,13 +294,13 @@ def differing_factors(found: Iterable[Look]) -> list[str]:
 
 
 def differing_keys(values: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys whose values are not the same in all of ``values``."""
+    """Return the keys whose values are not the same in all of ``values``."""
     keys = dict.fromkeys(key for one in values for key in one)
     return [key for key in keys if len({canonical_text(one.get(key)) for one in values}) > 1]
 
 
 def is_default(factor: Factor, look: Look) -> bool:
-    """Whether the values of a factor are the defaults of the schema."""
+    """Return whether the values of a factor are the defaults of the schema."""
     defaults = leaves(schema.default_dict())
     return all(
         value == _neutral().get(key) or (key in defaults and _leaf_is(look, key, defaults[key]))
@@ -334,7 +334,7 @@ def level_names(factor: Factor, found: Sequence[Look]) -> dict[str, str]:
 
 
 def level_of(factor: Factor, look: Look) -> str:
-    """The values of a factor as a text that is equal for equal values."""
+    """Return the values of a factor as a text that is equal for equal values."""
     return canonical_text(factor.values(look.values))
 
 
@@ -365,7 +365,7 @@ def _details(keys: Iterable[str], values: Mapping[str, Any], spelled: Any) -> st
 
 
 def nearest_option(group: str, look: Look) -> tuple[str | None, tuple[str, ...]]:
-    """The option of ``conf/`` that equals or nearly equals a look's values of a group.
+    """Return the option of ``conf/`` that equals or nearly equals a look's values of a group.
 
     Returns:
         The name of the option, and the dotted keys in which the values differ from it, three at
@@ -406,7 +406,7 @@ def _option_values(group: str, name: str, look: Look) -> dict[str, Any]:
 
 
 def has_value(factor: Factor, look: Look, name: str, word: str) -> bool:
-    """Whether a look has the value that ``KEY=VALUE`` requests.
+    """Return whether a look has the value that ``KEY=VALUE`` requests.
 
     Args:
         factor: the factor that KEY belongs to.
@@ -440,11 +440,11 @@ def _neutral() -> dict[str, Any]:
 
 
 def short_text(value: Any) -> str:
-    """A value in few characters."""
+    """Return a value in few characters."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 24 else f"{text[:12]}…"
 
 
 def canonical_text(value: Any) -> str:
-    """A value as a text that is equal for equal values."""
+    """Return a value as a text that is equal for equal values."""
     return json.dumps(value, sort_keys=True)

@@ -118,7 +118,7 @@ def moderated(found: Sequence[Difference], margin: float) -> list[Moderated]:
 
 
 def _pooled(found: Sequence[Difference]) -> list[Difference]:
-    """The differences that share their spread; none if there are fewer than two."""
+    """Return the differences that share their spread; none if there are fewer than two."""
     pool = [one for one in found if one.floor > 0]
     return pool if len(pool) > 1 else []
 
@@ -142,7 +142,7 @@ def _tested(one: Difference, margin: float, deviation: float, degrees: int) -> M
 def judged(
     found: Sequence[Difference], margin: float, num_images: int, *, less_is_better: bool = False
 ) -> list[Judged]:
-    """The verdicts of one family of comparisons, whose seeds were chosen beforehand.
+    """Return the verdicts of one family of comparisons, whose seeds were chosen beforehand.
 
     The 5 % hold for all of them together, for the tests of no difference and for those of the
     margin. Comparisons with fewer than ``FEWEST_SEEDS`` seeds belong to no family: they could not
@@ -185,7 +185,7 @@ def judged(
 
 
 def smallest_margin(found: Sequence[Difference]) -> tuple[float, int] | None:
-    """The smallest margin for which these images can show no difference, about.
+    """Return the smallest margin for which these images can show no difference, about.
 
     It is the reach of the one-sided 5 % test, the median over the comparisons with enough seeds: so
     far from a measured difference of exactly zero the test excludes. With a smaller margin these
@@ -206,7 +206,7 @@ def smallest_margin(found: Sequence[Difference]) -> tuple[float, int] | None:
 
 
 def holm_levels(p_values: Sequence[float]) -> list[float]:
-    """The level that each p-value must fall below at its place in Holm's order."""
+    """Return the level that each p-value must fall below at its place in Holm's order."""
     levels = [0.0] * len(p_values)
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     for rank, index in enumerate(order):
@@ -267,7 +267,7 @@ def outlook(
     effect = abs(found.mean)
 
     def reach(n: int, tail: float, own_tail: float) -> float:
-        """The distance from the mean that both tests exclude."""
+        """Return the distance from the mean that both tests exclude."""
         degrees = min(PRIOR + n - 1, num_sharing * (n - 1))
         return max(
             -float(stdtrit(degrees, tail)) * sqrt(shared.deviation**2 / n + found.image_error**2),
@@ -298,7 +298,7 @@ def outlook(
 
 
 def probability_below(limit: float, deviation: float) -> float:
-    """The probability that a normal variable around 0 falls below ``limit``."""
+    """Return the probability that a normal variable around 0 falls below ``limit``."""
     if deviation == 0:
         return float(limit > 0)
     return float(ndtr(limit / deviation))

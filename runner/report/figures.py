@@ -222,7 +222,7 @@ def _shown(text: str) -> str:
 
 
 def _in_two_lines(label: str) -> str:
-    """A long label, broken after the ``+`` or ``with`` that is nearest to its middle."""
+    """Return a long label, broken after the ``+`` or ``with`` that is nearest to its middle."""
     label = printable(label)
     places = [found.end() for found in re.finditer(r" (\+|with|in) ", label)]
     if len(label) <= _LONG or not places:
@@ -232,7 +232,7 @@ def _in_two_lines(label: str) -> str:
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The figure as an ``svg`` element; ``name`` must be unique in the page."""
+    """Return the figure as an ``svg`` element; ``name`` must be unique in the page."""
     content = io.StringIO()
     # Marks and clips have identifiers, which must differ from those of other figures.
     with mpl.rc_context({"svg.hashsalt": name}):

@@ -152,7 +152,7 @@ def _combined(
     luck: float,
     margin: float,
 ) -> Difference:
-    """The difference from its parts.
+    """Return the difference from its parts.
 
     Args:
         mean: the difference over all seeds and images.

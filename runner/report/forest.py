@@ -113,7 +113,7 @@ class Forest:
             console.print(Text(line), soft_wrap=True)
 
     def markdown(self) -> str:
-        """The plot as a block of code under its title."""
+        """Return the plot as a block of code under its title."""
         found = self.lines()
         if not found:
             return ""
@@ -122,7 +122,7 @@ class Forest:
 
 
 def can_draw(encoding: str) -> bool:
-    """Whether text in ``encoding`` can hold the characters of the plot."""
+    """Return whether text in ``encoding`` can hold the characters of the plot."""
     try:
         "".join(vars(_UNICODE).values()).encode(encoding)
     except (UnicodeEncodeError, LookupError):
@@ -168,7 +168,7 @@ class _Axis:
 
 
 def _step(least: float) -> float:
-    """The smallest of 1, 2 and 5 times a power of ten that is at least ``least``."""
+    """Return the smallest of 1, 2 and 5 times a power of ten that is at least ``least``."""
     power: float = 10.0 ** floor(log10(least))
     return next((factor * power for factor in (1, 2, 5) if factor * power >= least), 10 * power)
 

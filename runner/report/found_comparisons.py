@@ -40,7 +40,7 @@ class FoundComparisons:
     groups: tuple[RunGroup | None, ...] = ()
 
     def holder(self, run: FinishedRun, view: str) -> str | None:
-        """The name of a comparison that a view of a run belongs to; None if there is none.
+        """Return the name of a comparison that a view of a run belongs to; None if there is none.
 
         The plain view of a training belongs to it also where the comparison is of views with TTA.
         """

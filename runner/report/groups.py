@@ -84,7 +84,7 @@ class Arm:
         return float(np.mean(list(self.metric("forward_passes").values())))
 
     def metric(self, name: str) -> dict[int, float]:
-        """A metric by seed."""
+        """Return a metric by seed."""
         return {seed: run.metrics[self.view][name] for seed, run in self.runs.items()}
 
 
@@ -138,7 +138,7 @@ class RunGroup:
         return " · ".join(parts)
 
     def _shared_tricks(self, titled: Iterable[str]) -> list[str]:
-        """The tricks that are on in all arms; empty if tricks are compared."""
+        """Return the tricks that are on in all arms; empty if tricks are compared."""
         look, groups = self.arms[0].look, schema.trick_groups()
         if self.factors.are_tricks:
             return []
@@ -168,7 +168,7 @@ class RunGroup:
         return next(iter(self.arms[0].runs.values()))
 
     def find(self, name: str) -> Arm | None:
-        """The arm with that label, or with those tricks joined by ``+``; None without one.
+        """Return the arm with that label, or with those tricks joined by ``+``; None without one.
 
         Raises:
             ConfigError: several arms have those tricks.
@@ -182,7 +182,7 @@ class RunGroup:
         return found[0] if found else None
 
     def matching(self, words: Sequence[str]) -> list[Arm]:
-        """The arms that have the value of each ``KEY=VALUE``.
+        """Return the arms that have the value of each ``KEY=VALUE``.
 
         Raises:
             ConfigError: several files have the name of ``code=NAME``.
@@ -313,7 +313,7 @@ def _name_by_tricks(group: RunGroup) -> None:
 
 
 def _file_names(arm: Arm) -> tuple[str, ...]:
-    """The names of an arm, with the name of the file alone for its code."""
+    """Return the names of an arm, with the name of the file alone for its code."""
     code = f"{CODE}={code_name(arm.look)}"
     return tuple(code if name in arm.parts.get(CODE, ()) else name for name in arm.names)
 
@@ -327,7 +327,7 @@ def _ambiguous(word: str, labels: Sequence[str]) -> ConfigError:
 
 
 def trick_label(tricks: Iterable[str]) -> str:
-    """The name of a combination of tricks."""
+    """Return the name of a combination of tricks."""
     names = tuple(tricks)
     left_out = all_tricks() - set(names)
     if set(names) <= all_tricks() and len(left_out) <= 1:

@@ -73,7 +73,7 @@ def compared(
     images: Images,
     margin: float,
 ) -> Difference:
-    """The difference in a metric between the runs of two arms, paired by seed.
+    """Return the difference in a metric between the runs of two arms, paired by seed.
 
     Args:
         metric: the metric of all runs.
@@ -166,7 +166,7 @@ def why_undefined(
     classes: Sequence[str],
     folds: NDArray[np.int64] | None = None,
 ) -> str | None:
-    """Why a metric has no value on these images, in words; None if it has one.
+    """Return why a metric has no value on these images, in words; None if it has one.
 
     Args:
         metric: the metric.
@@ -195,7 +195,7 @@ Statistic = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.floa
 
 
 def _macro_f1(probabilities: FloatArray, labels: NDArray[np.int64]) -> Statistic:
-    """The mean F1 of the classes that have images or predictions."""
+    """Return the mean F1 of the classes that have images or predictions."""
     num_outputs, predicted = probabilities.shape[1], probabilities.argmax(axis=1)
     is_right = predicted == labels
 
@@ -210,7 +210,7 @@ def _macro_f1(probabilities: FloatArray, labels: NDArray[np.int64]) -> Statistic
 
 
 def _auroc(probabilities: FloatArray, labels: NDArray[np.int64]) -> Statistic:
-    """The mean over classes of the area under the curve of the class against the rest.
+    """Return the mean over classes of the area under the curve of the class against the rest.
 
     With C(i) the weight of images whose probability is lower than that of image i, half of the
     weight of equal ones, and P the weight of the class, the area is (Σ w(i) C(i) - P²/2) / (P Q)
@@ -246,7 +246,7 @@ def _auroc(probabilities: FloatArray, labels: NDArray[np.int64]) -> Statistic:
 
 
 def _ece(probabilities: FloatArray, labels: NDArray[np.int64]) -> Statistic:
-    """The calibration error with bins of equally many images, which are those of all images.
+    """Return the calibration error with bins of equally many images, which are those of all images.
 
     An image of a level of confidence that a cut goes through is partly in both bins.
     """
@@ -292,7 +292,7 @@ def _sums(
 
 
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean over the rows that are defined; NaN if none is."""
+    """Return the mean over the rows that are defined; NaN if none is."""
     is_defined = np.isfinite(values)
     number = is_defined.sum(axis=0)
     total = np.where(is_defined, values, 0.0).sum(axis=0)

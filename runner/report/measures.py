@@ -39,7 +39,7 @@ class Pair:
 
 
 def mean_of(values: Sequence[float]) -> Mean:
-    """The mean over seeds of one value per seed, at least one."""
+    """Return the mean over seeds of one value per seed, at least one."""
     return Mean(float(np.mean(values)), t_interval(values))
 
 
@@ -53,7 +53,7 @@ def pair_of(seed: int, new: Measured, old: Measured, metric: Metric) -> Pair:
 
 
 def ratio(ours: float, theirs: float) -> float:
-    """A price relative to another; NaN for a ratio to nothing."""
+    """Return a price relative to another; NaN for a ratio to nothing."""
     if not theirs:
         return float("nan") if ours else 1.0
     return ours / theirs
@@ -74,7 +74,7 @@ def price_ratios(
 def is_timed(
     ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun], ratios: Sequence[float]
 ) -> bool:
-    """Whether runs on equal hardware took turns, and the ratios of their seconds agree.
+    """Return whether runs on equal hardware took turns, and the ratios of their seconds agree.
 
     A machine that does other work for an hour makes every run of that hour slow. Runs that took
     turns share it, and if they do not share it alike, the ratios of the seeds differ.
@@ -98,7 +98,7 @@ def is_timed(
 
 
 def mean_text(mean: Mean, metric: Metric = ACCURACY) -> str:
-    """A value of a metric, with half its interval."""
+    """Return a value of a metric, with half its interval."""
     value = metric.text(mean.mean, signed=False)
     if mean.interval is None:
         return value
@@ -107,7 +107,7 @@ def mean_text(mean: Mean, metric: Metric = ACCURACY) -> str:
 
 
 def p_text(p_value: float | None) -> str:
-    """A p-value to three places."""
+    """Return a p-value to three places."""
     if p_value is None:
         return ""
     return f"{p_value:.3f}" if p_value >= 0.001 else "<0.001"

@@ -41,7 +41,7 @@ class Metric:
     kind: Literal["images", "resampled"]
 
     def is_better(self, difference: float) -> bool:
-        """Whether a difference of the metric is an improvement."""
+        """Return whether a difference of the metric is an improvement."""
         return difference < 0 if self.less_is_better else difference > 0
 
     @property
@@ -55,22 +55,22 @@ class Metric:
         return self.unit or "difference"
 
     def plain(self, value: float) -> str:
-        """A margin as the user types it, without its unit."""
+        """Return a margin as the user types it, without its unit."""
         return f"{self.scale * value:g}"
 
     def size(self, value: float) -> str:
-        """A margin with its unit, such as ``0.5 points``, ``1 point`` or ``0.02``."""
+        """Return a margin with its unit, such as ``0.5 points``, ``1 point`` or ``0.02``."""
         number = self.plain(value)
         unit = self.unit.removesuffix("s") if number == "1" else self.unit
         return " ".join(filter(None, [number, unit]))
 
     def text(self, value: float, *, signed: bool = True) -> str:
-        """A value or a signed difference, with two decimals of a percent or four of 1."""
+        """Return a value or a signed difference, with two decimals of a percent or four of 1."""
         digits, sign = 2 if self.unit else 4, "+" if signed else ""
         return f"{self.scale * value:{sign}.{digits}f}"
 
     def interval_text(self, interval: tuple[float, float] | None) -> str:
-        """The interval of a difference; empty for None."""
+        """Return the interval of a difference; empty for None."""
         if interval is None:
             return ""
         return f"[{self.text(interval[0])}, {self.text(interval[1])}]"
@@ -110,7 +110,7 @@ ACCURACY = METRICS["accuracy"]
 
 
 def metric_of(name: str) -> Metric:
-    """The metric that a user names.
+    """Return the metric that a user names.
 
     Raises:
         ConfigError: there is no such metric.
@@ -135,7 +135,7 @@ def undefined(metric: Metric, reason: str, run: str = "") -> ConfigError:
 
 
 def margin_of(text: str | None, metric: Metric) -> float:
-    """The margin that a user types, in points or in units of the metric, as a part of 1.
+    """Return the margin that a user types, in points or in units of the metric, as a part of 1.
 
     Raises:
         ConfigError: it is no number between 0 and the largest possible difference.
@@ -157,7 +157,7 @@ def margin_of(text: str | None, metric: Metric) -> float:
 
 
 def default_margins() -> str:
-    """The default margin of every metric, for help."""
+    """Return the default margin of every metric, for help."""
     of_margin: dict[str, list[str]] = {}
     for one in METRICS.values():
         of_margin.setdefault(one.plain(one.default_margin), []).append(one.name)

@@ -36,7 +36,7 @@ def group_notes(
     *,
     is_hinted: bool,
 ) -> Iterable[str]:
-    """The limits of what a group shows, a sentence each."""
+    """Yield the limits of what a group shows, a sentence each."""
     by_tricks = group.factors.are_tricks
     if reference is None:
         labels = ", ".join(arm.label for arm in group.arms)
@@ -214,7 +214,7 @@ def _between_groups(groups: Sequence[RunGroup]) -> list[str]:
 
 
 def _trainings(group: RunGroup) -> list[Look]:
-    """An example of each training in a group, as a look."""
+    """Return an example of each training in a group, as a look."""
     return list({canonical_text(arm.training): arm.look for arm in reversed(group.arms)}.values())
 
 

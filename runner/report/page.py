@@ -256,7 +256,7 @@ def _effects(comparisons: Sequence[Comparison]) -> list[figures.Effect]:
 def _forest(
     name: str, effects: Sequence[figures.Effect], margin: float, metric: Metric
 ) -> tuple[Markup, Markup] | None:
-    """The forest plot for wide and for narrow screens; None without a line."""
+    """Return the forest plot for wide and for narrow screens; None without a line."""
     if not effects:
         return None
     wide, narrow = (
@@ -280,14 +280,14 @@ def _curves(group: RunGroup, name: str) -> Markup | None:
 
 
 def _leads(found: GroupAnswer) -> Table | None:
-    """A table of the arms that are ahead of the baseline, and when."""
+    """Return a table of the arms that are ahead of the baseline, and when."""
     arms = {arm.label: arm for arm in found.group.arms}
     pairs = [(one.label, arms[one.label], arms[one.reference]) for one in found.comparisons]
     return _leads_table(pairs, text.change(found), str(found.baseline))
 
 
 def _leads_of(group: RunGroup) -> Table | None:
-    """The same table for the arms of a comparison."""
+    """Return the same table for the arms of a comparison."""
     first, *others = group.arms
     pairs = [(arm.label, arm, first) for arm in others] if first.label == BASELINE else []
     return _leads_table(pairs, "arm", BASELINE)
@@ -307,7 +307,7 @@ def _leads_table(pairs: Sequence[tuple[str, Arm, Arm]], column: str, baseline: s
 
 
 def _pairs(found: GroupAnswer, metric: Metric) -> Table:
-    """A table of every seed of every comparison."""
+    """Return a table of every seed of every comparison."""
     return Table(
         "seed by seed",
         (text.change(found), "without it", "seed", "difference", "gained", "lost", "McNemar p"),

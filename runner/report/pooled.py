@@ -51,7 +51,7 @@ def pool_folds(found: Found) -> None:
 
 
 def pooled(runs: Iterable[FinishedRun]) -> tuple[list[FinishedRun], list[FinishedRun]]:
-    """The runs of all folds together, and the runs that have no such others."""
+    """Return the runs of all folds together, and the runs that have no such others."""
     alike: dict[str, dict[int, FinishedRun]] = defaultdict(dict)
     rest = []
     for run in runs:
@@ -70,7 +70,7 @@ def pooled(runs: Iterable[FinishedRun]) -> tuple[list[FinishedRun], list[Finishe
 
 
 def together(parts: Sequence[FinishedRun]) -> FinishedRun:
-    """The runs of all folds, in order, as one run.
+    """Return the runs of all folds, in order, as one run.
 
     Its budget is the mean of theirs, so the price of one training. Accuracy, log loss and Brier
     score are those of all images; the other metrics, ECE among them, follow from the predictions.
@@ -123,7 +123,7 @@ def _without_fold(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def _as_of_pool(run: FailedRun, pool_of: Mapping[str, str]) -> FailedRun:
-    """A failed run of a fold as one of all folds: without this fold, its seed has no pool.
+    """Return a failed run of a fold as one of all folds: without this fold, its seed has no pool.
 
     Args:
         run: the failed run.

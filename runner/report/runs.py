@@ -52,7 +52,7 @@ class StoredPredictions:
     folds: NDArray[np.int64] | None = None
 
     def correct(self, view: str) -> NDArray[np.bool_]:
-        """Whether the most probable class of each image is its label, (N,)."""
+        """Return whether the most probable class of each image is its label, (N,)."""
         right: NDArray[np.bool_] = self.views[view].argmax(axis=1) == self.labels
         return right
 
@@ -170,7 +170,7 @@ class FinishedRun:
         return StoredPredictions(labels.astype(np.int64), views, named, at)
 
     def _of_all_folds(self, found: Sequence[StoredPredictions]) -> StoredPredictions:
-        """The predictions for all images, in the order of the data."""
+        """Return the predictions for all images, in the order of the data."""
         places = [one.places for one in found if one.places is not None]
         order = np.concatenate(places) if len(places) == len(found) else np.zeros(0, np.int64)
         widths = {view.shape[1] for one in found for view in one.views.values()}
@@ -480,7 +480,7 @@ def _run(path: Path, result: Mapping[str, Any]) -> FinishedRun:
 
 
 def _fold(data: Mapping[str, Any]) -> Fold | None:
-    """The fold in the ``data`` section of a result.
+    """Return the fold in the ``data`` section of a result.
 
     Raises:
         ValueError: it cannot be one.
@@ -494,7 +494,7 @@ def _fold(data: Mapping[str, Any]) -> Fold | None:
 
 
 def _values(what: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of ``run.json`` with all defaults.
+    """Return the values of ``run.json`` with all defaults.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError: they are not the values of a run.
@@ -533,7 +533,7 @@ def _version(path: Path) -> int:
 
 
 def _finished(path: Path) -> str:
-    """The time at which a run ended; empty if it cannot be read."""
+    """Return the time at which a run ended; empty if it cannot be read."""
     with suppress(OSError, ValueError):
         return fields.text(
             fields.parsed(read_whole(path / "status.json", at_most=LARGEST_JSON)), "time"
@@ -548,7 +548,7 @@ def _config(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(mapping: Mapping[str, Any], keys: Iterable[str]) -> dict[str, float]:
-    """The finite numbers at ``keys``, none below 0."""
+    """Return the finite numbers at ``keys``, none below 0."""
     return {key: float(fields.number(mapping, key, at_least=0)) for key in keys}
 
 
@@ -580,7 +580,7 @@ def _by_epoch(
 
 
 def _mean_rows(parts: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
-    """The means over folds of the rows of each epoch that all of them have."""
+    """Return the means over folds of the rows of each epoch that all of them have."""
     by_epoch = [{row["epoch"]: row for row in rows} for rows in parts]
     return [
         {key: float(np.mean([rows[epoch][key] for rows in by_epoch])) for key in row}

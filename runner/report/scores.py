@@ -92,7 +92,7 @@ class ScoreBook:
             self._load()
 
     def scores(self, run: FinishedRun) -> Scores:
-        """The scores of a run.
+        """Return the scores of a run.
 
         Raises:
             ArtefactError: the predictions of the run cannot be read.
@@ -103,7 +103,7 @@ class ScoreBook:
         return self._read[key]
 
     def completed(self, run: FinishedRun) -> FinishedRun:
-        """The run with each of ``METRICS``; those that it did not record are computed once.
+        """Return the run with each of ``METRICS``; those that it did not record are computed once.
 
         Raises:
             ArtefactError: the predictions of the run cannot be read.
@@ -124,7 +124,7 @@ class ScoreBook:
         return replace(run, metrics=metrics)
 
     def measured(self, run: FinishedRun, view: str, metric: Metric) -> Measured:
-        """A metric of one view of a run.
+        """Return a metric of one view of a run.
 
         Raises:
             ArtefactError: the predictions of the run cannot be read.
@@ -154,7 +154,7 @@ class ScoreBook:
         return Measured(float(parts[-1]), correct, parts[:-1], of_folds)
 
     def _views(self, run: FinishedRun) -> Mapping[str, NDArray[np.float32]]:
-        """The probabilities of a run; those of the last one are kept, for its other view."""
+        """Return the probabilities of a run; those of the last one are kept, for its other view."""
         if self._last is None or self._last[0] is not run:
             self._last = (run, run.predictions())
         return self._last[1].views
@@ -188,7 +188,7 @@ class ScoreBook:
         return Scores(labels, correct, images, grouping)
 
     def _folds_of(self, run: FinishedRun) -> NDArray[np.int64] | None:
-        """The fold of each image; equal for all runs of all folds of one data set."""
+        """Return the fold of each image; equal for all runs of all folds of one data set."""
         if not run.parts:
             return None
         if run.fingerprint not in self._folds:
@@ -297,7 +297,7 @@ _KINDS = ("f4", "f8")
 
 
 def _of_kind(parts: Mapping[_Key, NDArray[Any]], kind: str) -> list[tuple[_Key, NDArray[Any]]]:
-    """The parts of one type, without those that are undefined, which no cache may have."""
+    """Return the parts of one type, without those that are undefined, which no cache may have."""
     return [
         (key, found)
         for key, found in parts.items()
@@ -308,7 +308,7 @@ def _of_kind(parts: Mapping[_Key, NDArray[Any]], kind: str) -> list[tuple[_Key, 
 def _newer_metrics(
     run: FinishedRun, predictions: StoredPredictions, view: str
 ) -> dict[str, float | None]:
-    """The metrics that runs of earlier versions did not record.
+    """Return the metrics that runs of earlier versions did not record.
 
     Raises:
         ArtefactError: the predictions are not probabilities.
@@ -321,7 +321,7 @@ def _newer_metrics(
 
 
 def _newer_from(found: Mapping[str, Any]) -> dict[str, float | None]:
-    """The same from a file.
+    """Return the same from a file.
 
     Raises:
         ValueError: a metric is missing or impossible.

@@ -72,7 +72,7 @@ _LAST_WEIGHT = {
 
 
 def looks(max_seeds: int) -> tuple[int, ...]:
-    """The numbers of seeds at which a comparison of at most ``max_seeds`` is judged.
+    """Return the numbers of seeds at which a comparison of at most ``max_seeds`` is judged.
 
     Raises:
         ValueError: ``max_seeds`` is not in 3..20.
@@ -83,7 +83,7 @@ def looks(max_seeds: int) -> tuple[int, ...]:
 
 
 def weight(n: int, max_seeds: int) -> float:
-    """The part of the level, in 0..1, that the look at ``n`` seeds tests at.
+    """Return the part of the level, in 0..1, that the look at ``n`` seeds tests at.
 
     Raises:
         ValueError: no look of ``looks(max_seeds)`` has ``n`` seeds.
@@ -233,7 +233,7 @@ def _look(
 
 
 def _own(found: Difference | None) -> tuple[float, float]:
-    """An arm's own p-values: of no difference, and of one of at least the margin."""
+    """Return an arm's own p-values: of no difference, and of one of at least the margin."""
     if found is None or found.p_zero is None or found.p_margin is None:
         return 1.0, 1.0
     return found.p_zero, found.p_margin

@@ -105,7 +105,7 @@ class Difference:
     is_of_folds: bool = False
 
     def interval(self, confidence: float) -> tuple[float, float] | None:
-        """The interval over seeds and images with another confidence, in 0..1, than 95 %.
+        """Return the interval over seeds and images with another confidence, in 0..1, than 95 %.
 
         None for one seed.
         """
@@ -233,7 +233,7 @@ def _difference(
     luck: FloatArray,
     margin: float,
 ) -> Difference:
-    """The difference of n seeds, from its parts.
+    """Return the difference of n seeds, from its parts.
 
     Args:
         per_seed: (n,) the difference of each seed.
@@ -461,7 +461,7 @@ def _sums(values: FloatArray, place: NDArray[np.int64], count: int) -> NDArray[n
 def _largest_of(
     per_image: FloatArray, scores: FloatArray, reference: FloatArray
 ) -> tuple[float, bool]:
-    """The largest difference of an image, and whether all scores are 0 or 1.
+    """Return the largest difference of an image, and whether all scores are 0 or 1.
 
     If no image differs, the largest difference is what the scores allow.
     """
@@ -484,7 +484,7 @@ def _differing(mean: FloatArray, *, are_counts: bool) -> float:
 
 
 def _components(units: _Units, per_seed: FloatArray) -> tuple[float, float]:
-    """The floor of the variance of one seed's mean, and the error that b causes in the mean.
+    """Return the floor of the variance of one seed's mean, and the error that b causes in the mean.
 
     Both are estimated by the mean squares of a two-way layout; a negative component of b is set to
     0.
@@ -497,7 +497,7 @@ def _components(units: _Units, per_seed: FloatArray) -> tuple[float, float]:
 
 
 def _with_rare(image_error: float, rare: float) -> float:
-    """The error of the images, with that of images that differ and were not drawn."""
+    """Return the error of the images, with that of images that differ and were not drawn."""
     return sqrt(image_error**2 + rare**2) if rare else image_error
 
 
@@ -541,7 +541,7 @@ class Mixture:
         return float(_student(self._degrees, distances / self._error).mean())
 
     def quantile(self, q: float) -> float:
-        """The value with probability ``q`` below it."""
+        """Return the value with probability ``q`` below it."""
         reach = -float(stdtrit(self._degrees, min(q, 1 - q) / 4)) * self._error
         low, high = self._means.min() - reach, self._means.max() + reach
         for _ in range(30):
@@ -586,7 +586,7 @@ def _mirrored(deviations: FloatArray) -> FloatArray:
 
 
 def _normal_luck() -> FloatArray:
-    """The same of a normal distribution, for where few images differ."""
+    """Return the same of a normal distribution, for where few images differ."""
     places = np.arange(1, _NUM_RESAMPLES) / _NUM_RESAMPLES  # an odd number, symmetric around 0
     return np.asarray(ndtri(places), np.float64)
 

@@ -45,7 +45,7 @@ _AXIS_UNITS = {"epoch": "epoch {:.1f}", "seconds": "{:.0f} s", "pixels": "{:.3g}
 
 
 def verdict_text(one: Comparison, margin: float, metric: Metric = ACCURACY) -> str:
-    """The verdict in words."""
+    """Return the verdict in words."""
     if one.num_units < FEWEST_SEEDS:
         few = "two folds" if one.found.is_of_folds else _FEW_SEEDS[one.num_units]
         return f"{few}: no verdict"
@@ -88,7 +88,7 @@ def lead_text(axis: str, lead: Lead) -> str:
 
 
 def change(found: GroupAnswer) -> str:
-    """The heading of the column of a group's arms: ``trick``, a key, or ``change``."""
+    """Return the heading of the column of a group's arms: ``trick``, a key, or ``change``."""
     factors = found.group.factors
     if factors.are_tricks:
         return "trick"
@@ -96,7 +96,7 @@ def change(found: GroupAnswer) -> str:
 
 
 def answer_table(found: GroupAnswer, margin: float, metric: Metric = ACCURACY) -> Table:
-    """The table of the verdicts of one group."""
+    """Return the table of the verdicts of one group."""
     compared = {one.label: one for one in found.comparisons}
     rows = []
     for row in found.rows:
@@ -128,7 +128,7 @@ def _count(row: Row, one: Comparison | None) -> str:
 
 
 def contribution_table(found: GroupAnswer, margin: float, metric: Metric = ACCURACY) -> Table:
-    """The table of what each change adds to other changes, for one group."""
+    """Return the table of what each change adds to other changes, for one group."""
     return Table(
         f"inside combinations: with the {change(found)}, against all the same without it",
         (
@@ -155,7 +155,7 @@ def _comparison_cells(one: Comparison, margin: float, metric: Metric) -> list[st
 
 
 def metrics_table(found: GroupAnswer, metric: Metric = ACCURACY) -> Table:
-    """The table of the metrics of each arm of a group, besides the one that is compared."""
+    """Return the table of the metrics of each arm of a group, besides the one that is compared."""
     names = [name for name in METRICS if name != metric.name]
     return Table(
         "further metrics, means over seeds",
@@ -176,7 +176,7 @@ def class_tables(group: RunGroup) -> Iterator[Table]:
 
 
 def price_table(found: GroupAnswer) -> Table:
-    """The table of the cost of each arm of a group."""
+    """Return the table of the cost of each arm of a group."""
     compared = {one.label: one for one in found.comparisons}
     first = found.rows[0]
     rows = []
@@ -201,7 +201,7 @@ def _relative(key: str, row: Row, first: Row, one: Comparison | None) -> str:
 
 
 def unranked_table(found: Answer) -> Table:
-    """The table of runs that are not compared, with the reasons."""
+    """Return the table of runs that are not compared, with the reasons."""
     return Table(
         "not compared",
         ("run", "status", "reason"),
@@ -273,7 +273,7 @@ def _is_noted(one: Comparison, group: GroupAnswer, margin: float) -> bool:
 
 
 def _merged(compared: Iterable[Comparison]) -> list[MoreRuns]:
-    """The runs that any comparison needs, each once."""
+    """Return the runs that any comparison needs, each once."""
     seeds: dict[tuple[str, ...], set[int]] = {}
     for one in compared:
         for more in one.more:
@@ -298,7 +298,7 @@ _LEGEND = (
 
 
 def legend(metric: Metric = ACCURACY, *, has_folds: bool = False) -> str:
-    """How to read the tables of groups, of which some are of folds if ``has_folds``."""
+    """Return how to read the tables of groups, of which some are of folds if ``has_folds``."""
     unit = "difference in percentage points of" if metric.unit else "in"
     direction = f" ({metric.direction})" if metric.direction else ""
     return _LEGEND.format(
@@ -316,7 +316,7 @@ LEGEND = legend()
 
 
 def has_folds(found: Answer) -> bool:
-    """Whether some group is of cross-validations."""
+    """Return whether some group is of cross-validations."""
     return any(row.num_folds > 1 for group in found.groups for row in group.rows)
 
 
@@ -332,7 +332,7 @@ def _markdown_part(part: Table | Forest | str) -> str:
 
 
 def is_command(sentence: str) -> bool:
-    """Whether a sentence of :func:`content` is a command to paste."""
+    """Return whether a sentence of :func:`content` is a command to paste."""
     return sentence.startswith("    ")
 
 
@@ -368,7 +368,7 @@ def csv(found: Answer) -> str:
 
 
 def _csv_lines(answer: ComparisonAnswer) -> Iterator[list[object]]:
-    """The lines of a comparison: the baseline, and each arm."""
+    """Yield the lines of a comparison: the baseline, and each arm."""
     plan = answer.plan
     shared = {
         "group": plan.name,
@@ -463,7 +463,7 @@ def _csv_line(
 
 
 def _defined(value: object) -> object:
-    """The value of a cell: an undefined number is an empty cell."""
+    """Return the value of a cell: an undefined number is an empty cell."""
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -510,7 +510,7 @@ def to_json(found: Answer) -> str:
 
 
 def _without_resamples(one: Comparison) -> dict[str, Any]:
-    """The fields of a comparison, except the thousands of resampled means."""
+    """Return the fields of a comparison, except the thousands of resampled means."""
     found = asdict(one)
     del found["found"]["means"]
     return found

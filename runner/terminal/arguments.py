@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
             self.refuse(ConfigError("too many words", where=unknown[0], fix=f"{self.prog} --help"))
 
     def unknown_option(self, option: str, following: Sequence[str]) -> ConfigError:
-        """The error for an option that does not exist.
+        """Return the error for an option that does not exist.
 
         Args:
             option: the option as it was typed, perhaps with ``=VALUE``.
@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def options(self) -> list[str]:
-        """Every spelling of every option."""
+        """Return every spelling of every option."""
         return [name for action in self._actions for name in action.option_strings]
 
     def error(self, message: str) -> NoReturn:

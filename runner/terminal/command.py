@@ -88,7 +88,7 @@ def _check_output(is_result: bool) -> None:
 
 
 def program(name: str) -> str:
-    """The words with which the user called a command, such as ``trick-runner show``.
+    """Return the words with which the user called a command, such as ``trick-runner show``.
 
     Args:
         name: of the command. Called as a module, it is ``python -m runner.NAME``.

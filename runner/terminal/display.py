@@ -15,7 +15,7 @@ _REFRESH_SECONDS = 0.5  # not at each step: reading the loss on a GPU waits for 
 
 
 def duration(seconds: float) -> str:
-    """A time for people, such as ``45 s``, ``12 min``, ``1 h 35 min`` or ``2 d 3 h``."""
+    """Return a time for people, such as ``45 s``, ``12 min``, ``1 h 35 min`` or ``2 d 3 h``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 99.5:
@@ -72,7 +72,7 @@ class Display:
             self._progress.remove_task(self._tasks.pop(what))
 
     def is_due(self) -> bool:
-        """Whether the next step's loss should be read and shown."""
+        """Return whether the next step's loss should be read and shown."""
         return self.console.is_terminal and time.monotonic() - self._shown_at >= _REFRESH_SECONDS
 
     def step(self, stage: str, done: int, total: int, note: str) -> None:

@@ -23,19 +23,19 @@ _TEXTS: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def metric_label(name: str) -> str:
-    """The name of a metric for people."""
+    """Return the name of a metric for people."""
     return _TEXTS[name][0]
 
 
 def metric_text(name: str, value: float | None) -> str:
-    """The value of a metric; a dash if it is undefined: None or NaN."""
+    """Return the value of a metric; a dash if it is undefined: None or NaN."""
     if value is None or math.isnan(value):
         return _UNDEFINED
     return _TEXTS[name][1](value)
 
 
 def class_table(title: str, per_class: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The table of the scores of each class, as wide as 80 columns allow.
+    """Return the table of the scores of each class, as wide as 80 columns allow.
 
     Args:
         title: what was evaluated.

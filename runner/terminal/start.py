@@ -66,7 +66,7 @@ class Task:
 
 
 def hydra_context() -> HydraContext:
-    """What Hydra's plugins want to know, inside :func:`runner.config.compose.opened`."""
+    """Return what Hydra's plugins want to know, inside :func:`runner.config.compose.opened`."""
     loader = _Loader(GlobalHydra.instance().config_loader().get_search_path())
     return HydraContext(config_loader=loader, callbacks=Callbacks())
 

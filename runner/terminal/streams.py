@@ -75,7 +75,7 @@ def open_outlets() -> None:
 
 
 def output_error() -> OSError | None:
-    """Why standard output could not be written, if so."""
+    """Return why standard output could not be written, if so."""
     if sys.stdout is not None:
         sys.stdout.flush()
     outlet = _outlet(sys.stdout)

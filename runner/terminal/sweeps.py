@@ -31,7 +31,7 @@ def _first_words(job: Sequence[str]) -> str:
 
 
 def counted(states: Sequence[Mapping[str, Any]]) -> str:
-    """How many jobs there are of each status: ``3 jobs: 2 finished, 1 failed``."""
+    """Return how many jobs there are of each status: ``3 jobs: 2 finished, 1 failed``."""
     counts = Counter(str(state["status"]) for state in states)
     each = ", ".join(f"{count} {status}" for status, count in counts.items())
     return f"{len(states)} {'job' if len(states) == 1 else 'jobs'}{': ' if each else ''}{each}"

@@ -53,7 +53,7 @@ class Table:
         console.print(self.drawn(console.width))
 
     def drawn(self, width: int) -> RenderableType:
-        """What a terminal of so many characters shows."""
+        """Return what a terminal of so many characters shows."""
         if width < _CELL_WIDTH * len(self.columns):  # no room for columns side by side
             cells = (pair for row in self.rows for pair in zip(self.columns, row, strict=True))
             return Group(*(Text(f"{column}: {printable(cell)}") for column, cell in cells))
@@ -105,7 +105,7 @@ class Table:
         return None
 
     def markdown(self) -> str:
-        """The table in GitHub's Markdown, under its title in bold."""
+        """Return the table in GitHub's Markdown, under its title in bold."""
         lines = [
             _markdown_row(self.columns),
             "|" + "|".join(
@@ -138,7 +138,7 @@ def inert(cell: object) -> object:
 
 
 def no_formula(cell: str) -> str:
-    """The cell, with an apostrophe in front if a spreadsheet would take it for a formula."""
+    """Return the cell, with an apostrophe in front if a spreadsheet would take it for a formula."""
     return f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell
 
 

@@ -78,7 +78,7 @@ class WordsParser(KeysParser):
 
 
 def _meant(key: str) -> str | None:
-    """The words before ``=`` that someone who typed ``--KEY`` probably meant."""
+    """Return the words before ``=`` that someone who typed ``--KEY`` probably meant."""
     if key in OVERLAYS:
         return f"+{key}"
     if key in GROUPS or key in known_keys():
@@ -104,7 +104,7 @@ class Usage:
     notes: str
 
     def text(self, called: str, folder: Path | None) -> str:
-        """The whole text.
+        """Return the whole text.
 
         Args:
             called: how the command was called.

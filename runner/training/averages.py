@@ -16,7 +16,7 @@ class WeightsOverTime(Protocol):
         """Use the weights of ``model`` after an update; ``before`` updates preceded it."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state that a checkpoint must hold, by name."""
+        """Return the state that a checkpoint must hold, by name."""
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from the state that :meth:`tensors` returned.
@@ -26,7 +26,7 @@ class WeightsOverTime(Protocol):
         """
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The network to evaluate and to ship while ``model`` is trained."""
+        """Return the network to evaluate and to ship while ``model`` is trained."""
 
 
 class LastWeights:
@@ -48,7 +48,7 @@ class LastWeights:
 
 
 def weights_over_time(config: RunConfig, model: nn.Module, total: int) -> WeightsOverTime:
-    """The kind of weights that ``config`` requests.
+    """Return the kind of weights that ``config`` requests.
 
     Args:
         config: configuration of the run.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def shown_result(
     folder: RunFolder, config: RunConfig, result: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """The result of a finished run with the evaluation that ``config`` requests, if any.
+    """Return the result of a finished run with the evaluation that ``config`` requests, if any.
 
     None if the run lacks that evaluation.
 
@@ -34,7 +34,7 @@ def shown_result(
 
 
 def summary(status: str, folder: RunFolder, result: dict[str, Any]) -> dict[str, Any]:
-    """What a sweep records of a job with this result."""
+    """Return what a sweep records of a job with this result."""
     metrics, evaluation = result["metrics"], result.get("evaluation")
     return {
         "status": status,
@@ -68,7 +68,7 @@ class _Finished:
         self._find_weights: Callable[..., Any] | None = None
 
     def summary(self, config: RunConfig) -> dict[str, Any] | None:
-        """The summary of a job whose run is finished; None if the job must begin."""
+        """Return the summary of a job whose run is finished; None if the job must begin."""
         if config.force:
             return None
         try:
@@ -112,7 +112,7 @@ class _Finished:
         return None if shown is None else summary("skipped", folder, shown)
 
     def _may_be_below(self, outputs: Path, start: str) -> bool:
-        """Whether a run below ``outputs`` that is finished has a name with this start."""
+        """Return whether a run below ``outputs`` that is finished has a name with this start."""
         return any(
             name.startswith(start) and (outputs / name / "result.json").is_file()
             for name in self._names(outputs)
@@ -124,7 +124,7 @@ def _names_below(outputs: Path) -> tuple[str, ...]:
 
 
 def _dataset(data: Data, size: int, folder: Path) -> "Dataset | None":
-    """The data set; None if reading it takes work, or if anything is wrong with it."""
+    """Return the data set; None if reading it takes work, or if anything is wrong with it."""
     from runner.data.dataset import load_dataset
 
     def refuse(what: str, done: int, total: int) -> None:

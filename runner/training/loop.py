@@ -102,7 +102,7 @@ class Training:
         return replace(self._learner, model=self._average.network(self._learner.model))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors that the remaining steps depend on; ``done`` is the rest of the state.
+        """Return all tensors that the remaining steps depend on; ``done`` is the rest of the state.
 
         Raises:
             DivergedError: the last step was not finite, so no run must resume from it.
@@ -234,7 +234,7 @@ class Training:
             raise
 
     def _last_loss(self) -> str:
-        """The last finite loss, for the message about a step."""
+        """Return the last finite loss, for the message about a step."""
         # On a CPU, a step is looked at once more before the next one.
         if self._unseen is not None and torch.isfinite(self._unseen[1].value()):
             self._last_finite = (self._unseen[0], self._unseen[1].value())
@@ -245,7 +245,7 @@ class Training:
         return f"the last finite loss was {float(loss):.4g} in {place}"
 
     def _images_of(self, now: Moment) -> str:
-        """The images of a batch, for the message about a step."""
+        """Return the images of a batch, for the message about a step."""
         labels, config = self._dataset.train.labels, self._config
         batch_size = self._stages[now.stage].batch_size
         order = epoch_order(labels, batch_size, config.sampling, config.seed, now.epoch)
@@ -254,7 +254,7 @@ class Training:
 
 
 def shortened(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
+    """Return the first names of a list, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
@@ -308,7 +308,7 @@ class _HostCopy:
 
 
 def layer_seed(seed: int, now: Moment, rank: int) -> int:
-    """The seed of the layers' own draws; processes must not drop the same units."""
+    """Return the seed of the layers' own draws; processes must not drop the same units."""
     others = (rank,) if rank else ()
     return torch_seed(seed, "layers", now.epoch, now.step, *others)
 

@@ -15,7 +15,7 @@ _WORDS = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FA
 
 
 def ran_out(error: Exception) -> bool:
-    """Whether ``error`` means that this process needs less memory.
+    """Return whether ``error`` means that this process needs less memory.
 
     A ``MemoryError`` in the user's own code, such as an array of wrong shape, is an error of that
     code. What torch cannot allocate there mostly depends on the batch, as in a network of theirs.

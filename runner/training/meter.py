@@ -117,7 +117,7 @@ class Meter:
         self.seconds += step.seconds
 
     def note(self, step: Step) -> tuple[str, str]:
-        """Where training is after ``step``, and how it goes. Synchronizes with a GPU."""
+        """Return where training is after ``step``, and how it goes. Synchronizes with a GPU."""
         now = step.moment
         rate = self._images / max(self._seconds, 1e-9)
         note = f"size {now.size}  loss {float(step.loss):.3f}  {rate:,.0f} images/s"

@@ -91,7 +91,7 @@ class ClassScores:
     support: NDArray[np.int64]
 
     def of(self, place: int) -> dict[str, float | int | None]:
-        """The scores of one class for JSON: an undefined score is None."""
+        """Return the scores of one class for JSON: an undefined score is None."""
         ratios = {"precision": self.precision, "recall": self.recall, "f1": self.f1}
         return {
             **{
@@ -139,7 +139,7 @@ def mean_class_scores(
 
 
 def _ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> NDArray[np.float64]:
-    """The quotient, (K,); NaN where the denominator is 0."""
+    """Return the quotient, (K,); NaN where the denominator is 0."""
     found = np.full(numerator.shape, np.nan)
     np.divide(numerator, denominator, out=found, where=denominator > 0)
     return found

@@ -154,7 +154,7 @@ def require_restorable(optimizer: torch.optim.Optimizer, now: Moment) -> Iterato
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> dict[tuple[int, str], str]:
-    """The values of each group other than its parameters."""
+    """Return the values of each group other than its parameters."""
     return {
         (number, name): repr(value)
         for number, group in enumerate(optimizer.param_groups)

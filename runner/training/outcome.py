@@ -75,7 +75,7 @@ def result(
     outcome: Outcome,
     digests: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The result of a run, as values for JSON.
+    """Return the result of a run, as values for JSON.
 
     Args:
         experiment: the experiment that was trained.
@@ -113,7 +113,7 @@ def evaluation(
     classes: tuple[str, ...],
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The facts of an evaluation with the TTA of ``config``, as values for JSON."""
+    """Return the facts of an evaluation with the TTA of ``config``, as values for JSON."""
     metrics = classification_metrics(found.tta, found.labels, classes)
     return {
         "tricks": config.tricks,

@@ -83,7 +83,7 @@ class Moment:
 
 
 def moment(stages: Sequence[Stage], before: int) -> Moment:
-    """The plan of the step that comes after ``before`` steps.
+    """Return the plan of the step that comes after ``before`` steps.
 
     Raises:
         IndexError: the plan has no such step.
@@ -112,7 +112,7 @@ def moment(stages: Sequence[Stage], before: int) -> Moment:
 
 
 def cosine(start: float, end: float, position: float) -> float:
-    """The value at ``position`` in 0..1 of half a cosine from ``start`` to ``end``."""
+    """Return the value at ``position`` in 0..1 of half a cosine from ``start`` to ``end``."""
     return start + (1 + math.cos(math.pi * (1 - position))) * (end - start) / 2
 
 
@@ -147,7 +147,7 @@ def constant(progress: float, value: float) -> float:
 
 
 def batch_key(config: RunConfig, batch_size: int) -> str:
-    """The key that sets batches of this size."""
+    """Return the key that sets batches of this size."""
     return "data.batch_size" if config.data.batch_size == batch_size else "resize.first_batch_size"
 
 
@@ -224,7 +224,7 @@ def _steps_of_equal_cost(num_steps: int, size: int, resize: Resize) -> int:
 def _fine_tune(
     config: RunConfig, num_train: int, size: Callable[[float], int]
 ) -> tuple[Stage, ...]:
-    """The stages of fastai: frozen, then at half the rate, spread over the layer groups."""
+    """Return the stages of fastai: frozen, then at half the rate, spread over the layer groups."""
     optim = config.optim
     stage_of = partial(_stage, num_train=num_train, batch_size=config.data.batch_size, size=size)
     frozen: tuple[Stage, ...] = ()

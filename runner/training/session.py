@@ -207,7 +207,7 @@ def evaluated(
 
 
 def _plain(folder: RunFolder, num_images: int, num_outputs: int) -> NDArray[np.float32]:
-    """The saved probabilities of the plain view, (num_images, num_outputs)."""
+    """Return the saved probabilities of the plain view, (num_images, num_outputs)."""
     plain = folder.predictions()["plain"]
     if (
         plain.shape != (num_images, num_outputs)
@@ -225,7 +225,7 @@ def _plain(folder: RunFolder, num_images: int, num_outputs: int) -> NDArray[np.f
 def _finished_learner(
     experiment: Experiment, folder: RunFolder, finished: Mapping[str, Any], processes: Processes
 ) -> Learner:
-    """The network of a finished run, which computes as it did in training."""
+    """Return the network of a finished run, which computes as it did in training."""
     bundle = read_bundle(folder.path / "bundle", finished["bundle"])
     needs_code = bundle.architecture.code is not None
     learner = trained_learner(
@@ -288,7 +288,7 @@ def _begin(experiment: Experiment, folder: RunFolder) -> None:
 
 
 def _origin(experiment: Experiment) -> dict[str, Any]:
-    """The identity of the run that a result belongs to, and the command of that run."""
+    """Return the identity of the run that a result belongs to, and the command of that run."""
     return {
         "identity": experiment.identity["identity"],
         "command": ["python", "-m", "runner.train", *experiment.overrides],
@@ -296,7 +296,7 @@ def _origin(experiment: Experiment) -> dict[str, Any]:
 
 
 def _user_error(error: Exception, experiment: Experiment) -> RunnerError | None:
-    """The error for the user if the cause is a known one; None for a bug."""
+    """Return the error for the user if the cause is a known one; None for a bug."""
     if isinstance(error, RunnerError):
         return error
     config, code = experiment.config, experiment.idea.file
@@ -316,7 +316,7 @@ def _user_error(error: Exception, experiment: Experiment) -> RunnerError | None:
 
 
 def out_of_memory(config: RunConfig) -> ProcessError:
-    """The error for a run that needs more memory than there is."""
+    """Return the error for a run that needs more memory than there is."""
     train, val, steps = config.data.batch_size, config.eval.batch_size, config.accumulate.steps
     half, smaller = max(1, train // 2), f"eval.batch_size={max(1, (val or train) // 2)}"
     accumulated = f" accumulate.steps={steps}" if steps > 1 else ""

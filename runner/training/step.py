@@ -76,7 +76,7 @@ class Learner:
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
 
     def autocast(self) -> AbstractContextManager[object]:
-        """A context of mixed precision if ``precision`` is ``bf16``, otherwise of none."""
+        """Return a context of mixed precision if ``precision`` is ``bf16``, otherwise of none."""
         return torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
         )
@@ -224,12 +224,12 @@ def _gradients_shared(model: nn.Module, *, is_last: bool) -> AbstractContextMana
 
 
 def parameters_of(learner: Learner) -> list[nn.Parameter]:
-    """All parameters of the learner's network."""
+    """Return all parameters of the learner's network."""
     return [parameter for group in learner.groups for parameter in group]
 
 
 def step_weight(learner: Learner, targets: Tensor, num_images: int) -> Tensor | int:
-    """What all images of a step count together, over all processes.
+    """Return what all images of a step count together, over all processes.
 
     Args:
         learner: has the weights of the classes, and the processes.
@@ -241,7 +241,7 @@ def step_weight(learner: Learner, targets: Tensor, num_images: int) -> Tensor | 
 
 
 def erase_fill(learner: Learner, config: RunConfig, now: Moment) -> Tensor:
-    """What covers the erased boxes of a step, the same in all processes."""
+    """Return what covers the erased boxes of a step, the same in all processes."""
     seed = torch_seed(config.seed, "erasing noise", now.epoch, now.step)
     return erasing.fill_of(config.erasing, learner.mean, now.size, seed, learner.device)
 
@@ -270,7 +270,7 @@ def seed_global_generators(device: torch.device, seed: int) -> None:
 
 
 def generator_states(device: torch.device) -> list[Tensor]:
-    """The states of the generators that layers draw from, for :func:`restore_generators`."""
+    """Return the states of the generators that layers draw from, for :func:`restore_generators`."""
     return [generator.get_state() for generator in _global_generators(device)]
 
 

@@ -55,7 +55,7 @@ class Draws:
     contrast: Floats
 
     def rows(self, indices: NDArray[np.int64]) -> "Draws":
-        """The parameters of the images at ``indices``, (N,)."""
+        """Return the parameters of the images at ``indices``, (N,)."""
         return Draws(*(getattr(self, item.name)[indices] for item in fields(self)))
 
     def with_one_crop(self) -> "Draws":
@@ -118,7 +118,7 @@ def draw(augment: Augment, count: int, seed: int, purpose: str, *position: int) 
 
 
 def homographies(draws: Draws, extents: NDArray[np.int64]) -> Floats:
-    """The maps (N, 3, 3) from output to input points: warp · flip · rotate · zoom · crop.
+    """Return the maps (N, 3, 3) from output to input points: warp · flip · rotate · zoom · crop.
 
     Args:
         draws: the parameters of N images.
@@ -256,7 +256,7 @@ def _zoom(zoom: Floats, centre: Floats) -> Floats:
 
 
 def _rotate(angle: Floats, height: Floats, width: Floats) -> Floats:
-    """A rotation in units of pixels, so that a rectangle does not shear."""
+    """Return a rotation in units of pixels, so that a rectangle does not shear."""
     result = _identity(len(angle))
     result[:, 0, 0] = result[:, 1, 1] = np.cos(angle)
     result[:, 0, 1] = np.sin(angle) * height / width
@@ -265,7 +265,7 @@ def _rotate(angle: Floats, height: Floats, width: Floats) -> Floats:
 
 
 def _warp(warp: Floats) -> Floats:
-    """The homography that moves the corners, shifted by ``warp``, back to their places."""
+    """Return the homography that moves the corners, shifted by ``warp``, back to their places."""
     x, y = warp[:, 0], warp[:, 1]
     corners = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=np.float64)
     shifted = np.stack(

@@ -48,7 +48,7 @@ class Chosen:
     magnitudes: Floats
 
     def rows(self, indices: NDArray[np.int64]) -> "Chosen":
-        """The operations of the images at ``indices``, (N,)."""
+        """Return the operations of the images at ``indices``, (N,)."""
         return Chosen(self.operations[indices], self.magnitudes[indices])
 
 
@@ -70,7 +70,7 @@ _STRONGEST = {
 
 
 def magnitude(policy: str, operation: str, level: int, size: int) -> float:
-    """The magnitude of an operation, without its sign.
+    """Return the magnitude of an operation, without its sign.
 
     Args:
         policy: ``trivial`` or ``rand``.
@@ -104,7 +104,7 @@ def magnitude(policy: str, operation: str, level: int, size: int) -> float:
 
 @lru_cache(maxsize=8)
 def _magnitudes(policy: str, size: int) -> NDArray[np.float64]:
-    """The magnitude of each operation at each level; the same in every step of one size."""
+    """Return the magnitude of each operation at each level; the same in every step of one size."""
     return np.array(
         [
             [magnitude(policy, name, level, size) for level in range(NUM_LEVELS)]

@@ -49,7 +49,7 @@ def blur(maps: Tensor, stride: _Pair = (1, 1), size: _Pair | None = None) -> Ten
 
 
 def _matrix(length: int, count: int, stride: int, like: Tensor) -> Tensor:
-    """The blur of an axis as (count, length) weights, whose rows sum to 1."""
+    """Return the blur of an axis as (count, length) weights, whose rows sum to 1."""
     places = torch.arange(length, device=like.device)
     centers = torch.arange(count, device=like.device) * stride
 
@@ -84,7 +84,7 @@ class BlurMaxPool2d(nn.Module):
         return blur(maxima, self.stride, (rows, columns))
 
     def _length(self, maps: Tensor, maxima: Tensor, axis: int) -> int:
-        """The number of places of the replaced layer's output along ``axis``."""
+        """Return the number of places of the replaced layer's output along ``axis``."""
         last, stride = maxima.shape[2 + axis] - 1, self.stride[axis]
         if not self.ceil_mode:
             return last // stride + 1
@@ -94,7 +94,7 @@ class BlurMaxPool2d(nn.Module):
         return count - 1 if is_outside else count
 
     def extra_repr(self) -> str:
-        """The arguments of the replaced layer, for printing the network."""
+        """Return the arguments of the replaced layer, for printing the network."""
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 

@@ -18,7 +18,7 @@ from runner.errors import ConfigError
 
 
 def decay_at(ema: Ema, before: int, total: int) -> float:
-    """The decay d of one step.
+    """Return the decay d of one step.
 
     With a fixed decay, the averaged part of training depends on the budget. So by default
     ``d = 1 - 1 / (span · total)``: the average covers the part ``span`` of any training. The
@@ -96,7 +96,7 @@ class AveragedWeights:
         average(self._network, model, decay_at(self._ema, before, self._total))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state that a checkpoint must hold, by name."""
+        """Return the state that a checkpoint must hold, by name."""
         state: dict[str, Tensor] = self._network.state_dict()
         return state
 

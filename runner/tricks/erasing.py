@@ -51,7 +51,7 @@ def draw(
 def fill_of(
     erasing: Erasing, mean: Sequence[float], size: int, seed: int, device: torch.device
 ) -> Tensor:
-    """What covers the boxes of one step, to be given to :func:`erase`.
+    """Return what covers the boxes of one step, to be given to :func:`erase`.
 
     ``mean`` is the mean of the training images whatever the normalization is, so that to normalize
     does not change what is erased; a network that normalizes with the same mean sees zeros. Noise

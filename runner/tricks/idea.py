@@ -255,12 +255,12 @@ def load_idea(file: IdeaFile) -> Idea:
 
 
 def _is_finite_on_cpu(tensor: Tensor) -> bool:
-    """Whether all is finite; True on a GPU, which nothing in a step may wait for."""
+    """Return whether all is finite; True on a GPU, which nothing in a step may wait for."""
     return tensor.device.type != "cpu" or bool(tensor.isfinite().all())
 
 
 def _kind(value: Any) -> str:
-    """What a value is: of a tensor its shape, type and device."""
+    """Return what a value is: of a tensor its shape, type and device."""
     if not isinstance(value, Tensor):
         return "nothing" if value is None else f"{type(value).__name__}"
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"

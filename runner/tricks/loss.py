@@ -23,7 +23,7 @@ from runner.errors import DataError
 def class_weights(
     loss: Loss, labels: NDArray[np.int64], classes: Sequence[str], num_outputs: int
 ) -> Tensor | None:
-    """The weight of each class: (num_outputs,) float32, whose mean over the images is 1.
+    """Return the weight of each class: (num_outputs,) float32, whose mean over the images is 1.
 
     Outputs that are no class of the data have the weight 1: label smoothing gives them a part of
     the targets.
@@ -67,7 +67,7 @@ def mean_loss(
     kind: Literal["cross_entropy", "bce"] = "cross_entropy",
     weights: Tensor | None = None,
 ) -> Tensor:
-    """The loss of some images, a scalar: the mean, weighted by :func:`total_weight`.
+    """Return the loss of some images, a scalar: the mean, weighted by :func:`total_weight`.
 
     The weight of a class multiplies its part of each target. So an image of one class counts by the
     weight of that class, and a mixed image is a weighted sum over its classes.
@@ -105,7 +105,7 @@ def probabilities(logits: Tensor, kind: Literal["cross_entropy", "bce"]) -> Tens
 
 
 def total_weight(targets: Tensor, weights: Tensor | None) -> Tensor | int:
-    """What some images count in a mean over more images; without weights, their number.
+    """Return what some images count in a mean over more images; without weights, their number.
 
     Args:
         targets: (N, K) float32.

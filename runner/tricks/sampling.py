@@ -31,7 +31,7 @@ class BatchRows(NamedTuple):
 def epoch_order(
     labels: Indices, batch_size: int, sampling: Sampling, seed: int, epoch: int
 ) -> list[BatchRows]:
-    """The batches of one epoch; an incomplete batch is left out, with any sampling.
+    """Return the batches of one epoch; an incomplete batch is left out, with any sampling.
 
     Without balanced sampling, each epoch is a permutation, and row i of the draws is that of image
     i. With it, an image may come several times. The draws then belong to the place in the epoch, so

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def rates(probability: float, count: int) -> list[float]:
-    """The probabilities of dropping ``count`` branches, from input to output.
+    """Return the probabilities of dropping ``count`` branches, from input to output.
 
     They grow linearly from 0 to ``probability``, which is in [0, 1). A single branch has 0.
     """
@@ -53,5 +53,5 @@ class StochasticDepth(nn.Module):
         return drop(branches, kept.bernoulli_(1 - self.probability), self.probability)
 
     def extra_repr(self) -> str:
-        """The arguments, for printing the network."""
+        """Return the arguments, for printing the network."""
         return f"probability={self.probability:g}"

@@ -18,7 +18,7 @@ Look = View | int
 
 
 def views(tta: Tta, crop: float = 1.0) -> list[View]:
-    """The deterministic views of ``tta``; only the plain view if ``tta`` requests no others.
+    """Return the deterministic views of ``tta``; only the plain view if ``tta`` requests no others.
 
     Args:
         tta: the requested views; its corners have a side of their own.
@@ -76,7 +76,7 @@ def combine(plain: Tensor, others: Tensor, tta: Tta) -> Tensor:
 
 
 def _includes_plain(tta: Tta) -> bool:
-    """Whether the reduction includes the plain view along with the random passes."""
+    """Return whether the reduction includes the plain view along with the random passes."""
     return tta.passes > 0 and tta.reduce != "mean"
 
 
