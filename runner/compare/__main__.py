@@ -233,7 +233,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         except RunnerError as error:  # the answer is printed all the same
             problem = error
     contents: dict[str, Callable[[], str]] = {
-        "html": lambda: _page(answer, known),
+        "html": lambda: _page(answer, known, arguments.html),
         "json": lambda: _json(answer),
     }
     is_seen = answer.is_ended or any(one.seeds for one in answer.standings)
@@ -402,11 +402,14 @@ def _json(answer: "ComparisonAnswer") -> str:
     return json.dumps(to_json(answer), indent=2, allow_nan=False) + "\n"
 
 
-def _page(answer: "ComparisonAnswer", known: "Mapping[tuple[str, int], FinishedRun]") -> str:
+def _page(
+    answer: "ComparisonAnswer", known: "Mapping[tuple[str, int], FinishedRun]", target: Path
+) -> str:
     from runner.report.comparisons import compared_runs
     from runner.report.page import comparison_page  # imports matplotlib, which takes a second
 
-    return comparison_page(answer, compared_runs(answer, known))
+    folder = None if target == Path("-") else target.parent
+    return comparison_page(answer, compared_runs(answer, known), folder)
 
 
 def _print(answer: "ComparisonAnswer", console: PipeConsole) -> None:

@@ -27,7 +27,7 @@ from runner.look.mistakes import Mistake, find_mistakes, worth_showing
 from runner.machine import fields
 from runner.pictures import charts, galleries
 from runner.pictures.paper import picture_bytes
-from runner.records.run_folder import RunFolder
+from runner.records.run_folder import FIGURES, RunFolder
 from runner.records.validation_images import ValidationImages
 from runner.terminal.tables import to_csv
 
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from runner.records.bundle import Bundle
 
 FOLDER = "figures"
-CHARTS = ("curves", "schedule", "confusion", "reliability")
-GALLERIES = ("mistakes", "gradcam")
+CHARTS = FIGURES[:4]
 _NUM_MISTAKES = 12
 _NUM_HEATED = 6
 _HEADINGS = ("Sure of another class: is the label wrong?", "The highest losses of the others")

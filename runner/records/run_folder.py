@@ -71,6 +71,8 @@ _ADVICE = (
 )
 
 LOGS = ("metrics.jsonl", "timings.jsonl")
+FIGURES = ("curves", "schedule", "confusion", "reliability", "mistakes", "gradcam")
+"""Names of the pictures in ``figures/``, without ``.svg`` or ``.png``."""
 _FILES = (
     "config.yaml", "overrides.txt", "status.json", *LOGS, "split.csv.gz", "code.py",
     "predictions.npz", "checkpoints", "bundle", "evaluations", "figures",

@@ -97,7 +97,7 @@ def _report(arguments: argparse.Namespace) -> None:
     if cache.is_dir():  # the folder is an ``outputs`` folder, not a copy of some runs
         book.save()
     contents: dict[str, Callable[[], str]] = {
-        "html": lambda: _page(found),
+        "html": lambda: _page(found, arguments.html),
         "csv": lambda: text.csv(found),
         "json": lambda: text.to_json(found),
         "markdown": lambda: text.markdown(found, per_class=arguments.per_class),
@@ -106,10 +106,10 @@ def _report(arguments: argparse.Namespace) -> None:
         _print(found, table_console(), per_class=arguments.per_class)
 
 
-def _page(found: Answer) -> str:
+def _page(found: Answer, target: Path) -> str:
     from runner.report.page import page  # imports matplotlib, which takes a second
 
-    return page(found)
+    return page(found, None if target == Path("-") else target.parent)
 
 
 def _print(found: Answer, console: PipeConsole, *, per_class: bool) -> None:

@@ -20,7 +20,8 @@ from runner.report.statistics import t_interval
 
 _LARGEST = 1e300  # a whole number in another's file may be larger than any float
 _NUM_BINS = 10
-_NUM_IMAGES = 12
+_NUM_CONFUSED = 12  # images that most runs get wrong in the same way
+_NUM_IMAGES = 36  # with others, so that every arm and the classes have some
 _THUMBNAIL = 72  # px
 _LONGEST_CODE = 20_000  # characters
 _MOST_CLASSES = 20  # a larger confusion matrix is summarized by its largest entries
@@ -59,6 +60,7 @@ class Confused:
         wrong: number of runs that predict it.
         total: number of runs.
         confidence: mean probability of ``predicted`` in these ``wrong`` runs.
+        by_arm: for each arm, the number of its runs that do not predict ``true``, and of all.
         picture: ``data:`` address of a thumbnail; None if the image is not on this machine.
     """
 
@@ -68,7 +70,28 @@ class Confused:
     wrong: int
     total: int
     confidence: float
+    by_arm: tuple[tuple[int, int], ...]
     picture: str | None
+
+
+@dataclass(frozen=True)
+class Misclassified:
+    """The misclassified images of a group.
+
+    Attributes:
+        total: number of images that at least one run gets wrong.
+        arms: labels of the arms.
+        images: those that are shown, the most confused first.
+    """
+
+    total: int
+    arms: tuple[str, ...]
+    images: tuple[Confused, ...]
+
+    @property
+    def classes(self) -> list[str]:
+        """Classes of the images that are shown, in alphabetical order."""
+        return sorted({image.true for image in self.images})
 
 
 @dataclass(frozen=True)
@@ -167,8 +190,11 @@ class GroupDetails:
         is_small = num_classes <= _MOST_CLASSES
         return Confusion(arm.label, self._classes, shares if is_small else None, largest)
 
-    def most_confused(self) -> list[Confused]:
-        """The images for which the most runs predict the same wrong class in the plain view."""
+    def misclassified(self) -> Misclassified:
+        """The images for which the most runs predict the same wrong class in the plain view.
+
+        With them come images that an arm, or the runs on images of a class, get wrong most often.
+        """
         num_classes = len(self._classes)
         runs = [
             self._seen[run.identity]
@@ -188,19 +214,65 @@ class GroupDetails:
         images, taken = np.divmod(mistakes, num_classes)
         order = np.lexsort((images, -surely, -wrong))
         _, first = np.unique(images[order], return_index=True)  # the worst mistake of each image
+        ranked = order[np.sort(first)]
+        by_arm = np.stack([self._wrong(arm) for arm in self._group.arms])
+        sizes = [len(arm.runs) for arm in self._group.arms]
         pictures = Pictures(self._group.any_run)
-        return [
-            Confused(
-                name=pictures.name(int(images[place])),
-                true=self._classes[labels[images[place]]],
-                predicted=self._classes[taken[place]],
-                wrong=int(wrong[place]),
-                total=len(runs),
-                confidence=float(surely[place]),
-                picture=pictures.thumbnail(int(images[place])),
-            )
-            for place in order[np.sort(first)][:_NUM_IMAGES]
-        ]
+        return Misclassified(
+            total=len(ranked),
+            arms=tuple(arm.label for arm in self._group.arms),
+            images=tuple(
+                Confused(
+                    name=pictures.name(int(images[place])),
+                    true=self._classes[labels[images[place]]],
+                    predicted=self._classes[taken[place]],
+                    wrong=int(wrong[place]),
+                    total=len(runs),
+                    confidence=float(surely[place]),
+                    by_arm=tuple(zip(map(int, by_arm[:, images[place]]), sizes, strict=True)),
+                    picture=pictures.thumbnail(int(images[place])),
+                )
+                for place in ranked[
+                    _chosen(by_arm[:, images[ranked]], sizes, labels[images[ranked]])
+                ]
+            ),
+        )
+
+    def _wrong(self, arm: Arm) -> NDArray[np.int64]:
+        """For each image, the number of an arm's runs that do not predict its class, (N,)."""
+        seen = [self._seen[run.identity] for run in arm.runs.values()]
+        found: NDArray[np.int64] = np.sum(
+            [one.predicted[arm.view] != one.labels for one in seen], axis=0
+        )
+        return found
+
+
+def _chosen(
+    by_arm: NDArray[np.int64], sizes: Sequence[int], labels: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Choose images to show: the first, then in turn the next one of each arm and class.
+
+    Those of an arm come in the order of how much more often the arm gets them wrong than all arms.
+
+    Args:
+        by_arm: (A, M) number of runs of each arm that get each image wrong; the worst image first.
+        sizes: number of runs of each arm.
+        labels: (M,) class of each image.
+
+    Returns:
+        At most 36 places in 0..M-1, ascending.
+    """
+    chosen = dict.fromkeys(range(min(_NUM_CONFUSED, len(labels))))
+    shares = by_arm / np.array(sizes)[:, None]
+    excess = shares - shares.mean(axis=0)
+    classes, first, counts = np.unique(labels, return_index=True, return_counts=True)
+    queues = [np.argsort(-more, kind="stable")[: int((more > 0).sum())] for more in excess]
+    queues += [np.flatnonzero(labels == classes[k]) for k in np.lexsort((first, -counts))]
+    for turn in range(_NUM_IMAGES):
+        for queue in queues:
+            if turn < len(queue) and len(chosen) < _NUM_IMAGES:
+                chosen[int(queue[turn])] = None
+    return np.array(sorted(chosen), dtype=np.int64)
 
 
 class Pictures:

@@ -39,6 +39,36 @@
     });
   }
 
+  for (const block of document.querySelectorAll(".images-by")) {
+    const choices = [...block.querySelectorAll("select")];
+    const images = [...block.querySelectorAll("li")];
+    const chosen = (by) => choices.find((one) => one.dataset.by === by)?.value ?? "";
+    const shares = (image) => image.dataset.arms.split(" ")
+      .map((one) => one.split("/")).map(([wrong, runs]) => wrong / runs);
+    // How much more often an arm gets an image wrong than all arms do.
+    const excess = (image, arm) => {
+      const all = shares(image);
+      return all[arm] - all.reduce((sum, one) => sum + one) / all.length;
+    };
+    const show = () => {
+      const [label, arm] = [chosen("label"), chosen("arm")];
+      for (const image of images) {
+        const ofArm = arm === "" ? "" : image.dataset.arms.split(" ")[arm];
+        image.hidden = (label !== "" && image.dataset.label !== label) || ofArm.startsWith("0/");
+        image.querySelector(".of-arm").textContent = ofArm && `here wrong in ${ofArm.replace("/", " of ")}`;
+      }
+      const order = [...images];
+      if (arm !== "") order.sort((a, b) => excess(b, arm) - excess(a, arm));
+      block.querySelector("ul").append(...order);
+      const count = images.filter((image) => !image.hidden).length;
+      block.querySelector("[role=status]").textContent = `${count} of ${images.length} images` +
+        (arm === "" ? "" : ", first those that other runs get right");
+    };
+    choices.forEach((one) => one.addEventListener("change", show));
+    block.querySelector(".filter").hidden = false;
+    show();
+  }
+
   // Paper cannot be unfolded.
   let folded = [];
   addEventListener("beforeprint", () => {

@@ -6,6 +6,7 @@ security policy allows the page's one script by its hash, and nothing from elsew
 
 import base64
 import hashlib
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -20,12 +22,19 @@ from markupsafe import Markup
 from runner import __version__
 from runner.errors import ArtefactError
 from runner.records.comparison_folder import BASELINE
+from runner.records.run_folder import FIGURES
 from runner.report import comparison_text, confirmation, figures, text
 from runner.report.answer import Answer, GroupAnswer
 from runner.report.comparison_words import verdict_line
 from runner.report.comparisons import ComparisonAnswer
 from runner.report.curves import AXES, curve, leads
-from runner.report.details import Confused, Confusion, GroupDetails, find_codes, find_series
+from runner.report.details import (
+    Confusion,
+    GroupDetails,
+    Misclassified,
+    find_codes,
+    find_series,
+)
 from runner.report.groups import Arm, RunGroup
 from runner.report.metric import ACCURACY, Metric
 from runner.report.paired import Comparison
@@ -52,7 +61,7 @@ class _Details:
     leads: Table | None = None
     reliability: Markup | None = None
     confusions: Sequence[Confusion] = ()
-    confused: Sequence[Confused] = ()
+    misclassified: Misclassified | None = None
     classes: Sequence[Table] = ()
 
 
@@ -89,11 +98,13 @@ class _ComparisonSection:
     details: _Details
 
 
-def page(found: Answer) -> str:
+def page(found: Answer, folder: Path | None = None) -> str:
     """Write the answer as an HTML page.
 
     Args:
         found: the answer; its runs' folders are read once more for the details.
+        folder: folder of the page, to which links to figures of runs are relative; None: links
+            hold on this machine alone.
     """
     environment = Environment(
         loader=FileSystemLoader(_HERE),
@@ -152,16 +163,20 @@ def page(found: Answer) -> str:
         verdict=lambda one: text.verdict_text(one, found.margin, found.metric),
         sentence=lambda one: _sentence(one, found.margin, found.metric),
         command=shlex.join,
+        figures_of=lambda run: _figures_of(run.path, folder),
     )
 
 
-def comparison_page(answer: ComparisonAnswer, group: RunGroup | None) -> str:
+def comparison_page(
+    answer: ComparisonAnswer, group: RunGroup | None, folder: Path | None = None
+) -> str:
     """Write the answer of one comparison as an HTML page.
 
     Args:
         answer: the answer, or the state so far.
         group: its runs, of :func:`runner.report.comparisons.compared_runs`; None for a page
             without their details.
+        folder: see :func:`page`.
     """
     return page(
         Answer(
@@ -172,7 +187,8 @@ def comparison_page(answer: ComparisonAnswer, group: RunGroup | None) -> str:
             metric=answer.metric,
             comparisons=(answer,),
             compared_runs=(group,),
-        )
+        ),
+        folder,
     )
 
 
@@ -236,9 +252,24 @@ def _details(group: RunGroup, name: str, leads_of: Callable[[], Table | None]) -
         leads=leads_of(),
         reliability=_drawn(figures.reliability, f"{name}-reliability", details.reliability()),
         confusions=details.confusions(),
-        confused=details.most_confused(),
+        misclassified=details.misclassified(),
         classes=tuple(text.class_tables(group)),
     )
+
+
+def _figures_of(run: Path, folder: Path | None) -> list[tuple[str, str]]:
+    """Name and address of each figure that ``python -m runner.look`` has drawn of a run."""
+    found = []
+    for name in FIGURES:
+        for suffix in (".svg", ".png"):
+            path = run.absolute() / "figures" / f"{name}{suffix}"
+            if path.is_file():
+                address = path.as_uri()
+                if folder is not None:
+                    address = quote(Path(os.path.relpath(path, folder.absolute())).as_posix())
+                found.append((name, address))
+                break
+    return found
 
 
 def _drawn(draw: Callable[[str, Any], str], name: str, content: Any) -> Markup | None:

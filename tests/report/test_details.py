@@ -189,7 +189,9 @@ def test_most_confused_is_that_of_a_loop(tmp_path: Path) -> None:
             trust = mean[worst]
             ranked.append((-len(votes[worst]), -trust, image, label, worst))
     ranked.sort()
-    found = GroupDetails(only_group(tmp_path)).most_confused()
+    shown = GroupDetails(only_group(tmp_path)).misclassified()
+    assert shown.total == len(ranked) > 12
+    found = shown.images[:12]
     assert [(one.wrong, one.name, one.true, one.predicted) for one in found] == [
         (
             -wrong, f"validation image {image}",
@@ -207,7 +209,7 @@ def test_most_confused_is_that_of_a_loop(tmp_path: Path) -> None:
 
 def test_images_that_all_get_right_are_not_confused(tmp_path: Path) -> None:
     write_run(tmp_path, accuracy=1.0)
-    assert GroupDetails(only_group(tmp_path)).most_confused() == []
+    assert GroupDetails(only_group(tmp_path)).misclassified().images == ()
 
 
 def nothing(what: str, done: int, total: int) -> None:
@@ -297,7 +299,7 @@ def test_images_of_a_run_are_found_by_the_group(images: Path, tmp_path: Path) ->
     run = run_on(images, tmp_path / "outputs")
     labels = [CLASSES.index(name.split("/")[1]) for name in names_in(run)]
     draw(RunFolder(run.path), labels)
-    found = GroupDetails(only_group(tmp_path / "outputs")).most_confused()
+    found = GroupDetails(only_group(tmp_path / "outputs")).misclassified().images
     assert found
     for one in found:
         assert one.name.startswith("val/")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -328,7 +329,7 @@ def test_comparisons_come_before_single_runs(visit: Open, compared: Made) -> Non
     assert section.locator("h3").all_inner_texts() == [
         "Verdicts", "The price", "Look by look", "Who is ahead when",
         "Can the confidence be trusted?", "What is taken for what", "Class by class",
-        "Most confused images", "Seed by seed", "Runs, and how to repeat them",
+        "Misclassified images", "Seed by seed", "Runs, and how to repeat them",
     ]  # fmt: skip
     assert [row.label for row in compared.found.groups[0].rows] == ["baseline", "label_smoothing"]
 
@@ -362,7 +363,7 @@ def test_forest_comes_first_then_the_rest_in_order(visit: Open, full: Made) -> N
         "Can the confidence be trusted?",
         "What is taken for what",
         "Class by class",
-        "Most confused images",
+        "Misclassified images",
         "Seed by seed",
         "Runs, and how to repeat them",
     ]
@@ -423,17 +424,141 @@ def test_commands_are_those_of_the_runs(visit: Open, full: Made) -> None:
 
 
 def test_size(large: Made) -> None:
-    assert large.text.count("data:image/jpeg;base64,") == 12
-    assert large.path.stat().st_size < 600_000
+    assert large.text.count("data:image/jpeg;base64,") == 36
+    assert large.path.stat().st_size < 800_000
 
 
 def test_thumbnails_are_small_and_named(visit: Open, large: Made) -> None:
     images = visit(large.path).page.locator("img")
-    assert images.count() == 12
+    assert images.count() == 36
     for image in images.all():
         assert image.evaluate("i => i.complete && Math.max(i.naturalWidth, i.naturalHeight)") == 72
         alt = image.get_attribute("alt") or ""
         assert re.fullmatch(r"class-(\d), taken for class-(?!\1)\d", alt)
+
+
+# Misclassified images ----------------------------------------------------------------------------
+
+
+def misclassified(shown: Visit) -> "Locator":
+    return shown.page.locator(".images-by").first
+
+
+def visible(block: "Locator") -> list[tuple[str, str]]:
+    """Label and counts by arm of the images that are visible."""
+    items = block.locator("li").filter(visible=True)
+    return items.evaluate_all("lis => lis.map(li => [li.dataset.label, li.dataset.arms])")  # type: ignore[no-any-return]
+
+
+def test_images_are_filtered_by_label_and_arm(visit: Open, large: Made) -> None:
+    shown = visit(large.path)
+    block = misclassified(shown)
+    everything = visible(block)
+    assert len(everything) == 36
+    assert block.get_by_role("status").inner_text() == "36 of 36 images"
+
+    block.locator("[data-by=label]").select_option("class-3")
+    of_class = visible(block)
+    assert of_class == [one for one in everything if one[0] == "class-3"]
+    assert 0 < len(of_class) < 36
+
+    arms = [arm.label for arm in large.found.groups[0].group.arms]
+    names = block.locator("[data-by=arm]").locator("option").all_inner_texts()
+    assert names == ["any", *arms]
+    place = arms.index("mixup")
+    block.locator("[data-by=arm]").select_option("mixup")
+    both = visible(block)
+    expected = [one for one in of_class if not one[1].split()[place].startswith("0/")]
+    assert sorted(both) == sorted(expected)
+    block.locator("[data-by=label]").select_option("")
+    of_arm = visible(block)
+    expected = [one for one in everything if not one[1].split()[place].startswith("0/")]
+    assert sorted(of_arm) == sorted(expected)
+    assert len(both) < len(of_arm) < 36
+    # First those that other arms get right.
+    shares = [[share_of(one) for one in counts.split()] for _, counts in of_arm]
+    excess = [share[place] - fmean(share) for share in shares]
+    assert excess == pytest.approx(sorted(excess, reverse=True))
+    assert excess[0] > 0 > excess[-1]
+    status = block.get_by_role("status").inner_text()
+    assert status == f"{len(of_arm)} of 36 images, first those that other runs get right"
+    said = block.locator("li").filter(visible=True).first.inner_text()
+    assert f"here wrong in {of_arm[0][1].split()[place].replace('/', ' of ')}" in said
+    block.locator("[data-by=arm]").select_option("any")
+    assert visible(block) == everything
+
+
+def share_of(text: str) -> float:
+    wrong, runs = text.split("/")
+    return int(wrong) / int(runs)
+
+
+def test_counts_by_arm_are_those_of_the_runs(large: Made) -> None:
+    group = large.found.groups[0].group
+    shown = re.findall(r'<li data-label="([^"]+)" data-arms="([^"]+)"', large.text)
+    names = re.findall(r'<span class="path">([^<]+)</span>', large.text)[: len(shown)]
+    manifest = gzip.decompress((group.any_run.path / "split.csv.gz").read_bytes()).decode()
+    rows = [row["image"] for row in csv.DictReader(io.StringIO(manifest))]
+    for name, (_, counts) in zip(names, shown, strict=True):
+        row = rows.index(name)
+        expected = []
+        for arm in group.arms:
+            found = [run.predictions() for run in arm.runs.values()]
+            wrong = sum(int(one.views[arm.view][row].argmax() != one.labels[row]) for one in found)
+            expected.append(f"{wrong}/{len(found)}")
+        assert counts.split() == expected
+
+
+def test_images_are_filtered_by_keyboard_on_a_dark_phone(visit: Open, large: Made) -> None:
+    shown = visit(
+        large.path, viewport={"width": 390, "height": 800}, color_scheme="dark", has_touch=True
+    )
+    block = misclassified(shown)
+    select = block.locator("[data-by=label]")
+    select.focus()
+    shown.page.keyboard.press("ArrowDown")
+    shown.page.keyboard.press("Enter")
+    assert {label for label, _ in visible(block)} == {"class-0"}
+    for control in block.locator("select").all():
+        box = control.bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+        assert box["height"] >= 24  # WCAG 2.2, 2.5.8
+    assert shown.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_without_javascript_all_images_are_shown_and_no_filter(visit: Open, large: Made) -> None:
+    block = misclassified(visit(large.path, java_script_enabled=False))
+    assert block.locator("li").filter(visible=True).count() == 36
+    assert not block.locator("select").first.is_visible()
+
+
+# Figures of runs ---------------------------------------------------------------------------------
+
+
+def test_figures_that_exist_are_linked(visit: Open, tmp_path: Path) -> None:
+    outputs = tmp_path / "out puts#1"
+    for seed in SEEDS[:2]:
+        folder = write_run(outputs, seed=seed)
+    (folder.path / "figures").mkdir()
+    for name in ("curves.svg", "gradcam.png", "other.svg"):
+        (folder.path / "figures" / name).write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    book = ScoreBook(outputs / "report.npz")
+    found = answer(find_runs([outputs]), book, 0.005)
+    (tmp_path / "pages").mkdir()
+    path = tmp_path / "pages" / "page.html"
+    path.write_text(render(found, path.parent), encoding="utf-8")
+    shown = visit(path)
+    shown.unfold()
+    links = shown.page.locator("td.path a")
+    assert links.all_inner_texts() == ["curves", "gradcam"]
+    addresses = links.evaluate_all("links => links.map(a => [a.getAttribute('href'), a.href])")
+    for name, (written, followed) in zip(("curves.svg", "gradcam.png"), addresses, strict=True):
+        assert written.startswith("../out%20puts%231/")
+        assert followed == (folder.path / "figures" / name).as_uri()
+    # A page that is printed has no place: its links name the files of this machine.
+    assert f'href="{(folder.path / "figures" / "curves.svg").as_uri()}"' in render(found)
 
 
 # Sorting -----------------------------------------------------------------------------------------
@@ -832,7 +957,7 @@ def test_hostile_names_stay_text(visit: Open, hostile: Made) -> None:
         locator.hover()
     assert page.evaluate("window.hacked") is None
     paths = page.locator("figcaption .path").all_text_contents()
-    assert len(paths) == 12
+    assert len(paths) == 17
     assert all(path.endswith(printable("".join(HOSTILE))) for path in paths)
     for name in HOSTILE:
         shared = printable(name)
