@@ -175,8 +175,8 @@ def _draw_images(
         return
     from runner.look import gradcam
 
-    if not gradcam.is_installed():
-        say("note: gradcam is not drawn: pip install 'trick-runner[gradcam]'")
+    if remedy := gradcam.missing():
+        say(f"note: gradcam is not drawn: {remedy}")
         return
     try:
         figure, alt = _heated(shown, squares, run, bundle, places)

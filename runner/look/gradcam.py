@@ -51,13 +51,20 @@ class _Network(nn.Module):
         return self._learner.logits(images)
 
 
-def is_installed() -> bool:
-    """Whether the package is there."""
+def missing() -> str:
+    """Say how to get the package ``grad-cam``; empty if it is there."""
     try:
         import pytorch_grad_cam  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    except ModuleNotFoundError as error:
+        if error.name == "pytorch_grad_cam":
+            return "pip install 'trick-runner[gradcam]'"
+        return f"{error}: pip install --force-reinstall 'trick-runner[gradcam]'"
+    except ImportError as error:  # opencv-python wants the libraries of a display
+        return (
+            f"{error}; on a machine without a display: pip uninstall -y opencv-python "
+            "opencv-python-headless && pip install opencv-python-headless"
+        )
+    return ""
 
 
 def network_input(squares: Sequence[NDArray[np.uint8]], learner: Learner) -> Tensor:

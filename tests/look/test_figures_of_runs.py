@@ -14,6 +14,7 @@ from PIL import Image
 from small import Command
 
 from runner.errors import ArtefactError, DataError
+from runner.look import gradcam
 from runner.look.__main__ import main
 from runner.look.finished import Places, draw
 from runner.look.gradcam import network_input
@@ -130,6 +131,16 @@ def test_without_the_package_gradcam_is_said(run: Path, monkeypatch: pytest.Monk
     names, notes = drawn(run)
     assert names == [name for name in ALL if name != "gradcam.png"]
     assert notes == "note: gradcam is not drawn: pip install 'trick-runner[gradcam]'"
+
+
+def test_what_the_package_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As opencv-python on a machine without a display."""
+    (tmp_path / "pytorch_grad_cam.py").write_text("raise ImportError('libGL.so.1: no such file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pytorch_grad_cam", raising=False)
+    assert "pip install opencv-python-headless" in gradcam.missing()
+    (tmp_path / "pytorch_grad_cam.py").write_text("import cv3_is_missing")
+    assert "--force-reinstall 'trick-runner[gradcam]'" in gradcam.missing()
 
 
 def test_a_damaged_bundle_leaves_the_charts(run: Path) -> None:
