@@ -2,7 +2,7 @@
 
 The command takes the words of ``python -m runner.train``. The range test is Smith's (2015,
 arXiv:1506.01186); its constants and the three suggestions are fastai's. No training is kept: the
-network is restored, and only a table is printed.
+network is restored, and the curve is saved as a picture.
 """
 
 import copy
@@ -18,6 +18,7 @@ from runner.config.idea import idea_of
 from runner.config.schema import RunConfig
 from runner.errors import CodeError, TrainingError
 from runner.machine.hardware import require_device
+from runner.records.identity import folder_name, identified
 from runner.terminal.tables import Table
 
 if TYPE_CHECKING:
@@ -149,6 +150,8 @@ def _run(config: RunConfig, words: list[str]) -> dict[str, Any]:
     from pathlib import Path
 
     from runner.data.dataset import load_dataset
+    from runner.pictures.charts import learning_rates, learning_rates_alt
+    from runner.pictures.paper import write_picture
     from runner.terminal.display import Display
     from runner.training.learners import build_learner, fitted_to_weights
     from runner.training.memory import advise_smaller_batch
@@ -165,7 +168,14 @@ def _run(config: RunConfig, words: list[str]) -> dict[str, Any]:
             learner, _ = build_learner(config, dataset, weights=weights, idea=idea)
             test = range_test(learner, dataset, config)
         _print(test, display.console)
-    return {"suggestions": test.suggestions()}
+        config, what = identified(config, dataset, weights.identity if weights else None, code)
+        name = f"{folder_name(config, what['identity'])}.png"
+        path = Path(config.outputs).expanduser() / "lr_find" / name
+        suggestions = test.suggestions()
+        figure = learning_rates(test.rates, test.losses, suggestions)
+        write_picture(figure, path, learning_rates_alt(suggestions))
+        display.line(f"curve: {path}")
+    return {"suggestions": suggestions, "curve": str(path)}
 
 
 def main() -> None:
@@ -181,8 +191,8 @@ def main() -> None:
             ("optim=fine_tune +trick=mixup", "for another optimizer and a trick"),
         ),
         can_sweep=False,
-        notes="Give the words with which you will train: the suggestions hold for them. Nothing is "
-        "kept.\n\n" + EXIT_CODES,
+        notes="Give the words with which you will train: the suggestions hold for them. The curve "
+        "is saved\nas a picture in outputs/lr_find, and no training is kept.\n\n" + EXIT_CODES,
     )
     hydra_command("lr_find", Work(_run), usage)
 

@@ -1,16 +1,19 @@
 """The learning rate finder: its suggestions, and that it leaves everything as it was."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small import small_config, small_dataset, small_learner, small_network
 
-from runner.config.schema import Data, Optim
+from runner.config.schema import Data, Optim, RunConfig
 from runner.errors import DataError, TrainingError
-from runner.lr_find import RangeTest, range_test
+from runner.lr_find import RangeTest, _run, range_test
 from runner.training import loop
 from runner.training.step import Update
 
@@ -113,3 +116,18 @@ def test_too_few_images() -> None:
             small_dataset(),
             small_config(data=Data(batch_size=1000)),
         )
+
+
+def test_the_command_saves_its_curve(
+    composed: Callable[..., RunConfig], tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = composed(
+        "data=folder", f"data.root={tiny_folder}", "data.batch_size=16", "resize.size=16",
+        "model=timm", "model.name=test_resnet", "threads=1", f"outputs={tmp_path}",
+    )  # fmt: skip
+    found = _run(config, [])
+    (path,) = (tmp_path / "lr_find").iterdir()
+    assert str(path) == found["curve"]
+    with Image.open(path) as picture:
+        title = picture.text["Title"]
+    assert f"valley {found['suggestions']['valley']:.1e}" in title

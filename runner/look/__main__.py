@@ -1,48 +1,90 @@
-"""Draw the figures of a finished run into its folder: ``python -m runner.look RUN``.
+"""Draw what a training sees, or what became of a run: ``python -m runner.look +trick=mixup``.
 
-The path of each figure is printed. Torch is imported only for the images that need it.
+``python -m runner.look RUN`` draws the figures of a finished run into its folder. The path of each
+picture is printed. Torch is imported only for pictures that need it.
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from runner.config import compose
+from runner.config.complaints import translated
 from runner.config.idea import read_idea
+from runner.config.schema import RunConfig
 from runner.errors import ConfigError
-from runner.terminal.arguments import Parser
+from runner.machine.hardware import require_device
 from runner.terminal.command import command, program
+from runner.terminal.usage import EXIT_CODES, KeysParser
+
+if TYPE_CHECKING:
+    from runner.pictures.sheet import Column
 
 _SUFFIXES = {"png": ".png", "svg": ".svg"}
+_MOST_IMAGES = 64
+_EPILOG = (
+    """\
+examples:
+  {called}
+        the first training batch of the baseline, on embedded data
+  {called} +trick=mixup tta=crops data=folder data.root=PATH
+        mixed pairs with both labels, and the views at evaluation, of your images
+  {called} --compare +trick=mixup
+        the baseline and mixup side by side
+  {called} outputs/NAME
+        figures of a finished run, into outputs/NAME/figures: loss and
+        accuracy, learning rate and size, confusion matrix, reliability
+        diagram, wrong predictions (likely label errors first), Grad-CAM
+  {called} outputs/NAME data.root=PATH
+        the same if the data was moved
+
+Nothing is trained. Words are those of runner.train.
+
+"""
+    + EXIT_CODES
+)
 
 
 def main() -> None:
     """Run the command; see ``--help``."""
     arguments = parser().parse_intermixed_args()
-    command(lambda: _run(arguments))
+    command(lambda: _look(arguments), translated)
 
 
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the command's words."""
-    parser = Parser(
-        prog=program("look"),
-        description="Draw the figures of a finished run into RUN/figures: curves of loss and "
-        "accuracy, learning rate and image size, confusion matrix, reliability diagram, images "
-        "with a wrong prediction (likely label errors first), and Grad-CAM of these.",
-        epilog="If the data was moved: python -m runner.look RUN data.root=PATH",
+    called = program("look")
+    found = KeysParser(
+        prog=called,
+        usage="%(prog)s [WORD …] [--compare WORDS] …\n       %(prog)s RUN [data.root=PATH] …",
+        description="Draw the first training batch and the views at evaluation, exactly as a "
+        "training with these words sees them; or the figures of a finished run.",
+        epilog=_EPILOG.format(called=called),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a finished run")
-    parser.add_argument(
-        "words", nargs="*", metavar="data.root=PATH", help="where the data of the run is now"
-    )
-    parser.add_argument(
-        "--format", choices=_SUFFIXES,
-        help="format of all figures (default: charts as svg, images as png)",
+    add = found.add_argument
+    add("words", nargs="*", metavar="WORD", help="words of a training; or the folder of a run")
+    add(
+        "--compare", nargs="*", action="append", default=[], metavar="WORDS",
+        help="draw a second configuration alongside: the words that it changes or adds",
     )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="of Grad-CAM: auto, cpu, cuda, cuda:1 …")
-    parser.add_argument("--threads", type=_whole, default=0, help="CPU threads; 0: all cores")
-    parser.add_argument(
+    add(
+        "--images", type=_whole, metavar="N",
+        help="number of training images (default: 4; with --compare 2)",
+    )  # fmt: skip
+    add("--output", type=Path, metavar="FOLDER", help="default: outputs/look/NAME, RUN/figures")
+    add(
+        "--format", choices=_SUFFIXES,
+        help="format of all pictures (default: charts as svg, images as png)",
+    )  # fmt: skip
+    add("--config-dir", type=Path, metavar="DIR", help="add your own options, as in runner.train")
+    of_run = found.add_argument_group("options of the figures of a run")
+    of_run.add_argument("--device", default="auto", help="of Grad-CAM: auto, cpu, cuda, cuda:1 …")
+    of_run.add_argument("--threads", type=_whole, default=0, help="CPU threads; 0: all cores")
+    of_run.add_argument(
         "--code", metavar="FILE", help="the file that changed the network, by code=FILE in training"
     )
-    return parser
+    return found
 
 
 def _whole(text: str) -> int:
@@ -51,14 +93,30 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _look(arguments: argparse.Namespace) -> None:
+    first = arguments.words[0] if arguments.words else ""
+    if first and "=" not in first:
+        _look_at_run(Path(first), arguments)
+    else:
+        _look_at_words(arguments)
+
+
+def _look_at_run(run: Path, arguments: argparse.Namespace) -> None:
     from runner.look.finished import Places, draw  # imports matplotlib, which takes a second
 
+    for option in ("compare", "images", "output", "config_dir"):
+        if getattr(arguments, option):
+            name = option.replace("_", "-")
+            raise ConfigError(
+                "this option belongs to the words of a training, and a run was given",
+                where=f"--{name}",
+                fix=f"{program('look')} {run}",
+            )
     draw(
-        arguments.run,
+        run,
         Places(
             suffix=_SUFFIXES.get(arguments.format),
-            root=_root(arguments.words),
+            root=_root(arguments.words[1:]),
             device=arguments.device,
             threads=arguments.threads,
             code=read_idea(arguments.code, "--code ") if arguments.code is not None else None,
@@ -79,6 +137,65 @@ def _root(words: list[str]) -> str | None:
             )
         root = value
     return root
+
+
+def _look_at_words(arguments: argparse.Namespace) -> None:
+    configs = _configs(arguments)
+    from runner.look.sheets import batch_column, normalization_line, prepare, views_column
+    from runner.pictures.paper import write_picture
+    from runner.pictures.sheet import sheet
+    from runner.terminal.display import Display
+
+    suffix = _SUFFIXES[arguments.format or "png"]
+    num_images = arguments.images or 4 // len(configs)
+    batches: list[Column] = []
+    views: list[Column] = []
+    lines: list[str] = []
+    with Display() as display:
+        prepared = [prepare(config, display) for _, config in configs]
+        for (title, _), one in zip(configs, prepared, strict=True):
+            batch_size = one.config.data.batch_size
+            if num_images > min(batch_size, _MOST_IMAGES):
+                raise ConfigError(
+                    f"a batch has {batch_size} images, and a sheet at most {_MOST_IMAGES}",
+                    where=f"--images {num_images}",
+                    fix=f"--images {min(batch_size, _MOST_IMAGES)}",
+                )
+            batches.append(batch_column(one, title, num_images))
+            views.append(views_column(one, title, 2))
+            lines.append(normalization_line(one.config, one.learner))
+    folder = arguments.output or Path(configs[0][1].outputs).expanduser() / "look" / " vs ".join(
+        one.name for one in prepared
+    ).replace(" ", "-")
+    footer = "\n".join(dict.fromkeys(lines))
+    for name, columns, last in (("batch", batches, footer), ("views", views, "")):
+        path = folder / f"{name}{suffix}"
+        alt = f"{name} of {', '.join(one.name for one in prepared)}"
+        write_picture(sheet(columns, num_across=4, footer=last), path, alt)
+        print(path)
+
+
+def _configs(arguments: argparse.Namespace) -> list[tuple[str, RunConfig]]:
+    """The title and the configuration of each column."""
+    if len(arguments.compare) > 1:
+        raise ConfigError(
+            "two configurations are compared", where="--compare", fix="--compare WORDS"
+        )
+    compose.register()
+    words = [str(word) for word in arguments.words]
+    found = [("", compose.config_of(words, arguments.config_dir))]
+    if arguments.compare:
+        changed = [word for text in arguments.compare[0] for word in text.split()]
+        title = " ".join(changed) or "again"
+        replaced = {word.partition("=")[0] for word in changed}
+        kept = [word for word in words if word.partition("=")[0] not in replaced]
+        found = [
+            (" ".join(words) or "baseline", found[0][1]),
+            (title, compose.config_of([*kept, *changed], arguments.config_dir)),
+        ]
+    for _, config in found:
+        require_device(config.device)
+    return found
 
 
 if __name__ == "__main__":

@@ -91,6 +91,40 @@ def schedule_alt(rows: Sequence[Row]) -> str:
     )
 
 
+def learning_rates(
+    rates: Sequence[float], losses: Sequence[float], suggestions: Mapping[str, float]
+) -> Figure:
+    """Draw the loss of a range test against the learning rate, with the suggestions marked.
+
+    Args:
+        rates: learning rates above 0, in growing order.
+        losses: the smoothed loss at each rate.
+        suggestions: suggested rates by name; may be empty.
+    """
+    with style():
+        figure = new_figure(3.2, _WIDTH)
+        axes = figure.subplots()
+        axes.plot(rates, losses, color=_FIRST)
+        for (name, rate), marker in zip(suggestions.items(), "os^", strict=False):
+            loss = float(np.interp(np.log(rate), np.log(rates), losses))
+            axes.plot(rate, loss, marker, color=_SECOND, ms=8, label=f"{name}: optim.lr={rate:.1e}")
+        axes.set(xscale="log", xlabel="learning rate", ylabel="smoothed loss")
+        low, high = min(losses), max(losses[: len(losses) // 2] or losses)
+        room = 0.1 * (high - low) or 0.1
+        axes.set_ylim(low - room, high + 3 * room)  # where it has diverged, the curve leaves
+        axes.grid(axis="y", color="#e4e7eb")
+        if suggestions:
+            axes.legend(loc="lower left")
+        _title(figure, "Loss as the learning rate grows, and suggested rates")
+    return figure
+
+
+def learning_rates_alt(suggestions: Mapping[str, float]) -> str:
+    """Return the alternative text of :func:`learning_rates`."""
+    found = ", ".join(f"{name} {rate:.1e}" for name, rate in suggestions.items())
+    return f"Loss against learning rate; suggested rates: {found or 'none'}"
+
+
 def counts(probabilities: ArrayLike, labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
     """Count the predictions of each class.
 

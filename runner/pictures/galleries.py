@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from runner.pictures.paper import new_figure, style
+from runner.pictures.paper import new_figure, style, without_axes
 from runner.terminal.console import printable
 
 _WIDTH = 5.2  # inches, as charts have
@@ -56,7 +56,7 @@ def mistakes(sections: Sequence[tuple[str, Sequence[Card]]]) -> Figure:
             part.suptitle(heading, x=0.02, ha="left", fontsize=10.5, fontweight="bold")
             panels = np.atleast_1d(part.subplots(count, _COLUMNS)).ravel()
             for axes in panels:
-                _without_axes(axes)
+                without_axes(axes)
             for axes, card in zip(panels, cards, strict=False):
                 _image(axes, card.image)
                 _caption(axes, card)
@@ -77,7 +77,7 @@ def heat_rows(rows: Sequence[tuple[Card, NDArray[Any], NDArray[Any]]]) -> Figure
         panels = np.atleast_2d(figure.subplots(len(rows), 3))
         for (card, predicted, true), (whole, first, second) in zip(rows, panels, strict=True):
             for axes in (whole, first, second):
-                _without_axes(axes)
+                without_axes(axes)
                 _image(axes, card.image)
             share = f"{card.confidence:.0%}"
             _under(whole, [_short(card.true)])
@@ -102,12 +102,6 @@ def _image(axes: Axes, image: NDArray[np.uint8] | None) -> None:
         axes.text(0.5, 0.5, "not at hand", transform=axes.transAxes, ha="center", color=_GREY)
     else:
         axes.imshow(image)
-
-
-def _without_axes(axes: Axes) -> None:
-    """Hide ticks and frame, but not the label under the axes."""
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
 
 
 def _caption(axes: Axes, card: Card) -> None:

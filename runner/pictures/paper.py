@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from runner.errors import ConfigError
@@ -41,6 +42,12 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 def style() -> Any:
     """Return a context in which matplotlib draws in the style of all pictures."""
     return mpl.rc_context(_STYLE)
+
+
+def without_axes(axes: Axes) -> None:
+    """Hide ticks and frame, but not the label under the axes."""
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
 
 
 def picture_bytes(figure: Figure, suffix: str, alt: str) -> bytes:

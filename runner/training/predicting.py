@@ -208,7 +208,7 @@ def probabilities(
     Raises:
         Interrupted: ``should_stop`` returned true in one of the processes.
     """
-    size, crop = learner.preprocess.size, learner.preprocess.crop
+    crop = learner.preprocess.crop
     # The plain view is computed once, and reused if a TTA needs it.
     plain_look = plain_view(crop)
     wanted = list(
@@ -217,11 +217,7 @@ def probabilities(
     if plain is not None:
         wanted.remove(plain_look)
     views = [look for look in wanted if isinstance(look, View)]
-    draws = {
-        look: augmentation.draw(augment, len(indices), seed, "tta", look)
-        for look in wanted
-        if isinstance(look, int)
-    }
+    draws = _draws(wanted, augment, len(indices), seed)
     batches_of_all = evaluation_order(len(indices), batch_size)
     order = [batches_of_all[number] for number in learner.processes.share(len(batches_of_all))]
 
@@ -253,11 +249,8 @@ def probabilities(
             place = slice(rows[0], rows[-1] + 1)  # an index by array would wait for a GPU
             seen: dict[Look, Tensor] = {} if known is None else {plain_look: known[place]}
             for look, pixels in by_look.items():
-                if isinstance(look, View):
-                    images = displayed_view(pixels, look, learner)
-                else:
-                    drawn = draws[look].rows(rows)
-                    images = augmented(pixels, drawn, size, augment, learner.device)
+                drawn = None if isinstance(look, View) else draws[look].rows(rows)
+                images = _look_images(learner, pixels, look, drawn, augment)
                 seen[look] = _predict(learner, images)
             all_plain[place] = seen[plain_look]
             for tta, whole in zip(variants, combined, strict=True):
@@ -275,6 +268,64 @@ def probabilities(
         learner.processes.sum(part).cpu().numpy() for part in (all_plain, *combined)
     )
     return Probabilities(found, all_combined, broken)
+
+
+def images_of_looks(
+    learner: Learner,
+    dataset: Dataset,
+    config: RunConfig,
+    rows: NDArray[np.int64],
+    wanted: Sequence[Look],
+) -> dict[Look, Tensor]:
+    """What the network sees of some validation images at each look, without normalization.
+
+    Args:
+        learner: the learner that predicts.
+        dataset: the data set of the images.
+        config: sets the augmentation and the seed of random passes.
+        rows: (n,) rows of the images in the validation split.
+        wanted: the looks, such as :func:`runner.tricks.tta.looks` returns.
+
+    Returns:
+        (n, 3, S, S) float in 0..1 for each look; S depends on the look.
+    """
+    split, store, augment = dataset.val, dataset.store, config.augment
+    indices = split.indices[rows]
+    draws = _draws(wanted, augment, len(split), config.seed)
+    found: dict[Look, Tensor] = {}
+    for look in wanted:
+        if isinstance(look, View):
+            (pixels,), drawn = view_squares(store, indices, [look]), None
+        else:
+            drawn = draws[look].rows(rows)
+            pixels = source_pixels(store, indices, drawn, augment)
+        found[look] = _look_images(learner, pixels, look, drawn, augment)
+    return found
+
+
+def _draws(
+    wanted: Sequence[Look], augment: Augment, count: int, seed: int
+) -> dict[Look, augmentation.Draws]:
+    """The augmentation of ``count`` images in each random pass."""
+    return {
+        look: augmentation.draw(augment, count, seed, "tta", look)
+        for look in wanted
+        if isinstance(look, int)
+    }
+
+
+def _look_images(
+    learner: Learner,
+    pixels: Pixels,
+    look: Look,
+    drawn: augmentation.Draws | None,
+    augment: Augment,
+) -> Tensor:
+    """Convert the pixels of a look to images (N, 3, S, S), float in 0..1."""
+    if isinstance(look, View):
+        return displayed_view(pixels, look, learner)
+    assert drawn is not None
+    return augmented(pixels, drawn, learner.preprocess.size, augment, learner.device)
 
 
 def _predict(learner: Learner, images: Tensor) -> Tensor:

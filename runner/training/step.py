@@ -145,35 +145,69 @@ def train_step(
         DivergedError: the loss or a gradient is not finite, on a CPU.
         CodeError: a function of the user returns a wrong value.
     """
-    device, idea, progress = learner.device, learner.idea, batch.moment.progress
-    keyed = partial(code_generator, learner, config.seed, batch.moment)
-    images = augmented(batch.pixels, batch.draws, batch.moment.size, config.augment, device)
-    images = auto_augment.apply(images, batch.chosen)
-    images = erasing.erase(images, batch.boxes, partial(erase_fill, learner, config, batch.moment))
-    images = idea.images(images, keyed, progress)
-    targets = one_hot(on_device(batch.labels, device), learner.num_outputs)
-    if batch.mix is not None:
-        mix = batch.mix.to(device)
-        images, targets = mixing.mix_images(images, mix), mixing.mix_targets(targets, mix)
-    targets = smooth(targets, config.smoothing.epsilon)
-    targets = idea.targets(targets, keyed, progress)
+    images = training_images(learner, batch, config)
+    images, targets = training_inputs(learner, images, batch, config)
     gradients = partial(
         compute_gradients, learner, optimizer, images, targets, batch.num_images, config
     )
     if config.sam.acts_at(batch.moment.before):
-        draws = generator_states(device)
+        draws = generator_states(learner.device)
         loss = gradients()
         with climbed(learner.model, parameters_of(learner), config.sam.rho):
-            restore_generators(device, draws)  # the layers draw the same in both passes
+            restore_generators(learner.device, draws)  # the layers draw the same in both passes
             gradients()
     else:
         loss = gradients()
     clipped = None
     if config.clip.norm is not None:
         clipped = clip_gradients(parameters_of(learner), config.clip.norm)
-    if "optimizer" in idea.functions:
+    if "optimizer" in learner.idea.functions:
         seed_update(learner, config.seed, batch.moment, "optimizer")
     return Update(updated(learner, optimizer, loss), clipped)
+
+
+def training_images(learner: Learner, batch: Batch, config: RunConfig) -> Tensor:
+    """Apply the tricks that treat each image by itself, in the order of the lines.
+
+    Returns:
+        (M, 3, S, S) float in 0..1 on the learner's device, without normalization.
+
+    Raises:
+        CodeError: the user's function ``images`` returns a wrong value.
+    """
+    now = batch.moment
+    images = augmented(batch.pixels, batch.draws, now.size, config.augment, learner.device)
+    images = auto_augment.apply(images, batch.chosen)
+    images = erasing.erase(images, batch.boxes, partial(erase_fill, learner, config, now))
+    keyed = partial(code_generator, learner, config.seed, now)
+    return learner.idea.images(images, keyed, now.progress)
+
+
+def training_inputs(
+    learner: Learner, images: Tensor, batch: Batch, config: RunConfig
+) -> tuple[Tensor, Tensor]:
+    """Apply the tricks on pairs of images and on targets, in the order of the lines.
+
+    Args:
+        learner: the learner that trains.
+        images: (M, 3, S, S), from :func:`training_images`.
+        batch: the batch of these images.
+        config: configuration of the run.
+
+    Returns:
+        Images (N, 3, S, S) in 0..1, without normalization, and targets (N, K).
+
+    Raises:
+        CodeError: the user's function ``targets`` returns a wrong value.
+    """
+    now = batch.moment
+    targets = one_hot(on_device(batch.labels, learner.device), learner.num_outputs)
+    if batch.mix is not None:
+        mix = batch.mix.to(learner.device)
+        images, targets = mixing.mix_images(images, mix), mixing.mix_targets(targets, mix)
+    targets = smooth(targets, config.smoothing.epsilon)
+    keyed = partial(code_generator, learner, config.seed, now)
+    return images, learner.idea.targets(targets, keyed, now.progress)
 
 
 def compute_gradients(
