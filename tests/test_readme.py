@@ -1,4 +1,4 @@
-"""The README's commands are accepted as they are printed, and CI finds its two."""
+"""The commands of README and docs are accepted as they are printed, and CI finds its two."""
 
 import importlib.util
 import re
@@ -23,7 +23,7 @@ from runner.report.__main__ import parser
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = README + "".join(
-    (ROOT / "docs" / name).read_text() for name in ("comparing.md", "imbalance.md", "clusters.md")
+    page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").rglob("*.md"))
 )
 BLOCKS = re.findall(r"```bash\n(.*?)```", PAGES, flags=re.DOTALL)
 COMMANDS = [
