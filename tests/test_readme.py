@@ -18,6 +18,7 @@ from runner.config.options import GROUPS
 from runner.config.schema import RunConfig
 from runner.evaluate import variants
 from runner.export import __main__
+from runner.look import __main__ as look
 from runner.report.__main__ import parser
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +67,15 @@ def test_a_command_is_accepted(command: str, composed: Callable[..., RunConfig])
         assert runs
         assert set(words) - runs - set(overrides) <= {"-m"}
         assert variants(overrides, is_sweep="-m" in words)
+        return
+    if module == "runner.look":
+        options = look.parser().parse_intermixed_args(words)
+        run, *others = options.words or ["seed=0"]
+        if "=" not in run:
+            assert {word.partition("=")[0] for word in others} <= {"data.root"}
+        else:
+            composed(*options.words)
+            composed(*options.words, *(word for side in options.compare for word in side))
         return
     if module == "runner.show":
         assert not overrides
