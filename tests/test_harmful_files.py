@@ -153,7 +153,7 @@ def test_no_training_starts_from_them(
     words = [f"model.weights={path}", "normalize=imagenet"]
     done = command(*tiny_words, *words, **UNSAFE)
     assert done.returncode == 7, done.stderr
-    why = "it asks for posix.system" if suffix == "pth" else "not a safetensors file"
+    why = "it needs posix.system" if suffix == "pth" else "not a safetensors file"
     assert f"the weights are refused: {why}" in done.stderr
     assert f"where: model.weights={path}" in done.stderr
     assert "Traceback" not in done.stderr

@@ -70,5 +70,5 @@ def test_twelve_jobs_killed_five_times(tmp_path: Path) -> None:
     assert [{**job, "folder": Path(str(job["folder"])).name} for job in last_sweep(killed)] == [
         {**job, "folder": Path(str(job["folder"])).name} for job in last_sweep(reference)
     ]
-    resumed = (tmp_path / "killed.log").read_text().count("going on after step")
+    resumed = (tmp_path / "killed.log").read_text().count("resuming after step")
     print(f"\nsweep of 12 jobs: killed {kills} times, {resumed} resumed, 12 of 12 runs equal")

@@ -265,6 +265,6 @@ def test_torch_still_names_what_a_file_asks_for(
     with pytest.raises(Exception, match="weights_only") as caught:
         torch.load(tmp_path / "weights.pth", weights_only=True)
     reason = pretrained._reason(caught.value)
-    assert reason.startswith("it asks for ")
+    assert reason.startswith("it needs ")
     assert "print" in reason
     assert capsys.readouterr().out == ""

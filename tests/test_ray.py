@@ -150,7 +150,7 @@ def test_a_job_that_was_killed_goes_on(make: Make) -> None:
         (place.root / "hold").unlink()
     code, output = end(process)
     assert code == 0, output
-    assert "crashed: its process ended without a word" in output
+    assert "crashed: its process ended without a message" in output
     assert "started again (1 of 3): seed=0" in output
     assert "raylet" not in output
     assert sorted(statuses(place)) == ["finished", "resumed"]

@@ -383,7 +383,7 @@ def test_a_crash_stops_no_other_job(crashed: Crashed, reference: list[Outcome]) 
 def test_a_crash_is_told_with_its_cause(crashed: Crashed) -> None:
     reason = crashed.output.partition("crashed: seed=1\n")[2].splitlines()[0]
     is_fault = crashed.how == "segfault"
-    assert ("Segmentation fault" if is_fault else "ended without a word") in reason
+    assert ("Segmentation fault" if is_fault else "ended without a message") in reason
 
 
 @pytest.mark.parametrize(

@@ -320,7 +320,7 @@ def _run(
 
 
 _DEATHS = {
-    "WorkerCrashedError": "its process ended without a word (killed, or out of memory)",
+    "WorkerCrashedError": "its process ended without a message (killed, or out of memory)",
     "NodeDiedError": "its machine left Ray",
     "LocalRayletDiedError": "Ray ended on its machine",
 }

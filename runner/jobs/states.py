@@ -197,7 +197,7 @@ def settled(found: Mapping[str, Any], queued: QueuedJob | None) -> dict[str, Any
         error = f"cancelled before it began{again}: Slurm does not know it any more"
         return {**found, "status": "cancelled", "error": error}
     state = "unknown to Slurm" if queued is None else queued.state
-    how = _HOW.get(state, "its process ended without a word")
+    how = _HOW.get(state, "its process ended without a message")
     if has_saved:
         how = "saved, and ended before it was at work again"
     elif status == "queued":

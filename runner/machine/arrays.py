@@ -1,4 +1,4 @@
-"""Arrays of numpy in files that anybody may have written: read within the bounds of the file."""
+"""Read numpy arrays from untrusted files, within the bounds of the file."""
 
 import io
 import math
@@ -22,7 +22,7 @@ _HEADERS = {
 def read_npz(
     path: Path, names: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, NDArray[Any]]:
-    """Read arrays of a ``.npz`` file, none of which holds Python objects.
+    """Read arrays of a ``.npz`` file, and refuse arrays of Python objects.
 
     The sizes that the file claims are compared with one another, with the size of the file and with
     the memory, before anything is allocated.
@@ -34,7 +34,7 @@ def read_npz(
 
     Raises:
         OSError: the file cannot be read, or is not a regular file.
-        ValueError: the file is not such an archive, or has other sizes than it claims.
+        ValueError: the file is not a ``.npz`` archive, or its sizes are not those that it claims.
     """
     content = read_whole(path)
     try:
@@ -55,7 +55,7 @@ def read_npz(
 
 def _read_member(archive: ZipFile, member: ZipInfo) -> NDArray[Any]:
     if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-        raise ValueError(f"{member.filename} is compressed in another way than deflate")
+        raise ValueError(f"{member.filename} is not stored or compressed with deflate")
     if member.file_size > _LARGEST_RATIO * member.compress_size:
         raise ValueError(
             f"{member.filename} claims {member.file_size:,} bytes in {member.compress_size:,}"
@@ -63,7 +63,7 @@ def _read_member(archive: ZipFile, member: ZipInfo) -> NDArray[Any]:
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         if version not in _HEADERS:
-            raise ValueError(f"{member.filename} is of version {version} of numpy's format")
+            raise ValueError(f"{member.filename} has unknown version {version} of numpy's format")
         shape, _, dtype = _HEADERS[version](file)
         claimed = math.prod(shape) * dtype.itemsize
     if dtype.hasobject:

@@ -1,4 +1,4 @@
-"""Work in a child of this process: whatever ends the child, this process goes on."""
+"""Work in a child of this process: whatever ends the child, this process continues."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from types import FrameType
 
 from runner.machine.signals import end_with_parent, raise_on_signals
 
-# Of a terminal that is closed, of Ctrl-C and of schedulers.
+# Signals of a closed terminal, of Ctrl-C and of schedulers.
 _PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
@@ -23,22 +23,22 @@ def can_fork() -> bool:
 def in_child(work: Callable[[], None], on_signal: Callable[[int], bool]) -> int:
     """Do ``work`` in a child that this process forks, and wait for its end.
 
-    This process must not have computed with torch: the threads of a parent do not live on in its
-    child. What it has imported is there at once. Another thread may be at work, such as one that
-    refreshes a table, if the child uses none of its locks: not the streams that it writes to.
+    This process must not have computed with torch: a child does not have the threads of its parent.
+    The child need not import anything again. Another thread may be running, such as one that
+    refreshes a table, if the child uses none of the thread's locks or output streams.
 
     The child is a process group of its own, so a signal to all processes of a terminal or a job
-    reaches this process alone. It is passed on, once, as SIGTERM; the child then saves and ends.
-    Ctrl-Z stops both. If this process dies, the child is killed.
+    reaches this process alone. The signal is passed on once, as SIGTERM; then the child saves and
+    ends. Ctrl-Z stops both. If this process dies, the child is killed.
 
     Args:
-        work: done in the child, whose output goes where that of this process goes.
+        work: the function to call in the child, which has the output streams of this process.
         on_signal: called in this process with the first signal. If it returns false, as for a
             second signal, both processes end at once.
 
     Returns:
-        Exit code of the child, 0 if ``work`` returned; or the negative number of the signal that
-        ended the child.
+        The exit code of the child, 0 if ``work`` returned; or the negative number of the signal
+        that ended the child.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
@@ -70,7 +70,7 @@ class _Child:
         self._waiting = list[signal.Signals]()
 
     def exists_as(self, pid: int) -> None:
-        with suppress(OSError):  # the child does it too; whichever comes first
+        with suppress(OSError):  # the child does this too; either may be first
             os.setpgid(pid, pid)
         self._pid = pid
         for signum in self._waiting:
@@ -85,7 +85,7 @@ class _Child:
 
 
 def ending(code: int) -> str:
-    """Return how a child with this code of :func:`in_child` ended, in words."""
+    """Describe how a child ended, from the code that :func:`in_child` returned."""
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
@@ -103,7 +103,7 @@ def _live(work: Callable[[], None], parent: int, mask: "set[int | signal.Signals
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             work()
             code = 0
-    except BaseException:  # nothing may leave the child: its caller is the parent's
+    except BaseException:  # no exception may reach the code of the parent
         traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
@@ -115,7 +115,7 @@ def _live(work: Callable[[], None], parent: int, mask: "set[int | signal.Signals
 def _pass_on(
     child: _Child, on_signal: Callable[[int], bool]
 ) -> dict[signal.Signals, "signal._HANDLER"]:
-    """Pass signals on to ``child`` from now on; return the handlers so far."""
+    """Pass signals on to ``child`` from now on; return the previous handlers."""
 
     def end(signum: int, frame: FrameType | None) -> None:
         is_first = True

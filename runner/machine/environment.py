@@ -45,7 +45,7 @@ _VARIABLES = (
 
 
 def environment(device: "torch.device", precision: str, processes: Processes) -> dict[str, Any]:
-    """Describe versions, code revision, machine and what else decides the last bits, for JSON.
+    """Describe versions, code revision, machine and all else that decides the last bits, for JSON.
 
     ``variables`` are the environment variables of the libraries under torch that are set.
 
@@ -84,7 +84,7 @@ def environment(device: "torch.device", precision: str, processes: Processes) ->
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """List the differences that may change the last bits of a result, as ``key before → now``.
 
-    What ``before``, of an earlier version, does not state is not a difference.
+    A key that ``before`` lacks, because an earlier version wrote it, is not a difference.
     """
     found = [
         f"{key} {before[key]} → {now[key]}"

@@ -1,6 +1,6 @@
-"""Values of JSON that anybody may have written or edited: each one is checked as it is read.
+"""Values of untrusted JSON: each value is checked as it is read.
 
-Every error is a ValueError that names the key. The caller adds the file that was read.
+Every error is a ValueError that names the key. The caller adds the name of the file.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _LARGEST = sys.float_info.max
-_LARGEST_WHOLE = 2**63 - 1  # of numpy and torch
+_LARGEST_WHOLE = 2**63 - 1  # the largest integer of numpy and torch
 _DEEPEST = 100  # levels of objects and lists; our own files have ten
 _LONGEST = 80  # characters of a value in a message
 
@@ -21,7 +21,7 @@ def parsed(content: bytes | str) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(found, dict):
-        raise ValueError(f"it is no object of JSON but {type(found).__name__}")
+        raise ValueError(f"it is not a JSON object but {type(found).__name__}")
     if _is_deeper(found, _DEEPEST):
         raise ValueError("it is nested too deeply")
     return found
@@ -84,7 +84,7 @@ def texts(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
 def whole(
     values: Mapping[str, Any], key: str, *, at_least: int = 0, at_most: int = _LARGEST_WHOLE
 ) -> int:
-    """Return the whole number at ``key``, within bounds that belong to the range."""
+    """Return the whole number at ``key``, between inclusive bounds."""
     found = value(values, key)
     is_whole = isinstance(found, int) and not isinstance(found, bool)
     if not is_whole or not at_least <= found <= at_most:
@@ -95,7 +95,7 @@ def whole(
 def number(
     values: Mapping[str, Any], key: str, *, at_least: float = -_LARGEST, at_most: float = _LARGEST
 ) -> float:
-    """Return the finite number at ``key``, within bounds that belong to the range."""
+    """Return the finite number at ``key``, between inclusive bounds."""
     found = value(values, key)
     is_number = isinstance(found, int | float) and not isinstance(found, bool)
     if not is_number or not at_least <= found <= at_most:

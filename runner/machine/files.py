@@ -1,6 +1,6 @@
-"""Files on disk: what is read is regular and bounded, what is written is whole and no link.
+"""Read only regular files of bounded size; write files whole, and never through a link.
 
-Anybody may have put anything at the names that the program reads and writes: a pipe that never
+Other users may have placed anything where the program reads and writes: a pipe that never
 ends, a link to a file of somebody else, a file that is larger than memory. So all foreign files are
 read through :func:`open_regular` and :func:`read_whole`. All files are written through a temporary
 file that this process alone creates, and that then takes the name. A crash of the program or of the
@@ -23,7 +23,7 @@ from runner.errors import StorageError
 
 _FIX = "outputs=FOLDER that you may write to, on a disk with space"
 _TEMPORARY = ".tmp-"
-_LONGEST_NAME = 40  # characters of a name that its temporary name repeats; names have 255 bytes
+_LONGEST_NAME = 40  # characters of a name kept in its temporary name; names have 255 bytes at most
 # Without O_NONBLOCK, opening a pipe waits for its other end. Regular files ignore it.
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -40,7 +40,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_whole(path: Path, *, at_most: int | None = None) -> bytes:
-    """Read a regular file. Refuses anything else: reading a pipe could wait without end.
+    """Read a regular file. Refuse anything else: reading a pipe could wait forever.
 
     Args:
         path: the file to read.
@@ -58,7 +58,7 @@ def read_whole(path: Path, *, at_most: int | None = None) -> bytes:
         try:
             return file.read(size)
         except MemoryError as error:
-            raise OSError(errno.ENOMEM, f"too large for the memory: {size:,}", str(path)) from error
+            raise OSError(errno.ENOMEM, f"larger than the memory: {size:,}", str(path)) from error
 
 
 def read_end(path: Path, at_most: int) -> bytes:
@@ -73,9 +73,9 @@ def read_end(path: Path, at_most: int) -> bytes:
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, ...]:
-    """Device, inode, size, and times of the last change of content and of the inode, ns.
+    """Return device, inode, size, and times of the last change of content and of the inode, ns.
 
-    No program can set the last of them, so that a file with an old date is still another file.
+    No program can set the last of them, so a new file with an old date is still recognized.
     """
     return (
         status.st_dev,
@@ -96,7 +96,7 @@ def _regular(path: Path, flags: int) -> int:
     try:
         descriptor = os.open(path, flags, 0o666)
     except ValueError as error:  # a null character, or one that no file name can have
-        raise OSError(errno.EINVAL, f"no possible name of a file: {error}") from error
+        raise OSError(errno.EINVAL, f"not a possible file name: {error}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -109,7 +109,7 @@ def write_synced(path: Path, content: bytes, *, fix: str = _FIX) -> None:
     Args:
         path: the file to write; nothing may exist there, not even a link.
         content: the bytes to write.
-        fix: the advice of the error if the file cannot be written.
+        fix: how to fix it, for the error if the file cannot be written.
 
     Raises:
         StorageError: the file cannot be written; no part of it remains.
@@ -140,7 +140,7 @@ def replace_whole(path: Path, content: bytes, *, fix: str = _FIX) -> None:
     Args:
         path: the file to write.
         content: the bytes to write.
-        fix: the advice of the error if the file cannot be written.
+        fix: how to fix it, for the error if the file cannot be written.
 
     Raises:
         StorageError: the file cannot be written.
@@ -161,12 +161,12 @@ def replace_whole(path: Path, content: bytes, *, fix: str = _FIX) -> None:
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A name in the folder of ``path`` that nothing has; :func:`remove_leftovers` knows it."""
+    """Return an unused name in the folder of ``path``; :func:`remove_leftovers` knows it."""
     return path.with_name(f"{path.name[:_LONGEST_NAME]}{_TEMPORARY}{secrets.token_hex(8)}")
 
 
 def is_leftover(name: str) -> bool:
-    """Return whether a file of this name was temporary, of a process that was killed."""
+    """Return whether this is the name of a temporary file of a process that was killed."""
     return _TEMPORARY in name
 
 
@@ -203,7 +203,7 @@ def open_append(path: Path) -> BufferedWriter:
 
 
 def open_log(path: Path) -> TextIO:
-    """Open a file to append lines, each of which is written at once.
+    """Open a file to append lines, each of which is written immediately.
 
     Raises:
         OSError: the file cannot be written, or is a link or not a regular file.
@@ -216,7 +216,7 @@ def own_folder(path: Path) -> Path:
 
     Raises:
         StorageError: the folder cannot be created, or something else is there, such as a link to
-            the folder of somebody else.
+            another user's folder.
     """
     require_own(path)
     try:
@@ -227,7 +227,7 @@ def own_folder(path: Path) -> Path:
 
 
 def new_folder(path: Path) -> Path:
-    """Create a folder that did not exist, at ``path`` or with a number appended; return its path.
+    """Create a new folder at ``path`` or, with a number appended, next to it; return its path.
 
     Raises:
         StorageError: the folder cannot be created.
@@ -245,7 +245,7 @@ def new_folder(path: Path) -> Path:
 
 
 def require_own(path: Path) -> None:
-    """Raise StorageError if something else than a real folder is at ``path``, such as a link."""
+    """Raise StorageError if ``path`` is anything but a real folder, such as a link."""
     try:
         mode = path.stat(follow_symlinks=False).st_mode
     except FileNotFoundError:
@@ -265,7 +265,7 @@ def require_writable(folder: Path) -> None:
     """Check that a folder may be written, or made if it does not exist. Creates nothing.
 
     Raises:
-        StorageError: it may not, or a file is in its place.
+        StorageError: the folder may not be written, or a file is in its place.
     """
     path = folder.absolute()
     existing = next(each for each in (path, *path.parents) if os.path.lexists(each))
@@ -283,7 +283,7 @@ def remove(path: Path) -> None:
     """Remove what is at ``path``: a folder with its content, a link without its target, or nothing.
 
     Raises:
-        OSError: it cannot be removed.
+        OSError: ``path`` cannot be removed.
     """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -292,7 +292,7 @@ def remove(path: Path) -> None:
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write a file that the user named, whole or not at all; or write to a pipe or device.
+    """Write a file that the user named: whole or not at all, unless it is a pipe or a device.
 
     Raises:
         StorageError: the file cannot be written.

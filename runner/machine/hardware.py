@@ -1,6 +1,6 @@
 """The cores, the device and the fastest precision of this machine.
 
-Torch is imported only where there is no other way, so that a finished run can answer at once.
+Torch is imported only if it is needed, so that a finished run is reported immediately.
 """
 
 import ctypes
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16"]
 
 # Measured on two AMX cores with xresnet18 and batch 64: bf16 trains 0.93 times as fast as fp32 at
-# 28 px and 1.7 times as fast at 64 px. Small images wait for memory, not for multiplications; the
+# 28 px and 1.7 times as fast at 64 px. Small images are limited by memory, not by arithmetic; the
 # threshold lies between.
 _SMALLEST_BF16_SIZE = 32
-_MOST_STAGED = 2**16  # bytes; by CUDA's description of its synchronization
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_MOST_STAGED = 2**16  # bytes; from CUDA's documentation of its synchronization
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 _GROUPS = Path("/sys/fs/cgroup")
 
 
 def num_cores() -> int:
     """Return the number of cores that this process may use, at least 1.
 
-    The smallest of what the kernel, the control groups of a container, Slurm and the launcher of a
+    The smallest number that the kernel, a container's control groups, Slurm and the launcher of a
     sweep allow. Slurm binds processes to cores only where its administrator has chosen so, and
     control groups of containers limit the time of all cores together: the kernel shows every core
     of the machine in both cases. The processes of torchrun on one machine share these cores.
@@ -52,7 +52,7 @@ _limit: int | None = None
 def limit_cores(count: int | None) -> None:
     """Let :func:`num_cores` return at most ``count`` from now on; None for no limit.
 
-    For one of several jobs that share a machine.
+    For jobs that share a machine.
     """
     global _limit
     _limit = count
@@ -79,8 +79,8 @@ def visible_gpus() -> tuple[str, ...]:
     """Return the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them.
 
     Indices, or names such as ``GPU-8932f937-…`` or ``MIG-…``. Like CUDA, the function ignores what
-    follows an index below 0. Under Windows' Linux, which does not show GPUs as files, there is none
-    unless the variable names it.
+    follows an index below 0. Windows' Linux does not show GPUs as files, so there are none
+    unless the variable names some.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
@@ -94,9 +94,9 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def own_gpu(processes_here: int, local_rank: int) -> int:
-    """Return the index of the GPU of one of the processes of a run on this machine.
+    """Return the index of the GPU for one of a run's processes on this machine.
 
-    Slurm may show each of its tasks one GPU alone, as with ``gpus_per_task``.
+    Slurm may show each task only one GPU, as with ``gpus_per_task``.
 
     Args:
         processes_here: how many processes of the run this machine has.
@@ -110,7 +110,7 @@ def own_gpu(processes_here: int, local_rank: int) -> int:
     count = torch.cuda.device_count()
     if count == 1 and tasks_on_node() > 1:
         return 0
-    if processes_here > count:  # all of them raise, so that none waits for the others
+    if processes_here > count:  # every process raises, so that none waits for the others
         raise ConfigError(
             f"{processes_here} processes of the run need a GPU each, and torch finds {count} here",
             where=f"LOCAL_WORLD_SIZE={processes_here}",
@@ -141,7 +141,7 @@ def require_device(device: str) -> None:
 
 @cache
 def device_kind(device: str) -> str:
-    """``cpu`` or ``cuda`` for the ``device`` of a configuration; ``auto`` is the GPU if any."""
+    """Return ``cpu`` or ``cuda`` for the ``device`` of a configuration; ``auto`` prefers a GPU."""
     if device != "auto":
         return device.partition(":")[0]
     if sys.platform == "linux" and not _has_gpu_file():
@@ -163,7 +163,7 @@ def used_precision(asked: Literal["auto", "fp32", "bf16"], kind: str, size: int)
 
 
 def fastest_precision(kind: str, size: int) -> Precision:
-    """``bf16`` if the hardware multiplies it natively and images of ``size`` px gain from it."""
+    """Return ``bf16`` if the hardware multiplies it natively and ``size``, px, is large enough."""
     if kind == "cuda":
         import torch
 
@@ -172,7 +172,7 @@ def fastest_precision(kind: str, size: int) -> Precision:
 
 
 def on_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
-    """``tensor`` on ``device``. A copy to a GPU does not wait for the work that the GPU has queued.
+    """Copy ``tensor`` to ``device``, without waiting for the work that a GPU has queued.
 
     CUDA stages small copies. Larger ones wait unless their memory is pinned.
     """
@@ -186,7 +186,8 @@ def keep_freed_memory() -> None:
     """Let the allocator of the C library keep the memory of freed tensors for new tensors.
 
     By default the allocator returns every large block to the system, which provides it again page
-    by page, filled with zeros, at every training step. No effect if the library is not glibc.
+    by page, filled with zeros, at every training step. This has no effect if the library is not
+    glibc.
     """
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
@@ -205,7 +206,7 @@ def give_back_freed_memory() -> None:
 
 
 def cpu_name() -> str:
-    """Return the model name of the processor, or its architecture if the system states no name."""
+    """Return the model name of the processor, or its architecture if its name is not known."""
     return _cpu_info().get("model name", os.uname().machine)
 
 
@@ -216,7 +217,7 @@ def _has_gpu_file() -> bool:
 def _cores_of_slurm() -> int | None:
     """Return the cores that Slurm has given to this process; None outside a job of Slurm."""
     on_node = _whole_number("SLURM_CPUS_ON_NODE")
-    if on_node is None:  # also in a shell of salloc, which is on another machine
+    if on_node is None:  # also true in a shell of salloc, which is on another machine
         return None
     if "SLURM_STEP_ID" not in os.environ:  # the script of a job has all its cores
         return on_node
@@ -233,11 +234,11 @@ def _whole_number(variable: str) -> int | None:
 def _cores_of_control_groups() -> int | None:
     """Return the cores whose time the control groups of this process allow; None without a limit.
 
-    Rounded up: the last core of 1.5 is worth having.
+    Rounded up: half a core is worth using.
     """
     found = list[float]()
     for path in _control_groups():
-        with suppress(OSError, ValueError):  # a quota of "max" is no number
+        with suppress(OSError, ValueError):  # a quota of "max" is not a number
             quota, period = map(int, " ".join(file.read_text() for file in path).split())
             if quota > 0:  # version 1 has -1 for no limit
                 found.append(quota / period)

@@ -1,7 +1,7 @@
 """A lock between processes: the second process waits, or gets an error that names the first.
 
-The locks are those of ``flock``. The library filelock takes the same locks, but neither says who
-holds a lock, nor whether anybody does without taking it, nor notices that its file was removed.
+The locks are those of ``flock``. The library filelock takes the same locks, but does not say who
+holds a lock, cannot test a lock without taking it, and does not notice that its file was removed.
 """
 
 import errno
@@ -33,9 +33,9 @@ def _leave_to_parent() -> None:
 
 os.register_at_fork(after_in_child=_leave_to_parent)
 
-_ATTEMPTS = 5  # is_held in another process also has the lock, for a moment
+_ATTEMPTS = 5  # is_held in another process also holds the lock for a moment
 _POLL_SECONDS = 0.2
-_LARGEST = 4096  # bytes of a lock file; a signature has about 100
+_LARGEST = 4096  # bytes of a lock file; a signature has about 100 bytes
 _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # no link, and no wait for a pipe
 
 
@@ -50,7 +50,7 @@ class Lock:
     def is_in_place(self) -> bool:
         """Whether the locked file is still the file at its path.
 
-        If the file was removed, another process can lock a new file of the same name.
+        After the file was removed, another process can lock a new file of the same name.
         """
         try:
             found = self._path.stat(follow_symlinks=False)
@@ -62,10 +62,10 @@ class Lock:
         """Raise StorageError if the lock is not in place; call this before each commit."""
         if not self.is_in_place:
             raise StorageError(
-                "the lock file was removed or replaced while this process held the lock, which "
-                "therefore stops: another process may write here now",
+                "the lock file was removed or replaced while this process held the lock, so the "
+                "process stops: another process may write here now",
                 where=str(self._path.absolute()),
-                fix="the same command again, which resumes or trains anew",
+                fix="run the same command again, which resumes or trains anew",
             )
 
 
@@ -83,7 +83,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[Lock]:
 
     Raises:
         BusyError: another process holds the lock, and ``wait`` is False.
-        StorageError: the lock file cannot be created, is a link or the file of somebody else, or
+        StorageError: the lock file cannot be created, is a link or another program's file, or
             its file system has no locks.
     """
     descriptor = None
@@ -127,7 +127,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[Lock]:
 
 @contextmanager
 def one_locked(paths: Sequence[Path]) -> Iterator[int]:
-    """Hold the first of some locks that is free; wait until one is. Gives the block its position.
+    """Hold the first free lock of ``paths``, waiting until one is free; yield its position.
 
     Args:
         paths: the lock files, at least one.
@@ -172,19 +172,19 @@ def _acquire(descriptor: int, wait: bool) -> None:
 
 
 def _sign(descriptor: int) -> None:
-    """Write who holds the lock, unless the file is something else, such as a hard link."""
+    """Write who holds the lock, unless the file has other content, as a hard link may."""
     content = os.pread(descriptor, _LARGEST, 0)
     if content.strip(b"\0"):  # empty or of zeros: its writer or the machine died
         try:
             fields.whole(fields.parsed(content), "pid")
         except ValueError as error:
-            raise OSError(errno.EEXIST, "it is no lock file but has other content") from error
+            raise OSError(errno.EEXIST, "it is not a lock file: it has other content") from error
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, _signature().encode(), 0)
 
 
 def is_held(path: Path) -> bool:
-    """Return whether any process, including this one, holds the lock at the moment."""
+    """Return whether any process, including this one, holds the lock now."""
     try:
         descriptor = _open(path, os.O_RDONLY)
     except (OSError, ValueError):  # ValueError: a null character in the path

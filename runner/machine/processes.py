@@ -1,7 +1,7 @@
 """The processes that share one run: torchrun's, or the tasks of one submitit job.
 
 All processes compute; only the first one writes files and prints. Torch is imported only if there
-are several, so that a finished run of one process answers at once.
+are several, so that a finished run of one process is reported immediately.
 """
 
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-_MEETING = timedelta(minutes=10)  # until all processes have started
+_MEETING = timedelta(minutes=10)  # in which all processes must start
 _TIMEOUT = timedelta(hours=6)  # the others wait while the first decodes a data set
 _VARIABLES = {
     "rank": "RANK",
@@ -57,7 +57,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, num_items: int) -> "NDArray[np.int64]":
-        """The indices in 0..num_items-1 of this process: every ``count``-th, from its rank on."""
+        """Return this process's indices in 0..num_items-1: every ``count``-th, from its rank on."""
         import numpy as np
 
         return np.arange(self.rank, num_items, self.count)
@@ -90,7 +90,7 @@ class Processes:
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """Run the block in the first process, then in the others, which find what it prepared."""
+        """Run the block in the first process, then in the others, which use its results."""
         if self.count > 1 and not self.is_first:
             self.any(False)
         try:

@@ -3,7 +3,7 @@
 SIGTERM comes from schedulers and ``kill``, SIGINT from Ctrl-C, SIGHUP from a terminal that is
 closed, SIGUSR2 from Slurm shortly before a job's time is up.
 
-A second signal ends the process at once; but not in a job of Slurm, which itself sends several.
+A second signal ends the process immediately, except in a Slurm job: Slurm itself sends several.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from types import FrameType
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _OF_SLURM = (signal.SIGTERM, signal.SIGUSR2)
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+_PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 
 class Interrupted(KeyboardInterrupt):
@@ -68,7 +68,7 @@ class OneInterruption:
         self._is_over = False
 
     def install(self) -> None:
-        """Handle signals from now on; the main thread alone can do so."""
+        """Handle signals from now on; only the main thread can call this."""
         for signum in _OF_SLURM:
             signal.signal(signum, self)
         for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGCONT):
@@ -81,7 +81,7 @@ class OneInterruption:
             raise Interrupted(signum, self._reason(signum))
 
     def ignore_further(self) -> None:
-        """Ignore signals from now on, until this process is gone."""
+        """Ignore signals from now on, until this process ends."""
         self._is_over = True
         for signum in _OF_SLURM:
             signal.signal(signum, signal.SIG_IGN)
@@ -91,7 +91,7 @@ class OneInterruption:
 def deferred() -> Iterator[Callable[[], bool]]:
     """Defer signals during the block, and deliver the first one when the block ends.
 
-    The block gets a function that says whether a signal is waiting, and should then complete its
+    Yield a function that returns whether a signal is waiting; the block should then complete its
     work and end. A second signal is not deferred: it ends the process at once, except in a job of
     Slurm, where it is ignored.
     """
@@ -116,7 +116,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
     before = {signum: signal.signal(signum, hold) for signum in handled}
     try:
         yield lambda: bool(received)
-    except Interrupted:  # another process of the run got its signal first
+    except Interrupted:  # another process of the run received its signal first
         if once and not received:
             once.ignore_further()
         raise
@@ -135,7 +135,7 @@ def _of_slurm() -> OneInterruption | None:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Let signals wait until the block ends; a process that it forks does not get them."""
+    """Hold signals back until the block ends; a process forked in the block does not get them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_ENDING, signal.SIGUSR2))
     try:
         yield
@@ -147,8 +147,9 @@ def held_back() -> Iterator[None]:
 def at_once() -> Iterator[None]:
     """Let signals end the process without a message.
 
-    For waits outside Python when there is nothing to save: Python's own handlers would run only
-    after the wait. In a job of Slurm they do so: the job must not fail, and Slurm kills what waits.
+    For waits outside Python with nothing to save: Python's own handlers would run only
+    after the wait. In a Slurm job those handlers stay: the job must not fail, and Slurm kills it in
+    the end.
     """
     if threading.current_thread() is not threading.main_thread() or _of_slurm():
         yield
@@ -163,7 +164,7 @@ def at_once() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """Ignore signals in a helper process: its parent ends it, also if the whole group gets one."""
+    """Ignore signals in a helper process: its parent ends it, even after a signal to the group."""
     for signum in (*_ENDING, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
 
@@ -171,7 +172,7 @@ def ignore_signals() -> None:
 def end_with_parent() -> None:
     """Let the kernel kill this helper process when its parent dies, for any reason; on Linux.
 
-    A worker of torch's DataLoader does notice that its parent is dead, but then waits forever, with
+    A worker of torch's DataLoader notices that its parent is dead, but then waits forever, with
     all its memory, for a reader of its last items. The parent is the thread that made the process.
     """
     _signal_at_death_of_parent(signal.SIGKILL)
@@ -185,7 +186,7 @@ def outliving_parent(parent: int) -> Iterator[None]:
     job until the machine is turned off.
 
     Args:
-        parent: process of the parent.
+        parent: process ID of the parent.
     """
     _signal_at_death_of_parent(0)
     try:

@@ -1,6 +1,6 @@
-"""What Slurm says of jobs, by its own commands; nothing here knows what the jobs do.
+"""Ask Slurm about jobs with its own commands; nothing here depends on what the jobs do.
 
-Everything is asked of the controller (``squeue``, ``scontrol``), which every cluster has; the
+All questions go to the controller (``squeue``, ``scontrol``), which every cluster has; the
 accounting that ``sacct`` reads is off on many. The controller forgets a job some minutes after its
 end (``MinJobAge``).
 """
@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from runner.errors import ConfigError, StorageError
 
-_SECONDS = 60  # until a command that the controller does not answer is given up
+_SECONDS = 60  # to wait for an answer of the controller
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ _OVER = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a job can get at most; None where there is no limit, or it is not known.
+    """The most that a job can get; None if there is no limit or the limit is not known.
 
     Attributes:
-        name: of the partition; several, with commas, if a job may run in any of them.
-        max_minutes: of a job.
-        cores_per_node: of the node that has most.
-        memory_gb: of the node that has most, in GiB.
+        name: name of the partition; several, with commas, if a job may run in any of them.
+        max_minutes: longest duration of a job, minutes.
+        cores_per_node: cores of the node with the most cores.
+        memory_gb: memory of the node with the most memory, GiB.
     """
 
     name: str
@@ -75,13 +75,13 @@ class Limits:
 
 
 def queue(ids: Iterable[str]) -> dict[str, QueuedJob]:
-    """Return the jobs with these ids, by id; without those that Slurm does not know any more.
+    """Return the jobs with these ids, by id; without those that Slurm no longer knows.
 
     Args:
-        ids: such as ``12_3`` and ``12``; ids of arrays may be used for all of their jobs.
+        ids: ids such as ``12_3`` and ``12``; the id of an array means all of its jobs.
 
     Raises:
-        StorageError: Slurm does not answer, so nothing is known.
+        StorageError: Slurm does not answer.
     """
     wanted = sorted({*ids})
     if not wanted:
@@ -97,7 +97,7 @@ def queue(ids: Iterable[str]) -> dict[str, QueuedJob]:
         raise
     found = {}
     for line in said.splitlines():
-        if line.count("|") < 3:  # such as CLUSTER: name, where there are several
+        if line.count("|") < 3:  # such as CLUSTER: name, if there are several
             continue
         number, state, node, reason = (part.strip() for part in line.split("|", 3))
         reason = "" if reason in ("None", "(null)") else reason
@@ -107,7 +107,7 @@ def queue(ids: Iterable[str]) -> dict[str, QueuedJob]:
 
 
 def _plain(state: str) -> str:
-    """``CANCELLED`` of ``CANCELLED by 0``; ``OUT_OF_MEMORY`` of ``OUT_OF_ME+``."""
+    """Return ``CANCELLED`` for ``CANCELLED by 0``; ``OUT_OF_MEMORY`` for ``OUT_OF_ME+``."""
     word = state.split()[0].upper() if state else ""
     if word.endswith("+"):
         return next((one for one in sorted(_OVER) if one.startswith(word[:-1])), word[:-1])
@@ -115,7 +115,7 @@ def _plain(state: str) -> str:
 
 
 def _expanded(number: str) -> Iterator[str]:
-    """``12_1``, ``12_2`` and ``12_5`` of ``12_[1-2,5%4]``."""
+    """Yield ``12_1``, ``12_2`` and ``12_5`` for ``12_[1-2,5%4]``."""
     array, _, indexes = number.partition("_")
     if not indexes.startswith("["):
         yield number
@@ -128,11 +128,11 @@ def _expanded(number: str) -> Iterator[str]:
 
 
 def limits(partition: str | None) -> Limits:
-    """Return what a job can get at most in a partition.
+    """Return the most that a job can get in a partition.
 
     Args:
-        partition: several, with commas, if a job may run in any of them; None for the cluster's
-            default. No limit is known if the cluster names no default: it may choose one by itself.
+        partition: name; several, with commas, if a job may run in any of them; None for the
+            cluster's default. If the cluster names no default, no limit is known.
 
     Raises:
         ConfigError: there is no such partition.
@@ -173,7 +173,7 @@ def _minutes(text: str) -> int | None:
 
 
 def own_id() -> str | None:
-    """Return the id of the job that this process is in, such as ``12_3``; None outside of Slurm."""
+    """Return the id of the job that this process is in, such as ``12_3``; None outside Slurm."""
     array, index = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     if array and index:
         return f"{array}_{index}"
@@ -198,7 +198,7 @@ class Ending(StrEnum):
     """Preempted, or by an administrator; the job is in the queue again already."""
     CANCELLED = "cancelled"
     NONE = "signal"
-    """Slurm lets the job run: somebody sent it a signal, or Slurm did before its time is up."""
+    """Slurm lets the job run: somebody sent it a signal, or Slurm did before the time limit."""
 
 
 def ending(number: str) -> Ending:
@@ -213,17 +213,17 @@ def ending(number: str) -> Ending:
     said = _run("scontrol", "--oneliner", "show", "job", number)
     found = dict(re.findall(r"(\w+)=(\S+)", said))  # spaces are in values that nobody needs
     if "JobState" not in found:
-        raise StorageError("Slurm says nothing of this job", where=f"scontrol show job {number}")
+        raise StorageError("Slurm does not know this job", where=f"scontrol show job {number}")
     preempted, ended = found.get("PreemptTime"), found.get("EndTime")
     is_preempted = preempted not in (None, "None", "Unknown", "N/A")
-    # While the processes of a job end, all that Slurm says of its state is COMPLETING.
+    # While the processes of a job end, Slurm states no more than COMPLETING.
     restarts = found.get("Restarts", "0")
     known = os.environ.get("SLURM_RESTART_COUNT", "0")
     if restarts.isdecimal() and int(restarts) > (int(known) if known.isdecimal() else 0):
         return Ending.REQUEUED
     if found["JobState"] == "RUNNING":
         return Ending.PREEMPTED if is_preempted else Ending.NONE
-    if is_preempted and preempted == ended:  # else it was cancelled in the time that it had to save
+    if is_preempted and preempted == ended:  # else it was cancelled while it saved
         return Ending.PREEMPTED
     ran, limit = (_minutes(found.get(key, "")) for key in ("RunTime", "TimeLimit"))
     if ran is not None and limit is not None and ran >= limit:
@@ -232,21 +232,21 @@ def ending(number: str) -> Ending:
 
 
 def requeue(number: str) -> None:
-    """Put a job that runs, or has just ended, back into the queue; its processes are ended.
+    """Put a job that runs or has just ended back into the queue, and end its processes.
 
     Raises:
-        StorageError: Slurm refuses it, as for a job that is in the queue already; or does not
+        StorageError: Slurm refuses, as for a job that is already in the queue, or does not
             answer.
     """
     _run("scontrol", "requeue", number)
 
 
 def cancel(ids: Sequence[str], *, is_waiting: bool = False) -> None:
-    """Cancel jobs; those that have ended or are not known are left.
+    """Cancel jobs; ignore those that have ended or are not known.
 
     Args:
-        ids: of the jobs.
-        is_waiting: cancel only those that have not begun.
+        ids: ids of the jobs.
+        is_waiting: cancel only jobs that have not begun.
 
     Raises:
         StorageError: Slurm refuses it or does not answer.
@@ -258,8 +258,8 @@ def scancel(ids: Iterable[str], others: Iterable[str] = ()) -> str:
     """Return the command that cancels jobs.
 
     Args:
-        ids: of jobs whose arrays may be cancelled as a whole.
-        others: of jobs in arrays with further jobs, which go on.
+        ids: ids of jobs whose arrays may be cancelled as a whole.
+        others: ids of jobs in arrays whose other jobs must continue.
     """
     arrays = dict.fromkeys(one.partition("_")[0] for one in ids)
     parts = [shlex.quote(part) for part in compressed(others).split()]
@@ -267,7 +267,7 @@ def scancel(ids: Iterable[str], others: Iterable[str] = ()) -> str:
 
 
 def compressed(ids: Iterable[str]) -> str:
-    """Ids as ``scancel`` takes them, in few characters: ``12_[0-2,5] 13``."""
+    """Write ids for ``scancel`` in few characters: ``12_[0-2,5] 13``."""
     arrays: dict[str, list[int]] = {}
     for one in ids:
         array, _, index = one.partition("_")
@@ -282,7 +282,7 @@ def compressed(ids: Iterable[str]) -> str:
 
 
 def max_array_size() -> int:
-    """Return how many jobs an array of this cluster can have at most, at least 1.
+    """Return the largest number of jobs in an array of this cluster, at least 1.
 
     Raises:
         StorageError: Slurm does not answer.
@@ -304,20 +304,20 @@ def _ranges(indexes: list[int]) -> str:
     return ",".join("-".join(map(str, part)) for part in parts)
 
 
-# What the commands print if the controller cannot be reached, or is too busy.
+# The commands print this if the controller cannot be reached, or is too busy.
 _SILENCE = re.compile(
     r"Unable to contact|timed out|connection failure|Connection refused|Zero Bytes|try again|"
     r"temporarily|Transport endpoint|not running|Protocol authentication|Invalid credential",
     re.IGNORECASE,
 )
-# And if the machine is part of no cluster.
+# The commands print this if the machine is not part of a cluster.
 _NO_CLUSTER = re.compile(
     r"configuration source|cannot stat file|process configuration file", re.IGNORECASE
 )
 
 
 def _run(*words: str) -> str:
-    """Return the output of a command of Slurm's."""
+    """Return the output of a Slurm command."""
     # A user's defaults for these commands, such as SQUEUE_PARTITION, would hide jobs.
     own = ("SQUEUE_", "SINFO_", "SCONTROL_", "SCANCEL_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
@@ -329,14 +329,14 @@ def _run(*words: str) -> str:
         )  # fmt: skip
     except FileNotFoundError as error:
         raise StorageError(
-            f"no Slurm on this machine: there is no {words[0]} on PATH",
+            f"this machine has no Slurm: {words[0]} is not on PATH",
             where=where,
-            fix=f"on a login node of the cluster, where `command -v {words[0]}` finds it, "
+            fix=f"use a login node of the cluster, where `command -v {words[0]}` finds it, "
             "often after: module load slurm",
         ) from error
     except subprocess.TimeoutExpired as error:
         raise StorageError(
-            f"Slurm does not answer: nothing within {_SECONDS} s", where=where, fix="scontrol ping"
+            f"Slurm did not answer within {_SECONDS} s", where=where, fix="scontrol ping"
         ) from error
     except OSError as error:
         raise StorageError(
@@ -344,7 +344,7 @@ def _run(*words: str) -> str:
         ) from error
     if done.returncode == 0:
         return done.stdout
-    said = _message(done.stderr) or f"exit code {done.returncode}, without a word"
+    said = _message(done.stderr) or f"exit code {done.returncode}, without a message"
     if no_answer := silence(said):
         what, fix = no_answer
     else:
@@ -353,10 +353,10 @@ def _run(*words: str) -> str:
 
 
 def silence(said: str) -> tuple[str, str] | None:
-    """What is wrong, and a command against it, if a command of Slurm's reached no controller.
+    """Return the problem, and a command that helps, if a Slurm command reached no controller.
 
     Args:
-        said: what the command wrote.
+        said: the output of the command.
     """
     if _NO_CLUSTER.search(said):
         return "this machine knows no Slurm cluster", "export SLURM_CONF=/etc/slurm/slurm.conf"
@@ -366,6 +366,6 @@ def silence(said: str) -> tuple[str, str] | None:
 
 
 def _message(stderr: str) -> str:
-    """Return what a command complains of, in one line without its own name."""
+    """Return the error of a command in one line, without the name of the command."""
     lines = [re.sub(r"^\w+:? (error|fatal): ", "", one) for one in stderr.strip().splitlines()]
     return "; ".join(dict.fromkeys(lines))[:400]

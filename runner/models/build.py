@@ -22,16 +22,16 @@ from runner.randomness import torch_seed
 from runner.records.bundle import Change
 from runner.tricks.idea import NO_IDEA, Idea
 
-# Of what `nn.Linear` draws, the weights of a head are a hundredth. Features have a root mean square
-# of about 1, in some networks several, and those of a small batch may all point the same way. As
-# `nn.Linear` draws them, the first loss of two classes is an eighth above ln 2 even at 1. They are
-# not 0, because a ReLU follows SqueezeNet's head and would never let a gradient through.
+# The weights of a head are a hundredth of those that `nn.Linear` draws. Features have a root mean
+# square of about 1, in some networks several, and those of a small batch may all point the same
+# way. As `nn.Linear` draws them, the first loss of two classes exceeds ln 2 by an eighth even at 1.
+# They are not 0, because a ReLU follows SqueezeNet's head and would never let a gradient through.
 _HEAD_BOUND = 0.01
 
 _XRESNETS = {f"xresnet{depth}": depth for depth in DEPTHS}
 
-# Without auxiliary classifiers, these models return plain logits in training too. `init_weights` is
-# their own default, given because torchvision warns that the default will change.
+# Without auxiliary classifiers, these models return plain logits in training too. `init_weights`
+# has its default value, passed because torchvision warns that the default will change.
 _TORCHVISION_ARGUMENTS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
@@ -54,17 +54,17 @@ def build_model(
     Weights are drawn on the CPU from ``seed`` alone: equal arguments give equal weights, and no
     generator of the process advances. Some architectures take only one image size, mostly 224.
 
-    The last layer, from features to logits, is drawn by :func:`draw_head` whatever the architecture
-    draws.
+    The last layer, from features to logits, is drawn by :func:`draw_head`, whatever the
+    architecture draws.
 
     Args:
         source: ``xresnet`` (ours), ``torchvision`` or ``timm``.
-        name: ``xresnet18`` to ``xresnet152``, or the name that the library lists, without a tag
+        name: ``xresnet18`` to ``xresnet152``, or the library's name for the network, without a tag
             for pretrained weights.
         num_outputs: number of logits, 1 or more.
         seed: seed of the weights, from 0 to 2⁶⁴ - 1.
         dropout: probability in [0, 1). Our models and timm's zero features before the classifier;
-            torchvision's zero them where the argument of their constructor says. The value
+            torchvision's zero them where their constructor puts dropout. The value
             replaces the architecture's own default (0.5 in torchvision's VGG), so 0 means none.
         head_bias: initial bias of the last layer, if the layer has a bias.
         changes: changes of the network, in the order in which they are applied; they do not change
@@ -74,9 +74,9 @@ def build_model(
     Raises:
         ArtefactError: a change is not known, or has values that no run has.
         CodeError: the function of ``idea`` does not return a network.
-        ConfigError: source or name is unknown, timm is not installed, the architecture computes
-            features alone, or dropout is requested of an architecture without dropout, or a change
-            has no place in it. ``runner.config.schema`` checks the ranges.
+        ConfigError: source or name is unknown, timm is not installed, the architecture has no
+            classifier or does not support dropout that is requested, or a change
+            cannot be applied to it. ``runner.config.schema`` checks the ranges.
     """
     drop_path = settings_of(changes).stochastic_depth.probability
     builders: dict[str, Callable[[str, int, float], nn.Module]] = {
@@ -97,7 +97,7 @@ def build_model(
             )
         if head_bias != 0 and _ends_with_relu(model, num_outputs):
             raise ConfigError(
-                f"the architecture {name} ends with a ReLU, so no output can be below 0: say no",
+                f"the architecture {name} ends with a ReLU, so no output can be below 0, i.e. no",
                 where=f"loss.kind=bce model.name={name}",
                 fix="loss.kind=cross_entropy, or another model.name",
             )
@@ -110,7 +110,7 @@ def draw_head(model: nn.Module, num_outputs: int, seed: int, bias: float = 0.0) 
 
     Libraries draw the head of some architectures from ±1/√K for K classes, which is large if K is
     small: the first logits are then far from 0, and a short training does no more than undo that.
-    Here weights are uniform within ±0.01/√fan_in, a hundredth of the bound of ``nn.Linear``, so
+    Here weights are uniform within ±0.01/√fan_in, a hundredth of the bound in ``nn.Linear``, so
     that all classes are about equally probable at first and the first loss is near ln K.
 
     Args:
@@ -129,7 +129,7 @@ def draw_head(model: nn.Module, num_outputs: int, seed: int, bias: float = 0.0) 
 
 
 def layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:
-    """All parameters as [early body, late body, head], for freezing and graded learning rates.
+    """Return all parameters as [early body, late body, head], to freeze or to grade their rates.
 
     Every parameter, trainable or not, is in exactly one group; the order within a group is that
     of ``model.parameters()``. The rule is about modules in the order of their registration,
@@ -142,7 +142,7 @@ def layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:
       inside, so that stages and blocks stay whole if possible.
 
     In ResNets of 18, 34 and 50 layers, the groups are stem with stages 1 and 2, stages 3 and 4, and
-    the head, as fastai groups torchvision's. A model of a single layer has an empty body.
+    the head, as fastai groups torchvision's. A model with a single layer has an empty body.
     """
     head = {id(parameter) for module in head_of(model) for parameter in module.parameters()}
 
@@ -200,7 +200,7 @@ def _build_torchvision(name: str, num_outputs: int, dropout: float) -> nn.Module
 def own_drop_rate(source: str, name: str) -> float:
     """Return the largest probability with which a network of torchvision drops a branch by itself.
 
-    0 if there is none, and for other sources, whose networks are not looked at.
+    0 if it drops none, and for other sources.
 
     Raises:
         ConfigError: torchvision has no network of that name.
@@ -218,7 +218,7 @@ def _build_timm(name: str, num_outputs: int, dropout: float, *, drop_path: float
     # The check also keeps names such as `hf-hub:...` out, which timm would download.
     require_known(name, timm.list_models(), key="model.name", owner="timm", thing="model")
 
-    # Left out unless it is requested: some architectures have a rate of their own by default.
+    # Passed only if it is requested: some architectures have a default rate of their own.
     rate = {"drop_path_rate": drop_path} if drop_path > 0 else {}
 
     def build(**arguments: float) -> nn.Module:
@@ -239,7 +239,7 @@ def _build_timm(name: str, num_outputs: int, dropout: float, *, drop_path: float
 def _with_dropout(
     build: Callable[..., nn.Module], name: str, dropout: float, spellings: Sequence[str]
 ) -> nn.Module:
-    """Build with the first of ``spellings`` that the constructor takes.
+    """Build with the first of ``spellings`` that the constructor accepts.
 
     The signature does not help: the libraries' functions pass ``**kwargs`` on to classes that they
     do not name.
@@ -320,7 +320,7 @@ def _last_layers(model: nn.Module, num_outputs: int) -> list[nn.Linear | nn.Conv
     """Return the layers from features to logits: mostly one, one per head of several, or none."""
 
     def last(head: nn.Module) -> Iterator[nn.Linear | nn.Conv2d]:
-        if isinstance(head, nn.ModuleList):  # heads side by side, whose logits are averaged
+        if isinstance(head, nn.ModuleList):  # parallel heads, whose logits are averaged
             for each in head:
                 yield from last(each)
             return
@@ -329,7 +329,7 @@ def _last_layers(model: nn.Module, num_outputs: int) -> list[nn.Linear | nn.Conv
             for module in head.modules()
             if isinstance(module, nn.Linear | nn.Conv2d) and len(module.weight) == num_outputs
         ]
-        # Layers side by side, as in RepViT; or hidden layers that happen to have as many outputs,
+        # Parallel layers, as in RepViT; or hidden layers that happen to have as many outputs,
         # and the last takes them as its inputs.
         is_chain = any(layer.weight.shape[1] == num_outputs for layer in found)
         yield from found[-1:] if is_chain else found

@@ -23,11 +23,11 @@ from runner.tricks.stochastic_depth import StochasticDepth, rates
 
 
 def changes_of(config: RunConfig, idea: Idea) -> tuple[Change, ...]:
-    """Return the changes that using a trained network needs to know of, in the order of their work.
+    """Return the changes without which a trained network cannot be used, in the order they apply.
 
-    The function ``predictions`` of an idea is no change of the network itself, but without it the
+    The function ``predictions`` of an idea does not change the network itself, but without it the
     network predicts something else. The same is true of binary cross entropy. Code comes first: it
-    finds the same network with any tricks.
+    receives the same network with any tricks.
     """
     changes = []
     functions = [name for name in ("model", "predictions") if name in idea.functions]
@@ -45,10 +45,10 @@ def changes_of(config: RunConfig, idea: Idea) -> tuple[Change, ...]:
 
 
 def settings_of(changes: Sequence[Change]) -> RunConfig:
-    """The groups of the tricks among ``changes`` with their values; all else has its default.
+    """Return a configuration with the values of the tricks in ``changes``; all else is default.
 
     Raises:
-        ArtefactError: a value is not one that the configuration takes.
+        ArtefactError: a value is not valid in a configuration.
     """
     try:
         return from_dict({each.name: each.values for each in changes if each.name in _TRICKS})
@@ -63,19 +63,19 @@ def settings_of(changes: Sequence[Change]) -> RunConfig:
 def changed(
     model: nn.Module, changes: Sequence[Change], idea: Idea, seed: int, owner: str
 ) -> nn.Module:
-    """``model`` with ``changes``; each draws its fresh weights from ``seed`` and its own name.
+    """Apply ``changes`` to ``model``; each draws fresh weights from ``seed`` and its own name.
 
     Args:
-        model: the network, which is changed in place.
+        model: the network; changed in place.
         changes: what :func:`changes_of` returned for it.
         idea: the user's functions.
         seed: seed of fresh weights.
         owner: the words that name the network, for errors.
 
     Raises:
-        ArtefactError: a change is not known, or its values are none that it takes.
-        CodeError: the function of ``idea`` returns no network.
-        ConfigError: the network has no place where a trick could act.
+        ArtefactError: a change is not known, or its values are not valid.
+        CodeError: the function of ``idea`` does not return a network.
+        ConfigError: a trick cannot be applied to the network.
     """
     settings = settings_of(changes)
     for change in changes:
@@ -98,7 +98,7 @@ def _listed(changes: Sequence[Change]) -> str:
 
 
 def _with_stochastic_depth(model: nn.Module, settings: RunConfig, owner: str) -> nn.Module:
-    """``model`` that drops residual branches, whichever library it comes from."""
+    """Let ``model`` drop residual branches, whichever library it comes from."""
     probability = settings.stochastic_depth.probability
     blocks = [block for block in model.modules() if isinstance(block, ResidualBlock)]
     for block, rate in zip(blocks, rates(probability, len(blocks)), strict=True):
@@ -131,7 +131,7 @@ def _has_drop_path(model: nn.Module) -> bool:
 
 
 def _with_blurpool(model: nn.Module, settings: RunConfig, owner: str) -> nn.Module:
-    """``model`` whose layers blur before they make their maps smaller."""
+    """Let the layers of ``model`` blur before they make their maps smaller."""
     layers = settings.blurpool.layers
     if add_blurs(model, layers) or layers == "none":
         return model

@@ -1,6 +1,6 @@
 """Weights to start from, and the statistics that they were trained with.
 
-A pretrained network knows only inputs like those of its training, so its weights and its
+A pretrained network works only on inputs like those of its training, so its weights and its
 preprocessing are looked up together: in the library or in the file that provides both.
 """
 
@@ -26,7 +26,7 @@ from runner.models.changes import settings_of
 from runner.records import tensor_files
 from runner.records.bundle import Change, changes_in, code_of
 
-_ASPECT = Data.max_aspect  # cutting the long side does not change a center square
+_ASPECT = Data.max_aspect  # cutting the long side does not change the center square
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 _PLACES = ("bundle/model.safetensors", "model.safetensors", "pytorch_model.bin")
 # The keys under which training programs store the weights, averaged weights first.
@@ -40,11 +40,11 @@ class Weights:
 
     Attributes:
         name: name of the weights in messages.
-        identity: a text that changes when the weights change.
+        identity: a text that is different for different weights.
         preprocess: the preprocessing that the weights were trained with; None if it is unknown.
         hint: a hint at the preprocessing if it is unknown; mostly empty.
-        changes: the file's record of changes of the network; none if it records none.
-        read: returns the tensors by name.
+        changes: the file's record of changes of the network; empty if there is no record.
+        read: a function that returns the tensors by name.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Weights:
 
     @property
     def blurpool(self) -> str:
-        """The value of ``blurpool.layers`` that the weights were trained with, if any is known."""
+        """The value of ``blurpool.layers`` that the weights were trained with, or the default."""
         return settings_of(self.changes).blurpool.layers
 
 
@@ -72,7 +72,7 @@ class Loaded:
     Attributes:
         num_loaded: number of tensors that the network took.
         fresh: names of the network's tensors that stay as they were drawn.
-        unused: names of the tensors of the weights that the network does not have.
+        unused: names of tensors among the weights that the network does not have.
     """
 
     num_loaded: int
@@ -93,7 +93,7 @@ def find_weights(model: Model) -> Weights | None:
 
     Raises:
         ConfigError: there are no weights of that name.
-        ArtefactError: the file is refused.
+        ArtefactError: the file is not a valid file of weights.
     """
     name = "DEFAULT" if model.pretrained else model.weights
     if name is None:
@@ -126,7 +126,7 @@ def fitted(config: RunConfig, weights: Weights | None) -> RunConfig:
     if weights is None:
         if chosen.source == "pretrained":
             raise ConfigError(
-                "without pretrained weights there are no statistics of theirs",
+                "normalize=pretrained needs pretrained weights",
                 where="normalize=pretrained model.weights=null",
                 fix="model.pretrained=true, or model.weights=FILE, or normalize=dataset",
             )
@@ -177,7 +177,7 @@ def fitted(config: RunConfig, weights: Weights | None) -> RunConfig:
 
 
 def _presize(config: RunConfig, own: Preprocess) -> int | None:
-    """The presize of the weights if the size is theirs too: then the crop needs no resizing."""
+    """Return the presize of the weights if the size is theirs too: the crop needs no resizing."""
     return own.presize if config.resize.size in (None, own.size) else None
 
 
@@ -190,7 +190,7 @@ def _without_metadata(config: RunConfig, weights: Weights) -> RunConfig:
     if chosen.allow_mismatch and chosen.source != "pretrained":
         return config
     raise ConfigError(
-        "nothing says with which statistics these weights were trained",
+        "these weights do not state the statistics that they were trained with",
         where=f"model.weights={weights.name} normalize.source={chosen.source}",
         fix="normalize=imagenet, normalize=half or 'normalize.mean=[…]' 'normalize.std=[…]'"
         f"{weights.hint}, as stated where the weights come from; normalize.allow_mismatch=true "
@@ -213,12 +213,12 @@ def _list(values: tuple[float, ...]) -> str:
 
 
 def load_weights(model: nn.Module, weights: Weights) -> Loaded:
-    """Give ``model`` pretrained weights; a head of another shape stays as it was drawn.
+    """Load pretrained weights into ``model``; a head of another shape keeps its fresh weights.
 
     Prefixes of names, such as ``module.``, are found and removed.
 
     Raises:
-        ArtefactError: the weights belong to another architecture; ``model`` may be half loaded.
+        ArtefactError: the weights belong to another architecture; ``model`` may be partly loaded.
         StorageError: the weights cannot be downloaded.
     """
     own = model.state_dict()
@@ -252,7 +252,7 @@ def load_weights(model: nn.Module, weights: Weights) -> Loaded:
 
 
 def _without_prefix(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``found`` without the prefix whose removal makes most names equal to those of ``own``."""
+    """Remove from ``found`` the prefix whose removal makes most names equal to those of ``own``."""
     prefixes = {""} | {
         name.removesuffix(last)
         for last in (min(own), max(own))
@@ -318,7 +318,7 @@ def _metadata(path: Path, content: bytes) -> tuple[Preprocess | None, tuple[Chan
     file itself may record changes.
 
     Raises:
-        ArtefactError: there is a description, but it is invalid.
+        ArtefactError: a description is invalid.
     """
     says = path
     try:
@@ -339,7 +339,7 @@ def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return tensor_files.from_bytes(content)
         found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged pickles raise nearly everything
+    except Exception as error:  # damaged pickles raise nearly any error
         raise _refused(path, error) from error
     for key in _WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
@@ -347,7 +347,7 @@ def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
     tensors = found.items() if isinstance(found, dict) else ()
     named = {str(name): tensor for name, tensor in tensors if isinstance(tensor, Tensor)}
     if not named:
-        raise _refused(path, ValueError("it holds no tensors by name"))
+        raise _refused(path, ValueError("it does not hold tensors by name"))
     return named
 
 
@@ -363,7 +363,7 @@ def _reason(error: Exception) -> str:
     """Return the reason in one line, without torch's advice to run the code that a file names."""
     text = str(error).strip()
     if named := re.search(r"GLOBAL (\S+)", text):
-        return f"it asks for {named[1]}, and only tensors are read"
+        return f"it needs {named[1]}, and only tensors are read"
     if "weights_only" in text:
         return "it is not a file of tensors that torch.save wrote"
     if isinstance(error, KeyError):
@@ -425,13 +425,13 @@ def _of_timm(says: Mapping[str, Any]) -> Preprocess:
     """Convert timm's ``pretrained_cfg`` to our preprocessing.
 
     Raises:
-        ConfigError: it requires something that this program does not support.
+        ConfigError: the configuration requires something that this program does not support.
         ValueError: a value is out of range.
-        KeyError, TypeError, ArithmeticError: it is not such a configuration.
+        KeyError, TypeError, ArithmeticError: ``says`` is not such a configuration.
     """
     _, height, width = says["input_size"]
     if height != width or says["input_size"][0] != 3:
-        raise ConfigError(f"the weights take {says['input_size']} as inputs, not square RGB images")
+        raise ConfigError(f"the weights need inputs {says['input_size']}, not square RGB images")
     crop = float(says.get("crop_pct") or 0.875)
     # timm's `squash` and `border`, and crops beyond the image, which timm fills with black, are not
     # supported; no crop comes closest to them.

@@ -33,7 +33,7 @@ FORMAT, FORMAT_WITH_CHANGES = 2, 3
 CODE = "code"
 """Name of the change that a file of the user made."""
 BCE = "bce"
-"""Name of the change that makes probabilities of the sigmoids of the outputs, not of a softmax."""
+"""Name of the change that computes probabilities from sigmoids of the outputs, not by softmax."""
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
@@ -42,11 +42,11 @@ class Change:
     """A change of a network by name; :mod:`runner.models.changes` applies it.
 
     Attributes:
-        name: ``code`` for a change by a file of the user, which a bundle does not contain.
-        values: further values that building the network again needs. For ``code``: the name of the
-            ``file``, its ``sha256``, and the needed ``functions`` among ``model``, which changes
-            the network, and ``predictions``, which turns logits into probabilities. For a trick,
-            whose name is that of its group of the configuration: the values of the group.
+        name: ``code`` for a change by the user's file, which a bundle does not contain.
+        values: further values that are needed to build the network again. For ``code``: the name of
+            the ``file``, its ``sha256``, and the needed ``functions`` among ``model``, which
+            changes the network, and ``predictions``, which turns logits into probabilities. For a
+            trick, whose name is that of its group of the configuration: the values of the group.
     """
 
     name: str
@@ -70,20 +70,20 @@ class Architecture:
     changes: tuple[Change, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values for JSON; ``changes`` is left out if there are none."""
+        """Return the values for JSON; without ``changes`` if there are none."""
         values = {"source": self.source, "name": self.name, "num_outputs": self.num_outputs}
         changes = [{"name": change.name, **change.values} for change in self.changes]
         return {**values, "changes": changes} if changes else values
 
     @property
     def code(self) -> Mapping[str, Any] | None:
-        """The values of the change by a file of the user, if there is one."""
+        """The values of the change by the user's file, if there is one."""
         return code_of(self.changes)
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How the run evaluated the network, for reproducing its exact numbers.
+    """How the run evaluated the network, to reproduce its exact numbers.
 
     Attributes:
         precision: ``fp32`` or ``bf16``.
@@ -100,7 +100,7 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained network as read from disk: checked, but not yet built.
+    """A trained network that was read and checked, but not yet built.
 
     Attributes:
         folder: the folder that the bundle was read from.
@@ -119,10 +119,10 @@ class Bundle:
     tensors: dict[str, Tensor]
 
     def load_into(self, model: nn.Module) -> None:
-        """Give ``model`` the trained weights.
+        """Load the trained weights into ``model``.
 
         Raises:
-            ArtefactError: the weights belong to another network; ``model`` may be half loaded.
+            ArtefactError: the weights belong to another network; ``model`` may be partly loaded.
         """
         try:
             model.load_state_dict(self.tensors)
@@ -141,7 +141,7 @@ def bundle_files(
     preprocess: Preprocess,
     evaluated: EvaluationSettings,
 ) -> dict[str, bytes]:
-    """Make the files of a trained network's bundle, which :func:`read_bundle` reads.
+    """Make the files of the bundle of a trained network, for :func:`read_bundle`.
 
     Returns:
         The content of each file by its name.
@@ -161,7 +161,7 @@ def bundle_files(
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Open the bundle of the finished run in ``path``, or the bundle that ``path`` itself is.
+    """Open the bundle of the finished run in ``path``, or the bundle ``path`` itself.
 
     Raises:
         DataError: ``path`` is neither a finished run nor a bundle.
@@ -178,7 +178,7 @@ def open_bundle(path: Path) -> Bundle:
         return read_bundle(path / "bundle", result.get("bundle"))
     what = f"no finished run (status: {run.status()['status']})" if run.is_begun else "no run"
     raise DataError(
-        f"{what} and no bundle is here",
+        f"this is {what} and no bundle",
         where=where,
         fix="one of those that python -m runner.show lists as finished, or a folder with "
         f"{WEIGHTS} and {DESCRIPTION}",
@@ -186,14 +186,14 @@ def open_bundle(path: Path) -> Bundle:
 
 
 def read_bundle(folder: Path, expected: Mapping[str, str] | None = None) -> Bundle:
-    """Read a bundle; every file is compared with its SHA-256 before anything is built.
+    """Read a bundle; compare every file with its SHA-256 before anything is built.
 
     Args:
         folder: folder of the bundle.
         expected: SHA-256 of the files by name, if the caller knows them.
 
     Raises:
-        ArtefactError: a file is missing, cut, changed, in another format or not as described.
+        ArtefactError: a file is missing, cut, changed, in another format, or not as described.
     """
     path = folder / DESCRIPTION
     content = _content(path, (expected or {}).get(DESCRIPTION))
@@ -212,7 +212,7 @@ def read_bundle(folder: Path, expected: Mapping[str, str] | None = None) -> Bund
     if change := _first_difference(found, written):
         raise _refused(path, f"it was changed after it was written: {change}")
     architecture = described[0]
-    # Sizes memory when the network is built, so the weights must have as many.
+    # num_outputs decides how much memory the network takes, so the weights must confirm it.
     sizes = chain(*(tensor.shape for tensor in tensors.values()))
     if architecture.num_outputs > max(sizes, default=0):
         what = f"num_outputs is {architecture.num_outputs:,}, more than any tensor of {WEIGHTS} has"
@@ -226,7 +226,7 @@ def _described(
     """Check the values of a description and convert them to our types."""
     if (version := fields.value(found, "format")) not in (FORMAT, FORMAT_WITH_CHANGES):
         raise ValueError(
-            f"of format {version!r}, this program reads {FORMAT} and {FORMAT_WITH_CHANGES}"
+            f"the format is {version!r}; this program reads {FORMAT} and {FORMAT_WITH_CHANGES}"
         )
     model, evaluated = fields.section(found, "model"), fields.section(found, "evaluated")
     num_outputs = fields.whole(model, "num_outputs")
@@ -277,7 +277,7 @@ def changes_in(model: Mapping[str, Any]) -> tuple[Change, ...]:
 
 
 def code_of(changes: Sequence[Change]) -> Mapping[str, Any] | None:
-    """Return the values of the change by a file of the user, if there is one."""
+    """The values of the change by the user's file, if there is one."""
     return next((change.values for change in changes if change.name == CODE), None)
 
 
@@ -289,12 +289,12 @@ def _content(path: Path, digest: str | None) -> bytes:
         raise _refused(path, str(error)) from error
     found = hashlib.sha256(content).hexdigest()
     if digest not in (None, found):
-        raise _refused(path, f"it is not what was written: its SHA-256 is {found}, not {digest}")
+        raise _refused(path, f"it was changed: its SHA-256 is {found}, not {digest}")
     return content
 
 
 def _first_difference(description: Any, written: Any, name: str = "") -> str | None:
-    """The first value of a description that differs from the description in the weights file."""
+    """Return the first value in which a description differs from that in the weights file."""
     if isinstance(description, dict) and isinstance(written, dict):
         for key in dict.fromkeys([*written, *description]):
             dotted = f"{name}.{key}" if name else key
@@ -321,7 +321,7 @@ def _refused(path: Path, reason: str) -> ArtefactError:
 
 def _classes(names: tuple[str, ...], num_outputs: int) -> tuple[str, ...]:
     if len(set(names)) != len(names):
-        raise ValueError("classes must be texts, each once")
+        raise ValueError("classes must be different texts")
     if not 2 <= len(names) <= num_outputs:
         raise ValueError(f"{len(names)} classes do not fit {num_outputs} outputs")
     return names

@@ -131,11 +131,11 @@ def write(
 
 
 def newest(folder: Path, identity: str) -> Checkpoint | None:
-    """The newest complete checkpoint below ``folder``; None if no checkpoint was ever committed.
+    """Read the newest complete checkpoint below ``folder``; None if there never was a checkpoint.
 
     Raises:
-        ArtefactError: there are checkpoints, but none can be used; gives the reason for each.
-        StorageError: ``folder`` is a link or no folder.
+        ArtefactError: none of the checkpoints can be used; gives the reason for each.
+        StorageError: ``folder`` is a link or not a folder.
     """
     require_own(folder)
     refused: list[str] = []
@@ -158,12 +158,12 @@ def _read(path: Path, identity: str) -> tuple[dict[str, dict[str, Tensor]], dict
     contents = {}
     for name, (size, digest) in _manifest(path).items():
         if Path(name).name != name:
-            raise ValueError(f"the manifest names a file elsewhere: {name}")
+            raise ValueError(f"the manifest names a file outside the checkpoint: {name}")
         if (found := (path / name).stat().st_size) != size:
             raise ValueError(f"{name} has {found:,} bytes instead of the {size:,} of manifest.json")
         content = read_whole(path / name)
         if hashlib.sha256(content).hexdigest() != digest:
-            raise ValueError(f"{name} has another SHA-256 than manifest.json says")
+            raise ValueError(f"the SHA-256 of {name} is not the one in manifest.json")
         contents[name] = content
     if "state.json" not in contents:
         raise ValueError("manifest.json does not list state.json")
@@ -173,9 +173,9 @@ def _read(path: Path, identity: str) -> tuple[dict[str, dict[str, Tensor]], dict
     except ValueError as error:
         raise ValueError(f"state.json: {error}") from error
     if version != VERSION:
-        raise ValueError(f"of record version {version}, this program reads {VERSION}")
+        raise ValueError(f"its record version is {version}; this program reads {VERSION}")
     if of_run != identity:
-        raise ValueError(f"of run {of_run}, not of {identity}")
+        raise ValueError(f"it belongs to run {of_run}, not to {identity}")
     tensors = {
         name.removesuffix(".safetensors"): tensor_files.from_bytes(data)
         for name, data in contents.items()

@@ -5,14 +5,14 @@
     tuning.json      the runs of the search for settings, and the words it chose for each arm
     runs.json        the run, or the failure, of each arm and seed; rewritten whole as jobs end
     answer.json      the answer of a comparison that has ended; written last
-    confirmation.json  what the test images say of an ended comparison, if that was asked for
+    confirmation.json  the results on the test images, if they were requested
     comparison.lock  held by the process that runs the comparison
 
-Each file has ``format``, and ``identity``, a hash over the rest of the file and over the question.
-So a file that was edited, or is of another comparison, is noticed. The folder holds no time of day:
+Each file has ``format``, and ``identity``, a hash over the rest of the file and the question.
+So a file that was edited or belongs to another comparison is noticed. No file holds a time of day:
 a comparison that was killed and resumed has the same files as one that was not.
 
-What has been seen cannot be asked again in another way at the same error rate: :func:`place` finds
+After results were seen, a changed question would not keep its error rate: :func:`place` finds
 the comparison that a question belongs to, and refuses a question that changes an earlier one.
 """
 
@@ -41,20 +41,20 @@ FORMAT = 1
 BASE = "base"
 """The key of the base among the labels of the arms; no arm may have this label."""
 BASELINE = "baseline"
-"""What the base is called where people read."""
+"""The displayed name of the base."""
 FOLDER = "comparisons"
 """The folder below ``outputs`` that holds the comparisons."""
 MOST_SEEDS = 1000
-"""Seeds of a fixed design at most."""
+"""Largest number of seeds of a fixed design."""
 MOST_FOLDS = 100
-"""Folds of a design at most."""
+"""Largest number of folds of a design."""
 SEQUENTIAL_SEEDS = range(3, 21)
-"""What the largest number of seeds of a sequential design can be."""
+"""The allowed largest numbers of seeds of a sequential design."""
 METRICS = ("accuracy", "balanced_accuracy", "log_loss", "brier", "macro_f1", "auroc", "ece")
-"""What a comparison can be about."""
+"""The metrics that can be compared."""
 
 _NO_RATES = ("log_loss", "brier")
-"""Those whose margin is no part of 1, and so not in percentage points."""
+"""Metrics whose margin is not a part of 1, and so not in percentage points."""
 
 _PLAN, _RUNS, _TUNING, _ANSWER = "comparison.json", "runs.json", "tuning.json", "answer.json"
 _CONFIRMATION = "confirmation.json"
@@ -83,7 +83,7 @@ class ArmPlan:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What makes this arm the same arm in another comparison."""
+        """Words and seed offset, by which another comparison recognizes this arm."""
         # Words of equal keys keep their order, because the last one counts.
         words = sorted(self.words, key=lambda word: word.partition("=")[0])
         return self.identity or json.dumps(words), self.seed_offset
@@ -153,7 +153,7 @@ class ComparisonPlan:
         return self.first_seed + seed, fold
 
     def pair_name(self, pair: int) -> str:
-        """Return what people read for a pair, such as ``seed 3``."""
+        """Return the displayed name of a pair, such as ``seed 3``."""
         if self.num_folds == 1:
             return f"seed {pair}"
         return "seed {}, fold {}".format(*self.seed_and_fold(pair))
@@ -197,13 +197,13 @@ class ComparisonPlan:
 
 @dataclass(frozen=True)
 class PairedRun:
-    """The result of one job of a comparison: its run, or why it has none.
+    """The result of one job of a comparison: its run, or why it has no run.
 
     Attributes:
         run: name of the run's folder below ``outputs``; None if the job failed.
         evaluation: name of the evaluation of the run; None for the plain view.
         failed: why the job failed; empty if it did not.
-        is_diverged: whether the training diverged, so that it would again.
+        is_diverged: whether the training diverged, so that it would diverge again.
         folder: name of the folder of a training that failed; empty if it is not known.
     """
 
@@ -224,9 +224,9 @@ class Tuned:
     """The search of one arm, or of the base.
 
     Attributes:
-        chosen: the words that it chose, one per key that is tuned; empty if all values failed.
+        chosen: the words that it chose, one per tuned key; empty if all values failed.
         runs: the runs of each combination of values, by its words and by seed; none for the base
-            again under other seeds, which takes what the base chose.
+            again under other seeds, which takes the words that the base chose.
     """
 
     chosen: tuple[str, ...]
@@ -271,12 +271,12 @@ class ComparisonFolder:
 
     @property
     def is_running(self) -> bool:
-        """Whether a process runs the comparison at the moment."""
+        """Whether a process runs the comparison now."""
         return is_held(self.lock)
 
     @contextmanager
     def locked(self) -> Iterator[Lock]:
-        """Hold the lock of the comparison; each write requires from now on that it is in place.
+        """Hold the lock of the comparison; from now on, each write requires it to be in place.
 
         Raises:
             BusyError: another process holds the lock.
@@ -293,7 +293,7 @@ class ComparisonFolder:
                 self._held = None
 
     def begin(self, plan: ComparisonPlan) -> None:
-        """Write the question, unless the folder has it.
+        """Write the question, unless the folder already has it.
 
         Raises:
             ConfigError: the folder has another question.
@@ -328,7 +328,7 @@ class ComparisonFolder:
         def parse(content: Mapping[str, Any]) -> dict[str, dict[int, PairedRun]]:
             found = fields.section(content, "runs")
             if {*found} != {BASE, *plan.labels}:
-                raise ValueError(f"it has other arms than {_PLAN}")
+                raise ValueError(f"its arms are not those of {_PLAN}")
             runs = {label: _runs_of(fields.section(found, label)) for label in (BASE, *plan.labels)}
             for label, by_seed in runs.items():
                 if foreign := {*by_seed} - {*plan.pairs}:
@@ -360,7 +360,7 @@ class ComparisonFolder:
         def parse(content: Mapping[str, Any]) -> dict[str, Tuned]:
             found = fields.section(content, "tuning")
             if {*found} != {BASE, *plan.labels}:
-                raise ValueError(f"it has other arms than {_PLAN}")
+                raise ValueError(f"its arms are not those of {_PLAN}")
             return {label: _tuned_of(fields.section(found, label)) for label in found}
 
         return self._read(_TUNING, identity_of(plan), parse, self._removing(_TUNING))
@@ -415,7 +415,7 @@ class ComparisonFolder:
         self._write(_ANSWER, {"answer": dict(answer)}, identity_of(self.plan()))
 
     def confirmation(self) -> dict[str, Any] | None:
-        """Read what the test images say; None if nobody asked for it.
+        """Read the results on the test images; None if they were not requested.
 
         Raises:
             ArtefactError: a file is damaged or was edited, or the question is missing.
@@ -430,7 +430,7 @@ class ComparisonFolder:
         )
 
     def write_confirmation(self, confirmation: Mapping[str, Any]) -> None:
-        """Write what the test images say of an ended comparison.
+        """Write the results of an ended comparison on the test images.
 
         Raises:
             StorageError: the folder cannot be written, or the lock is gone.
@@ -457,11 +457,11 @@ class ComparisonFolder:
         try:
             found = fields.parsed(read_whole(path, at_most=LARGEST_JSON))
             if (version := fields.value(found, "format")) != FORMAT:
-                raise ValueError(f"its format is {version!r}, this program reads {FORMAT}")
+                raise ValueError(f"its format is {version!r}; this program reads {FORMAT}")
             identity = fields.text(found, "identity")
             rest = {key: value for key, value in found.items() if key != "identity"}
             if hash_of([rest, question]) != identity:
-                raise ValueError("it was edited, or is of another comparison")
+                raise ValueError("it was edited, or belongs to another comparison")
             return parse(found)
         except (OSError, ValueError) as error:
             raise ArtefactError(
@@ -487,7 +487,7 @@ class Place:
 
 
 def place(outputs: Path, plan: ComparisonPlan, name: str | None = None) -> Place:
-    """Find the comparison of a question, or the place of a new one. Writes nothing.
+    """Find the comparison of a question, or the place of a new one. Write nothing.
 
     Args:
         outputs: folder of the runs.
@@ -495,10 +495,10 @@ def place(outputs: Path, plan: ComparisonPlan, name: str | None = None) -> Place
         name: the name that the user gave, if any.
 
     Raises:
-        ConfigError: the name cannot be one, or belongs to another comparison; or, without a name,
+        ConfigError: the name is not possible, or belongs to another comparison; or, without a name,
             the question changes an earlier comparison after its results could be seen.
-        ArtefactError: the question of the comparison with that name, or with the name that this
-            question has without one, cannot be read.
+        ArtefactError: the question of the comparison with that name, or with this question's
+            automatic name, cannot be read.
     """
     if name is not None:
         check_name(name)
@@ -512,7 +512,7 @@ def place(outputs: Path, plan: ComparisonPlan, name: str | None = None) -> Place
             if folder.name == chosen:
                 raise
             notes += (
-                f"comparison {folder.name} is left out, also where it has seen the same runs: "
+                f"comparison {folder.name} is ignored, even if it used the same runs: "
                 f"{error.what}",
             )
     same = [(folder, found) for folder, found in there if found.question == plan.question]
@@ -544,7 +544,7 @@ def _automatic_name(plan: ComparisonPlan) -> str:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name of a comparison that its folder could not have.
+    """Refuse a name that the folder of a comparison could not have.
 
     Raises:
         ConfigError: naming the rule.
@@ -559,7 +559,7 @@ def check_name(name: str) -> None:
 
 
 _MEANINGS = {
-    "changed": "its code or values are others now, so it is another arm, which is judged at an "
+    "changed": "its code or values have changed, so it is another arm, which is judged at an "
     "error rate that does not hold",
     "added": "an arm added after the results were seen is judged at an error rate that does not "
     "hold",
@@ -576,7 +576,7 @@ _MEANINGS = {
 
 
 def _changes(old: ComparisonPlan, new: ComparisonPlan) -> dict[str, str]:
-    """Return what differs between two questions, by a key of ``_MEANINGS``."""
+    """Return the differences between two questions, by key of ``_MEANINGS``."""
     before, after = ({arm.key: arm.label for arm in plan.arms} for plan in (old, new))
     added = [label for key, label in after.items() if key not in before]
     left_out = [label for key, label in before.items() if key not in after]
@@ -600,7 +600,7 @@ def _changes(old: ComparisonPlan, new: ComparisonPlan) -> dict[str, str]:
 
 
 def _margins(old: ComparisonPlan, new: ComparisonPlan) -> tuple[str, str]:
-    """Return the margins in words; of different metrics they are not compared."""
+    """Return the margins in words; margins of different metrics always differ."""
     if old.metric != new.metric:
         return "", ""
     scale, unit = (1, "") if old.metric in _NO_RATES else (100, " points")
@@ -613,7 +613,7 @@ def _changed_question(
     changes = _changes(old, new)
     lines = [f"  {change} ({_MEANINGS[what]})" for what, change in changes.items()]
     return ConfigError(
-        f"comparison {folder.name} has begun and asks another question about the same arms; "
+        f"comparison {folder.name} has begun, and its question about the same arms is another;  "
         "this one differs in\n" + "\n".join(lines),
         where=str(folder.path.absolute()),
         fix="the words of that comparison to continue it, or --name NAME to start a new one from "
@@ -649,7 +649,7 @@ def _tune_words(plan: ComparisonPlan) -> str:
 
 
 def plan_content(plan: ComparisonPlan) -> dict[str, Any]:
-    """Return the question as JSON."""
+    """Return the question as values for JSON."""
     return {
         "name": plan.name,
         "base": {
@@ -680,7 +680,7 @@ def plan_content(plan: ComparisonPlan) -> dict[str, Any]:
 
 
 def plan_of(content: Mapping[str, Any]) -> ComparisonPlan:
-    """Return the question that :func:`plan_content` made JSON of; other keys are ignored.
+    """Return the question from the values of :func:`plan_content`; other keys are ignored.
 
     Raises:
         ValueError: a value is missing or impossible.
@@ -718,7 +718,7 @@ def plan_of(content: Mapping[str, Any]) -> ComparisonPlan:
         raise ValueError("margin must be above 0")
     name = fields.text(content, "name")
     if not _NAME.fullmatch(name):
-        raise ValueError("name must be one of a folder")
+        raise ValueError("name must be a possible name of a folder")
     return ComparisonPlan(
         name=name,
         base_words=fields.texts(base, "words"),
@@ -745,12 +745,12 @@ def _num_folds(content: Mapping[str, Any]) -> int:
     """Return the number of folds of a question; 1 without folds.
 
     Raises:
-        ValueError: it is impossible.
+        ValueError: the number is impossible.
     """
     if "num_folds" not in content:
         return 1
     if content["design"] != "fixed":
-        raise ValueError("folds are for a fixed design")
+        raise ValueError("folds need a fixed design")
     return fields.whole(content, "num_folds", at_least=2, at_most=MOST_FOLDS)
 
 
@@ -792,7 +792,7 @@ def _run_of(content: Mapping[str, Any]) -> PairedRun:
 def _require_name(name: str) -> None:
     """Raise ValueError if the name of a run or evaluation cannot be part of a path."""
     if not re.fullmatch(r"(?!\.\.?$)[^/\0]{1,255}", name):
-        raise ValueError(f"no name of a run or evaluation: {name!r:.80}")
+        raise ValueError(f"not the name of a run or evaluation: {name!r:.80}")
 
 
 def _tuned_of(content: Mapping[str, Any]) -> Tuned:
@@ -806,16 +806,16 @@ def _tuned_of(content: Mapping[str, Any]) -> Tuned:
 
 
 def identity_of(plan: ComparisonPlan) -> str:
-    """Sixteen hex digits over the whole question, which every file of a comparison has."""
+    """Return sixteen hex digits over the whole question, which every file of a comparison holds."""
     return hash_of(plan_content(plan))
 
 
 def displayed_label(label: str) -> str:
-    """Return what people read for the label of an arm or of the base."""
+    """Return the displayed label of an arm or of the base."""
     return BASELINE if label == BASE else label
 
 
 def hash_of(content: Any) -> str:
-    """Sixteen hex digits over values of JSON."""
+    """Hash values of JSON to sixteen hex digits."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -43,7 +43,7 @@ def names(folder: RunFolder) -> list[str]:
 
 
 def read(folder: RunFolder, name: str) -> dict[str, Any] | None:
-    """Return the content of ``NAME.json``; None if there is no such evaluation, or no ``NAME.npz``.
+    """Read ``NAME.json``; None if there is no such evaluation, or no ``NAME.npz``.
 
     Raises:
         ArtefactError: the file exists but is not an evaluation with that name.
@@ -54,7 +54,7 @@ def read(folder: RunFolder, name: str) -> dict[str, Any] | None:
         if fields.value(found, "record_version") != VERSION:
             raise ValueError(f"its record version is {found['record_version']}, not {VERSION}")
         if fields.text(found, "evaluation") != name:
-            raise ValueError(f"it is evaluation {found['evaluation']}")
+            raise ValueError(f"it belongs to evaluation {found['evaluation']}")
         metrics = fields.section(found, "metrics")
         rename_metrics(metrics)
         require_metrics(metrics)
@@ -74,7 +74,7 @@ def read(folder: RunFolder, name: str) -> dict[str, Any] | None:
 
 
 def joined(result: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the result of a run with the tricks and metrics of one of its evaluations, if any.
+    """Return the result of a run with the tricks and metrics of one of its evaluations, if given.
 
     Its name and its seconds are under ``evaluation``.
     """
@@ -106,7 +106,7 @@ def write(
 def write_pair(
     folder: RunFolder, place: str, content: Mapping[str, Any], **arrays: NDArray[Any]
 ) -> dict[str, Any]:
-    """Write ``place`` + ``.npz``, then ``.json`` as proof; return the content of the latter.
+    """Write ``place`` + ``.npz``, then ``.json`` as proof; return the content of ``.json``.
 
     Args:
         folder: the folder of the run, whose lock this process holds.
@@ -130,13 +130,13 @@ def write_pair(
 
 
 def prediction_files(folder: RunFolder, name: str | None) -> list[Path]:
-    """The files with the predictions of a run: plain, and of the evaluation ``name`` if given."""
+    """Return the files with a run's predictions: plain, and of the evaluation ``name`` if given."""
     own = [] if name is None else [folder.path / _FOLDER / f"{name}.npz"]
     return [folder.path / "predictions.npz", *own]
 
 
 def probabilities(folder: RunFolder, name: str) -> NDArray[Any]:
-    """Return the (n, K) combined probabilities of an evaluation.
+    """Read the (n, K) combined probabilities of an evaluation.
 
     Raises:
         ArtefactError: a file is missing or was changed.

@@ -4,8 +4,8 @@
     NAME.json   the TTA, the test part, the metrics, and SHA-256 of NAME.npz; written last, as proof
 
 NAME is the view, ``plain`` or the identity of the evaluation with TTA, and the fingerprint of the
-test part. The folder is none of those that the report and ``train`` read, so that no result on test
-images can take part in a verdict.
+test part. The report and ``train`` do not read this folder, so that no result on test
+images can influence a verdict.
 """
 
 import hashlib
@@ -57,17 +57,17 @@ def name_of(evaluation: str | None, test_fingerprint: str) -> str:
 
 
 def read(folder: RunFolder, name: str, identity: str, test_fingerprint: str) -> dict[str, Any]:
-    """Return the content of ``NAME.json``.
+    """Read ``NAME.json``.
 
     Args:
         folder: the folder of the run.
-        name: name of the evaluation, of :func:`name_of`.
+        name: name of the evaluation, from :func:`name_of`.
         identity: identity of the run.
         test_fingerprint: fingerprint of the test part.
 
     Raises:
         FileNotFoundError: there is no such evaluation.
-        ArtefactError: a file is damaged, or of another run or test part.
+        ArtefactError: a file is damaged, or belongs to another run or test part.
     """
     path = folder.path / FOLDER / f"{name}.json"
     try:
@@ -94,7 +94,7 @@ def read(folder: RunFolder, name: str, identity: str, test_fingerprint: str) -> 
 
 
 def predictions(folder: RunFolder, name: str) -> PredictionsOnTest:
-    """Return the predictions of an evaluation that :func:`read` has checked.
+    """Read the predictions of an evaluation that :func:`read` has checked.
 
     Raises:
         ArtefactError: the file is damaged.
@@ -132,7 +132,7 @@ def write(
 
     Args:
         folder: the folder of the run, whose lock this process holds.
-        name: name of the evaluation, of :func:`name_of`.
+        name: name of the evaluation, from :func:`name_of`.
         content: ``identity`` of the run, ``test_fingerprint``, ``num_test``, ``num_leaked``,
             ``command``, ``tricks``, ``tta``, ``metrics``, ``seconds`` and ``environment``.
         found: the predictions.

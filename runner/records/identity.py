@@ -1,7 +1,7 @@
 """The identity of a run: a hash over what decides its weights; and the name of its folder.
 
-What only the evaluation reads (TTA) has an identity of its own: runs that differ only there are one
-training with several evaluations.
+Keys that only the evaluation reads (TTA) have their own identity: runs that differ only there are
+one training with several evaluations.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from runner.records.run_folder import VERSION, leaves
 if TYPE_CHECKING:
     from runner.data.dataset import Dataset
 
-# Keys that a result does not depend on, or only in its last bits: where it is written and how it is
+# Keys that do not change a result beyond its last bits: where it is written and how it is
 # computed. The content of data.root counts, through the data fingerprint, and that of code, through
-# its SHA-256; their paths do not. What the groups of images are is in the fingerprint, too.
+# its SHA-256; their paths do not. The fingerprint also covers the groups of images.
 _COSMETIC = (
     "code",
     "outputs",
@@ -53,7 +53,7 @@ def identity(
     weights: str | None = None,
     code: str | None = None,
 ) -> dict[str, Any]:
-    """The identity of a training, for ``RunFolder.check``: equal values give equal identities.
+    """Compute the identity of a training, for ``RunFolder.check``: equal for equal values.
 
     The hash covers the values that are not neutral. So a key that is added later, with a default
     that changes nothing, keeps the identity of every earlier run.
@@ -116,9 +116,9 @@ def identified(
 
 
 def evaluation_identity(config: RunConfig) -> str | None:
-    """The identity of the evaluation that ``config`` requests; None for the plain view alone.
+    """Return the identity of the evaluation that ``config`` requests; None without TTA.
 
-    Sixteen hex digits over the values that are not neutral of the groups that only the evaluation
+    Sixteen hex digits over the values that are not neutral, of the groups that only the evaluation
     reads.
     """
     if config.tricks == config.training.tricks:
@@ -133,7 +133,7 @@ def evaluation_identity(config: RunConfig) -> str | None:
 def decisive_values(config: RunConfig) -> dict[str, Any]:
     """Return the values of a resolved ``config`` that decide its result, by group and key.
 
-    Keys that have no effect in ``config`` are at their default.
+    Keys that have no effect in ``config`` have their default.
     """
     values = schema.to_dict(checks.effective(config))
     for dotted in _COSMETIC:
@@ -146,7 +146,7 @@ def neutral_values(default: RunConfig | None = None) -> dict[str, Any]:
     """Return the values of a run that sets no key, nested like the values of a run.
 
     They do not depend on data or machine, so that a key never has two neutral values. If the
-    meaning of null differs from run to run, the neutral value is one that no run has.
+    meaning of null differs from run to run, the neutral value is one that no run can have.
     """
     meant = schema.resolved(
         default or RunConfig(), num_classes=0, presize=0, device="cpu", precision="fp32"
@@ -179,7 +179,7 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def folder_name(config: RunConfig, run_identity: str) -> str:
-    """A legible name: data, model, tricks of training and code, seed, fold, start of identity."""
+    """Name the folder of a run: data, model, tricks, code, seed, fold, start of the identity."""
     code = [] if config.code is None else [_legible(Path(config.code).stem)[:40]]
     tricks = "+".join([*config.training.tricks, *code]) or "baseline"
     model = _legible(config.model.name)

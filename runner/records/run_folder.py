@@ -5,10 +5,10 @@
     overrides.txt    the words of the command, one per line
     status.json      running, finished, failed or interrupted; the reason, the kind of the error,
                      process and machine
-    metrics.jsonl    a row per evaluation (eval.every); equal for equal runs, however interrupted
+    metrics.jsonl    a row per evaluation (eval.every); equal for equal runs, even if interrupted
     timings.jsonl    a row per evaluation: values that depend on the machine and its load
     split.csv.gz     every image with its split, label and SHA-256
-    code.py          a copy of the file of code=FILE, to be read; no command runs it
+    code.py          a copy of the file of code=FILE, for reading; no command runs it
     checkpoints/     the state from which an unfinished run resumes (runner/records/checkpoint.py)
     predictions.npz  labels (n,), plain (n, K): probabilities per validation image; groups (n,) if
                      the data names groups of images; places (n,) if it is divided into folds: the
@@ -60,9 +60,9 @@ VERSION = 5
 READABLE = (3, 4, VERSION)
 """Versions of results that can be read.
 
-Their finished runs are read like all others; the same command does not find them, and trains again.
+Finished runs of these versions are read like all others, but the same command trains again.
 Version 4 drew the last layer of a network as its library does, and had TTA in a run's identity; the
-report compares its runs with one another alone. Version 3 also hashed neutral values.
+report compares its runs only with one another. Version 3 also hashed neutral values.
 """
 
 _ADVICE = (
@@ -95,7 +95,7 @@ class RunFolder:
 
     @contextmanager
     def owned(self) -> Iterator[Lock]:
-        """Hold the lock of the run; each write requires from now on that it is in place.
+        """Hold the lock of the run; from now on, each write requires that the lock is in place.
 
         Raises:
             BusyError: another process holds the lock.
@@ -113,7 +113,7 @@ class RunFolder:
                 self._held = None
 
     def result(self) -> dict[str, Any] | None:
-        """Return the result of a finished run, or None.
+        """Read the result of a finished run; None if it is not finished.
 
         Raises:
             ArtefactError: the file exists but is not a result.
@@ -130,7 +130,7 @@ class RunFolder:
         version = found.get("record_version")
         if version not in READABLE:
             raise ArtefactError(
-                f"a result of record version {version}, this program reads {VERSION}",
+                f"the result has record version {version}; this program reads {VERSION}",
                 where=str(path),
                 fix="run_dir=ANOTHER_FOLDER, or force=true to run anew",
             )
@@ -140,7 +140,7 @@ class RunFolder:
         return found
 
     def whole_result(self) -> dict[str, Any] | None:
-        """Return the result of a finished run with all that is shown of it, or None.
+        """Read the result of a finished run with all that is shown of it; otherwise None.
 
         Raises:
             ArtefactError: the file exists but is not such a result.
@@ -169,7 +169,7 @@ class RunFolder:
         return found
 
     def status(self) -> dict[str, Any]:
-        """Return the content of ``status.json``, with ``status`` corrected by the evidence.
+        """Read ``status.json``, and correct ``status`` by the evidence.
 
         ``finished`` requires a result, and ``running`` requires that a process holds the lock. The
         status is ``killed`` if the process ended without recording it, and ``new`` if no run has
@@ -189,7 +189,7 @@ class RunFolder:
         return {"reason": "", "error_kind": "", **found, "status": status}
 
     def check(self, what: Mapping[str, Any]) -> None:
-        """Refuse a folder that belongs to something else.
+        """Refuse a folder that belongs to another run, or is not a run folder.
 
         Args:
             what: the content of ``run.json``: ``identity``, ``fingerprint`` and ``values``.
@@ -210,13 +210,13 @@ class RunFolder:
             return
         except (OSError, ValueError) as error:
             raise ArtefactError(
-                f"cannot read what run this is: {error}",
+                f"cannot read which run this is: {error}",
                 where=str(path.absolute()),
                 fix="run_dir=ANOTHER_FOLDER",
             ) from error
         if version != VERSION:
             raise ArtefactError(
-                f"a run of record version {version}, this program writes {VERSION}",
+                f"the run has record version {version}; this program writes {VERSION}",
                 where=str(self.path.absolute()),
                 fix=_ADVICE.format(version)
                 if version in READABLE
@@ -249,7 +249,7 @@ class RunFolder:
         ]
         if foreign:
             raise ConfigError(
-                f"not a run folder, but not empty: {', '.join(sorted(foreign)[:5])}",
+                f"not a run folder, and not empty: {', '.join(sorted(foreign)[:5])}",
                 where=f"run_dir={self.path}",
                 fix="run_dir=ANOTHER_FOLDER",
             )
@@ -262,7 +262,7 @@ class RunFolder:
         Raises:
             StorageError: the folder cannot be written.
         """
-        for name in _FOLDERS:  # refused now and not when they are needed
+        for name in _FOLDERS:  # refused now rather than when they are needed
             require_own(self.path / name)
         if not self.is_begun:
             content = {"record_version": VERSION, **redacted(what)}
@@ -282,7 +282,7 @@ class RunFolder:
         return self.is_begun and (self._held is None or self._held.is_in_place)
 
     def clear_rows(self) -> None:
-        """Remove the logs, because there is no checkpoint to resume from."""
+        """Remove the logs, if there is no checkpoint to resume from."""
         for name in LOGS:
             try:
                 remove(self.path / name)
@@ -307,7 +307,7 @@ class RunFolder:
         """Record the status: ``running``, ``finished``, ``failed`` or ``interrupted``.
 
         Args:
-            status: one of these.
+            status: one of these four words.
             reason: why the run failed, or where it was interrupted.
             error_kind: name of the class of the error with which the run failed.
         """
@@ -322,7 +322,7 @@ class RunFolder:
         self.write_text("status.json", json.dumps(content, indent=2) + "\n")
 
     def append_row(self, row: Mapping[str, Any], log: str = "metrics.jsonl") -> None:
-        """Append a row to a log, and wait until the disk has it."""
+        """Append a row to a log, and wait until the disk has the row."""
         self.require_owned()
         append_synced(self.path / log, f"{json.dumps(row, allow_nan=False)}\n".encode())
 
@@ -352,7 +352,7 @@ class RunFolder:
         }
 
     def rewind(self, marks: Mapping[str, Sequence[int | str]]) -> None:
-        """Cut the logs back to ``marks``: this removes the rows of steps that were lost.
+        """Cut the logs back to ``marks``, which removes the rows of steps that were lost.
 
         Raises:
             ArtefactError: a log does not start with the marked content.
@@ -396,7 +396,7 @@ class RunFolder:
         Args:
             labels: (n,) label of each image.
             plain: (n, K) probabilities.
-            groups: (n,) group of each image; without it, every image is its own.
+            groups: (n,) group of each image; without groups, every image is its own.
             places: (n,) place of each image among those of all folds, for data in folds.
         """
         named = {
@@ -407,7 +407,7 @@ class RunFolder:
         self.write_bytes("predictions.npz", packed(labels=labels, plain=plain, **named))
 
     def predictions(self) -> dict[str, NDArray[Any]]:
-        """Read what :meth:`write_predictions` wrote, and maybe ``groups`` and ``places``.
+        """Read the arrays of :meth:`write_predictions`; ``groups`` and ``places`` may be missing.
 
         Runs of earlier versions with TTA also have ``tta``, with the shape of ``plain``.
 
@@ -442,14 +442,14 @@ class RunFolder:
         replace_whole(path, content)
 
     def require_owned(self, *, is_beginning: bool = False) -> None:
-        """Require that the folder is still that of this process; called before each commit.
+        """Require that this process still owns the folder; call this before each commit.
 
         Args:
             is_beginning: whether ``run.json`` is about to be written.
 
         Raises:
-            StorageError: the process is in :meth:`owned`, but somebody has removed ``run.lock``,
-                ``run.json`` or the folder since.
+            StorageError: the process is in :meth:`owned`, but ``run.lock``, ``run.json`` or
+                the folder was removed since.
         """
         if self._held is None:
             return
@@ -458,18 +458,18 @@ class RunFolder:
             raise StorageError(
                 "run.json was removed while the run was written",
                 where=str(self.path.absolute()),
-                fix="the same command again, with force=true",
+                fix="run the same command again, with force=true",
             )
 
 
 def rename_metrics(metrics: Any) -> None:
-    """Give the metrics of one view, of any version, their names of today, in place."""
+    """Rename the metrics of one view, of any version, to their current names, in place."""
     if isinstance(metrics, dict) and "nll" in metrics:
         metrics.setdefault("log_loss", metrics.pop("nll"))
 
 
 def require_metrics(metrics: Mapping[str, Any]) -> None:
-    """Require what is shown of the metrics of one view.
+    """Check the metrics of one view that are displayed.
 
     Raises:
         ValueError: a value is missing or impossible.
@@ -484,7 +484,7 @@ def require_metrics(metrics: Mapping[str, Any]) -> None:
 
 
 def packed(**arrays: Any) -> bytes:
-    """Return the content of a compressed file of numpy's with ``arrays``."""
+    """Return the content of a compressed ``.npz`` file with ``arrays``."""
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
     return content.getvalue()
@@ -493,7 +493,7 @@ def packed(**arrays: Any) -> bytes:
 def unpacked(
     path: Path, names: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a file that :func:`packed` made.
+    """Read the arrays of a file that :func:`packed` made.
 
     Raises:
         ArtefactError: the file is missing or damaged, or lacks one of ``names``.
@@ -517,7 +517,7 @@ def run_folders(outputs: Path) -> Iterator[RunFolder]:
                 yield RunFolder(path)
 
 
-_OF_THE_DATA = {  # where they are not set
+_OF_THE_DATA = {  # their values if they are not set
     "data.presize", "data.depth", "data.window", "model.num_outputs",
 }  # fmt: skip
 
@@ -525,7 +525,7 @@ _OF_THE_DATA = {  # where they are not set
 def unfinished_on_other_data(
     outputs: Path, name: str, what: Mapping[str, Any]
 ) -> "RunFolder | None":
-    """Return an unfinished run with the values of ``what``, whose data had another fingerprint.
+    """Return an unfinished run with the values of ``what`` but another fingerprint of the data.
 
     Args:
         outputs: folder of the runs.
@@ -579,7 +579,7 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _of_training(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` without those of evaluation, which earlier versions counted too."""
+    """Return ``values`` without those of the evaluation, which earlier versions included."""
     return {key: value for key, value in values.items() if key not in schema.evaluation_groups()}
 
 

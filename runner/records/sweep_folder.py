@@ -1,18 +1,18 @@
-"""The folder that a sweep writes, a file per job; and how its jobs are watched and stopped.
+"""The folder of a sweep, with a file per job; and the watching and stopping of its jobs.
 
-    outputs/sweeps/TIME-PID/   (TIME-PID-2 if another container has just made TIME-PID)
+    outputs/sweeps/TIME-PID/   (TIME-PID-2 if another container has just created TIME-PID)
         sweep.json   the jobs, the process and machine of the sweep, and its start
         0.json …     the status of a job: queued, waiting, running, finished, skipped, resumed,
                      evaluated, failed, crashed, interrupted, cancelled or busy; its accuracy, or
                      the reason
         0.log …      the output of a job that does not share the terminal; why the job failed
-        slurm.json   the id of each job that Slurm has or had, and of each job of another sweep
+        slurm.json   the id of each job in Slurm, and of each job of another sweep
                      that this sweep watches too
         stop         exists once the sweep has been stopped: no further job begins
 
 Each job writes its own file, in any process and on any machine, so the table of a sweep can be read
 at any time and does not depend on how the jobs ended. After a crash, the file of the job still says
-*running*, but its process no longer exists. Whether a job of Slurm exists is known to Slurm alone;
+*running*, but its process no longer exists. Only Slurm knows whether a job of Slurm exists;
 see :mod:`runner.jobs.slurm`.
 """
 
@@ -55,10 +55,10 @@ class SlurmRecord:
     """Where a job of a sweep is in Slurm.
 
     Attributes:
-        id: such as ``12_3``.
+        id: id in Slurm, such as ``12_3``.
         sweep: name of the folder of the sweep that submitted the job; None for this sweep itself.
         number: number of the job in that sweep.
-        asked: a hash over what the job is asked to do.
+        asked: a hash over the work of the job.
     """
 
     id: str
@@ -98,11 +98,11 @@ class SweepFolder:
 
     @property
     def pasted(self) -> str:
-        """The folder as a word of a shell here."""
+        """The folder as a word for a shell in the working directory."""
         return shlex.quote(str(from_here(self.path)))
 
     def scancel(self, numbers: Iterable[int]) -> str:
-        """The command that cancels these jobs in Slurm, and no other job of another sweep."""
+        """Return the command that cancels these jobs in Slurm, and no job of another sweep."""
         records = [self.slurm[number] for number in numbers]
         own = [record.id for record in records if record.sweep is None]
         others = [record.id for record in records if record.sweep is not None]
@@ -110,7 +110,7 @@ class SweepFolder:
 
     @property
     def slurm(self) -> Mapping[int, SlurmRecord]:
-        """The jobs that Slurm has or had, by number; read once."""
+        """The jobs that were submitted to Slurm, by number; read once."""
         if self._slurm is None:
             self._slurm = {}
             with suppress(OSError, ValueError):
@@ -119,11 +119,11 @@ class SweepFolder:
                     one = fields.section(content, number)
                     sweep = one.get("sweep")
                     if sweep is not None and not _NAME.fullmatch(fields.text(one, "sweep")):
-                        raise ValueError("no name of a sweep")
+                        raise ValueError("not the name of a sweep")
                     if not _NUMBER.fullmatch(number):
-                        raise ValueError("no number of a job")
+                        raise ValueError("not the number of a job")
                     if not _ID.fullmatch(fields.text(one, "id")):
-                        raise ValueError("no id of Slurm's")
+                        raise ValueError("not an id of Slurm")
                     self._slurm[int(number)] = SlurmRecord(
                         fields.text(one, "id"),
                         sweep,
@@ -133,11 +133,11 @@ class SweepFolder:
         return self._slurm
 
     def submitted(self, jobs: Mapping[int, SlurmRecord]) -> None:
-        """Record that Slurm has these jobs."""
+        """Record that these jobs were submitted to Slurm."""
         self._record({**self.slurm, **jobs})
 
     def withdraw(self, numbers: Sequence[int]) -> None:
-        """Forget what Slurm has or had of these jobs."""
+        """Forget that these jobs were submitted to Slurm."""
         if {*numbers} & {*self.slurm}:
             self._record({key: one for key, one in self.slurm.items() if key not in numbers})
 
@@ -156,7 +156,7 @@ class SweepFolder:
         found = self._parsed("sweep.json")
         jobs = found.get("jobs")
         if not isinstance(jobs, list):
-            raise ValueError("no list of jobs")
+            raise ValueError("not a list of jobs")
         return [list(fields.texts({"job": job}, "job")) for job in jobs]
 
     @classmethod
@@ -169,7 +169,7 @@ class SweepFolder:
 
     @staticmethod
     def is_name(name: str) -> bool:
-        """Return whether folders of sweeps have such names."""
+        """Return whether ``name`` can be that of a sweep's folder."""
         return bool(_NAME.fullmatch(name))
 
     @property
@@ -186,7 +186,7 @@ class SweepFolder:
         return self.path.parent.parent
 
     def names(self) -> list[list[str]]:
-        """The words of each job; ``job N`` for each job whose words the file does not say."""
+        """Return the words of each job; ``job N`` for a job whose words are not recorded."""
         try:
             return self.jobs()
         except (OSError, ValueError):
@@ -205,7 +205,7 @@ class SweepFolder:
 
     @property
     def is_led(self) -> bool | None:
-        """Whether the process of the sweep lives; None on another machine, where nobody knows."""
+        """Whether the process of the sweep lives; None if unknown, on another machine."""
         if self.leader is None:
             return False
         pid, host = self.leader
@@ -219,7 +219,7 @@ class SweepFolder:
                 record.sweep, SweepFolder(self.path.parent / record.sweep)
             )
             there = other.slurm.get(record.number)
-            if there is not None and there.sweep is None:  # else a damaged file could go in circles
+            if there is not None and there.sweep is None:  # else a damaged file could loop forever
                 return other, record.number
         return self, number
 
@@ -229,7 +229,7 @@ class SweepFolder:
         return folder.path / f"{number}.log"
 
     def output_in_slurm(self, number: int) -> Path | None:
-        """The file of what a job in Slurm printed before its log was open; None if it is empty."""
+        """Return the file with the output of a Slurm job before its log was open; None if empty."""
         folder, own = self.place(number)
         if (record := folder.slurm.get(own)) is not None:
             for end in ("err", "out"):
@@ -251,10 +251,10 @@ class SweepFolder:
         )
 
     def read(self, number: int) -> dict[str, Any]:
-        """The status of job ``number``; a job whose process ended without recording it crashed.
+        """Read the status of job ``number``: crashed if its process ended without recording one.
 
         A job that was submitted to Slurm and has not written anything is *queued*. Whether Slurm
-        still has a job is not asked here.
+        still has the job is not checked here.
         """
         folder, own = self.place(number)
         if folder is not self:
@@ -310,25 +310,25 @@ class SweepFolder:
             for line in words.splitlines():
                 if line.startswith("Fatal Python error: "):
                     return f"crashed: {line.removeprefix('Fatal Python error: ')}"
-        return "crashed: its process ended without a word (killed, or out of memory)"
+        return "crashed: its process ended without a message (killed, or out of memory)"
 
     @contextmanager
     def slot(self, num_slots: int) -> Iterator[int]:
         """Wait until fewer than ``num_slots`` jobs of this sweep hold a slot, and hold one.
 
-        Gives the block the number of the slot, from 0.
+        Yield the number of the slot, from 0.
         """
         with one_locked([self.path / f"slot-{slot}.lock" for slot in range(num_slots)]) as slot:
             yield slot
 
 
 def from_here(path: Path) -> Path:
-    """``path``, relative to the working directory if it is below."""
+    """Return ``path``, relative to the working directory if it is below that."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _is_alive(job: Mapping[str, Any]) -> bool:
-    """Whether the process of a job lives; a process on another machine is assumed to live."""
+    """Return whether the process of a job lives; on another machine, it is assumed to live."""
     if job["host"] != socket.gethostname():
         return True
     try:
@@ -349,18 +349,18 @@ def _is_alive(job: Mapping[str, Any]) -> bool:
 
 
 class Watch:
-    """Reports each job that begins or ends in another process, and stops them after a signal.
+    """Report each job that begins or ends in another process, and stop the jobs after a signal.
 
-    Processes started in the block do not see a SIGINT or SIGTERM that is sent to all processes at
-    once, as by Ctrl-C in a terminal. After the first signal here, they are sent SIGTERM, at which
-    they save and end. A second signal kills them.
+    Processes started in the block do not see a SIGINT or SIGTERM that is sent to all processes
+    together, as by Ctrl-C in a terminal. After the first signal, this process sends them SIGTERM,
+    so that they save and end. A second signal kills them.
 
     Args:
         folder: the folder of the sweep.
         numbers: numbers of the jobs that run now.
         on_end: called with the number of each job that has ended, after ``on_begin`` for that job.
         on_begin: called with the number of each job that has begun.
-        can_stop: whether the jobs are processes of this machine; if not, they are left to their
+        can_stop: whether the jobs are processes of this machine; if not, they stay in their
             queue.
     """
 

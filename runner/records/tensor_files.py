@@ -13,12 +13,12 @@ from runner.machine import fields
 DESCRIPTION = "trick-runner"
 """Key of the description, equal to ``model.json``, in the metadata of a bundle's weights."""
 
-# Keys by which Hydra and similar libraries name code to run; our files have none of them.
+# Keys by which Hydra and similar libraries name code to run; our files have none of these keys.
 _CODE = {"_target_", "_partial_", "_args_"}
 
 
 def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return the content of a safetensors file with ``tensors``, which may be on any device."""
+    """Return a safetensors file with ``tensors``, which may be on any device."""
     plain = {
         # A clone, because safetensors refuses tensors that share memory or are not contiguous.
         name: tensor.detach().cpu().contiguous().clone()
@@ -49,10 +49,10 @@ def from_bytes(content: bytes) -> dict[str, Tensor]:
 
 
 def described(content: bytes) -> dict[str, Any] | None:
-    """Return the description in the metadata of a safetensors file; None if there is none.
+    """Read the description in the metadata of a safetensors file; None if there is none.
 
     Raises:
-        ValueError: the file has no header, or the description is not a JSON object that names no
+        ValueError: the file has no header, or the description is not a JSON object or names
             code.
     """
     length = int.from_bytes(content[:8], "little")
@@ -65,7 +65,7 @@ def described(content: bytes) -> dict[str, Any] | None:
 
 
 def parsed(content: bytes) -> dict[str, Any]:
-    """Return the object that ``content`` holds as JSON.
+    """Parse ``content`` as a JSON object.
 
     Raises:
         ValueError: ``content`` is not a JSON object, or has a key that names code to run.

@@ -1,4 +1,4 @@
-"""The validation images of a finished run, found again where its data is.
+"""Find the validation images of a finished run in its data.
 
 Nothing is downloaded or unpacked. An image is found only with the content that the run evaluated:
 ``split.csv.gz`` of the run names each image with its SHA-256.
@@ -31,7 +31,7 @@ from runner.errors import RunnerError
 from runner.machine.files import open_regular
 from runner.terminal.tables import inert
 
-_LARGEST_TABLE = 2**29  # bytes of a table of images; that of ImageNet has 2e8
+_LARGEST_TABLE = 2**29  # bytes of a table of images; the table of ImageNet has 2e8
 _LONGEST_LINE = 2**17  # bytes
 
 
@@ -52,7 +52,7 @@ class ValidationImages:
             run: the folder of the run.
             data: the group ``data`` of the run's configuration, as recorded.
             num_val: number of the run's validation images.
-            root: where the data is now; None: where it was.
+            root: where the data is now; None: where it was during the run.
         """
         self._manifest = _manifest(run / "split.csv.gz", num_val)
         self._images: Images | None = None
@@ -83,7 +83,7 @@ class ValidationImages:
         return self._manifest[row][0] if self._manifest else f"validation image {row}"
 
     def image(self, row: int) -> Image.Image | None:
-        """The whole image in RGB; None if it is missing, or no longer what the run evaluated."""
+        """Read the whole image in RGB; None if it is missing or was changed after the run."""
         index = self._place(row)
         if self._images is None or index is None:
             return None
@@ -93,7 +93,7 @@ class ValidationImages:
             return None
 
     def square(self, row: int, preprocess: Preprocess) -> NDArray[np.uint8] | None:
-        """The square (S, S, 3) that evaluation cuts out, before it is scaled; None as in `image`.
+        """Read the square (S, S, 3) that evaluation cuts out, before scaling; None as in `image`.
 
         Args:
             row: row of the image in the predictions of the run.
@@ -115,7 +115,7 @@ class ValidationImages:
             return None
 
     def _place(self, row: int) -> int | None:
-        """The place of a validation image in the data; None without the very same content."""
+        """Return the place of a validation image in the data; None if its content is not equal."""
         if self._images is None:
             return None
         name, digest = self._manifest[row]
@@ -153,7 +153,7 @@ def _manifest(path: Path, num_val: int) -> list[tuple[str, str]]:
 
 
 def _lines(unpacked: gzip.GzipFile) -> Iterator[str]:
-    """Yield the lines of a table, as long as they are of a plausible length and number.
+    """Yield the lines of a table, if their lengths and number are plausible.
 
     A small file can be unpacked to any size; reading stops at ``_LARGEST_TABLE``.
 

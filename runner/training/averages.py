@@ -26,7 +26,7 @@ class WeightsOverTime(Protocol):
         """
 
     def network(self, model: nn.Module) -> nn.Module:
-        """Return the network to evaluate and to ship while ``model`` is trained."""
+        """Return the network to evaluate and to ship, of the training of ``model``."""
 
 
 class LastWeights:

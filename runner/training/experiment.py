@@ -1,4 +1,4 @@
-"""An experiment: everything that decides the numbers of one run, gathered in one value."""
+"""An experiment: everything that decides the numbers of one run, in one value."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Experiment:
             :mod:`runner.records.identity`.
         overrides: words of the command line.
         weights: pretrained weights to start from; None to start from random ones.
-        idea: functions of the code.
+        idea: functions of the user's code.
     """
 
     config: RunConfig

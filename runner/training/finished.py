@@ -1,4 +1,4 @@
-"""Finished runs: what a job shows of one, and which jobs have one before any of them begins."""
+"""Finished runs: their summaries for jobs, and the jobs that have a finished run already."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -34,7 +34,7 @@ def shown_result(
 
 
 def summary(status: str, folder: RunFolder, result: dict[str, Any]) -> dict[str, Any]:
-    """Return what a sweep records of a job with this result."""
+    """Return what a sweep records about a job with this result."""
     metrics, evaluation = result["metrics"], result.get("evaluation")
     return {
         "status": status,
@@ -47,11 +47,11 @@ def summary(status: str, folder: RunFolder, result: dict[str, Any]) -> dict[str,
 
 
 def finished_before(configs: Sequence[RunConfig]) -> list[dict[str, Any] | None]:
-    """The summaries of the jobs whose runs are finished, as the jobs themselves would return them.
+    """Return the summaries of the jobs whose runs are finished, as the jobs would return them.
 
-    None for each other job, and for each job that must decide it by itself: because its data was
-    never read on this machine, or because anything is wrong with it, which the job says. Data and
-    weights are read once, however many jobs have them, and only if a run may be the right one.
+    None for every other job, and for a job that must decide by itself, because its data was
+    never read on this machine, or because of an error, which the job will report. Data and
+    weights are read once, however many jobs have them, and only if a run may match.
     """
     finished = _Finished()
     return [finished.summary(config) for config in configs]
@@ -73,7 +73,7 @@ class _Finished:
             return None
         try:
             return self._summary(config)
-        except Exception:  # whatever is wrong, the job says it, and ends no other
+        except Exception:  # the job itself reports any error, and ends no other job
             return None
 
     def _summary(self, config: RunConfig) -> dict[str, Any] | None:
@@ -112,7 +112,7 @@ class _Finished:
         return None if shown is None else summary("skipped", folder, shown)
 
     def _may_be_below(self, outputs: Path, start: str) -> bool:
-        """Return whether a run below ``outputs`` that is finished has a name with this start."""
+        """Return whether a finished run below ``outputs`` has a name with this start."""
         return any(
             name.startswith(start) and (outputs / name / "result.json").is_file()
             for name in self._names(outputs)
@@ -124,7 +124,7 @@ def _names_below(outputs: Path) -> tuple[str, ...]:
 
 
 def _dataset(data: Data, size: int, folder: Path) -> "Dataset | None":
-    """Return the data set; None if reading it takes work, or if anything is wrong with it."""
+    """Return the data set; None if reading it takes work or fails."""
     from runner.data.dataset import load_dataset
 
     def refuse(what: str, done: int, total: int) -> None:
@@ -133,5 +133,5 @@ def _dataset(data: Data, size: int, folder: Path) -> "Dataset | None":
 
     try:
         return load_dataset(data, size, folder, refuse)
-    except Exception:  # whatever is wrong, the job says it
+    except Exception:  # the job itself reports any error
         return None

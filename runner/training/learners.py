@@ -1,4 +1,4 @@
-"""Builds a network ready for use: to be trained as configured, or restored from a bundle."""
+"""Build a network ready for use: to train as configured, or restored from a bundle."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import log
@@ -54,14 +54,14 @@ def fitted_to_weights(
 
     Args:
         config: the requested configuration.
-        display: where notes go.
+        display: prints the notes.
         code: the file with the user's own code, if any.
-        find: finds the weights; another one may remember them for many jobs.
+        find: finds the weights; a caller may pass a function that remembers them for many jobs.
 
     Raises:
         ConfigError: there are no such weights, or they were trained with other statistics.
-        ArtefactError: the file is refused; or the weights belong to a network that was changed by
-            code, and ``code`` is not that code.
+        ArtefactError: the file cannot be used; or the weights belong to a network that was changed
+            by code, and ``code`` is not that code.
     """
     weights = find(config.model)
     if weights is not None:
@@ -70,22 +70,22 @@ def fitted_to_weights(
     if weights is not None and weights.blurpool != config.blurpool.layers:
         display.line(
             f"warning: the weights were trained with blurpool={weights.blurpool}, and the run has "
-            f"blurpool={config.blurpool.layers}: they know other features"
+            f"blurpool={config.blurpool.layers}, which changes their features"
         )
     rate = config.stochastic_depth.probability
     if rate > 0 and (own := own_drop_rate(config.model.source, config.model.name)):
         display.line(
-            f"note: {config.model.name} has stochastic depth of its own, up to a probability of "
+            f"note: {config.model.name} itself has stochastic depth with a probability of up to "
             f"{own:.2g}; stochastic_depth.probability={rate:g} replaces it"
         )
     if weights is not None and config.resize.schedule != "fixed":
         display.line(
-            "warning: progressive resizing can hurt pretrained weights: training on smaller images "
-            "than they were trained on may damage them"
+            "warning: progressive resizing may damage pretrained weights: it trains on smaller "
+            "images than they were trained on"
         )
     if weights is not None and config.data.name == "imagenette":
         display.line(
-            "note: Imagenette is a part of ImageNet: ImageNet's weights have seen its images"
+            "note: Imagenette is a part of ImageNet: ImageNet's weights have seen these images"
         )
     return config, weights
 
@@ -134,7 +134,7 @@ def build_learner(
         model = share_batch_norm(model, device)
     groups = layer_groups(model) if config.optim.layer_groups == 3 else [list(model.parameters())]
     if config.compile != "none":
-        # Compiled in place, which keeps the names of the weights. One program for each image size.
+        # Compiled in place, which keeps the names of the weights; one program per image size.
         model.compile(mode=config.compile, dynamic=False)
     precision = used_precision(config.precision, device.type, config.size)
     set_determinism(precision)
@@ -158,7 +158,7 @@ def build_learner(
 
 
 def set_determinism(precision: str) -> None:
-    """Let a GPU sum in an order that does not differ from run to run, for ``fp32``."""
+    """Let a GPU sum in the same order in every run, for ``fp32``."""
     torch.backends.cudnn.deterministic = precision == "fp32"
 
 
@@ -171,14 +171,14 @@ def trained_learner(
     code: IdeaFile | None = None,
     processes: Processes = ALONE,
 ) -> Learner:
-    """Build the network of a bundle, for predicting.
+    """Build the network of a bundle, for predictions.
 
     Args:
         bundle: the bundle of the network.
         device: the device, spelled as in the configuration.
         precision: ``fp32``, ``bf16``, or ``auto``: the precision of the run's evaluation, if it is
             fast on this machine.
-        threads: threads of the CPU; 0: all cores.
+        threads: threads of the CPU; 0 means all cores.
         code: the user's file that changed the network. It runs only if the bundle names its
             SHA-256.
         processes: the processes that share the images.
@@ -187,7 +187,7 @@ def trained_learner(
         ArtefactError: the weights do not fit the architecture that the bundle names; or the network
             was changed by code, and ``code`` is not that code.
         ConfigError: the device, or the package that defines the architecture, does not exist; or
-            ``code`` is given, and no code changed the network.
+            ``code`` is given, but no code changed the network.
     """
     place = _device(device, threads, processes)
     architecture, size = bundle.architecture, bundle.preprocess.size
@@ -235,7 +235,7 @@ def require_code(
     where: str,
     word: str,
 ) -> None:
-    """Refuse a network that was changed by a file of the user, unless ``code`` is that file.
+    """Refuse a network that was changed by the user's file, unless ``code`` is that file.
 
     Args:
         needed: the recorded change by code, if there is one.
@@ -255,13 +255,13 @@ def require_code(
             f"the network was changed by the code of {needed['file']}, SHA-256 "
             f"{needed['sha256']}{given}",
             where=where,
-            fix=f"{word} with that file; a run keeps a copy of it as code.py: read it before you "
-            "let it run",
+            fix=f"{word} with that file; the run folder has a copy, code.py: read it before you "
+            "run it",
         )
 
 
 def _placed(model: nn.Module, device: torch.device) -> nn.Module:
-    """``model`` on its device, in the memory format and with the convolutions that suit it."""
+    """Move ``model`` to its device, with the memory format and convolutions that suit it."""
     if device.type == "cpu":
         suit_convolutions(model)
     return model.to(device).to(memory_format=torch.channels_last)
@@ -296,7 +296,7 @@ def _statistics(
 def _device(name: str, threads: int, processes: Processes) -> torch.device:
     """Choose the device of that name, and set the requested number of CPU threads.
 
-    ``auto`` is the GPU if there is one. Each of several processes has a GPU of its own.
+    ``auto`` prefers a GPU. Each of several processes has its own GPU.
     """
     torch.set_num_threads(threads or max(1, num_cores() // processes.cores_shared_by))
     keep_freed_memory()

@@ -1,4 +1,4 @@
-"""The loop around the step: batches in their order, stages, and the state for a checkpoint."""
+"""The loop around the step: batches in order, stages, and the state for a checkpoint."""
 
 import copy
 import time
@@ -70,7 +70,7 @@ class Step:
 
 
 class Training:
-    """A training in progress: iterating makes its steps; between steps it can be saved.
+    """A training in progress: iterating makes the steps; its state can be saved between steps.
 
     Attributes:
         done: number of steps done.
@@ -91,7 +91,7 @@ class Training:
         self._stages = stages
         self._config = config
         self._in_stage: tuple[Learner, torch.optim.Optimizer] | None = None
-        self._saved: dict[str, Tensor] = {}  # state of the optimizer, until its stage begins again
+        self._saved: dict[str, Tensor] = {}  # state of the optimizer, until the stage begins again
         self._unseen: tuple[Moment, _HostCopy] | None = None  # the last step and its loss
         self._last_finite: tuple[Moment, Tensor] | None = None  # and its loss, on the host
         self._average = weights_over_time(config, learner.model, self.total)
@@ -215,7 +215,7 @@ class Training:
 
     @contextmanager
     def _errors_located(self, now: Moment) -> Iterator[None]:
-        """Add the place of one step to the errors of the block."""
+        """Add the place of one step to errors in the block."""
         place = f"epoch {now.epoch + 1}, step {now.step + 1}, lr {now.lr:.3g}"
         try:
             yield
@@ -235,11 +235,11 @@ class Training:
 
     def _last_loss(self) -> str:
         """Return the last finite loss, for the message about a step."""
-        # On a CPU, a step is looked at once more before the next one.
+        # On a CPU, a step is checked again before the next one.
         if self._unseen is not None and torch.isfinite(self._unseen[1].value()):
             self._last_finite = (self._unseen[0], self._unseen[1].value())
         if self._last_finite is None:
-            return "it is the first of this attempt"
+            return "this step is the first of this attempt"
         before, loss = self._last_finite
         place = f"epoch {before.epoch + 1}, step {before.step + 1}"
         return f"the last finite loss was {float(loss):.4g} in {place}"
@@ -260,10 +260,10 @@ def shortened(names: Sequence[str]) -> str:
 
 
 def _require_statistics(learner: Learner, stages: Sequence[Stage], config: RunConfig) -> None:
-    """Raise ConfigError if one image at a time is too little for the network's BatchNorms.
+    """Raise ConfigError if batches of one image are too small for the network's BatchNorms.
 
-    Where the last map is a single pixel, a BatchNorm has one value of each channel, which has no
-    variance. Evaluation takes the running statistics, and so takes single images.
+    If the last map is a single pixel, a BatchNorm has one value per channel, which has no
+    variance. Evaluation uses the running statistics, so it accepts single images.
     """
     steps = config.accumulate.steps
     for stage in stages:
@@ -290,7 +290,7 @@ def _require_statistics(learner: Learner, stages: Sequence[Stage], config: RunCo
 class _HostCopy:
     """A copy of a scalar from its device to the host, queued behind the work so far.
 
-    Reading the scalar itself would wait for all work that is queued by then.
+    Reading the scalar itself would wait for all work that is queued at that time.
     """
 
     def __init__(self, scalar: Tensor) -> None:
@@ -308,7 +308,7 @@ class _HostCopy:
 
 
 def layer_seed(seed: int, now: Moment, rank: int) -> int:
-    """Return the seed of the layers' own draws; processes must not drop the same units."""
+    """Return the seed of the layers' own draws, which must differ between processes."""
     others = (rank,) if rank else ()
     return torch_seed(seed, "layers", now.epoch, now.step, *others)
 
@@ -320,7 +320,7 @@ def training_batches(
     config: RunConfig,
     processes: Processes = ALONE,
 ) -> Generator[Batch, None, None]:
-    """Yield the batches of some steps of one epoch; of each batch, the part of this process."""
+    """Yield the batches of some steps of one epoch: this process's part of each batch."""
     split, augment, epoch = dataset.train, config.augment, moments[0].epoch
     order = epoch_order(split.labels, batch_size, config.sampling, config.seed, epoch)
     draws = augmentation.draw(augment, len(split), config.seed, "augment", epoch)

@@ -1,4 +1,4 @@
-"""Recognize that memory ran out in whatever torch raises, and advise which key to lower."""
+"""Recognize torch's errors of exhausted memory, and advise which key to lower."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from runner.config.idea import blamed
 from runner.data.batches import worker_died
 from runner.errors import ProcessError
 
-# Errors of a CPU, of a GPU without memory even for a program, and of NVIDIA's libraries: they are
+# Errors of a CPU, of a GPU without memory for even a program, and of NVIDIA's libraries. They are
 # plain RuntimeErrors, which differ from others only in their text.
 _WORDS = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 
@@ -17,8 +17,9 @@ _WORDS = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FA
 def ran_out(error: Exception) -> bool:
     """Return whether ``error`` means that this process needs less memory.
 
-    A ``MemoryError`` in the user's own code, such as an array of wrong shape, is an error of that
-    code. What torch cannot allocate there mostly depends on the batch, as in a network of theirs.
+    A ``MemoryError`` in the user's own code, such as an array of the wrong shape, is an error of
+    that code. A failed allocation of torch's there mostly depends on the batch, as in the user's
+    network.
     """
     if isinstance(error, MemoryError):
         return blamed(error) is None
@@ -28,7 +29,7 @@ def ran_out(error: Exception) -> bool:
 
 @contextmanager
 def advise_smaller_batch(key: str, batch_size: int) -> Iterator[None]:
-    """Tell the user to halve ``key`` if memory runs out in the block, or if a reader dies there.
+    """Advise the user to halve ``key`` if memory runs out, or a reader dies, in the block.
 
     Args:
         key: a key or an option with what precedes its value, such as ``data.batch_size=``.

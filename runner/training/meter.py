@@ -68,7 +68,7 @@ class Meter:
             self._clipped = torch.tensor(fields.whole(state, "clipped", at_most=len(losses)))
 
     def _clipping(self) -> dict[str, int]:
-        """What :meth:`state` holds about clipped gradients; nothing if none is to be clipped."""
+        """Return the part of :meth:`state` about clipped gradients; empty without clipping."""
         if self._clipped is None:
             return {}
         return {"clipped": int(self._clipped), "clipped_before": self._clipped_before}
@@ -79,7 +79,7 @@ class Meter:
 
     @property
     def clipped(self) -> float | None:
-        """The part of all steps whose gradient was clipped; None if none is to be clipped."""
+        """The part of all steps whose gradient was clipped; None without clipping."""
         if self._clipped is None:
             return None
         return (self._clipped_before + int(self._clipped)) / max(self.steps, 1)
@@ -117,7 +117,7 @@ class Meter:
         self.seconds += step.seconds
 
     def note(self, step: Step) -> tuple[str, str]:
-        """Return where training is after ``step``, and how it goes. Synchronizes with a GPU."""
+        """Describe the place and the measures of ``step``. Synchronizes with a GPU."""
         now = step.moment
         rate = self._images / max(self._seconds, 1e-9)
         note = f"size {now.size}  loss {float(step.loss):.3f}  {rate:,.0f} images/s"
@@ -131,7 +131,7 @@ class Meter:
     def end_row(
         self, plain: Mapping[str, Any], eval_seconds: float
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Finish a row: return the metrics of its epochs, and the time that the epochs took.
+        """Finish a row: return the metrics of its epochs, and the seconds that the epochs took.
 
         Args:
             plain: metrics of the plain predictions; the validation loss is plain cross entropy,

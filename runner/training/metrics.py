@@ -1,4 +1,4 @@
-"""How good are predicted probabilities? Accuracy, ranking, likelihood, calibration, in numpy alone.
+"""Metrics of predicted probabilities: accuracy, ranking, likelihood, calibration; numpy only.
 
 This module does not import torch, so that commands that only read results start quickly.
 
@@ -169,7 +169,7 @@ def top_k_accuracy(probabilities: FloatArray, labels: IntArray, k: int) -> float
 def balanced_accuracy(probabilities: FloatArray, labels: IntArray) -> float:
     """Return the mean recall, 0..1, of the classes that have images; each class counts alike.
 
-    This is scikit-learn's `balanced_accuracy_score`, which leaves classes without images out too.
+    This is scikit-learn's `balanced_accuracy_score`, which also leaves out classes without images.
     """
     probabilities, labels = _checked(probabilities, labels)
     scores = class_scores(probabilities.argmax(axis=1), labels, probabilities.shape[1])
@@ -180,8 +180,8 @@ def macro_f1(probabilities: FloatArray, labels: IntArray) -> float:
     """Return the mean F1, 0..1, of the classes that have images or predictions.
 
     This is scikit-learn's `f1_score(average="macro", zero_division=0)`: a class that has images
-    and is never predicted counts with 0, and so does one that is predicted and has no images, also
-    an output that no class of the data has.
+    and is never predicted counts as 0, and so does a class that is predicted and has no images,
+    even an output without a class in the data.
     """
     probabilities, labels = _checked(probabilities, labels)
     scores = class_scores(probabilities.argmax(axis=1), labels, probabilities.shape[1])
@@ -194,8 +194,8 @@ def auroc(probabilities: FloatArray, labels: IntArray) -> float | None:
     The area is the probability, 0..1, that an image of the class gets a higher probability for
     this class than an image of another class; equal probabilities count half. This is
     scikit-learn's `roc_auc_score(multi_class="ovr", average="macro")`, which needs images of every
-    class. Here, classes without images are left out, and without other images too: then there is
-    no class left, and the value is None.
+    class. Here, classes without images are left out, and the value is None if only one class has
+    images.
     """
     probabilities, labels = _checked(probabilities, labels)
     support = np.bincount(labels, minlength=probabilities.shape[1])
@@ -210,7 +210,7 @@ def auroc(probabilities: FloatArray, labels: IntArray) -> float | None:
 
 
 def _lower(values: NDArray[Any], own: NDArray[Any]) -> int:
-    """Twice the number of pairs (value, own value) whose first is lower; equal pairs count once.
+    """Return twice the number of pairs (value, own) with value < own; equal pairs count once.
 
     Both arrays are sorted.
     """
@@ -229,7 +229,7 @@ def log_loss(probabilities: FloatArray, labels: IntArray) -> float:
 def log_losses(probabilities: FloatArray, labels: IntArray) -> NDArray[np.float64]:
     """Return -ln p(label) of each image, (N,); the arrays are not checked. See :func:`log_loss`."""
     true = np.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0].astype(np.float64)
-    # ln p <= 0, and abs leaves no -0.0 behind.
+    # ln p <= 0, and abs turns -0.0 into 0.0.
     return np.asarray(np.abs(np.log(np.clip(true, SMALLEST_PROBABILITY, 1.0))))
 
 
@@ -270,7 +270,7 @@ def expected_calibration_error(
     levels, level_of_image = np.unique(probabilities.max(axis=1), return_inverse=True)
     images = np.bincount(level_of_image)
     gap = np.bincount(level_of_image, weights=correct) / images - levels
-    bins = np.array_split(np.repeat(gap, images), num_bins)  # too few: some are empty, add 0
+    bins = np.array_split(np.repeat(gap, images), num_bins)  # empty bins add 0
     return float(sum(abs(members.sum()) for members in bins) / len(labels))
 
 
@@ -293,7 +293,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 
 
 def _checked(probabilities: FloatArray, labels: IntArray) -> tuple[FloatArray, IntArray]:
-    """Return both arrays (probabilities as float64) if they are what the module says."""
+    """Return both arrays (probabilities as float64) if they are as the module requires."""
     probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
     if probabilities.ndim != 2 or 0 in probabilities.shape:
         raise ValueError(f"probabilities must be (N, K), not empty, got {probabilities.shape}")

@@ -55,7 +55,7 @@ def build_optimizer(
 class _AdamW(torch.optim.AdamW):
     """Torch's AdamW without the copies that its CPU kernel makes of channels-last gradients.
 
-    The kernel goes through memory whatever the shape is, so it is given the tensors of a parameter
+    The kernel reads memory in order, whatever the shape, so it gets the tensors of a parameter
     with their dimensions in the order of memory.
     """
 
@@ -83,18 +83,18 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> N
         group["lr"] = lr * group["lr_factor"]
         if "betas" in group:
             group["betas"] = (momentum, *group["betas"][1:])
-        elif optimizer.defaults.get("momentum"):  # an optimizer without momentum keeps none
+        elif optimizer.defaults.get("momentum"):  # an optimizer without momentum stays without
             group["momentum"] = momentum
 
 
 def skip_unless(optimizer: torch.optim.Optimizer, is_finite: Tensor) -> None:
-    """Let the next step change nothing unless ``is_finite``, a bool scalar; no wait for a GPU."""
+    """Let the next step change nothing unless ``is_finite``, a bool scalar on the device."""
     # Fused optimizers change nothing if this is 1, as after an overflow of mixed precision.
     optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as ``number of the parameter.name``, for :func:`restore_optimizer`."""
+    """Return the optimizer's state by ``PARAMETER_NUMBER.NAME``, for :func:`restore_optimizer`."""
     return {
         f"{number}.{name}": value
         for number, parameter in enumerate(_parameters(optimizer))
@@ -104,7 +104,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give a fresh optimizer of the same parameters the state of another optimizer.
+    """Load the state of another optimizer into a fresh optimizer of the same parameters.
 
     Raises:
         LookupError: the state belongs to other parameters.
@@ -126,7 +126,7 @@ def require_restorable(optimizer: torch.optim.Optimizer, now: Moment) -> Iterato
     """Check, at the first step of a stage, that a checkpoint can hold the optimizer's state.
 
     Raises:
-        CodeError: the optimizer keeps other state than tensors by parameter.
+        CodeError: the optimizer has state other than tensors by parameter.
     """
     if not now.starts_stage:
         yield
@@ -147,9 +147,9 @@ def require_restorable(optimizer: torch.optim.Optimizer, now: Moment) -> Iterato
     ]
     if kept:
         raise CodeError(
-            f"the optimizer keeps state that a checkpoint does not hold: {', '.join(kept)}",
+            f"the optimizer has state that a checkpoint does not hold: {', '.join(kept)}",
             where=type(optimizer).__name__,
-            fix="tensors in optimizer.state[parameter]",
+            fix="keep the state as tensors in optimizer.state[parameter]",
         )
 
 

@@ -19,15 +19,15 @@ from runner.training.step import Learner
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results of an attempt at a run, at an evaluation.
+    """The results of an attempt at a run, as of one evaluation.
 
     Attributes:
         predictions: plain predictions of the validation split.
         plain: metrics of the plain predictions.
         learner: the learner whose network was evaluated and is shipped.
         used: the steps, images and seconds of every attempt at the run.
-        environment: software and hardware of the attempt; ``resumed`` lists after which steps an
-            earlier attempt had another one, and the differences.
+        environment: software and hardware of the attempt; ``resumed`` lists the steps after which
+            an earlier attempt had another environment, and the differences.
     """
 
     predictions: Predictions

@@ -1,4 +1,4 @@
-"""Predictions of images: plain, and with any number of TTAs in one pass over the images."""
+"""Predictions of images: plain, and with any number of TTAs, in one pass over the images."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -143,9 +143,9 @@ def evaluate_variants(
 
 
 def images_per_pass(config: RunConfig, learner: Learner) -> int:
-    """``eval.batch_size``; if it is null, 256 images, on a CPU as many as have the pixels of 64 px.
+    """Return ``eval.batch_size``; if null, 256, or on a CPU fewer for images above 64 px.
 
-    On a CPU, smaller batches of larger images are as fast, and evaluation then takes no more memory
+    On a CPU, smaller batches of larger images are as fast, and evaluation takes no more memory
     than training. A GPU needs many images to be fast, and has the memory.
     """
     if config.eval.batch_size is not None:
@@ -162,8 +162,8 @@ class Probabilities:
     Attributes:
         plain: (n, K) float32, probabilities of the plain view.
         combined: (n, K) float32, combined probabilities, one array for each TTA.
-        broken: for each image that cannot be read, the reason by its row; its probabilities mean
-            nothing.
+        broken: for each image that cannot be read, the reason by its row; its probabilities have no
+            meaning.
     """
 
     plain: NDArray[np.float32]
@@ -187,16 +187,17 @@ def probabilities(
 ) -> Probabilities:
     """Predict images, plain and with several TTAs, in one pass over the images.
 
-    A view that several TTAs share is computed once. Only ``tta.passes`` draw random numbers, keyed
+    A view that several TTAs share is computed once. Only ``tta.passes`` draws random numbers, keyed
     by (seed, pass, row). So the prediction of an image does not depend on the other images of its
     batch, and that of a variant does not depend on the other variants. Several processes share the
     batches, and each process gets all predictions.
 
     Args:
-        learner: the learner that predicts; its ``preprocess`` sets which part of an image it sees.
+        learner: the learner that predicts; its ``preprocess`` sets which part of an image the
+            network sees.
         store: the store of the images.
         indices: (n,) indices of the images in ``store``, in the order of the rows.
-        variants: TTAs, perhaps none.
+        variants: the TTAs; may be empty.
         augment: augmentation of random passes.
         seed: seed of random passes.
         batch_size: images per forward pass.
@@ -246,7 +247,7 @@ def probabilities(
     batches = read_ahead(read, len(order), 0 if is_resident else num_workers)
     with torch.inference_mode(), closing(batches):
         for done, (rows, (by_look, unread)) in enumerate(zip(order, batches, strict=True)):
-            place = slice(rows[0], rows[-1] + 1)  # an index by array would wait for a GPU
+            place = slice(rows[0], rows[-1] + 1)  # an index array would synchronize with a GPU
             seen: dict[Look, Tensor] = {} if known is None else {plain_look: known[place]}
             for look, pixels in by_look.items():
                 drawn = None if isinstance(look, View) else draws[look].rows(rows)
@@ -333,7 +334,7 @@ def _predict(learner: Learner, images: Tensor) -> Tensor:
 
 
 def displayed_view(pixels: Pixels, view: View, learner: Learner) -> Tensor:
-    """Scale and mirror the squares of a view as it requires: (N, 3, S, S) float in 0..1."""
+    """Scale and mirror the squares as ``view`` requires: (N, 3, S, S) float in 0..1."""
     preprocess = learner.preprocess
     size = max(1, round(preprocess.size * view.scale))
 

@@ -1,6 +1,6 @@
 """The plan of a training run: stages, each with its steps, batch size, image size and rates.
 
-This module converts durations to steps, once. Below, every value is a pure function of the progress
+This module converts durations to steps, once. Every value is a pure function of the progress
 0..1 through its stage, and does not depend on earlier steps.
 """
 
@@ -83,7 +83,7 @@ class Moment:
 
 
 def moment(stages: Sequence[Stage], before: int) -> Moment:
-    """Return the plan of the step that comes after ``before`` steps.
+    """Return the plan of the step that follows ``before`` steps.
 
     Raises:
         IndexError: the plan has no such step.
@@ -112,14 +112,14 @@ def moment(stages: Sequence[Stage], before: int) -> Moment:
 
 
 def cosine(start: float, end: float, position: float) -> float:
-    """Return the value at ``position`` in 0..1 of half a cosine from ``start`` to ``end``."""
+    """Return the value of half a cosine from ``start`` to ``end`` at ``position`` in 0..1."""
     return start + (1 + math.cos(math.pi * (1 - position))) * (end - start) / 2
 
 
 def one_cycle(progress: float, peak: float, warmup: float, div: float, div_final: float) -> float:
-    """Learning rate of the one-cycle policy (Smith 2018, arXiv:1803.09820; fastai's constants).
+    """Return the rate of the one-cycle policy (Smith 2018, arXiv:1803.09820; fastai's constants).
 
-    A cosine from ``peak / div`` to ``peak`` over the first ``warmup`` of the progress, then a
+    A cosine from ``peak / div`` to ``peak`` over the first part ``warmup`` of the progress, then a
     cosine to ``peak / div_final``.
     """
     if progress < warmup:
@@ -128,21 +128,21 @@ def one_cycle(progress: float, peak: float, warmup: float, div: float, div_final
 
 
 def one_cycle_momentum(progress: float, high: float, low: float, warmup: float) -> float:
-    """Momentum opposite to the rate: from ``high`` to ``low`` over ``warmup``, and back."""
+    """Return the momentum, opposite to the rate: ``high`` to ``low`` over ``warmup``, and back."""
     if progress < warmup:
         return cosine(high, low, progress / warmup)
     return cosine(low, high, (progress - warmup) / (1 - warmup))
 
 
 def flat_cosine(progress: float, peak: float, decay_from: float, div_final: float) -> float:
-    """``peak`` until ``decay_from``, then a cosine to ``peak / div_final``."""
+    """Return ``peak`` until ``decay_from``, then a cosine to ``peak / div_final``."""
     if progress < decay_from:
         return peak
     return cosine(peak, peak / div_final, (progress - decay_from) / (1 - decay_from))
 
 
 def constant(progress: float, value: float) -> float:
-    """``value`` at any progress."""
+    """Return ``value`` at any progress."""
     return value
 
 
@@ -205,15 +205,15 @@ def plan(config: RunConfig, num_train: int) -> tuple[Stage, ...]:
 
 
 def constant_size(progress: float, size: int) -> int:
-    """``size`` at any progress."""
+    """Return ``size`` at any progress."""
     return size
 
 
 def _steps_of_equal_cost(num_steps: int, size: int, resize: Resize) -> int:
-    """Steps of the progressive schedule that cost as many pixels as ``num_steps`` at full size."""
+    """Return how many resized steps process the pixels of ``num_steps`` at full size."""
     found = num_steps
     # The cost per step depends slightly on the number of steps, so the division is repeated with
-    # its own result; after a few rounds the number is right to half a step.
+    # its own result; after a few rounds the number is accurate to half a step.
     for _ in range(20):
         before, found = found, max(1, round(num_steps / relative_pixels(found, size, resize)))
         if found == before:
@@ -224,7 +224,7 @@ def _steps_of_equal_cost(num_steps: int, size: int, resize: Resize) -> int:
 def _fine_tune(
     config: RunConfig, num_train: int, size: Callable[[float], int]
 ) -> tuple[Stage, ...]:
-    """Return the stages of fastai: frozen, then at half the rate, spread over the layer groups."""
+    """Return fastai's stages: frozen, then at half the rate, spread over the layer groups."""
     optim = config.optim
     stage_of = partial(_stage, num_train=num_train, batch_size=config.data.batch_size, size=size)
     frozen: tuple[Stage, ...] = ()
@@ -259,7 +259,7 @@ def _factors(stage: Stage, optim: Optim) -> tuple[float, ...]:
 
 
 def _spread(optim: Optim) -> tuple[float, ...]:
-    """Factors in equal ratios from 1/lr_spread to 1; a single group trains at the full rate."""
+    """Return factors in equal ratios from 1/lr_spread to 1; a single group has the full rate."""
     groups = optim.layer_groups
     if groups == 1:
         return (1.0,)

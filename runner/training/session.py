@@ -49,15 +49,15 @@ def train_and_evaluate(
         processes: the processes that share the run.
 
     Returns:
-        How the run came to its result, and the content of ``result.json`` with the requested
-        evaluation, see :func:`evaluated`. The former is ``finished``, ``resumed`` (and finished),
+        A status, and the content of ``result.json`` with the requested
+        evaluation, see :func:`evaluated`. The status is ``finished``, ``resumed`` (and finished),
         or that of :func:`evaluated` if another process has just finished the run.
 
     Raises:
         BusyError: another process is working on this run.
         DivergedError: training diverged; ``status.json`` says so too.
         TrainingError: memory ran out.
-        ArtefactError: there are checkpoints, but none can be used.
+        ArtefactError: none of the checkpoints can be used.
         Interrupted: a signal came; a checkpoint has been written.
     """
     config, dataset = experiment.config, experiment.dataset
@@ -68,7 +68,7 @@ def train_and_evaluate(
             config, dataset, processes, experiment.weights, experiment.idea
         )
         experiment = replace(experiment, dataset=resident(dataset, learner.device))
-    except RuntimeError as error:  # other programs may have left no memory on the GPU
+    except RuntimeError as error:  # other programs may use all memory of the GPU
         known = _user_error(error, experiment)
         if known is None:
             raise
@@ -79,7 +79,7 @@ def train_and_evaluate(
             display.line("note: loss.kind=bce keeps the bias of the pretrained head")
     if is_too_short(config.ema, total := sum(stage.num_steps for stage in stages)):
         display.line(
-            f"note: ema has no effect: {config.ema.span:g} of {total} updates is one update or less"
+            f"note: ema has no effect: {config.ema.span:g} of {total} updates is at most one update"
         )
     if config.sam.is_on and config.sam.every > total:
         display.line(f"note: sam has no effect: sam.every={config.sam.every} of {total} updates")
@@ -163,7 +163,7 @@ def evaluated(
         finished: the content of ``result.json``.
         display: shows the progress.
         processes: the processes that share the images.
-        learner: the trained network; None to read it from the bundle.
+        learner: the trained network; None to read the network from the bundle.
 
     Returns:
         See :func:`evaluate_finished`. Without TTA, the content of ``result.json`` as it is.
@@ -215,7 +215,7 @@ def _plain(folder: RunFolder, num_images: int, num_outputs: int) -> NDArray[np.f
         or not np.isfinite(plain).all()
     ):
         raise ArtefactError(
-            "the predictions are not of this run",
+            "the predictions do not belong to this run",
             where=str((folder.path / "predictions.npz").absolute()),
             fix="force=true to run anew",
         )
@@ -225,7 +225,7 @@ def _plain(folder: RunFolder, num_images: int, num_outputs: int) -> NDArray[np.f
 def _finished_learner(
     experiment: Experiment, folder: RunFolder, finished: Mapping[str, Any], processes: Processes
 ) -> Learner:
-    """Return the network of a finished run, which computes as it did in training."""
+    """Return the network of a finished run, which computes as in training."""
     bundle = read_bundle(folder.path / "bundle", finished["bundle"])
     needs_code = bundle.architecture.code is not None
     learner = trained_learner(
@@ -278,7 +278,7 @@ def _owned(folder: RunFolder, processes: Processes) -> Iterator[None]:
 
 def _begin(experiment: Experiment, folder: RunFolder) -> None:
     """Record the identity of the run and its inputs, before its first step."""
-    folder.check(experiment.identity)  # again: now no other process can begin a run here
+    folder.check(experiment.identity)  # again: now no other process can begin here
     if experiment.config.force:
         folder.clear()
     folder.begin(experiment.identity, to_dict(experiment.config), experiment.overrides)
@@ -306,8 +306,8 @@ def _user_error(error: Exception, experiment: Experiment) -> RunnerError | None:
         return out_of_memory(config)
     if isinstance(error, torch.distributed.DistError) or "by peer" in str(error):
         return TrainingError(
-            "another of the processes that share the run has ended; its own message says why",
-            fix="the same command goes on from the last checkpoint",
+            "another process of the run has ended; its own message gives the reason",
+            fix="run the same command again: it resumes from the last checkpoint",
         )
     if code is not None and blamed(error) is None and hasattr(error, "__notes__"):
         # An error in a step, such as a gradient that cannot be computed after a change in place.
@@ -316,7 +316,7 @@ def _user_error(error: Exception, experiment: Experiment) -> RunnerError | None:
 
 
 def out_of_memory(config: RunConfig) -> ProcessError:
-    """Return the error for a run that needs more memory than there is."""
+    """Return the error for a run that ran out of memory."""
     train, val, steps = config.data.batch_size, config.eval.batch_size, config.accumulate.steps
     half, smaller = max(1, train // 2), f"eval.batch_size={max(1, (val or train) // 2)}"
     accumulated = f" accumulate.steps={steps}" if steps > 1 else ""
@@ -332,7 +332,7 @@ def out_of_memory(config: RunConfig) -> ProcessError:
     )
 
 
-_LARGEST_SAVING = 0.05  # largest part of the time for checkpoints at the ends of epochs
+_LARGEST_SAVING = 0.05  # largest part of the time that checkpoints at the ends of epochs may take
 
 
 class Attempt:
@@ -354,10 +354,10 @@ class Attempt:
         self._display = display
         self._training = Training(learner, experiment.dataset, stages, experiment.config)
         self._meter = Meter(stages, experiment.config.eval.every)
-        # Taken now, before the code that it describes can change.
+        # Recorded now, before the code that it describes can change.
         self._environment = environment(learner.device, learner.precision, learner.processes)
-        self._resumed: list[dict[str, Any]] = []  # with a changed environment
-        self._saved = (0, False)  # steps done at the last checkpoint, and whether unevaluated
+        self._resumed: list[dict[str, Any]] = []  # resumptions in a changed environment
+        self._saved = (0, False)  # steps at the last checkpoint; whether its row is unevaluated
         self._saved_at, self._save_seconds = time.monotonic(), 0.0
 
     @property
@@ -369,7 +369,7 @@ class Attempt:
         """Continue from the newest complete checkpoint; return whether there is one.
 
         Raises:
-            ArtefactError: there are checkpoints, but none can be used.
+            ArtefactError: none of the checkpoints can be used.
         """
         found = checkpoint.newest(self._folder.checkpoints, self._identity)
         is_first = self._learner.processes.is_first
@@ -378,7 +378,7 @@ class Attempt:
                 self._folder.clear_rows()
             return False
         for reason in found.refused:
-            self._display.line(f"warning: checkpoint refused, an older one is used: {reason}")
+            self._display.line(f"warning: cannot use a checkpoint, an older one is used: {reason}")
         try:
             self._training.restore(found.done, found.tensors)
             self._meter.restore(fields.section(found.state, "meter"))
@@ -389,13 +389,13 @@ class Attempt:
             resumed = fields.sections({"resumed": [], **found.state}, "resumed")
         except ValueError as error:
             raise ArtefactError(
-                f"the checkpoint does not say where training is: {error}",
+                f"the checkpoint does not state the progress of the training: {error}",
                 where=str(self._folder.checkpoints.absolute()),
                 fix="force=true to run anew",
             ) from error
         except (RuntimeError, KeyError, TypeError, IndexError) as error:
             raise ArtefactError(
-                f"the checkpoint is of another network: {str(error).splitlines()[0]}",
+                f"the checkpoint belongs to another network: {str(error).splitlines()[0]}",
                 where=str(self._folder.checkpoints.absolute()),
                 fix="force=true to run anew",
             ) from error
@@ -408,7 +408,7 @@ class Attempt:
         for difference in changed:
             self._display.line(f"note: {difference}: the result is the same except for rounding")
         self._saved = (found.done, self._meter.is_row_over)
-        self._display.line(f"going on {self.progress}")
+        self._display.line(f"resuming {self.progress}")
         return True
 
     def train(self, should_stop: Callable[[], bool]) -> Outcome:
@@ -462,7 +462,7 @@ class Attempt:
         return Outcome(predictions, plain, learner, self._meter, machine)
 
     def _is_save_due(self) -> bool:
-        """Whether ``checkpoint.minutes`` have passed, or an epoch is over and saving is cheap."""
+        """Return whether ``checkpoint.minutes`` passed, or an epoch ended and saving is cheap."""
         elapsed = time.monotonic() - self._saved_at
         is_cheap = self._save_seconds <= _LARGEST_SAVING * elapsed
         return elapsed >= 60 * self._config.checkpoint.minutes or (

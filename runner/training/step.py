@@ -1,4 +1,4 @@
-"""A training step, from pixels to updated weights; the code reads in the order in which it runs."""
+"""A training step, from pixels to updated weights; the code is in the order in which it runs."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -57,9 +57,9 @@ class Learner:
         precision: ``fp32`` or ``bf16``.
         processes: the processes that share the work.
         idea: the user's own functions.
-        class_weights: (K,) float32 on ``device``, what an image of each class counts in the
+        class_weights: (K,) float32 on ``device``, the weight of an image of each class in the
             training loss; None if all count alike.
-        mean: of red, green and blue of the training images, in 0..1, which can fill erased boxes.
+        mean: mean red, green and blue of the training images, in 0..1, which can fill erased boxes.
         loss: the training loss; it decides what the logits mean.
     """
 
@@ -104,7 +104,7 @@ class Batch:
         labels: (M,) int64.
         draws: augmentation of the M images.
         chosen: the operations of TrivialAugment or RandAugment on the M images.
-        boxes: (M, 4), the part of each of the M images that is erased; may be empty.
+        boxes: (M, 4), the erased box of each of the M images; may be empty.
         mix: the mix of the first N images; None if nothing is mixed, and then M = N.
         num_images: number of images in the step, over all processes.
     """
@@ -124,8 +124,8 @@ class Update:
     """The measures of one training step; scalars on the device, which may still compute them.
 
     Attributes:
-        loss: training loss of the whole step, at the weights before the update.
-        clipped: whether the gradient was clipped, a bool; None if no gradient is to be clipped.
+        loss: training loss of the whole step, with the weights before the update.
+        clipped: whether the gradient was clipped, a bool; None without clipping.
     """
 
     loss: Tensor
@@ -138,12 +138,12 @@ def train_step(
     """Make one update and return its measures.
 
     Each trick acts on one line, in the order of the lines. If the loss or a gradient is not finite,
-    the weights stay unchanged. The function does not wait for a GPU: on a GPU, the returned loss is
-    NaN in that case, and :func:`require_finite` raises later.
+    the weights stay unchanged. The function does not synchronize with a GPU: on a GPU, the returned
+    loss is NaN in that case, and :func:`require_finite` raises later.
 
     Raises:
         DivergedError: the loss or a gradient is not finite, on a CPU.
-        CodeError: a function of the user returns a wrong value.
+        CodeError: a function of the user's returns a wrong value.
     """
     images = training_images(learner, batch, config)
     images, targets = training_inputs(learner, images, batch, config)
@@ -220,15 +220,16 @@ def compute_gradients(
 ) -> Tensor:
     """Compute the gradients of the mean loss over the whole batch, in micro-batches.
 
-    The loss of a micro-batch is a mean over its own images, so it counts by its part of the batch.
+    The loss of a micro-batch is a mean over its own images, so it is weighted by its part of the
+    batch.
 
     Args:
-        learner: its parameters get the gradients, the same ones in all processes.
-        optimizer: forgets the gradients of the step before.
+        learner: the learner, whose parameters get the gradients, equal in all processes.
+        optimizer: the optimizer, which forgets the gradients of the previous step.
         images: (N, 3, S, S), the images of this process, in 0..1.
         targets: (N, K).
         num_images: number of images in the batch, over all processes.
-        config: says in how many micro-batches a batch is computed.
+        config: sets the number of micro-batches.
 
     Returns:
         The loss of the whole batch, over all processes, without a gradient.
@@ -263,7 +264,7 @@ def parameters_of(learner: Learner) -> list[nn.Parameter]:
 
 
 def step_weight(learner: Learner, targets: Tensor, num_images: int) -> Tensor | int:
-    """Return what all images of a step count together, over all processes.
+    """Return the total weight of the images of a step, over all processes.
 
     Args:
         learner: has the weights of the classes, and the processes.
@@ -275,13 +276,13 @@ def step_weight(learner: Learner, targets: Tensor, num_images: int) -> Tensor | 
 
 
 def erase_fill(learner: Learner, config: RunConfig, now: Moment) -> Tensor:
-    """Return what covers the erased boxes of a step, the same in all processes."""
+    """Return the fill of the erased boxes of a step, equal in all processes."""
     seed = torch_seed(config.seed, "erasing noise", now.epoch, now.step)
     return erasing.fill_of(config.erasing, learner.mean, now.size, seed, learner.device)
 
 
 def after_step(learner: Learner, model: nn.Module, seed: int, now: Moment) -> None:
-    """Let the reader's function ``after_step`` change ``model`` in place, if there is one.
+    """Let the user's function ``after_step`` change ``model`` in place, if there is one.
 
     Raises:
         CodeError: the function returns something.
@@ -292,7 +293,7 @@ def after_step(learner: Learner, model: nn.Module, seed: int, now: Moment) -> No
 
 
 def seed_update(learner: Learner, seed: int, now: Moment, name: str) -> None:
-    """Let global generators draw the same for all processes, whose weights must stay equal."""
+    """Seed the global generators equally in all processes, whose weights must stay equal."""
     seed_global_generators(learner.device, torch_seed(seed, f"code {name}", now.epoch, now.step))
 
 
@@ -322,7 +323,7 @@ def _global_generators(device: torch.device) -> list[torch.Generator]:
 
 
 def code_generator(learner: Learner, seed: int, now: Moment, name: str) -> torch.Generator:
-    """The generator for the user's function ``name`` in one step, on the learner's device."""
+    """Return the generator of the user's function ``name`` in one step, on the learner's device."""
     rank = learner.processes.rank
     place = (now.epoch, now.step, rank) if rank else (now.epoch, now.step)
     return torch.Generator(learner.device).manual_seed(torch_seed(seed, f"code {name}", *place))
@@ -344,14 +345,14 @@ def updated(learner: Learner, optimizer: torch.optim.Optimizer, loss: Tensor) ->
     else:
         is_finite = torch.isfinite(witness)
         skip_unless(optimizer, is_finite)
-        # torch.where would copy the NaN to the GPU, and wait.
+        # torch.where would copy the NaN to the GPU, and synchronize.
         loss = loss.masked_fill(~is_finite, torch.nan)
     optimizer.step()
     return loss
 
 
 def _sizes(gradients: list[Tensor]) -> list[Tensor]:
-    """A number for each gradient that is finite only if the gradient is; cheap on its device."""
+    """Return a number per gradient that is finite only if the gradient is; cheap on the device."""
     if gradients[0].device.type == "cpu":
         return [gradient.sum() for gradient in gradients]
     # A few kernels for all gradients. Absolute values, because squares could overflow.
@@ -401,7 +402,7 @@ def source_pixels(
     return squares(store, indices, draws.place)
 
 
-_CACHED_FLOATS = 2**19  # of the canvas; measured on two cores at 64 and 128 px
+_CACHED_FLOATS = 2**19  # size of a part in floats; measured on two cores at 64 and 128 px
 
 
 def by_parts(

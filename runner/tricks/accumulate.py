@@ -1,4 +1,4 @@
-"""Gradient accumulation: a batch is computed in micro-batches, whose gradients are added up.
+"""Gradient accumulation: compute a batch in micro-batches, and add up their gradients.
 
 The gradient is that of the mean loss over the whole batch, whatever the sizes of the micro-batches.
 Only a network whose layers look at several images at once, as BatchNorms do, trains differently.

@@ -4,7 +4,7 @@ Every geometric part is a homography of the plane, so their product is a homogra
 image is sampled once. ``augment=standard`` has the constants of fastai's ``aug_transforms``.
 
 Coordinates are (x, y) with -1 and 1 at the outer edges of the sampled region. A homography maps
-each point of the output to the point of the input that is shown there.
+each point of the output to a point of the input.
 """
 
 from dataclasses import dataclass, fields, replace

@@ -3,10 +3,10 @@
 Müller & Hutter 2021, arXiv:2103.10158, and Cubuk et al. 2020, arXiv:1909.13719. The 14 operations,
 their magnitudes and their arithmetic are those of torchvision's ``TrivialAugmentWide`` and
 ``RandAugment`` on images of floats, bilinear, black beyond the edges. torchvision draws one
-operation for a whole batch; here each image has its own. The images of a batch that undergo the
-same operation are computed together, and all that are sheared, shifted or turned are sampled in one
-call. Only training images are changed: an evaluation, also one with random views, does not use this
-module.
+operation for a whole batch; here each image has its own. The images of a batch that get the
+same operation are computed together, and all that are sheared, translated or rotated are sampled in
+one call. Only training images are changed: an evaluation, also one with random views, does not use
+this module.
 """
 
 from collections.abc import Callable
@@ -54,7 +54,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class _Strongest:
-    """The magnitudes of level 30; ``translate`` is px of a side of px, ``posterize`` bits."""
+    """The magnitudes of level 30; ``translate`` in px by side in px, ``posterize`` in bits."""
 
     shear: float
     translate: tuple[int, int]
@@ -104,7 +104,7 @@ def magnitude(policy: str, operation: str, level: int, size: int) -> float:
 
 @lru_cache(maxsize=8)
 def _magnitudes(policy: str, size: int) -> NDArray[np.float64]:
-    """Return the magnitude of each operation at each level; the same in every step of one size."""
+    """Return the magnitude of each operation at each level; equal in all steps of one size."""
     return np.array(
         [
             [magnitude(policy, name, level, size) for level in range(NUM_LEVELS)]
@@ -123,7 +123,7 @@ def draw(config: AutoAugment, count: int, size: int, seed: int, *position: int) 
     table = _magnitudes(config.policy, size)
     is_signed = np.array([name in _SIGNED for name in OPERATIONS])
     for turn in range(per_image):
-        # A purpose and a turn have draws of their own, so that no setting shifts another's.
+        # Each purpose and each turn has its own draws, so that no setting shifts those of another.
         operation, level, sign = (
             uniforms(count, seed, f"auto_augment.{name}", *position, turn)
             for name in ("operation", "level", "sign")
@@ -138,9 +138,9 @@ def draw(config: AutoAugment, count: int, size: int, seed: int, *position: int) 
 
 
 def apply(images: Tensor, chosen: Chosen) -> Tensor:
-    """Apply to each image its operations, one after the other.
+    """Apply the operations of each image, one after the other.
 
-    Does not wait for a GPU.
+    Does not synchronize with a GPU.
 
     Args:
         images: (N, 3, S, S) float in 0..1.
@@ -155,7 +155,7 @@ def apply(images: Tensor, chosen: Chosen) -> Tensor:
 
 
 def _applied(images: Tensor, operations: NDArray[np.int64], magnitudes: Floats) -> Tensor:
-    """Apply one operation to each image, all images of an operation together."""
+    """Apply one operation to each image; compute images with the same operation together."""
     # All geometric operations are one group: the place of the first of them.
     first, last = (OPERATIONS.index(GEOMETRIC[place]) for place in (0, -1))
     groups = np.where((operations > first) & (operations <= last), first, operations)
@@ -174,7 +174,7 @@ def _applied(images: Tensor, operations: NDArray[np.int64], magnitudes: Floats) 
 
 
 def _resampled(images: Tensor, operations: NDArray[np.int64], magnitudes: Floats) -> Tensor:
-    """Shear, shift or turn each image, bilinear; what comes from beyond the edges is black."""
+    """Shear, translate or rotate each image, bilinear; pixels from beyond the edges are black."""
     maps = on_device(
         torch.from_numpy(_maps(operations, magnitudes, images.shape[-1])), images.device
     )
@@ -183,7 +183,7 @@ def _resampled(images: Tensor, operations: NDArray[np.int64], magnitudes: Floats
 
 
 def _maps(operations: NDArray[np.int64], magnitudes: Floats, size: int) -> Floats:
-    """The maps (N, 2, 3) from output to input points; -1 and 1 are the outer edges of the image."""
+    """Return maps (N, 2, 3) from output to input points; -1 and 1 are the edges of the image."""
     maps = np.tile(np.eye(2, 3), (len(operations), 1, 1))
     names = np.array(OPERATIONS)[operations]
     # A shear keeps the first row or column in its place, as in Pillow and torchvision.
@@ -236,7 +236,7 @@ def _sharpness(images: Tensor, change: Tensor) -> Tensor:
 
 
 def _posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keep the highest ``bits`` of 8; all 8 of them are the image as it is."""
+    """Keep the highest ``bits`` of 8; 8 bits leave the image as it is."""
     levels = torch.exp2(bits)
     lowered = (images * levels).floor_().clamp_(max=levels - 1).div_(levels)
     return torch.where(bits < 8, lowered, images)
@@ -259,7 +259,7 @@ def _equalize(images: Tensor, _: Tensor) -> Tensor:
     counts = levels.new_zeros(*levels.shape[:2], 256)
     counts.scatter_add_(2, levels, torch.ones_like(levels))
     up_to = counts.cumsum(2)
-    # All pixels but those of the brightest level that is there, over the 255 steps of a table.
+    # The number of pixels below the brightest level present, over the 255 steps of a table.
     brightest = counts.gather(2, up_to.argmax(2, keepdim=True))
     step = (levels.shape[2] - brightest) // 255
     below = up_to - counts

@@ -1,7 +1,7 @@
 """BlurPool (Zhang 2019, arXiv:1904.11486): maps are blurred before they are made smaller.
 
-A layer with a stride looks at every second place, so that what it sees changes when the image moves
-by one pixel. A blur before that takes out the detail that the smaller map cannot hold. The blur
+A layer with stride 2 looks at every second place, so its input changes when the image moves
+by one pixel. A blur before the layer removes the detail that the smaller map cannot hold. The blur
 weighs a place and its neighbors by [1 2 1]⊗[1 2 1] / 16; maps are reflected at their border.
 
 Max pooling with a stride becomes max pooling with a stride of 1, then a blur with the stride. A
@@ -27,7 +27,7 @@ def blur(maps: Tensor, stride: _Pair = (1, 1), size: _Pair | None = None) -> Ten
     """Blur maps (N, C, H, W), and keep the places at multiples of ``stride``.
 
     Args:
-        maps: floating point, H and W ≥ 1.
+        maps: (N, C, H, W) floating point, H and W ≥ 1.
         stride: distance of the kept places in each axis, ≥ 1.
         size: number of the kept places in each axis; by default ⌈H / stride⌉ and ⌈W / stride⌉.
 
@@ -37,9 +37,9 @@ def blur(maps: Tensor, stride: _Pair = (1, 1), size: _Pair | None = None) -> Ten
     num, channels, height, width = maps.shape
     rows, columns = size or (-(-height // stride[0]), -(-width // stride[1]))
     # Blur, reflection and stride are one matrix for each axis. On CPUs, products with it take less
-    # time than a convolution with a stride for small maps, and backward in bfloat16; in fp32, a
-    # convolution is faster from about 64 px on. On GPUs, products have gradients that are equal
-    # from run to run, and those of torch's reflection are not.
+    # time than a convolution with a stride for small maps, and for backward passes in bfloat16; in
+    # fp32, a convolution is faster from about 64 px on. On GPUs, products have gradients that are
+    # equal from run to run, and those of torch's reflection are not.
     across = _matrix(width, columns, stride[1], maps)
     down = _matrix(height, rows, stride[0], maps)
     last = maps.permute(0, 2, 3, 1)  # without a copy, because maps are in channels-last memory
@@ -56,14 +56,14 @@ def _matrix(length: int, count: int, stride: int, like: Tensor) -> Tensor:
     def at(offset: int) -> Tensor:
         reached = (centers + offset).abs()
         mirrored = torch.minimum(reached, 2 * (length - 1) - reached)
-        # A map of one place has no neighbor to reflect: it is its own.
+        # A map of one place has no neighbor to reflect; the place itself is used.
         return (mirrored.clamp_min(0)[:, None] == places).to(like.dtype)
 
     return at(0) / 2 + (at(-1) + at(1)) / 4
 
 
 class BlurMaxPool2d(nn.Module):
-    """Max pooling of stride 1, then a blur with the stride of ``pool``; sizes are those of it.
+    """Max pooling with stride 1, then a blur with the stride of ``pool``; same output sizes.
 
     Args:
         pool: the replaced layer.
@@ -99,13 +99,13 @@ class BlurMaxPool2d(nn.Module):
 
 
 def add_blurs(model: nn.Module, layers: Literal["none", "pooling", "all"]) -> int:
-    """Let layers of ``model`` blur, in place; return their number.
+    """Add blurs to layers of ``model`` in place; return the number of these layers.
 
     Args:
         model: a network. Only ``torch.nn.MaxPool2d`` itself is replaced, not its subclasses, which
             compute something else; of convolutions, subclasses count too.
-        layers: ``pooling``: max pooling with a stride. ``all``: convolutions with a stride and
-            :data:`MIN_CHANNELS` or more input channels too. ``none``: none.
+        layers: ``pooling``: max pooling with a stride. ``all``: also convolutions with a stride and
+            :data:`MIN_CHANNELS` or more input channels. ``none``: none.
     """
     if layers == "none":
         return 0

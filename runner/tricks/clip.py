@@ -7,17 +7,17 @@ from torch import Tensor, nn
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], norm: float) -> Tensor:
-    """Scale the gradients in place so that all of them together are no longer than ``norm``.
+    """Scale the gradients in place so that their norm together is at most ``norm``.
 
-    Nothing waits for a GPU. If the norm is not finite, some gradients are not finite afterwards, so
+    Does not synchronize with a GPU. If the norm is not finite, some gradients become not finite, so
     that the step is reported: finite gradients whose norm overflows would otherwise become zeros.
 
     Args:
-        parameters: the parameters; those without a gradient do not count.
+        parameters: the parameters; those without a gradient are ignored.
         norm: the largest Euclidean norm, > 0.
 
     Returns:
-        Whether the gradients were longer, a bool scalar on the device.
+        Whether the norm was larger, a bool scalar on the device.
     """
     gradients = [each.grad for each in parameters if each.grad is not None]
     found = finite_or_nan(torch.nn.utils.get_total_norm(gradients))
@@ -26,5 +26,5 @@ def clip_gradients(parameters: Sequence[nn.Parameter], norm: float) -> Tensor:
 
 
 def finite_or_nan(norm: Tensor) -> Tensor:
-    """``norm``, and NaN for infinity: a gradient that is divided by it is then not finite."""
+    """Return ``norm``, or NaN if it is infinite, so that a division by it is not finite."""
     return norm.masked_fill(norm.isinf(), torch.nan)

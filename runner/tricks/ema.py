@@ -25,7 +25,8 @@ def decay_at(ema: Ema, before: int, total: int) -> float:
     warm-up ``d ≤ 1 - (1 + before)^(-2/3)`` keeps the initial weights out of the average.
 
     Args:
-        ema: has ``span`` in (0, 1], or ``decay`` in [0, 1), which applies from the first step.
+        ema: settings; ``span`` in (0, 1], or ``decay`` in [0, 1), which applies from the first
+            step.
         before: number of updates before this update, ≥ 0.
         total: number of updates of the whole training.
 
@@ -39,7 +40,7 @@ def decay_at(ema: Ema, before: int, total: int) -> float:
 
 
 def is_too_short(ema: Ema, total: int) -> bool:
-    """Whether no decay in ``total`` updates is above 0, so that the average is the last weights."""
+    """Return whether the decay is 0 in all ``total`` updates: the average is the last weights."""
     return ema.is_on and decay_at(ema, total - 1, total) == 0
 
 
@@ -59,7 +60,7 @@ def average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
     for (name, mean), value in zip(averaged.named_buffers(), model.buffers(), strict=True):
         if mean.is_floating_point() and name in saved:
             mean.lerp_(value, 1 - decay)
-        else:  # a buffer that no checkpoint holds is no average, either
+        else:  # a buffer that is not in a checkpoint is not averaged, either
             mean.copy_(value)
 
 
@@ -80,9 +81,9 @@ class AveragedWeights:
             self._network = copy.deepcopy(model).requires_grad_(False)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # of a layer that keeps results of its own computations
+        except RuntimeError as error:  # from a layer that keeps results of its own computations
             raise ConfigError(
-                "the network cannot be copied, and so not be averaged: "
+                "the network cannot be copied, so it cannot be averaged: "
                 f"{str(error).partition('.')[0]}",
                 where=f"ema.span={ema.span:g}",
                 fix="ema=none, or layers that can be copied, such as those of "
@@ -92,7 +93,7 @@ class AveragedWeights:
         self._total = total
 
     def after_step(self, model: nn.Module, before: int) -> None:
-        """Average in the weights of ``model`` after an update; ``before`` updates preceded it."""
+        """Add the weights of ``model`` to the average after update number ``before``, from 0."""
         average(self._network, model, decay_at(self._ema, before, self._total))
 
     def tensors(self) -> dict[str, Tensor]:

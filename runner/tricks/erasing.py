@@ -16,7 +16,7 @@ from runner.config.schema import Erasing
 from runner.machine.hardware import on_device
 from runner.randomness import generator
 
-_ATTEMPTS = 10  # as in torchvision and timm; the image stays whole if none fits
+_ATTEMPTS = 10  # as in torchvision and timm; if none fits, nothing is erased
 
 
 def draw(
@@ -26,7 +26,7 @@ def draw(
 
     Returns:
         (count, 4): top, bottom, left, right, px; 0 everywhere if an image stays whole. A box is
-        smaller than its image in both directions, so that something is left to see.
+        smaller than its image in both directions, so that a part of the image stays visible.
     """
     if erasing.probability == 0:
         return np.zeros((count, 4), np.int64)
@@ -51,18 +51,18 @@ def draw(
 def fill_of(
     erasing: Erasing, mean: Sequence[float], size: int, seed: int, device: torch.device
 ) -> Tensor:
-    """Return what covers the boxes of one step, to be given to :func:`erase`.
+    """Return the fill of the boxes of one step, for :func:`erase`.
 
-    ``mean`` is the mean of the training images whatever the normalization is, so that to normalize
-    does not change what is erased; a network that normalizes with the same mean sees zeros. Noise
+    ``mean`` is the mean of the training images whatever the normalization is, so that normalization
+    does not change the fill; a network that normalizes with the same mean sees zeros. Noise
     is uniform in 0..1 for each pixel and channel, as in the paper. It is one image of noise for a
     step, of which each box shows its part: so processes that share the step use the same noise.
 
     Args:
         erasing: the settings.
-        mean: of red, green and blue of the training images, in 0..1.
+        mean: mean red, green and blue of the training images, in 0..1.
         size: side of the images, px.
-        seed: of the noise of this step.
+        seed: seed of the noise of this step.
         device: the device of the images.
 
     Returns:
@@ -76,12 +76,12 @@ def fill_of(
 
 
 def erase(images: Tensor, boxes: NDArray[np.int64], fill: Callable[[], Tensor]) -> Tensor:
-    """Cover the box of each image. Does not wait for a GPU.
+    """Cover the box of each image. Does not synchronize with a GPU.
 
     Args:
         images: (N, 3, H, W) float in 0..1.
         boxes: (N, 4), top, bottom, left, right, px; a box may be empty.
-        fill: makes what covers the boxes, (3, 1, 1) or (3, H, W), in 0..1; called if there are any.
+        fill: makes the fill, (3, 1, 1) or (3, H, W), in 0..1; called if any box has an area.
 
     Returns:
         (N, 3, H, W); ``images`` itself if no box has an area.

@@ -1,19 +1,19 @@
-"""The reader's own idea: functions of a Python file, each of which acts at one place.
+"""The user's own idea: functions in a Python file, each of which acts at one place.
 
 ``code=my_idea.py`` names the file. Its functions have the names, the parameters and the meaning of
-the methods of :class:`Idea`; those that the file lacks leave the training as it is. Shapes: M
+the methods of :class:`Idea`; a function that the file lacks changes nothing. Shapes: M
 images of a step with the partners that mixup needs, of which the first N are trained on (M = N in
 a single process); K outputs; S pixels.
 
 ``generator`` is a :class:`torch.Generator` on the device of the tensors. It is a function of the
 seed, the name of the function, the epoch and the step, so that runs with and without the idea stay
-paired, and a run that was killed goes on as if it had not been. What is drawn from it differs
+paired, and a run that was killed resumes as if it had not been. Its draws differ
 between processes that share a run. ``progress`` is the part of the training that is done, from 0 to
-1. Whatever a function must remember from step to step belongs into a buffer of the network, because
-checkpoints hold the network and the optimizer and nothing else.
+1. A function must keep its state between steps in a buffer of the network, because
+checkpoints hold only the network and the optimizer.
 
-A file runs because it was named on the command line. Nothing that is read (a run, a bundle, a
-checkpoint) brings code with it.
+A file runs only because the user named it on the command line. Files that are read (a run, a
+bundle, a checkpoint) never provide code that runs.
 """
 
 import linecache
@@ -31,9 +31,9 @@ from runner.config.idea import MODULE, SEAMS, IdeaFile, blamed
 from runner.errors import CodeError, ConfigError
 
 Keyed = Callable[[str], torch.Generator]
-"""A fresh generator for a purpose."""
+"""A function that returns a fresh generator for a purpose."""
 
-_ROW_SUM = 1e-3  # by which a row of probabilities may miss 1
+_ROW_SUM = 1e-3  # largest deviation from 1 of the sum of a row of probabilities
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -45,8 +45,8 @@ class Idea:
     """The functions of an idea file; without any, each method is an exact identity.
 
     Attributes:
-        file: that the functions come from; None for no idea.
-        functions: by name.
+        file: the file of the functions; None if there is no idea.
+        functions: the functions by name.
     """
 
     file: IdeaFile | None = None
@@ -56,7 +56,7 @@ class Idea:
         """Change the images of a step: (M, 3, S, S) float32 in 0..1 → the same shape.
 
         Raises:
-            CodeError: the function returns something else, or, on a CPU, what is not finite.
+            CodeError: the function returns something else or, on a CPU, values that are not finite.
         """
         if "images" not in self.functions:
             return images
@@ -67,7 +67,7 @@ class Idea:
         """Change the targets of a step: (N, K) float32 → the same shape.
 
         Raises:
-            CodeError: as of :meth:`images`.
+            CodeError: as for :meth:`images`.
         """
         if "targets" not in self.functions:
             return targets
@@ -85,10 +85,10 @@ class Idea:
         Args:
             logits: (N, K) float32.
             targets: (N, K) float32.
-            ours: the loss if the file has none, of logits and targets.
+            ours: our loss as a function of logits and targets, used if the file has none.
 
         Raises:
-            CodeError: the function returns no loss, or, on a CPU, none that is finite for
+            CodeError: the function returns no loss or, on a CPU, one that is not finite for
                 finite logits.
         """
         if "loss" not in self.functions:
@@ -101,7 +101,7 @@ class Idea:
         if logits.requires_grad and not found.requires_grad:
             raise self._wrong("loss", found, "a function of the logits, which has a gradient")
         if not _is_finite_on_cpu(found) and _is_finite_on_cpu(logits):
-            raise self._wrong("loss", found, "finite numbers", "what is not finite")
+            raise self._wrong("loss", found, "finite numbers", "values that are not finite")
         return found.float().mean()
 
     def model(self, model: nn.Module) -> nn.Module:
@@ -110,7 +110,7 @@ class Idea:
         Layers that the function makes draw their weights from the run's seed.
 
         Raises:
-            CodeError: the function returns no network.
+            CodeError: the function does not return a network.
         """
         if "model" not in self.functions:
             return model
@@ -123,18 +123,18 @@ class Idea:
         """Return the ``outputs`` for ``images`` of a network that :meth:`model` may have changed.
 
         Raises:
-            CodeError: they are not logits (N, K).
+            CodeError: the outputs are not logits (N, K).
         """
         if "model" in self.functions and not torch.compiler.is_exporting():
             wanted = (len(images), num_outputs)
             if not isinstance(outputs, Tensor) or outputs.shape != wanted:
                 raise self._wrong(
-                    "model", outputs, f"logits {wanted}", f"a network that gives {_kind(outputs)}"
+                    "model", outputs, f"logits {wanted}", f"a network that returns {_kind(outputs)}"
                 )
         return outputs
 
     def optimizer(self, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer | None:
-        """Return the optimizer, with fresh state; None for the one that ``optim`` asks for.
+        """Return the optimizer, with fresh state; None to use the one that ``optim`` configures.
 
         The schedule sets the rate of each group before each step: the rate of the moment times the
         group's ``lr_factor``; and ``betas[0]``, or a ``momentum`` that is not 0. On a GPU, only a
@@ -146,7 +146,7 @@ class Idea:
             lr: the highest learning rate of the schedule.
 
         Raises:
-            CodeError: the function returns no optimizer, or one of other parameters.
+            CodeError: the function returns no optimizer, or one for other parameters.
         """
         if "optimizer" not in self.functions:
             return None
@@ -176,11 +176,11 @@ class Idea:
             raise self._wrong("after_step", found, "nothing; it changes the model in place")
 
     def predictions(self, logits: Tensor, ours: Callable[[Tensor], Tensor] = _softmax) -> Tensor:
-        """Logits (N, K) float32 → probabilities (N, K) float32, whose rows sum to 1.
+        """Convert logits (N, K) float32 to probabilities (N, K) float32, whose rows sum to 1.
 
         Args:
             logits: the logits.
-            ours: the probabilities if the file has no function for them.
+            ours: our function for probabilities, used if the file has none.
 
         Raises:
             CodeError: the function returns no probabilities for finite logits.
@@ -200,7 +200,7 @@ class Idea:
         return torch.as_tensor(found)
 
     def _like(self, given: Tensor, found: Any, name: str) -> Tensor:
-        """``found``, a tensor like the ``given`` one."""
+        """Return ``found`` if it is a tensor like ``given``."""
         if _kind(found) != _kind(given):
             raise self._wrong(name, found, _kind(given))
         if not _is_finite_on_cpu(found):
@@ -217,21 +217,21 @@ class Idea:
 
 
 NO_IDEA = Idea()
-"""Leaves everything as it is."""
+"""The idea that changes nothing."""
 
 
 def load_idea(file: IdeaFile) -> Idea:
     """Run the file, and return its functions.
 
     Raises:
-        ConfigError: the file raises an exception, or has functions other than those it was read to
-            have.
+        ConfigError: the file raises an exception, or its functions are not those that the
+            configuration lists for it.
     """
     name, path = f"{MODULE}{file.sha256}", str(file.path.absolute())
     module = ModuleType(name)
     module.__file__ = path
     sys.modules[name] = module  # where dataclasses and pickle look for it
-    text = file.content.decode(errors="replace")  # as it ran, whatever the file is now
+    text = file.content.decode(errors="replace")  # the content as recorded
     linecache.cache[path] = (len(text), None, text.splitlines(keepends=True), path)
     try:
         # The one place where a file's code runs: the user has named it on the command line.
@@ -255,12 +255,12 @@ def load_idea(file: IdeaFile) -> Idea:
 
 
 def _is_finite_on_cpu(tensor: Tensor) -> bool:
-    """Return whether all is finite; True on a GPU, which nothing in a step may wait for."""
+    """Return whether all is finite; True on a GPU, because a step must not synchronize."""
     return tensor.device.type != "cpu" or bool(tensor.isfinite().all())
 
 
 def _kind(value: Any) -> str:
-    """Return what a value is: of a tensor its shape, type and device."""
+    """Describe a value: the shape, type and device of a tensor."""
     if not isinstance(value, Tensor):
         return "nothing" if value is None else f"{type(value).__name__}"
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"

@@ -1,8 +1,8 @@
-"""Training losses of dense targets: cross entropy or binary cross entropy, with class weights.
+"""Training losses for dense targets: cross entropy or binary cross entropy, with class weights.
 
 Binary cross entropy (Wightman et al. 2021, arXiv:2110.00476) treats each of the K outputs as an
 answer of yes or no, and sums over the outputs. Class weights let an image of a rare class count
-more: ``balanced`` by N/(K·n) for n of N images, as scikit-learn's ``compute_class_weight``, or
+more: ``balanced`` by N/(K·n) for n of N images, like scikit-learn's ``compute_class_weight``, or
 ``effective`` by (1-β)/(1-βⁿ) (Cui et al. 2019, arXiv:1901.05555).
 """
 
@@ -25,7 +25,7 @@ def class_weights(
 ) -> Tensor | None:
     """Return the weight of each class: (num_outputs,) float32, whose mean over the images is 1.
 
-    Outputs that are no class of the data have the weight 1: label smoothing gives them a part of
+    Outputs without a class in the data have the weight 1: label smoothing gives them a part of
     the targets.
 
     Args:
@@ -35,7 +35,7 @@ def class_weights(
         num_outputs: number of outputs, at least K.
 
     Returns:
-        None if all classes count alike.
+        The weights; None if all classes count alike.
 
     Raises:
         DataError: a class has no training image.
@@ -46,7 +46,7 @@ def class_weights(
     if empty := np.flatnonzero(counts == 0).tolist():
         names = few_names([classes[label] for label in empty])
         raise DataError(
-            f"no training image is of {names}, and the weight of a class is computed from "
+            f"the training split has no image of {names}, and the weight of a class depends on "
             "the number of its images",
             where=f"loss.class_weights={loss.class_weights}",
             fix="loss.class_weights=none, or training images of each class",
@@ -93,19 +93,19 @@ def mean_loss(
 
 
 def probabilities(logits: Tensor, kind: Literal["cross_entropy", "bce"]) -> Tensor:
-    """The probabilities that a network with this training loss means: (N, K) → (N, K) float32.
+    """Convert logits (N, K) to the probabilities (N, K) float32 that the training loss implies.
 
     After binary cross entropy, the sigmoid of an output is the probability of its class alone, and
-    the sigmoids are divided by their sum. On the embedded data (three seeds that no table uses),
-    this has a log loss of 0.52, and the softmax of the same logits one of 0.58, because the softmax
-    is too sure: its ECE is 0.069, that of the sigmoids 0.020.
+    the sigmoids are divided by their sum. On the embedded data (three seeds that are in no table),
+    these have a log loss of 0.52, and the softmax of the same logits 0.58, because the softmax
+    is overconfident: its ECE is 0.069, that of the sigmoids 0.020.
     """
     # σ(z) / Σσ is the softmax of log σ(z), which stays finite where all sigmoids are tiny.
     return torch.softmax(logits if kind == "cross_entropy" else F.logsigmoid(logits), dim=1)
 
 
 def total_weight(targets: Tensor, weights: Tensor | None) -> Tensor | int:
-    """Return what some images count in a mean over more images; without weights, their number.
+    """Return the weight of these images in a mean over more images; without weights, their number.
 
     Args:
         targets: (N, K) float32.

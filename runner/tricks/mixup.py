@@ -19,7 +19,7 @@ from runner.machine.hardware import on_device
 
 @dataclass(frozen=True)
 class Mix:
-    """The partners of N images and how much each image has of them.
+    """The partners of N images and the part that each image keeps of itself.
 
     Attributes:
         partner: (N,) int64, the row of each image's partner; in a whole batch, a permutation.
@@ -42,7 +42,7 @@ class Mix:
         return Mix(partner, weight, boxes, share, self.has_boxes)
 
     def part(self, mine: NDArray[np.int64]) -> tuple["Mix", NDArray[np.int64]]:
-        """The mix of the images ``mine``, and the rows it needs: ``mine``, then other partners."""
+        """Return the mix of the images ``mine``, and the rows it needs: ``mine``, then partners."""
         partners = self.partner.numpy()[mine]
         needed = np.concatenate([mine, np.setdiff1d(partners, mine)])
         place = np.empty(len(self.partner), np.int64)

@@ -1,6 +1,6 @@
 """Normalization: subtract the mean of the data and divide by its standard deviation, per channel.
 
-A network knows only inputs with the statistics that it was trained on, so mean and std belong to
+A network works only on inputs with the statistics of its training, so mean and std belong to
 the model and are shipped with it.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """``(images - mean) / std`` per channel.
+    """Compute ``(images - mean) / std`` per channel.
 
     Args:
         images: (N, C, H, W) float, pixels in 0..1.
@@ -28,7 +28,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def _channel_values(values: Sequence[float], images: Tensor) -> Tensor:
-    # Making a tensor on a GPU waits for the GPU, so the tensor is made once and not at every step.
+    # Making a tensor on a GPU synchronizes with the GPU, so the tensor is made only once.
     # On a CPU it costs nothing, and exporters must see the values themselves.
     if images.device.type == "cuda":
         return _on_gpu(tuple(values), images.dtype, images.device)

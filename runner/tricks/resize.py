@@ -13,7 +13,7 @@ from runner.data.preprocess import Interpolation
 
 
 def size_at(progress: float, size: int, resize: Resize) -> int:
-    """The image size, px, at ``progress`` in 0..1 of a training whose final size is ``size``.
+    """Return the image size, px, at ``progress`` in 0..1 of a training with final size ``size``.
 
     It is ``resize.initial_scale`` · ``size`` until ``resize.delay``, then rises linearly, and is
     ``size`` in the last ``resize.finish``. A smaller size is a multiple of ``resize.multiple``.

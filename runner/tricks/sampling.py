@@ -1,4 +1,4 @@
-"""Balanced sampling: rare classes come as often as frequent ones.
+"""Balanced sampling: rare classes are drawn as often as frequent ones.
 
 Each image of an epoch is drawn with replacement. The probability of an image is proportional to
 ``n^-power``, where n is the number of training images of its class: a power of 1 makes all classes
@@ -19,9 +19,9 @@ class BatchRows(NamedTuple):
     """The images of a batch.
 
     Attributes:
-        images: (N,) positions in the training split; an image may come twice.
-        draws: (N,) rows of what is drawn for an epoch, one row per training image, such as the
-            parameters of augmentation. No row comes twice in an epoch.
+        images: (N,) positions in the training split; an image may occur twice.
+        draws: (N,) rows of the draws of an epoch, one row per training image, such as the
+            parameters of augmentation. No row occurs twice in an epoch.
     """
 
     images: Indices
@@ -31,10 +31,10 @@ class BatchRows(NamedTuple):
 def epoch_order(
     labels: Indices, batch_size: int, sampling: Sampling, seed: int, epoch: int
 ) -> list[BatchRows]:
-    """Return the batches of one epoch; an incomplete batch is left out, with any sampling.
+    """Return the batches of one epoch; incomplete batches are left out.
 
     Without balanced sampling, each epoch is a permutation, and row i of the draws is that of image
-    i. With it, an image may come several times. The draws then belong to the place in the epoch, so
+    i. With it, an image may occur several times. The draws belong to the place in the epoch, so
     that two copies of an image are augmented differently.
 
     Args:
@@ -50,14 +50,14 @@ def epoch_order(
     num_batches = len(labels) // batch_size
     places = np.arange(num_batches * batch_size).reshape(num_batches, batch_size)
     sums = np.cumsum(image_probabilities(labels, sampling.power))
-    sums /= sums[-1]  # exactly 1, and every chance is below
+    sums /= sums[-1]  # exactly 1, and every uniform draw is below
     chances = generator(seed, "sampling", epoch).random(places.shape)
     images = np.searchsorted(sums, chances, side="right")
     return [BatchRows(*rows) for rows in zip(images, places, strict=True)]
 
 
 def image_probabilities(labels: Indices, power: float) -> NDArray[np.float64]:
-    """The probability of each image in each draw: proportional to ``n^-power`` for n of its class.
+    """Return the probability of each image per draw, proportional to its class size ^ ``-power``.
 
     Args:
         labels: (n,) labels of the training split, in 0..K-1.

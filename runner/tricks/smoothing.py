@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Dense targets of ``labels``: (N,) int64 in 0..K-1 → (N, K) float32."""
+    """Convert ``labels``, (N,) int64 in 0..K-1, to dense targets (N, K) float32."""
     return F.one_hot(labels, num_classes).to(torch.float32)
 
 

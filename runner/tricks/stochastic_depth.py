@@ -1,7 +1,7 @@
 """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): residual branches are left out at random.
 
 In a training step, each image loses each residual branch with a probability that grows linearly
-with the depth of the branch; what then remains of the block is its identity path. The branches that
+with the depth of the branch; the block is then its identity path alone. The branches that
 are kept are divided by their probability of being kept, so that the mean of a branch stays what it
 is at evaluation, where nothing is dropped.
 """
@@ -25,7 +25,7 @@ def drop(branches: Tensor, kept: Tensor, probability: float) -> Tensor:
     Args:
         branches: (N, …), the output of one branch for N images.
         kept: (N,), 1 for each image that keeps the branch and 0 for the others.
-        probability: that of dropping, in [0, 1).
+        probability: probability of dropping, in [0, 1).
     """
     factors = kept.to(branches.dtype) / (1 - probability)
     return branches * factors.view(-1, *(1,) * (branches.ndim - 1))
@@ -34,11 +34,11 @@ def drop(branches: Tensor, kept: Tensor, probability: float) -> Tensor:
 class StochasticDepth(nn.Module):
     """Drops the branch that it ends in training; an exact identity at evaluation.
 
-    The draws come from torch's global generator of the device, as those of dropout do. The training
-    seeds that generator in each step, for each process differently.
+    The draws come from torch's global generator of the device, like those of dropout. The training
+    seeds that generator in each step, differently for each process.
 
     Args:
-        probability: that of dropping the branch of an image, in [0, 1).
+        probability: probability of dropping the branch of an image, in [0, 1).
     """
 
     def __init__(self, probability: float) -> None:

@@ -25,7 +25,7 @@ def views(tta: Tta, crop: float = 1.0) -> list[View]:
         crop: side of all other squares / short side of the image.
     """
     places = [step / (tta.crops - 1) for step in range(tta.crops)] if tta.crops > 1 else [0.5]
-    # A square as high as a wide image has no room to move vertically, so one number sets both.
+    # A square as high as a wide image cannot move vertically, so one number sets both.
     squares = [(place, place, crop) for place in places]
     if tta.corners:
         squares += [(x, y, tta.corner_scale) for x, y in product((0.0, 1.0), repeat=2)]
@@ -37,12 +37,12 @@ def views(tta: Tta, crop: float = 1.0) -> list[View]:
 
 
 def looks(tta: Tta, crop: float = 1.0) -> list[Look]:
-    """The inputs that ``tta`` combines, in order: its random passes, or else :func:`views`."""
+    """Return the inputs that ``tta`` combines, in order: its random passes or :func:`views`."""
     return [*range(tta.passes)] or [*views(tta, crop)]
 
 
 def looks_used(variants: Iterable[Tta], crop: float = 1.0) -> set[Look]:
-    """All inputs that the combined predictions of ``variants`` need, each one forward pass."""
+    """Return all inputs that the predictions of ``variants`` need, one forward pass each."""
     used: set[Look] = set()
     for tta in variants:
         used.update(looks(tta, crop))

@@ -81,7 +81,7 @@ def test_what_a_job_printed_before_its_log_is_named(
     for number in range(2):
         cluster.put(f"7_{number}", "FAILED")
     queue.ask(["7_0", "7_1"], every=0)
-    crashed = "crashed (FAILED): before it began: its process ended without a word"
+    crashed = "crashed (FAILED): before it began: its process ended without a message"
     states = States(queue)
     assert states.state(folder, 0)["error"] == crashed
     output = f"; its output: {place / f'7_1_0_log.{end}'}"

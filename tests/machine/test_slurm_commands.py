@@ -118,7 +118,7 @@ def test_a_missing_command_is_no_silent_controller(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StorageError) as caught:
         slurm.queue(["7"])
-    assert caught.value.what == "no Slurm on this machine: there is no squeue on PATH"
+    assert caught.value.what == "this machine has no Slurm: squeue is not on PATH"
     assert "module load slurm" in caught.value.fix
 
 
@@ -151,7 +151,7 @@ def test_a_missing_command_is_no_silent_controller(
         ),
         (
             "",
-            "Slurm refuses: exit code 1, without a word",
+            "Slurm refuses: exit code 1, without a message",
             "squeue --noheader --array --states=all --jobs=7 --format=%i|%T|%N|%r",
         ),
     ],
@@ -169,7 +169,7 @@ def test_a_controller_that_says_nothing_is_given_up(
 ) -> None:
     monkeypatch.setattr(slurm, "_SECONDS", 0.2)
     fake("squeue", body="exec sleep 30")
-    with pytest.raises(StorageError, match=r"does not answer: nothing within 0\.2 s"):
+    with pytest.raises(StorageError, match=r"did not answer within 0\.2 s"):
         slurm.queue(["7"])
 
 
@@ -322,7 +322,7 @@ def test_why_a_job_was_told_to_end(
     fake("scontrol", text.replace(f"Restarts={restarts}", f"Restarts={restarts + 3}"))
     assert slurm.ending("12_1") == why
     fake("scontrol", "No jobs in the system\n")
-    with pytest.raises(StorageError, match="nothing of this job"):
+    with pytest.raises(StorageError, match="does not know this job"):
         slurm.ending("12_1")
 
 

@@ -346,7 +346,7 @@ def test_equal_statistics_spelled_out_are_the_same_run() -> None:
 def test_statistics_that_only_the_user_can_know_must_be_said() -> None:
     nothing = weights_with(None, " (timm's own weights of x have mean [0.5,0.5,0.5] std [1,1,1])")
     for config in (asked(), asked("fixed"), asked("dataset")):
-        with pytest.raises(ConfigError, match="nothing says with which statistics") as caught:
+        with pytest.raises(ConfigError, match="do not state the statistics") as caught:
             fitted(config, nothing)
         assert "timm's own weights of x have mean [0.5,0.5,0.5]" in caught.value.fix
         assert "normalize=imagenet" in caught.value.fix
@@ -378,7 +378,7 @@ def test_an_unknown_network_has_no_hint(tmp_path: Path, name: str) -> None:
 
 def test_statistics_of_no_weights_are_an_error() -> None:
     config = replace(asked(), model=Model())
-    with pytest.raises(ConfigError, match="without pretrained weights there are no statistics"):
+    with pytest.raises(ConfigError, match="needs pretrained weights"):
         fitted(config, None)
     assert fitted(RunConfig(), None) == RunConfig()
 
@@ -392,9 +392,9 @@ def test_the_tag_belongs_to_the_weights_and_not_to_the_network() -> None:
 
 
 NOTES = {
-    "progressive": ({"resize": Resize(schedule="progressive", size=16)}, "may damage them"),
-    "book": ({"resize": Resize(schedule="book", size=16)}, "progressive resizing can hurt"),
-    "Imagenette": ({"data": Data(name="imagenette")}, "have seen its images"),
+    "progressive": ({"resize": Resize(schedule="progressive", size=16)}, "may damage pretrained weights"),
+    "book": ({"resize": Resize(schedule="book", size=16)}, "trains on smaller images"),
+    "Imagenette": ({"data": Data(name="imagenette")}, "have seen these images"),
 }
 
 

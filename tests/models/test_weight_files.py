@@ -289,7 +289,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
             weights.read()
         error = caught.value
         assert error.exit_code == 7
-        assert f"it asks for {reason}" in error.what, name
+        assert f"it needs {reason}" in error.what, name
         assert error.where == f"model.weights={files / name}"
         # Torch's own message tells how to run it all the same.
         assert "weights_only" not in str(error)
@@ -330,7 +330,7 @@ def test_the_environment_made_no_canary_before_the_control(
         "resize.size=8", "threads=1", TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1",
     )  # fmt: skip
     assert done.returncode == 7, done.stderr
-    assert "it asks for posix.system, and only tensors are read" in done.stderr
+    assert "it needs posix.system, and only tensors are read" in done.stderr
     assert f"where: model.weights={tmp_path / 'system.pth'}" in done.stderr
     assert "Traceback" not in done.stderr
     assert not canary.exists()
@@ -347,7 +347,7 @@ TENSOR = '"x":{"dtype":"F32","shape":[],"data_offsets":[0,4]}'
 DAMAGED: dict[str, tuple[str, bytes, str]] = {
     "an empty .pth": (".pth", b"", "empty or cut"),
     "a page as .pth": (".pth", HTML, "not a file of tensors"),
-    "one tensor": (".pth", b"", "no tensors by name"),
+    "one tensor": (".pth", b"", "does not hold tensors by name"),
     "a cut .pth": (".pth", b"", ""),
     "an empty .safetensors": (".safetensors", b"", "not a safetensors file"),
     "a page as .safetensors": (".safetensors", HTML, "not a safetensors file"),

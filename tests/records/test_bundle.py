@@ -91,7 +91,7 @@ def test_weights_of_another_network_are_refused(folder: Path) -> None:
 
 
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "another format": (lambda found: found.update(format=1), "of format 1"),
+    "another format": (lambda found: found.update(format=1), "the format is 1"),
     "no format": (lambda found: found.pop("format"), "it has no 'format'"),
     "no statistics": (lambda found: found["preprocess"].pop("mean"), "it has no 'mean'"),
     "no digest": (lambda found: found["files"].clear(), "it has no 'model.safetensors'"),
@@ -104,7 +104,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "arguments": (lambda found: found["preprocess"].update(_args_=["ls"]), "key preprocess._args_"),
     "more classes": (lambda found: found["classes"].append("violet"), "4 classes do not fit"),
-    "a class twice": (lambda found: found["classes"].__setitem__(0, "red"), "each once"),
+    "a class twice": (lambda found: found["classes"].__setitem__(0, "red"), "must be different texts"),
     "a deviation of zero": (
         lambda found: found["preprocess"].update(std=[1, 0, 1]), "std must be above 0",
     ),

@@ -303,7 +303,7 @@ def test_with_all_of_them_damaged_every_reason_is_told(two):
     assert [reason.split(":")[0] for reason in reasons] == ["  step-000000008", "  step-000000004"]
     assert "model.safetensors has" in reasons[0]
     assert "bytes instead of" in reasons[0]
-    assert "optimizer.safetensors has another SHA-256 than manifest.json says" in reasons[1]
+    assert "the SHA-256 of optimizer.safetensors is not the one in manifest.json" in reasons[1]
     assert caught.value.where == str(two)
     assert "force=true" in caught.value.fix
 
@@ -347,7 +347,7 @@ def test_another_record_version_is_refused_with_both(two):
     found = newest(two, ID)
     assert_is(found, 4)
     assert found.refused == (
-        f"step-000000008: of record version {VERSION + 1}, this program reads {VERSION}",
+        f"step-000000008: its record version is {VERSION + 1}; this program reads {VERSION}",
     )
 
 
@@ -355,8 +355,8 @@ def test_another_run_is_refused_with_both(two):
     rewrite(path_of(two, 8), lambda state: state.update(identity="f" * 16))
     found = newest(two, ID)
     assert_is(found, 4)
-    assert found.refused == (f"step-000000008: of run {'f' * 16}, not of {ID}",)
-    with pytest.raises(ArtefactError, match=f"of run {ID}, not of {'e' * 16}"):
+    assert found.refused == (f"step-000000008: it belongs to run {'f' * 16}, not to {ID}",)
+    with pytest.raises(ArtefactError, match=f"it belongs to run {ID}, not to {'e' * 16}"):
         newest(two, "e" * 16)
 
 
@@ -371,7 +371,7 @@ def test_a_manifest_cannot_reach_elsewhere(two, tmp_path, name):
     found = newest(two, ID)
     assert_is(found, 4)
     assert found.refused == (
-        f"step-000000008: the manifest names a file elsewhere: {name}",
+        f"step-000000008: the manifest names a file outside the checkpoint: {name}",
     )  # fmt: skip
 
 

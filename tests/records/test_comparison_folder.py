@@ -239,7 +239,7 @@ def test_a_file_of_another_comparison_is_refused(tmp_path: Path) -> None:
     one, other = begun(tmp_path), begun(tmp_path, replace(PLAN, margin=0.01), "other")
     for name in ("runs.json", "tuning.json", "answer.json"):
         (one.path / name).write_bytes((other.path / name).read_bytes())
-        with pytest.raises(ArtefactError, match="of another comparison"):
+        with pytest.raises(ArtefactError, match="belongs to another comparison"):
             FILES[name](one)
 
 
@@ -258,7 +258,7 @@ def test_another_question_that_is_damaged_is_left_out_with_a_note(tmp_path: Path
     found = place(tmp_path, PLAN)
     assert not found.folder.exists
     (note,) = found.notes
-    assert note.startswith("comparison other is left out")
+    assert note.startswith("comparison other is ignored")
     with pytest.raises(ArtefactError):
         place(tmp_path, PLAN, "other")
 

@@ -308,7 +308,7 @@ def test_a_folder_of_another_record_version_is_refused_with_both(folder, version
         with pytest.raises(ArtefactError) as caught:
             folder.check(what)
         assert caught.value.exit_code == 7
-        assert f"version {version}, this program writes {VERSION}" in caught.value.what
+        assert f"version {version}; this program writes {VERSION}" in caught.value.what
         assert caught.value.where == str(folder.path)
     assert content(folder) == before
     path.write_text(json.dumps({**WHAT, "record_version": VERSION}))  # negative control
@@ -324,7 +324,7 @@ def test_results_of_record_version_3_are_read_but_its_folders_are_not_continued(
     assert folder.result() == {**RESULT, "record_version": 3, "status": "finished"}
     with pytest.raises(ArtefactError) as caught:
         folder.check(WHAT)
-    assert caught.value.what == f"a run of record version 3, this program writes {VERSION}"
+    assert caught.value.what == f"the run has record version 3; this program writes {VERSION}"
     for way in ("still be reported", "leave run_dir out", "trick-runner 0.1.0"):
         assert way in caught.value.fix
 
@@ -337,7 +337,7 @@ def test_results_of_record_version_3_are_read_but_its_folders_are_not_continued(
 def test_a_folder_that_does_not_say_whose_it_is_is_refused(folder, text):
     folder.path.mkdir()
     (folder.path / "run.json").write_text(text)
-    with pytest.raises(ArtefactError, match="cannot read what run this is") as caught:
+    with pytest.raises(ArtefactError, match="cannot read which run this is") as caught:
         folder.check(WHAT)
     assert caught.value.exit_code == 7
     assert caught.value.where == str(folder.path / "run.json")
@@ -352,7 +352,7 @@ def test_a_folder_of_something_else_is_refused_and_untouched(folder, names):
     for name in names:
         folder.write_bytes(name, b"mine")
     before = content(folder)
-    with pytest.raises(ConfigError, match="not a run folder, but not empty") as caught:
+    with pytest.raises(ConfigError, match="not a run folder, and not empty") as caught:
         folder.check(WHAT)
     assert caught.value.exit_code == 2
     shown = caught.value.what.partition(": ")[2].split(", ")

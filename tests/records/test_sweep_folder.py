@@ -81,7 +81,7 @@ def test_a_job_stands_as_it_says(folder: SweepFolder, status: str) -> None:
 
 def test_a_job_whose_process_is_gone_has_crashed(folder: SweepFolder, dead: int) -> None:
     assert folder.read(0)["status"] == "crashed"
-    assert "ended without a word" in folder.read(0)["error"]
+    assert "ended without a message" in folder.read(0)["error"]
     folder.log(0).write_text("epoch 1\nFatal Python error: Aborted\n\nThread 0x7f\n")
     assert folder.read(0)["error"] == "crashed: Aborted"
 

@@ -139,6 +139,7 @@ def test_the_folder_holds_every_file_of_the_format(finished):
     listed.remove("checkpoints")  # only while the run is unfinished
     assert {path.suffix for path in (folder.path / "evaluations").iterdir()} == {".json", ".npz"}
     listed.remove("code.py")  # only of a run with code
+    listed.remove("figures")  # only on request
     assert {path.name for path in folder.path.iterdir()} == {*listed, "run.lock"}
     assert {path.name for path in (folder.path / "bundle").iterdir()} == {
         "model.json", "model.safetensors",
@@ -470,8 +471,8 @@ def test_a_damaged_checkpoint_is_told_and_the_older_one_used(
     assert attempt(folder, config)[0] == "resumed"
     assert len(made) == 2
     said = " ".join(capsys.readouterr().out.split())
-    assert "warning: checkpoint refused, an older one is used: step-000000007: optim" in said
-    assert "going on after step 6 of 8" in said
+    assert "warning: cannot use a checkpoint, an older one is used: step-000000007: optim" in said
+    assert "resuming after step 6 of 8" in said
     assert outcome(folder) == outcome(finished[0])
 
 
@@ -498,9 +499,9 @@ def test_force_goes_on_from_nothing(config, tmp_path, monkeypatch):
 
 def test_the_checkpoint_of_another_network_is_refused(config, tmp_path, monkeypatch):
     folder = stopped(tmp_path, config, monkeypatch)
-    with pytest.raises(ArtefactError, match="the checkpoint is of another network"):
+    with pytest.raises(ArtefactError, match="the checkpoint belongs to another network"):
         run(folder, replace(config, model=Model(num_outputs=5)))
-    assert_failed(folder, "of another network")
+    assert_failed(folder, "belongs to another network")
 
 
 def test_rows_that_were_changed_meanwhile_are_refused(config, tmp_path, monkeypatch):

@@ -373,7 +373,7 @@ def failing(load, body, name, config=None):
         ("loss", "return logits", "returned (8, 3) float32 on cpu"),
         ("loss", "return (logits.argmax(1) - targets.argmax(1)).abs()", "floating point on cpu"),
         ("loss", "return targets.sum()", "a function of the logits, which has a gradient"),
-        ("loss", "return logits.sum() / 0", "finite numbers, and returned what is not finite"),
+        ("loss", "return logits.sum() / 0", "finite numbers, and returned values that are not finite"),
         ("optimizer", "return 3", "must return a torch.optim.Optimizer, and returned int"),
         ("optimizer", "return torch.optim.SGD(groups[:1], lr=lr)", "of all parameters"),
         ("optimizer", "return torch.optim.SGD([p for g in groups for p in g['params']], lr=lr)",
@@ -467,7 +467,7 @@ def test_a_network_that_gives_no_logits(load):
     idea = load(text.format("nn.Sequential(model, nn.Linear(3, 2))"))
     learner = small_learner(small_network(), idea=idea)
     learner = replace(learner, model=idea.model(learner.model))
-    with pytest.raises(CodeError, match=r"a network that gives \(4, 2\) float32"):
+    with pytest.raises(CodeError, match=r"a network that returns \(4, 2\) float32"):
         learner.logits(torch.rand(4, 3, 16, 16))
 
 

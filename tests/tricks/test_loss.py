@@ -434,7 +434,7 @@ def test_an_exported_program_has_the_sigmoids_inside(bce_run: Path) -> None:
 
 
 def test_a_class_without_training_images_has_no_weight() -> None:
-    with pytest.raises(DataError, match="no training image is of green") as caught:
+    with pytest.raises(DataError, match="the training split has no image of green") as caught:
         class_weights(BALANCED, np.array([0, 2, 2]), CLASSES, 3)
     assert caught.value.where == "loss.class_weights=balanced"
     assert "loss.class_weights=none" in caught.value.fix
@@ -458,7 +458,7 @@ def test_a_class_whose_images_are_all_broken_ends_the_command_before_it_writes(
         module=module,
     )  # fmt: skip
     assert done.returncode == 3, done.stderr
-    assert "no training image is of void" in done.stderr
+    assert "the training split has no image of void" in done.stderr
     assert "fix: loss.class_weights=none" in done.stderr.replace("\n", " ")
     assert {path.name for path in (tmp_path / "outputs").iterdir()} <= {"cache"}
 
