@@ -145,7 +145,7 @@ def _draw_images(
     section = fields.section(fields.section(run.result, "config"), "data")
     images = ValidationImages(run.folder.path, section, len(run.labels), places.root)
     found = find_mistakes(run.probabilities, run.labels, run.outputs, images.name)
-    write("mistakes.csv", _listed(found).encode())
+    write("mistakes.csv", _listed(found).encode(errors="backslashreplace"))
     if not found:
         say("note: no validation image has a wrong prediction, so there is none to show")
         return

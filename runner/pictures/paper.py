@@ -5,6 +5,7 @@ picture of at most ``WIDTH`` inches.
 """
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 
 from runner.errors import ConfigError
 from runner.machine.files import write_output
+from runner.terminal.console import printable
 
 WIDTH = 7.6
 """Largest width of a picture, in inches."""
@@ -67,9 +69,13 @@ def picture_bytes(figure: Figure, suffix: str, alt: str) -> bytes:
             where=suffix or "a name without suffix",
             fix="NAME.png",
         )
-    metadata = {"Title": alt, "Date": None} if suffix == ".svg" else {"Title": alt}
+    title = printable(alt)  # a name in it may have characters that no file can hold
+    metadata = {"Title": title, "Date": None} if suffix == ".svg" else {"Title": title}
     buffer = io.BytesIO()
-    with style():
+    with style(), warnings.catch_warnings():
+        # Matplotlib's font lacks many scripts. In an SVG the browser has them; in a PNG such
+        # characters are boxes.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+", category=UserWarning)
         figure.savefig(buffer, format=suffix[1:], dpi=150, metadata=metadata)
     return buffer.getvalue()
 
