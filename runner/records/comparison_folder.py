@@ -512,8 +512,7 @@ def place(outputs: Path, plan: ComparisonPlan, name: str | None = None) -> Place
             if folder.name == chosen:
                 raise
             notes += (
-                f"comparison {folder.name} is ignored, even if it used the same runs: "
-                f"{error.what}",
+                f"comparison {folder.name} is ignored, even if it used the same runs: {error.what}",
             )
     same = [(folder, found) for folder, found in there if found.question == plan.question]
     for folder, found in sorted(same, key=lambda pair: pair[0].name != chosen):

@@ -392,7 +392,7 @@ def test_the_tag_belongs_to_the_weights_and_not_to_the_network() -> None:
 
 
 NOTES = {
-    "progressive": ({"resize": Resize(schedule="progressive", size=16)}, "may damage pretrained weights"),
+    "progressive": ({"resize": Resize(schedule="progressive", size=16)}, "may damage"),
     "book": ({"resize": Resize(schedule="book", size=16)}, "trains on smaller images"),
     "Imagenette": ({"data": Data(name="imagenette")}, "have seen these images"),
 }

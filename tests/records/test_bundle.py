@@ -104,7 +104,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "arguments": (lambda found: found["preprocess"].update(_args_=["ls"]), "key preprocess._args_"),
     "more classes": (lambda found: found["classes"].append("violet"), "4 classes do not fit"),
-    "a class twice": (lambda found: found["classes"].__setitem__(0, "red"), "must be different texts"),
+    "a class twice": (lambda found: found["classes"].__setitem__(0, "red"), "different texts"),
     "a deviation of zero": (
         lambda found: found["preprocess"].update(std=[1, 0, 1]), "std must be above 0",
     ),

@@ -373,7 +373,7 @@ def failing(load, body, name, config=None):
         ("loss", "return logits", "returned (8, 3) float32 on cpu"),
         ("loss", "return (logits.argmax(1) - targets.argmax(1)).abs()", "floating point on cpu"),
         ("loss", "return targets.sum()", "a function of the logits, which has a gradient"),
-        ("loss", "return logits.sum() / 0", "finite numbers, and returned values that are not finite"),
+        ("loss", "return logits.sum() / 0", "and returned values that are not finite"),
         ("optimizer", "return 3", "must return a torch.optim.Optimizer, and returned int"),
         ("optimizer", "return torch.optim.SGD(groups[:1], lr=lr)", "of all parameters"),
         ("optimizer", "return torch.optim.SGD([p for g in groups for p in g['params']], lr=lr)",
