@@ -97,7 +97,7 @@ def test_a_run_with_code_survives_kills_to_the_bit(make: Callable[..., Place]) -
         assert killed.run(traps=[Trap(STEP, step, kill.die)]).code == -signal.SIGKILL
     attempt = killed.run()
     assert attempt.code == 0, attempt.out + attempt.err
-    assert "going on" in attempt.out
+    assert "resuming" in attempt.out
     check_survived(killed, undisturbed)
     workers = make("code=idea.py", "mixup=beta", "data.num_workers=2", idea=NOISE)
     assert workers.run().code == 0

@@ -476,7 +476,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
             again = place.run()
             assert ended(again, 0)
             assert again.count(STEP) == 2
-            (warning,) = re.findall("warning: checkpoint refused.*", again.out + again.err)
+            (warning,) = re.findall("warning: cannot use a checkpoint.*", again.out + again.err)
             assert "step-000000003" in warning
             # A digest that was changed in the manifest speaks of the file that it is of.
             assert name in warning or ("manifest.json" in name and "not what was writte" in warning)

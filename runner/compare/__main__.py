@@ -2,8 +2,9 @@
 
 Each ``--try`` is an arm: a change of the baseline. All arms and the baseline are trained with the
 same seeds, in rounds, and judged after each round, until every arm is decided. Everything is
-checked first, and the plan is printed before anything is trained. The same command goes on after an
-interruption, and answers at once when the comparison has ended. Torch is imported only to train.
+checked first, and the plan is printed before anything is trained. The same command resumes after an
+interruption, and prints the answer immediately when the comparison has ended. Torch is imported
+only to train.
 """
 
 import argparse
@@ -210,7 +211,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             where=f"--folds {arguments.folds} --confirm-on {arguments.confirm_on}",
             fix="--confirm-on test without --folds",
         )
-    # What a program reads is alone on standard output.
+    # Standard output holds only what a program reads.
     is_read = Path("-") in targets.values()
     is_confirmed = arguments.confirm_on is not None
     folder, result, confirming = _ended_or_run(
@@ -230,7 +231,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     if answer.is_ended and confirming is not None and answer.confirmation is None:
         try:
             answer = _confirmed(folder, answer, *confirming, is_read=is_read)
-        except RunnerError as error:  # the answer is printed all the same
+        except RunnerError as error:  # the answer is printed nevertheless
             problem = error
     contents: dict[str, Callable[[], str]] = {
         "html": lambda: _page(answer, known, arguments.html),
@@ -252,12 +253,12 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _ended_or_run(
     words: Asked, *, is_plan: bool, is_read: bool, is_confirmed: bool
 ) -> "tuple[ComparisonFolder, RoundsResult | None, tuple[Question, HeldOut] | None]":
-    """Find the comparison of these words; print its plan and run its rounds if it has not ended.
+    """Find the comparison of these words; if it has not ended, print its plan and run its rounds.
 
     Args:
         words: the question.
-        is_plan: print the plan alone.
-        is_read: a program reads standard output, so all else goes to standard error.
+        is_plan: print the plan and stop.
+        is_read: a program reads standard output, so all other output goes to standard error.
         is_confirmed: the comparison is to be confirmed on the test part of its data.
 
     Returns:
@@ -345,7 +346,7 @@ def _run(
 
 
 def _check_targets(targets: Mapping[str, Path | None]) -> None:
-    """Refuse files that could not be written in hours from now."""
+    """Refuse files that could not be written at the end of the comparison."""
     asked = {name: path for name, path in targets.items() if path is not None}
     if len(asked) == 2 and len({*asked.values()}) == 1:
         raise ConfigError(
@@ -383,11 +384,11 @@ def _check_code(asked: "Question") -> None:
 
 
 def exit_code(answer: "ComparisonAnswer") -> int:
-    """Return what ``--exit-code`` says of an answer.
+    """Return the exit code of an answer with ``--exit-code``.
 
     Returns:
-        0 if an arm helps; 10 if none does, and no arm can still turn out to; else 11. The base
-        again under other seeds is no such arm, unless there is no other.
+        0 if an arm helps; 10 if no arm helps and none is undecided; else 11. The base
+        again under other seeds does not count, unless there is no other arm.
     """
     changes = [one for one in answer.standings if one.words]
     verdicts = {one.verdict for one in changes or answer.standings}

@@ -13,7 +13,7 @@ class Asked:
     """The command line of a comparison.
 
     Attributes:
-        words: of the baseline.
+        words: words of the baseline.
         tries: the words after each ``--try``; none for the tricks, each alone.
         margin: value of ``--margin``; None if it was not given.
         metric: what is compared.
@@ -22,8 +22,8 @@ class Asked:
         folds: value of ``--folds``; None if it was not given.
         budget: value of ``--budget``; None if it was not given.
         tune: the value of each ``--tune``.
-        name: of the comparison; None if it was not given.
-        config_dir: folder with option files of the user's own; None if there is none.
+        name: name of the comparison; None if it was not given.
+        config_dir: folder with the user's option files; None if there is none.
     """
 
     words: tuple[str, ...] = ()
@@ -40,13 +40,13 @@ class Asked:
 
 
 def separate_words(argument: str) -> list[str]:
-    """The words of one argument of ``--try``: several if each piece is one, such as ``KEY=VALUE``.
+    """Split an argument of ``--try`` into words, if each piece is a word such as ``KEY=VALUE``.
 
     ``'code=my file.py'`` and ``'+trick=[mixup, tta]'`` are one word.
     """
     try:
         pieces = shlex.split(argument)
-    except ValueError:  # a quote without its end
+    except ValueError:  # a quote that is not closed
         return [argument]
     if len(pieces) > 1 and all(map(_WORD.fullmatch, pieces)):
         return pieces

@@ -1,4 +1,4 @@
-"""Batches of jobs of a comparison: their words, their time, and how each job ended."""
+"""Batches of jobs of a comparison: their words, their time and their results."""
 
 import shlex
 import time
@@ -27,7 +27,7 @@ class How:
         work: what each job does: ``runner.train.WORK``.
         outputs: folder of the runs.
         launcher: words that choose Hydra's launcher; none for this process.
-        config_dir: folder with option files of the user's own.
+        config_dir: folder with the user's option files.
         budget: seconds from now after which no training begins, nor a round that would probably
             last longer; None for no limit.
     """
@@ -75,11 +75,11 @@ class Batches:
         return True
 
     def run(self, jobs: Sequence[Job], record: Callable[[Job, PairedRun], None]) -> bool:
-        """Run jobs of a round; equal ones once. Return whether all of them ended.
+        """Run the jobs of a round, equal jobs once. Return whether all of them ended.
 
         Args:
-            jobs: the jobs, those first that others need.
-            record: called with each job that ended, perhaps from another thread.
+            jobs: the jobs, in order: a job comes before those that need it.
+            record: called with each job that ended, possibly from another thread.
 
         Raises:
             SweepError: the launcher could not run the jobs.
@@ -136,9 +136,9 @@ class Batches:
             self._seconds[job.label].append(outcome.seconds)
 
     def _expected(self, jobs: Sequence[Job]) -> float:
-        """Seconds of the trainings that jobs need; 0 before the first one has ended.
+        """Estimate the seconds of the trainings of jobs; 0 before the first job has ended.
 
-        To use a run that exists, or to evaluate it, takes no time in comparison.
+        Using or evaluating an existing run takes little time in comparison.
         """
         measured = [second for seconds in self._seconds.values() for second in seconds]
         if not measured:
@@ -152,7 +152,7 @@ class Batches:
                 labels.setdefault(job.words, job.label)
             elif not is_finished(folder):
                 labels.setdefault(folder.path, job.label)
-        # Jobs that run at the same time take less time in all.
+        # Jobs that run at the same time take less time in total.
         share = min(1.0, self._elapsed / max(sum(measured), 1e-9))
         return share * sum(by_label.get(label, mean) for label in labels.values())
 
@@ -166,7 +166,7 @@ def job_of(
         plan: the question, in the words of this call.
         label: label of the arm, or ``base``.
         seed: number of the pair, which without folds is the base's seed.
-        more: words that a search for settings chose or tries.
+        more: further words, which a search for settings chose or tries.
         is_tuning: whether the job belongs to that search.
     """
     arms = {arm.label: arm for arm in plan.arms}
@@ -182,9 +182,9 @@ def job_of(
 def without_lost(
     outputs: Path, runs: Mapping[str, Mapping[int, PairedRun]]
 ) -> dict[str, dict[int, PairedRun]]:
-    """Return the recorded runs that are still there, and the trainings that diverged.
+    """Return the recorded runs that still exist, and the trainings that diverged.
 
-    A run that was deleted is trained again. So is one that failed for another reason than
+    A run that was deleted is trained again. So is a run that failed for a reason other than
     divergence, which the same training would repeat.
     """
     return {
@@ -200,9 +200,10 @@ def without_lost(
 def with_possible_pair(
     plan: ComparisonPlan, runs: Mapping[str, Mapping[int, PairedRun]]
 ) -> dict[str, dict[int, PairedRun]]:
-    """The runs without those of arms for a seed with which the base diverged, in any of its folds.
+    """Remove runs of arms whose seed has no pair, because the base diverged with it in a fold.
 
-    Whether such a run was trained depends on which job ended first, and no answer may depend on it.
+    Whether such a run was trained depends on which job ended first, and an answer must not depend
+    on that.
     """
     impossible = seeds_lost_by_base(plan, runs)
     return {
@@ -218,7 +219,7 @@ def with_possible_pair(
 def seeds_lost_by_base(
     plan: ComparisonPlan, runs: Mapping[str, Mapping[int, PairedRun]]
 ) -> set[int]:
-    """The seeds with which the base diverged, in any of its folds: no arm can have a pair there."""
+    """Return the seeds with which the base diverged in any fold: no arm can have a pair there."""
     pairs = (pair for pair, run in runs[BASE].items() if run.is_diverged)
     return {plan.seed_and_fold(pair)[0] for pair in pairs}
 
@@ -227,7 +228,7 @@ def settings_of(run: Path) -> str:
     """Sixteen hex digits over all that decides the weights of a run but its seed.
 
     Raises:
-        ArtefactError: the run does not say what it is.
+        ArtefactError: the record of the run is damaged.
     """
     try:
         what = fields.parsed(read_whole(run / "run.json", at_most=LARGEST_JSON))
@@ -235,7 +236,7 @@ def settings_of(run: Path) -> str:
         data = fields.section(values, "data")
         if data.get("num_folds") is None:
             return hash_of([values, fields.text(what, "fingerprint")])
-        # Folds have other training images, so another rule for deep images, too.
+        # Folds have different training images, so their rules for deep images may differ, too.
         values["data"] = {**data, "fold": None, "depth": None, "window": None}
         return hash_of([values])
     except (OSError, ValueError) as error:
@@ -256,7 +257,7 @@ def _is_there(outputs: Path, run: PairedRun) -> bool:
 
 
 def _paired(outcome: Outcome) -> PairedRun | None:
-    """Return what is recorded of a job; None if the job has not ended."""
+    """Return the record of a job; None if the job has not ended."""
     if outcome.is_good and outcome.folder is not None:
         return PairedRun(Path(outcome.folder).name, outcome.evaluation)
     if outcome.is_failed:

@@ -1,8 +1,8 @@
 """Confirm a comparison that has ended on the test part of its data.
 
 Whether the data has a test part is checked before the first training. After the last one, each run
-that the answer counts predicts the test images once; the predictions stay in the folders of the
-runs, so that a confirmation that was interrupted goes on, and another comparison uses them.
+in the answer predicts the test images once; the predictions stay in the folders of the
+runs, so that an interrupted confirmation resumes, and another comparison can use them.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def check_word(split: str | None) -> None:
     """Refuse a value of ``--confirm-on`` that is not ``test``.
 
     Raises:
-        ConfigError: naming the value that there is.
+        ConfigError: naming the allowed value.
     """
     if split is not None and split != "test":
         raise ConfigError(
@@ -52,7 +52,7 @@ def check_word(split: str | None) -> None:
 
 
 def read_test_part(question: Question, display: Display) -> HeldOut:
-    """Read and check the test images, so that nothing is trained in vain.
+    """Read and check the test images, before anything is trained.
 
     Raises:
         DataError: the data has no test part, its images cannot be used, or the metric is not
@@ -97,7 +97,7 @@ def confirm(
     predict: Predict,
     display: Display,
 ) -> ComparisonAnswer:
-    """Evaluate the runs of an ended comparison on the test images, and record what they say.
+    """Evaluate the runs of an ended comparison on the test images, and record the results.
 
     Args:
         folder: the folder of the comparison.

@@ -1,8 +1,8 @@
-"""What a comparison shows while it runs: a live table for people, plain lines for files and pipes.
+"""The display of a comparison while it runs: a live table in terminals, lines in files and pipes.
 
 Every round calls ``round``, then ``begun`` and ``ended`` for each job, from any thread, and
-``looked`` after the look. The table is drawn by a thread of its own, never while a child process is
-made: the child would start with the locks of the streams held.
+``looked`` after the look. A separate thread draws the table, never while a child process is
+created: the child would start while the locks of the streams are held.
 """
 
 import os
@@ -35,7 +35,7 @@ from runner.terminal.display import duration
 
 _REFRESH_SECONDS = 0.5
 _DRAWING = threading.RLock()
-"""Held while anything is drawn or changed; and while this process makes a child."""
+"""Held while anything is drawn or changed, and while this process creates a child."""
 os.register_at_fork(
     before=_DRAWING.acquire,
     after_in_parent=_DRAWING.release,
@@ -71,7 +71,7 @@ class Live:
         self._thread = threading.Thread(target=self._refresh, daemon=True)
 
     is_quiet = True
-    """Whether jobs write to their logs alone: here they would hide the lines of the comparison."""
+    """Whether jobs write to their logs alone: else they would hide those of the comparison."""
 
     def __enter__(self) -> "Live":
         if self.console.is_terminal and not self.console.is_dumb_terminal:
@@ -109,7 +109,7 @@ class Live:
         """Show that these jobs are the next ones."""
         with _DRAWING:
             self._left, self._num_jobs = list(jobs), len(jobs)
-            self._each = None  # measured anew
+            self._each = None  # measured again
         if self._table is None and jobs:
             what = "search for values" if jobs[0].is_tuning else self._seeds_of(jobs)
             self.line(f"{what}: {len(jobs)} {'run' if len(jobs) == 1 else 'runs'}")
@@ -134,7 +134,7 @@ class Live:
             self.line(f"{legible(name)}: {_ending(outcome)}")
 
     def looked(self, answer: ComparisonAnswer) -> None:
-        """Show what is known after a look."""
+        """Show the standings after a look."""
         with _DRAWING:
             self._answer = answer
             for one in answer.standings:
@@ -152,7 +152,7 @@ class Live:
             self.line(f"  {expected}")
 
     def renderable(self) -> RenderableType:
-        """The table as it is now; the last line is empty, for the prompt of a shell after it."""
+        """Return the table as it is now; the last line is empty, for the shell's prompt."""
         with _DRAWING:
             table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
             for name in ("arm", "seeds", "difference", "state", "now"):
@@ -187,7 +187,7 @@ class Live:
             yield displayed_label(label), seeds, shown, state, self._now(label)
 
     def _now(self, label: str) -> str:
-        """Return what runs for an arm."""
+        """Describe the jobs of an arm that run."""
         jobs = [job for job in self._running if job.label == label]
         if not jobs:
             return ""
@@ -200,7 +200,7 @@ class Live:
         return "; ".join(texts) + more
 
     def _epoch(self, job: Job) -> tuple[int, float]:
-        """The last epoch that a job has evaluated, and the number of its epochs; 0 if unknown."""
+        """Return the last evaluated epoch of a job, and its number of epochs; 0 if unknown."""
         folder = self._folder(job)
         if folder is None or is_finished(folder):
             return 0, 0
@@ -210,13 +210,13 @@ class Live:
         return epoch if isinstance(epoch, int) else 0, configs[job.label].budget.epochs
 
     def _folder(self, job: Job) -> RunFolder | None:
-        """Return the folder of the run of a job; None if the search for values decides it."""
+        """Return the folder of the run of a job; None if the search for values decides the run."""
         if job.is_tuning or self._plan.comparison.tune:
             return None
         return self._plan.folders.get(job.label, {}).get(job.seed)
 
     def _expected(self) -> str:
-        """Return how long the round and the rest take, if that is known."""
+        """Return how long the round and the other rounds will take, if that is known."""
         if self._each is None:
             found = self._plan.seconds(BASE)
             self._each = None if found is None else found[0]
@@ -235,14 +235,14 @@ class Live:
         return ", ".join(filter(None, [text, most]))
 
     def _num_left(self) -> int:
-        """Trainings of the round that do not exist; evaluations with TTA take little time."""
+        """Return the number of missing trainings of the round; evaluations take little time."""
         folders = [self._folder(job) for job in self._left]
         unknown = {job.words for job, folder in zip(self._left, folders, strict=True) if not folder}
         known = {folder.path for folder in folders if folder and not is_finished(folder)}
         return len(unknown) + len(known)
 
     def _num_open(self) -> int:
-        """Trainings that do not exist, of the baseline and all open arms, to the last look."""
+        """Return the number of missing trainings of baseline and open arms to the last look."""
         if self._plan.comparison.tune:
             return 0
         closed = set[str]()
@@ -304,7 +304,7 @@ def _ending(outcome: Outcome) -> str:
 
 
 def _accuracy(outcome: Outcome) -> float | None:
-    """The accuracy of the view that is compared: with TTA if the job has such an evaluation."""
+    """Return the accuracy of the compared view: with TTA if the job has such an evaluation."""
     if outcome.folder is not None and outcome.evaluation is not None:
         with suppress(ArtefactError, ValueError):
             found = evaluations.read(RunFolder(Path(outcome.folder)), outcome.evaluation)

@@ -1,6 +1,6 @@
-"""The plan of a comparison, printed before anything is trained: runs, time, and what can be shown.
+"""The plan of a comparison, printed before anything is trained: runs, time, detectable gain.
 
-The data is read for it, because the images are part of what a comparison is about. No network is
+The data is read for the plan, because the images are part of a question. No network is
 built, and torch is imported only for pretrained weights.
 """
 
@@ -38,15 +38,15 @@ _WIDTH = 80
 
 @dataclass(frozen=True)
 class Planned:
-    """A comparison with all that its data decides.
+    """A comparison with everything that its data decides.
 
     Attributes:
-        question: what the user asks.
-        comparison: what the folder of the comparison records; its name is still open.
+        question: the question of the user.
+        comparison: the record for the folder of the comparison, without its name.
         folders: folder of the run by label, ``base`` for the baseline, and by seed of the pair,
             before tuning; arms that share a training share its folder.
         evaluations: name of the evaluation with TTA by label; None for the plain view.
-        notes: what the data has that the user should know.
+        notes: what the user should know of the data.
     """
 
     question: Question
@@ -56,7 +56,7 @@ class Planned:
     notes: tuple[str, ...]
 
     def trainings(self, num_seeds: int) -> list[RunFolder]:
-        """The different trainings of the first ``num_seeds`` seeds, those that exist as well."""
+        """Return the different trainings of the first ``num_seeds`` seeds, also existing ones."""
         found = {
             folder.path: folder
             for folders in self.folders.values()
@@ -75,7 +75,7 @@ class Planned:
         return None
 
     def seconds(self, label: str) -> tuple[float, str] | None:
-        """Seconds of one training, and the run that took them; None if nothing is measured.
+        """Return the seconds of one training, and the measured run; None if nothing is measured.
 
         A run of the arm itself counts, or else one of the baseline.
         """
@@ -88,10 +88,11 @@ class Planned:
 
 
 def as_recorded(planned: Planned, recorded: ComparisonPlan) -> Planned:
-    """The plan of this call with the name, the labels and the order of arms of a recorded question.
+    """Return the plan of this call with the name, labels and order of arms as recorded.
 
-    The words stay those of this call. What decides no result may differ from the recorded words:
-    the data may lie in another folder, and ``outputs`` is relative to the working folder.
+    The words stay those of this call. Words that do not change a result may differ from the
+    recorded ones: the data may lie in another folder, and ``outputs`` is relative to the working
+    folder.
 
     Args:
         planned: the plan of this call.
@@ -128,7 +129,7 @@ def planned(question: Question, display: Display) -> Planned:
     """Read the data of a comparison, and find where its runs are or will be.
 
     Raises:
-        ConfigError: arms are equal on this data, or not on the same images; or the metric is not
+        ConfigError: arms are equal on this data, or use different images; or the metric is not
             defined on them.
         DataError: see :func:`runner.data.dataset.load_dataset`.
     """
@@ -172,7 +173,7 @@ def planned(question: Question, display: Display) -> Planned:
                 where=f"--try {shlex.join(_words(question, label))}",
                 fix="the words on data before the first --try",
             )
-        # Raises where a class has no training image, before anything is trained.
+        # Raises if a class has no training image, before anything is trained.
         class_weights(config.loss, own.train.labels, own.classes, len(own.classes))
         evaluations[label] = evaluation_identity(config)
         folders[label] = {}
@@ -214,7 +215,7 @@ def planned(question: Question, display: Display) -> Planned:
 
 
 def _fingerprint(dataset: "Dataset", num_folds: int) -> str:
-    """Fingerprint of the data; with folds, that of all of them."""
+    """Fingerprint of the data; with folds, the fingerprint of all folds."""
     return (dataset.pool_fingerprint or "") if num_folds > 1 else dataset.fingerprint
 
 
@@ -223,7 +224,7 @@ def _words(question: Question, label: str) -> tuple[str, ...]:
 
 
 def _evaluation_values(config: RunConfig) -> dict[str, object]:
-    """Return the values that only the evaluation reads, if the baseline has such an evaluation."""
+    """Return the values that only the evaluation reads, if the baseline is evaluated with TTA."""
     if evaluation_identity(config) is None:
         return {}
     decisive = decisive_values(config)
@@ -231,7 +232,7 @@ def _evaluation_values(config: RunConfig) -> dict[str, object]:
 
 
 def _check_different(question: Question, identities: Mapping[str, str]) -> None:
-    """Refuse arms that turn out equal once the data is known, such as another size to store."""
+    """Refuse arms that are equal on this data, such as a stored size that has no effect."""
     known = {identities[BASE]: BASE}
     for arm in question.arms:
         if not arm.words:
@@ -276,7 +277,7 @@ def lines(plan: Planned) -> list[str]:
 
 
 def _item(name: str, text: str, indent: int = 0) -> list[str]:
-    """Return a name and its text, which goes on below itself."""
+    """Lay out a name and its text, whose further lines are indented."""
     head, rest = f"{name:<10}", " " * (10 + indent)
     wrapped = textwrap.wrap(
         legible(text), _WIDTH, initial_indent=head, subsequent_indent=rest, break_on_hyphens=False
@@ -338,9 +339,9 @@ def is_finished(folder: RunFolder) -> bool:
 
 
 def remaining_seconds(plan: Planned, num_seeds: int) -> tuple[float, str] | None:
-    """Seconds of the trainings that do not exist yet, one after the other, and a measured run.
+    """Return the seconds of the missing trainings, run one by one, and a measured run.
 
-    None if nothing is measured, and where a search for values decides what is trained.
+    None if nothing is measured, or if a search for values decides what is trained.
     """
     if plan.comparison.tune:
         return None

@@ -1,10 +1,10 @@
-"""The answer of a comparison that has ended, found by the very words that asked for it.
+"""Find the answer of an ended comparison by the words of its command.
 
-To compose and check every arm takes a second or more. ``outputs/cache/asked/`` has a small file for
-each command whose comparison has ended; it names the comparison and its data. The data is looked up
-again, so an answer about other images is never shown. Everything else that decides a comparison is
-in the words, and in files whose content is part of the file's name. A file that is missing, damaged
-or doubtful only costs the second.
+Composing and checking every arm takes a second or more. ``outputs/cache/asked/`` has a small file
+for each command whose comparison has ended; the file names the comparison and its data. The data is
+looked up again, so an answer about other images is never shown. Everything else that decides a
+comparison is in the words, and in files whose content is part of the file's name. A file that is
+missing, damaged or doubtful only costs that second.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ _LARGEST = 2**20  # bytes of one of the files, and of an idea file
 
 
 def ended(asked: Asked, display: Display) -> ComparisonFolder | None:
-    """Return the comparison that has ended after equal words; None if none is remembered."""
+    """Return the ended comparison of equal words; None if none is remembered."""
     outputs, name = _outputs(asked), _name(asked)
     if outputs is None or name is None:
         return None
@@ -56,7 +56,7 @@ def ended(asked: Asked, display: Display) -> ComparisonFolder | None:
 
 
 def remember(asked: Asked, question: "Question", folder: ComparisonFolder) -> None:
-    """Keep where a comparison is, if it has ended; do nothing if that cannot be written."""
+    """Remember the folder of an ended comparison; do nothing if that cannot be written."""
     outputs, name = _outputs(asked), _name(asked)
     if name is None or outputs != question.outputs or folder.answer() is None:
         return
@@ -71,7 +71,7 @@ def remember(asked: Asked, question: "Question", folder: ComparisonFolder) -> No
 
 
 def _outputs(asked: Asked) -> Path | None:
-    """Return the folder that the words name; None if they leave a doubt."""
+    """Return the folder that the words name; None if the words are ambiguous."""
     words = [word.lstrip("+~") for word in _words(asked)]
     places = [word.partition("=")[2] for word in words if word.startswith("outputs=")]
     if any(set(place) & set("'\"\\$[],{}()") for place in places) or len({*places}) > 1:
@@ -80,7 +80,7 @@ def _outputs(asked: Asked) -> Path | None:
 
 
 def _name(asked: Asked) -> str | None:
-    """The name of the file of a command; None if the words alone do not say what is compared."""
+    """Return the name of a command's file; None if its words alone do not decide the question."""
     words = _words(asked)
     if asked.config_dir is not None or any(_names_weights(word) for word in words):
         return None

@@ -1,7 +1,7 @@
 """The rounds of a comparison: run the jobs of the next look, judge, until no arm is open.
 
-Everything that was decided follows from the recorded runs alone, so a comparison that was killed
-goes on where it was and ends with the same answer: :func:`runner.report.comparisons.standings`
+Every decision follows from the recorded runs alone, so a comparison that was killed
+resumes and ends with the same answer: :func:`runner.report.comparisons.standings`
 replays every look.
 """
 
@@ -40,12 +40,12 @@ Runs = dict[str, dict[int, PairedRun]]
 
 @dataclass(frozen=True)
 class RoundsResult:
-    """How far the rounds came.
+    """The result of the rounds that were run.
 
     Attributes:
-        answer: the answer; if it has not ended, where the arms stand.
-        failed: why jobs failed that the same command tries again, by label and by job, such as
-            ``seed 1``.
+        answer: the answer; before the end, the standings of the arms.
+        failed: reasons of failed jobs that the same command tries again, by label and by job, such
+            as ``seed 1``.
         stopped_by: the signal that stopped the rounds; None if there was none.
         is_out_of_time: whether the budget ended the rounds.
         log: folder with the logs of the last jobs; None if no job ran.
@@ -58,7 +58,7 @@ class RoundsResult:
     log: Path | None = None
 
     def raise_problem(self) -> None:
-        """Raise what ended the rounds before they were whole.
+        """Raise the error that ended the rounds early.
 
         Raises:
             Interrupted: a signal came.
@@ -121,8 +121,8 @@ class _Rounds:
         folders: Mapping[str, Mapping[int, RunFolder]],
     ) -> None:
         self._folder = folder
-        self._asked = asked  # has the words of jobs
-        self._plan = folder.plan()  # has those of the answer
+        self._asked = asked  # has the words of the jobs
+        self._plan = folder.plan()  # has the words of the answer
         self._how = how
         self._live = live
         self._folders = {} if asked.tune else folders
@@ -160,8 +160,8 @@ class _Rounds:
     def _round(self, missing: Sequence[Job]) -> bool:
         """Run the jobs of a look; return whether all of them ended and the base has a run.
 
-        Without a run of the base no arm can be compared. So the first jobs are those of the base
-        alone, and no arm trains if all of them fail.
+        Without a run of the base, no arm can be compared. So the jobs of the base run first and
+        alone, and no arm trains if all of these jobs fail.
         """
         if not self._batches.may_begin(missing):
             return False
@@ -175,7 +175,7 @@ class _Rounds:
         return self._has_base() and (not rest or self._batches.run(rest, self._record))
 
     def _has_base(self) -> bool:
-        """Return whether the base has a run with any seed, of all its folds."""
+        """Return whether the base has a run with any seed, in all its folds."""
         base = by_seed(self._plan, self._runs)[BASE]
         return any(run.run is not None for run in base.values())
 
@@ -185,7 +185,7 @@ class _Rounds:
         return seed not in seeds_lost_by_base(self._plan, self._runs)
 
     def _missing(self, answer: ComparisonAnswer) -> list[Job]:
-        """The jobs that the next look needs, the base first: arms may share its trainings."""
+        """Return the jobs that the next look needs, the base first, as arms may share its runs."""
         lost = self._without_settings()
         still = [one.label for one in answer.standings if one.is_open and one.label not in lost]
         for n in self._plan.looks:
@@ -232,7 +232,7 @@ class _Rounds:
         return {label: one.chosen for label, one in self._search.tuned.items()}
 
     def _judged(self) -> ComparisonAnswer:
-        """Return where the arms stand."""
+        """Return the standings of the arms."""
         return standings(
             self._plan,
             self._runs,

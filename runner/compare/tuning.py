@@ -1,8 +1,8 @@
 """The search for settings: the same small grid for the base and for every arm.
 
-A trick that is compared with a base that was not tuned for it, or was not tuned at all, measures
-the tuning. So each of them trains every combination of values on seeds of its own, which the
-verdict never uses, and takes the one with the best mean accuracy.
+Without equal tuning of the base and a trick, their comparison measures
+the tuning. So the base and each arm train every combination of values on separate seeds, which the
+verdict never uses, and take the combination with the best mean accuracy.
 """
 
 import itertools
@@ -31,11 +31,11 @@ NUM_SEEDS = 2
 
 @dataclass(frozen=True)
 class Search:
-    """What is known of the search.
+    """The state of the search.
 
     Attributes:
         tuned: the search of the base and of each arm that has ended, by label.
-        failed: why a search has not ended, by label and by job, such as
+        failed: reasons why a search has not ended, by label and by job, such as
             ``search optim.lr=1e-3, seed 1000000``.
         is_ended: whether all jobs ran; if not, the budget is used up or a signal came.
     """
@@ -58,7 +58,7 @@ def seeds(plan: ComparisonPlan) -> range:
 
 
 def searched(plan: ComparisonPlan) -> list[str]:
-    """The labels of the base and of the arms that search; the base again takes its choice."""
+    """Return the labels of the base and of the arms that search; an A/A arm does not."""
     return [BASE, *(arm.label for arm in plan.arms if arm.words)]
 
 
@@ -77,10 +77,10 @@ def search(
 ) -> Search:
     """Search the settings of the base and of every arm, unless the folder has them.
 
-    The base again under other seeds (A/A) has the settings of the base: with a search of its own it
+    The base again under other seeds (A/A) has the settings of the base: with its own search it
     might train with others, and a true difference would look like a false alarm.
 
-    A search whose jobs failed for another reason than divergence has not ended; the same command
+    A search whose jobs failed for a reason other than divergence has not ended; the same command
     runs these jobs again. A combination that diverged loses.
 
     Raises:
@@ -142,7 +142,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _value(outputs: Path, run: PairedRun, metric: Metric) -> float:
-    """The metric of a run in the view of its arm; a run of an earlier version may lack it."""
+    """Return the metric of a run in the view of its arm; runs of earlier versions may lack it."""
     found = read_run(outputs / str(run.run), run.evaluation)
     if metric.name not in found.metrics["plain"]:
         found = ScoreBook(outputs / "cache" / "report.npz").completed(found)

@@ -1,1 +1,1 @@
-"""Exports a trained network as ONNX or ``torch.export``: ``python -m runner.export``."""
+"""Export a trained network as ONNX or ``torch.export``: ``python -m runner.export``."""

@@ -38,7 +38,7 @@ Other kernels round differently: trained networks differ by about 1e-6, wrong st
 """
 
 _BATCHES = 1, 7, 32  # numbers of images; the last number repeats
-_EMBEDDED_STEP = 24  # every 24th of the 1,500 embedded validation images, with all classes
+_EMBEDDED_STEP = 24  # every 24th of the 1,500 embedded validation images has all classes
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Exported:
         content: content of the file.
         num_images: number of images on which the program was checked.
         difference: largest difference to the network's own probabilities for the same squares.
-        rounding: largest difference in the network's own probabilities that rounding the squares to
-            uint8 makes.
+        rounding: largest change of the network's own probabilities if the squares are rounded to
+            uint8.
     """
 
     content: bytes = field(repr=False)
@@ -68,7 +68,7 @@ def export(
         bundle: the bundle of the network.
         kind: one of ``SUFFIXES``.
         images: real images, 1 or more, to check the program on.
-        threads: threads of the CPU; 0: all cores.
+        threads: threads of the CPU; 0 means all cores.
         code: the code that changed the network; it runs only if the bundle names its SHA-256.
 
     Raises:
@@ -241,7 +241,7 @@ def _run(arguments: argparse.Namespace) -> None:
             f"checked on {done.num_images:,} images: differs from the network by at most "
             f"{done.difference:.1g} in a probability"
         )
-        if done.rounding > 1e-5:  # more than another order of memory makes
+        if done.rounding > 1e-5:  # more than another order of memory causes
             display.line(
                 "note: predict resizes without rounding to whole levels; for these images this "
                 f"changes a probability by up to {done.rounding:.1g}"

@@ -116,7 +116,7 @@ def from_onnx(content: bytes) -> tuple[Program, dict[str, str]]:
 
 
 def to_torch(learner: Learner, about: dict[str, str]) -> bytes:
-    """The content of a file for ``torch.export.load`` with ``about`` as its ``model.json``."""
+    """Return a file for ``torch.export.load``, with ``about`` as its ``model.json``."""
     file = io.BytesIO()
     torch.export.save(_traced(learner), file, extra_files={"model.json": json.dumps(about)})
     return file.getvalue()
@@ -139,7 +139,7 @@ def from_torch(content: bytes) -> tuple[Program, dict[str, str]]:
 
 
 def onnx_packages() -> tuple[Any, Any]:
-    """Import the optional packages onnx and onnxruntime, and onnxscript, which torch needs.
+    """Import the optional packages onnx, onnxruntime and onnxscript, which torch needs.
 
     Raises:
         ConfigError: one of the packages is not installed.
