@@ -458,7 +458,7 @@ def called(monkeypatch: pytest.MonkeyPatch, *words: str, stdin: Any = None) -> i
 
 WRONG: dict[str, tuple[list[str], int, str]] = {
     "no such run": (["nowhere", "x.png"], 3, "no such folder"),
-    "no run": (["empty", "x.png"], 3, "no run and no bundle is here"),
+    "no run": (["empty", "x.png"], 3, "this is no run and no bundle"),
     "unfinished": (["unfinished", "x.png"], 3, "no finished run"),
     "no images": (["RUN", "empty"], 3, "no images found"),
     "no path": (["RUN"], 2, "PATH"),

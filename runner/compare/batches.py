@@ -241,7 +241,7 @@ def settings_of(run: Path) -> str:
         return hash_of([values])
     except (OSError, ValueError) as error:
         raise ArtefactError(
-            f"cannot read what run this is: {error}",
+            f"cannot read which run this is: {error}",
             where=str((run / "run.json").absolute()),
             fix=f"mv {shlex.quote(str(run))} ELSEWHERE and the same command again",
         ) from error
