@@ -74,7 +74,7 @@ class LoadedImages:
 
 
 def training_order(count: int, batch_size: int, seed: int, epoch: int) -> list[Indices]:
-    """Batches of positions in 0..count-1, each at most once; an incomplete batch is left out.
+    """Return batches of positions in 0..count-1, each at most once; incomplete ones are left out.
 
     Each epoch has another permutation, and so leaves out other images.
     """
@@ -84,7 +84,7 @@ def training_order(count: int, batch_size: int, seed: int, epoch: int) -> list[I
 
 
 def evaluation_order(count: int, batch_size: int) -> list[Indices]:
-    """Batches of all positions in 0..count-1, in order."""
+    """Return batches of all positions in 0..count-1, in order."""
     return np.split(np.arange(count), range(batch_size, count, batch_size))
 
 

@@ -80,8 +80,8 @@ class Dataset:
         interpolation: how the stored images were resized.
         depth: the rule for images of more than 8 bits per channel.
         is_deep: whether the data set has such images.
-        test: the test part that the data brings, if :func:`load_dataset` was asked for it; its
-            indices are into ``test_store``. None otherwise, or if the data brings none.
+        test: the test part of the data, if :func:`load_dataset` was called with ``with_test``; its
+            indices are into ``test_store``. None otherwise, or if the data has none.
         test_store: the pixels of ``test``.
         test_fingerprint: hash of the content and label of every test image; ``fingerprint`` does
             not depend on test images.
@@ -116,10 +116,10 @@ class Dataset:
     folds: Folds | None = None
 
     def on_test(self) -> "Dataset":
-        """The data set with its test part in place of the validation part, to evaluate on it.
+        """Return the data set with its test part in place of the validation part, for evaluation.
 
-        The fingerprint is still that of the training and validation images, which tells whose runs
-        these images belong to.
+        The fingerprint is still that of the training and validation images, which identifies the
+        runs of the data.
         """
         assert self.test is not None
         assert self.test_store is not None
@@ -147,7 +147,7 @@ class Dataset:
         return isinstance(self.store, StreamedStore)
 
     def num_workers(self, requested: int | None, cores_shared_by: int = 1) -> int:
-        """Number of processes that read ahead: ``requested``, or one per core to decode images.
+        """Return the number of processes that read ahead: ``requested``, or one per core to decode.
 
         Args:
             requested: the number that the user has chosen, if any.
@@ -158,7 +158,7 @@ class Dataset:
         return max(1, num_cores() // cores_shared_by) if self.is_streamed else 0
 
     def resolved(self, data: Data) -> Data:
-        """``data`` with the rule chosen for deep images; the default rule if it has none."""
+        """Return ``data`` with the rule chosen for deep images; the default rule if it has none."""
         if self.depth.window is not None:
             return replace(data, depth="auto", window=self.depth.window)
         rule = self.depth.rule if self.is_deep else "auto"
@@ -193,7 +193,7 @@ def load_dataset(
             they are that large.
         cache: folder of downloads and decoded images.
         progress: called with the progress of the work.
-        with_test: whether to read the test part, too, if the data brings one. All else is the same
+        with_test: whether to read the test part, too, if the data has one. All else is equal
             with and without the test part.
 
     Raises:
@@ -283,7 +283,7 @@ def load_dataset(
 
 
 def no_test_part(data: Data) -> DataError:
-    """Return the error for data that brings no test part, which a command needs."""
+    """Return the error for data without a test part, which a command needs."""
     return DataError(
         "the data has no test part",
         where=f"data={data.name} data.root={data.root}",
@@ -312,7 +312,7 @@ def _readable(listing: Listing, survey: Survey) -> NDArray[np.bool_]:
 def _manifest(
     name: str, listing: Listing, digests: list[str], part: Split
 ) -> tuple[tuple[str, str, str, str], ...]:
-    """Rows of (``name``, image, label, SHA-256 of the content)."""
+    """Return rows of (``name``, image, label, SHA-256 of the content)."""
     return tuple(
         (name, listing.images.name(index), listing.classes[listing.labels[index]], digests[index])
         for index in part.indices.tolist()

@@ -112,7 +112,7 @@ def header_size(file: BinaryIO) -> tuple[int, int]:
 def _from_header(
     file: BinaryIO, of_image: Callable[[Image.Image], T], of_tiff: Callable[[], T]
 ) -> T:
-    """What ``of_image`` says of an image that is not decoded; ``of_tiff``, where only tifffile can.
+    """Call ``of_image`` on an image that is not decoded, or ``of_tiff`` if only tifffile reads it.
 
     Raises:
         BrokenImageError: the header cannot be read.
@@ -172,7 +172,7 @@ def _check_size(size: tuple[int, int]) -> None:
 
 
 def _deep_kind(image: Image.Image) -> str | None:
-    """The type of the values of an opened image, such as ``uint16``; None for 8 bits or fewer."""
+    """Return the type of the values of an open image, such as ``uint16``; None up to 8 bits."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return _tiff_kind(image)
     if image.mode.startswith("I;16"):
@@ -271,7 +271,7 @@ def _raw_mode_of(content: bytes) -> str:
 
 
 def _wide_colors(image: Image.Image, content: bytes) -> NDArray[np.uint16]:
-    """Colors of 16 bits, of which Pillow reads 8: once the high bytes, and once the low ones.
+    """Read colors of 16 bits in two passes of Pillow's 8 bits: high bytes, then low bytes.
 
     ``image`` is loaded by it. The other order of bytes, which Pillow knows as well, shows the other
     byte of each value.
@@ -307,7 +307,7 @@ def _with_raw_mode(tile: Any, raw: str) -> Any:
 
 
 def _of_ppm(image: Image.Image, content: bytes) -> Deep | None:
-    """The values of a binary PGM or PPM, which Pillow scales by the header; None for plain ones."""
+    """Read the values of a binary PGM or PPM, which Pillow would scale; None for plain ones."""
     tile = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
     maximum = _ppm_maximum(image)
     if tile is None or maximum < 256:
@@ -362,7 +362,7 @@ def _of_tifffile(content: bytes) -> Deep:
 
 
 def _checked_page(page: Any) -> tuple[str, int]:
-    """The type of the values of a TIFF, and its bands. Unsupported kinds are refused by name."""
+    """Return the type of the values of a TIFF, and its bands. Refuse unsupported kinds by name."""
     samples = int(page.samplesperpixel)
     kind = f"{ {2: 'int', 3: 'float', 5: 'complex', 6: 'complex'}.get(page.sampleformat, 'uint') }"
     kind += str(page.bitspersample)
@@ -416,7 +416,7 @@ def _unknown(content: bytes) -> str:
 
 
 def is_outdated(reason: str) -> bool:
-    """Whether an image was broken only because a package was missing that is installed now."""
+    """Return whether an image was broken only for lack of a package that is installed now."""
     return any(
         f"pip install {name}" in reason and _is_installed(module) for module, name in _PACKAGES
     )

@@ -90,7 +90,7 @@ class Depth:
     kinds: tuple[str, ...] = ()
 
     def refusal(self, kind: str, full: tuple[float, float] | None) -> str | None:
-        """The reason why this rule cannot tell what values of ``kind`` mean; None if it can."""
+        """Return why this rule does not define values of ``kind``; None if it does."""
         if self.rule == "window" and self.kinds and kind not in self.kinds:
             low, high = cast("tuple[float, float]", self.window)
             return (

@@ -81,7 +81,7 @@ def list_folder(data: Data, cache: Path, split_seed: int, progress: Progress) ->
 def _split_folders(
     root: Path, folders: Sequence[Path]
 ) -> tuple[dict[Part, Path], tuple[str, ...]] | None:
-    """The folders of the parts, with notes; None if there are no splits. One is ``train``."""
+    """Return the folders of the parts, ``train`` among them, with notes; None without splits."""
     named: dict[Part, list[Path]] = {
         part: [folder for folder in folders if part_of(folder.name) == part] for part in PARTS
     }
@@ -299,7 +299,7 @@ def _scan(
 
 
 def _others(folder: Path, used: Sequence[Path]) -> list[str]:
-    """What else lies in ``folder``, apart from what is ours; folders with a slash at the end."""
+    """Return other names in ``folder``, without ours; folders with a slash at the end."""
     return [
         f"{entry}{os.sep if entry.is_dir() else ''}"
         for entry in sorted(folder.iterdir())
@@ -308,7 +308,7 @@ def _others(folder: Path, used: Sequence[Path]) -> list[str]:
 
 
 def descend(root: Path, outputs: Path) -> Path:
-    """The single folder that archives usually hold; ``root`` if that has the content itself."""
+    """Return the single folder of an unpacked archive; ``root`` if that has the content itself."""
     while True:
         folders = _data_folders(root, outputs)
         files = [entry for entry in root.iterdir() if not entry.is_dir()]
@@ -342,7 +342,7 @@ def _data_folders(folder: Path, outputs: Path) -> list[Path]:
 
 
 def _is_all_ours(folder: Path, ours: tuple[Path, ...]) -> bool:
-    """Whether ``folder`` is ours, or has nothing else in it, as ``results`` of results/outputs."""
+    """Return whether ``folder`` is ours, or holds only our folders, as ``results/outputs``."""
     if is_ours(folder) or any(_is_same(folder, place) for place in ours):
         return True
     entries = [*folder.iterdir()]

@@ -145,7 +145,7 @@ def _fold(
     seed: int,
     groups: NDArray[np.int64] | None,
 ) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
-    """The fold that ``data`` names; all are checked, so that no later one of a sweep fails."""
+    """Return the fold that ``data`` names; check all folds, so that no later job fails."""
     folds = stratified_folds(labels, num_folds, seed, groups)
     where = f"data.num_folds={num_folds} data.root={data.root}"
     parts = np.zeros((num_folds, len(classes)), np.int64)

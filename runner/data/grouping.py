@@ -47,7 +47,7 @@ def groups_by_pattern(pattern: str, paths: Sequence[str]) -> list[str]:
 
 
 def numbered(names: Sequence[str], is_test: NDArray[np.bool_] | None) -> NDArray[np.int64]:
-    """A number for each name: those outside the test part come first, so it changes none of them.
+    """Number the names: those outside the test part first, so that they do not depend on it.
 
     Returns:
         (n,) int64.
@@ -145,8 +145,8 @@ def split_groups(
     """Return which images are held out: whole groups, about ``fraction`` of each class.
 
     The groups come in an order drawn by keyed randomness. A group is held out if that takes no
-    class beyond its share. After that, the one group that brings the shares closest changes sides,
-    until no group brings them closer. Closeness is the sum over the classes of the squared
+    class beyond its share. After that, the group that improves the shares most changes sides,
+    until no group improves them. The cost of shares is the sum over the classes of the squared
     difference of the held-out part from its share; a class that lacks a side counts more than all
     differences together. If a class still lacks a side, and groups are few, random halves are
     tried as further starts.

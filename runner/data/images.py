@@ -75,7 +75,7 @@ class Images(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """The name of the image in messages and manifests: a path, or a position in an array."""
+        """Return the name of the image in messages and manifests: a path or a position."""
         ...
 
     def stamp(self) -> str:
@@ -83,7 +83,7 @@ class Images(Protocol):
         ...
 
     def content(self, index: int) -> bytes:
-        """The bytes that identify the image. Raises BrokenImageError if they are unreadable."""
+        """Return the bytes that identify the image. Raises BrokenImageError if unreadable."""
         ...
 
     def open(self, index: int, digest: str | None = None) -> Picture:

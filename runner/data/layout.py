@@ -30,7 +30,7 @@ _TAGGED = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of trick-runne
 
 
 def part_of(name: str) -> Part | None:
-    """The split that a folder of this name holds; None if the name is not that of a split."""
+    """Return the split that a folder of this name holds; None if it is not a split's name."""
     words = [word for word in re.split(r"[\W_]+", name.casefold()) if word]
     joined = (re.sub("(set|data|images)$", "", word) or word for word in words)
     said = [word for word in joined if word not in _FILLERS]
@@ -38,7 +38,7 @@ def part_of(name: str) -> Part | None:
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file or folder of this name is left by a program rather than part of the data."""
+    """Return whether a name is that of a program's leftovers rather than of data."""
     return name.startswith(".") or name.casefold() in _JUNK
 
 

@@ -28,8 +28,8 @@ class Listing:
         notes: what the user should know, one sentence each.
         groups: (n,) int64, the group of each image, such as the patient or the film that it is of;
             None if every image is a group of its own.
-        is_test: (n,) bool, True for images of a test part that the data brings, which are neither
-            training nor validation; None if it brings none.
+        is_test: (n,) bool, True for images of the data's test part, which are neither
+            training nor validation; None if there is no test part.
     """
 
     name: str
@@ -43,9 +43,9 @@ class Listing:
     is_test: NDArray[np.bool_] | None = None
 
     def parts(self) -> tuple["Listing", "Listing | None"]:
-        """The listing of the training and validation images, and that of the test images, if any.
+        """Return the listing of the training and validation images, and that of the test images.
 
-        The first one is what it would be if the data brought no test part.
+        The first listing is the one that the data would have without its test part.
         """
         if self.is_test is None:
             return self, None
@@ -123,7 +123,7 @@ def note_similar_classes(classes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def spelled(name: str) -> str:
-    """``name`` in quotes, so that spaces are seen; with escapes where letters look alike."""
+    """Quote ``name``, so that spaces are visible; escape letters that look alike."""
     return repr(name) if name.isascii() else ascii(name)
 
 
@@ -149,7 +149,7 @@ def few_names(names: list[str], limit: int = 10) -> str:
 
 
 def note_test_part(count: int, where: str) -> str:
-    """A note on the images of a test part; ``where`` is the folder or the rows that have them."""
+    """Return a note on the images of a test part; ``where`` is their folder or rows."""
     return f"{count:,} test images ({where}) stay apart: no training and no verdict uses them"
 
 

@@ -18,7 +18,7 @@ _CHUNK = 2**24
 
 
 def existing_root(data: Data) -> Path:
-    """``data.root`` as a path that exists."""
+    """Return ``data.root`` as a path that exists."""
     assert data.root is not None, "checked in schema"
     path = Path(data.root)
     reason = "no such file or folder"
@@ -38,7 +38,7 @@ def existing_root(data: Data) -> Path:
 def unpacked(
     data: Data, cache: Path, download: tuple[str, str, str] | None, progress: Progress
 ) -> Path:
-    """The folder of ``data.root``, unpacked if that is an archive, downloaded if it is null."""
+    """Return the folder of ``data.root``: an archive is unpacked, null is downloaded."""
     if data.root is None and download is not None:
         url, file_name, checksum = download
         archive = fetch(
@@ -85,7 +85,7 @@ def unpacked(
 
 
 def unpacked_place(archive: Path, cache: Path) -> Path | None:
-    """The folder with the content of ``archive``; None if that needs hashing or unpacking first."""
+    """Return the folder with the content of ``archive``; None if it must be hashed or unpacked."""
     content = _remembered_content(archive, cache)
     place = None if content is None else _place_of(archive, content, cache)
     return place if place is not None and place.is_dir() else None
@@ -161,5 +161,5 @@ def _state_of(folder: Path) -> str:
 
 
 def download_progress(name: str, progress: Progress) -> Callable[[int, int | None], None]:
-    """``progress`` as :func:`runner.data.download.fetch` calls it."""
+    """Adapt ``progress`` to the calls of :func:`runner.data.download.fetch`."""
     return lambda done, total: progress(f"downloading {name}", done, total or 0)

@@ -44,7 +44,7 @@ class ResidentStore:
         return self._cut(indices, places, side)
 
     def view_squares(self, indices: NDArray[np.int64], view: View) -> Tensor:
-        """The square that ``view`` shows of each image, as :func:`runner.tricks.tta.cut` does.
+        """Cut the square of ``view`` from each image, as :func:`runner.data.views.cut` does.
 
         Returns:
             As :meth:`squares`.

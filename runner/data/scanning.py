@@ -53,7 +53,7 @@ def scan_files(folder: Path | str, unreadable: Callable[[OSError], None] = stop)
 
 
 def paths_matching(pattern: str) -> list[str]:
-    """Return the paths that match a pattern of the shell, sorted; ``**`` stands for any folders.
+    """Return the paths that match a shell pattern, sorted; ``**`` matches any folders.
 
     As :func:`glob.glob`, but ``**`` visits each folder once, whatever links lead back to it.
 
@@ -76,12 +76,12 @@ def paths_matching(pattern: str) -> list[str]:
 
 
 def leads_back(path: Path) -> bool:
-    """Return whether ``path`` is a link to a folder that it lies in itself."""
+    """Return whether ``path`` is a link to a folder that contains it."""
     return path.is_symlink() and _identity(path) in _above(path)
 
 
 def ignored_note(ignored: Sequence[str], root: Path) -> tuple[str, ...]:
-    """A sentence on what is left out below ``root``: how many, of which kinds, and an example."""
+    """Describe the ignored files below ``root``: how many, of which kinds, and an example."""
     if not ignored:
         return ()
     counts = Counter(

@@ -6,7 +6,7 @@ for, so that no other file is mistaken for it.
 
 The checksum is CRC-32: it finds accidents, and the cache is not a border against attackers. It
 runs at memory speed, 3.9 GB/s on a core where SHA-256 makes 1.4 and BLAKE2 0.6: a set of 1 GB
-costs 0.3 seconds and one of 10 GB 3 seconds, once in each process, and reading it also brings it
+costs 0.3 seconds and one of 10 GB 3 seconds, once in each process, and reading a set also loads it
 into memory for the first epoch.
 """
 

@@ -1,4 +1,4 @@
-"""The split of a listing: drawn, or that of the data; and groups, which it must not part."""
+"""The split of a listing: drawn, or that of the data; and groups, which a split keeps whole."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ def with_split(
     group_names: Sequence[str] | None,
     where: str,
 ) -> Listing:
-    """``listing`` with a split and with groups, and with notes on both.
+    """Add a split, groups, and notes on both to ``listing``.
 
     Args:
         listing: images, labels and test part; ``is_val`` counts if the data has a split of its own.

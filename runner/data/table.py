@@ -289,7 +289,7 @@ def _real_paths(rows: Sequence[_Row], folder: Path) -> tuple[list[str], tuple[st
 def _real_path(
     path: str, folder: Path, inside: dict[str, dict[str, list[str]]]
 ) -> tuple[str | None, str]:
-    """A path at which there is a file, and how it differs from ``path``; None if there is none."""
+    """Return the path of an existing file, and its difference from ``path``; None without one."""
     tries = {path: ""}
     tries.setdefault(path.strip(), "have spaces around them")
     tries.setdefault(path.strip().replace("\\", "/"), "have backslashes")

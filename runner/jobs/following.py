@@ -33,7 +33,7 @@ _FIRST = (
 
 
 def show_sweep(folder: SweepFolder, *, once: bool) -> None:
-    """Print how the jobs of a sweep stand, until they have ended.
+    """Print the states of the jobs of a sweep, until they have ended.
 
     Args:
         folder: the folder of the sweep.
@@ -169,7 +169,7 @@ def drawn(overview: Overview, width: int, height: int) -> RenderableType:
 def _parts(
     overview: Overview, width: int, height: int | None
 ) -> tuple[list[str], Table, list[str]]:
-    """The table, and the lines above and below it; with no height, there is room for all jobs."""
+    """Return the table and the lines around it; without a height, there is room for all jobs."""
     above, below = [*_heading(overview)], [*_notes(overview).values()]
     states = overview.states
     if height is not None:
@@ -188,7 +188,7 @@ def _text(line: str) -> Text:
 
 
 def _num_lines(line: str, width: int) -> int:
-    """Lines of a terminal that a line of text takes."""
+    """Return the number of terminal lines that a line of text takes."""
     return len(_text(line).wrap(Console(width=width), width))
 
 
@@ -237,7 +237,7 @@ def _heading(overview: Overview) -> Iterator[str]:
 
 
 def _notes(overview: Overview) -> dict[str, str]:
-    """Why jobs wait, by Slurm's reason; and that Slurm does not answer, by what it said instead."""
+    """Explain why jobs wait, by Slurm's reason, and Slurm's silence, by its message."""
     notes = reasons(
         one.queued
         for one in overview.states
@@ -250,7 +250,7 @@ def _notes(overview: Overview) -> dict[str, str]:
 
 
 def _may_be_at_work(folder: SweepFolder) -> bool:
-    """Return whether a job of a sweep has not recorded an end."""
+    """Return whether a job of a sweep has not recorded its end."""
     ends = (*ENDED, "cancelled")
     return any(folder.read(number)["status"] not in ends for number in range(len(folder.names())))
 

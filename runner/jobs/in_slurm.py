@@ -1,4 +1,4 @@
-"""Inside a job of Slurm: when it has to end, it saves, and goes back into the queue."""
+"""Inside a Slurm job: when the job has to end, it saves, and returns to the queue."""
 
 import os
 import signal
@@ -87,7 +87,7 @@ class SlurmJob:
             max_num_timeout: how many times the job may be queued again at its time limit.
 
         Raises:
-            TrainingError: the time limit came more often than is allowed.
+            TrainingError: the job reached its time limit more often than is allowed.
             StorageError: Slurm refuses it, or does not answer.
         """
         if self.ending == Ending.REQUEUED:

@@ -1,4 +1,4 @@
-"""Runs jobs through one of Hydra's launchers until none is missing, and says how each ended."""
+"""Run jobs through one of Hydra's launchers until none is missing, and report their results."""
 
 import hashlib
 import math
@@ -114,7 +114,8 @@ def run_jobs(
 ) -> JobsResult:
     """Run jobs through a launcher, until none is missing, a signal comes or time is up.
 
-    A job that fails or crashes stops no other. A run that another process is at is waited for.
+    A job that fails or crashes stops no other. The function waits for runs that another process
+    trains.
 
     Args:
         jobs: the words of each job, checked, and all different; ``outputs=`` is among them.
@@ -198,7 +199,7 @@ def run_sweep(
     *,
     is_detached: bool = False,
 ) -> None:
-    """Check all jobs, launch them until none is missing, and print how each job ended.
+    """Check all jobs, launch them until none is missing, and print the result of each.
 
     Args:
         config: the composed configuration of the sweep.

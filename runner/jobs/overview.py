@@ -1,4 +1,4 @@
-"""How the jobs of a sweep stand: by the file of each, the queue of Slurm, and its run.
+"""The states of the jobs of a sweep, from their files, the queue of Slurm and their runs.
 
 It is read by any process, on any machine that sees the files, while the jobs are at work or later.
 Nothing here imports Hydra or writes a file.
@@ -31,10 +31,10 @@ _SURE = (*GOOD, "failed")  # no later attempt of the same sweep changes these
 
 @dataclass(frozen=True)
 class JobState:
-    """How a job stands.
+    """The state of a job.
 
     Attributes:
-        number: of the job in its sweep.
+        number: number of the job in its sweep.
         name: the words by which the job differs from the others.
         state: as :func:`runner.jobs.states.settled` returns it.
         id: Slurm's; empty if the job was not submitted to Slurm.
@@ -71,7 +71,7 @@ class JobState:
 
 
 class Overview:
-    """Reads how the jobs of a sweep stand, again and again.
+    """Read the states of the jobs of a sweep repeatedly.
 
     Args:
         folder: the folder of the sweep.

@@ -215,7 +215,7 @@ class RayJobs:
         )
 
     def _is_over(self, number: int, reference: Any, may_begin: Callable[[], bool]) -> bool:
-        """Whether the job of a task that has ended is over, and need not be started again."""
+        """Return whether the job of an ended task is over, and need not start again."""
         import ray
         from ray import exceptions
 

@@ -28,7 +28,7 @@ _HERE = "leave hydra/launcher out: the jobs run one after the other in this proc
 
 
 def explained(error: Exception, kind: str, launcher: Mapping[str, Any], where: str) -> RunnerError:
-    """Return the error with which a launcher gave up, in plain words and with what can be done.
+    """Return the error of a launcher in plain words, with a fix.
 
     Args:
         error: what the launcher raised.

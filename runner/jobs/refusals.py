@@ -1,4 +1,4 @@
-"""What Slurm says when it refuses a request, with the key of ``hydra.launcher`` to change."""
+"""The refusals of Slurm, with the keys of ``hydra.launcher`` to change."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from runner.machine.slurm import Limits
 
 
 class _Refusal(NamedTuple):
-    """What a line of ``sbatch`` says, and what can be changed.
+    """A line of ``sbatch``, and what to change.
 
     Attributes:
         said: pattern of the line.
@@ -25,7 +25,7 @@ class _Refusal(NamedTuple):
 
 
 class _Never(NamedTuple):
-    """A reason of the queue that no time ends, and what can be changed.
+    """A reason of the queue that never passes, and what to change.
 
     Attributes:
         reason: pattern of the whole reason, because ``QOSMaxGRESPerJob`` never passes and

@@ -1,7 +1,7 @@
 """The jobs of one command in Slurm: submits them, finds those that Slurm has, watches them.
 
 The launchers of Hydra wait for the results of jobs, and end when one has none. Here the queue and
-the files of the jobs are asked instead, so that a job that dies on another machine is seen, and
+the files of the jobs are read instead, so that a job that dies on another machine is noticed, and
 stops no other. See :mod:`runner.jobs.states`.
 """
 
@@ -36,7 +36,7 @@ class SlurmJobs:
     Args:
         folder: the folder of the sweep.
         jobs: the words of each job.
-        asked: a hash over what each job is asked to do; equal jobs of two commands are one.
+        asked: a hash over the work of each job; equal jobs of two commands are one.
         launcher: the values of ``hydra.launcher``.
         submit: submits jobs as one array, as :meth:`SlurmArray.submit` does.
         reporter: of the command.

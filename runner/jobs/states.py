@@ -54,7 +54,7 @@ _WAITING = (
 
 
 def why_waiting(reason: str) -> str:
-    """Why a job waits, in plain words with Slurm's own; Slurm's own alone if they are not known.
+    """Explain why a job waits, in plain words and Slurm's own; Slurm's alone if unknown.
 
     Args:
         reason: in Slurm's words; empty if Slurm gives none.
@@ -69,7 +69,7 @@ def why_waiting(reason: str) -> str:
 
 
 def reasons(waiting: Iterable[QueuedJob]) -> dict[str, str]:
-    """Return a line on the jobs that wait, for each reason of Slurm's."""
+    """Return a line about the waiting jobs for each of Slurm's reasons."""
     ids = defaultdict[str, list[str]](list)
     for job in waiting:
         ids[job.reason].append(job.id)
@@ -165,7 +165,7 @@ class States:
 
 
 def settled(found: Mapping[str, Any], queued: QueuedJob | None) -> dict[str, Any]:
-    """Return what is true of a job.
+    """Combine the file of a job and the queue into its state.
 
     Args:
         found: what the file of the job says, by :meth:`SweepFolder.read`.

@@ -272,7 +272,7 @@ def by_seed(
 ) -> Mapping[str, Mapping[int, PairedRun]]:
     """Return the runs by label and seed. A seed has a run if each of its folds has one.
 
-    With folds, the run of a seed stands for those of all its folds; :func:`read_seed` reads them.
+    With folds, the run of a seed represents those of all its folds; :func:`read_seed` reads them.
     """
     if plan.num_folds == 1:
         return runs

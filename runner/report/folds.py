@@ -134,7 +134,7 @@ def resampled_fold_difference(
 def _of_classes(values: NDArray[np.float64], classes: NDArray[np.int64]) -> NDArray[np.float64]:
     """Differences whose mean over images is the mean over classes.
 
-    An image stands for its distance from the mean of its class.
+    Each image counts as its distance from the mean of its class.
     """
     _, place, sizes = np.unique(classes, return_inverse=True, return_counts=True)
     of_class = np.stack([np.bincount(place, weights=row) for row in values]) / sizes

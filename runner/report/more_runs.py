@@ -36,7 +36,7 @@ class MoreRuns:
 
 
 def more_runs(arm: Arm, reference: Arm, wanted: int) -> tuple[MoreRuns, ...]:
-    """Return the runs that bring both sides to ``wanted`` common seeds.
+    """Return the runs that both sides still need for ``wanted`` common seeds.
 
     A seed that failed would fail again, or else its training continues by its own command.
     """

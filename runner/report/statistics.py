@@ -382,7 +382,7 @@ def _of_classes(
 ) -> tuple[FloatArray, _Units]:
     """The difference of each seed, (n,), where each class counts alike; and images, or groups.
 
-    An image stands for its distance from the mean of its class, so that the spread between classes
+    Each image counts as its distance from the mean of its class, so that the spread between classes
     is no error. The factor √(n/(n-1)) makes up for what the mean of a small class has fitted.
     """
     place, sizes = _places(classes)
