@@ -11,6 +11,7 @@ from runner.config.idea import idea_of
 from runner.config.overlays import own_overlays, words_without_effect
 from runner.config.schema import RunConfig
 from runner.errors import RunnerError
+from runner.loggers.tool import require_package
 from runner.machine.files import require_writable
 from runner.machine.hardware import device_kind, require_device
 from runner.machine.processes import Processes, from_environment, joined
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 def run(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
     """Start or resume the run of ``config``, or show its finished result; return a summary."""
     require_device(config.device)
+    require_package(config.logger)
     processes = from_environment()
     with Display(quiet=not processes.is_first) as display:
         with joined(processes, device_kind(config.device)):

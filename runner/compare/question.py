@@ -50,6 +50,7 @@ _PLACE_KEYS = ("seed", "outputs", "run_dir", "device", "threads", "force")
 _SHARED = {
     "data", *(f"data.{key}" for key in _IMAGE_KEYS), *_PLACE_KEYS,
     "data.cache_gb", "data.num_workers", "eval.batch_size", "eval.every", "checkpoint.minutes",
+    "logger", "logger.name", "logger.folder", "logger.project", "logger.online",
 }  # fmt: skip
 """Keys whose words belong to the baseline wherever they stand."""
 

@@ -290,7 +290,7 @@ def _choice_for(key: str, value: Any, text: str) -> str:
     group = RunConfig().groups.get(key)
     names = option_names(key)
     said = spelled(value).lower()
-    can_be_off = group is not None and (group.TRICKS or key == "augment")
+    can_be_off = group is not None and (group.TRICKS or key in ("augment", "logger"))
     neutral = _neutral_options(key) if can_be_off else []
     if isinstance(value, int | float) and not isinstance(value, bool) and group and group.MAIN_KEY:
         return f"{group.MAIN_KEY}={text}"

@@ -24,6 +24,7 @@ from runner.config.ema import Ema
 from runner.config.erasing import Erasing
 from runner.config.eval import Eval
 from runner.config.group import Group, Problem, option
+from runner.config.logger import Logger
 from runner.config.loss import Loss
 from runner.config.mixup import Mixup
 from runner.config.model import Model
@@ -49,6 +50,7 @@ __all__ = [
     "Erasing",
     "Eval",
     "Group",
+    "Logger",
     "Loss",
     "Mixup",
     "Model",
@@ -100,6 +102,7 @@ class RunConfig:
     budget: Budget = field(default_factory=Budget)
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    logger: Logger = field(default_factory=Logger)
     code: str | None = option(None, "a Python file with functions of your own, see docs")
     seed: int = option(0, "of every random draw", at_least=0, below=2**63)
     device: str = option("auto", "auto, cpu, cuda, cuda:1 …")

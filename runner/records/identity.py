@@ -42,6 +42,10 @@ _COSMETIC = (
     "eval.batch_size",
     "eval.every",
     "checkpoint.minutes",
+    "logger.name",
+    "logger.folder",
+    "logger.project",
+    "logger.online",
 )
 
 

@@ -17,6 +17,7 @@
     result.json      written last: its presence is the only proof that the run finished
     evaluations/     evaluations of the finished run with TTA (runner/records/evaluations.py)
     figures/         pictures of the finished run, drawn on request (runner/look/finished.py)
+    logged/          how far each logger has come (runner/loggers/copier.py)
 
 This module does not import torch, so that reading is quick.
 """
@@ -75,7 +76,7 @@ FIGURES = ("curves", "schedule", "confusion", "reliability", "mistakes", "gradca
 """Names of the pictures in ``figures/``, without ``.svg`` or ``.png``."""
 _FILES = (
     "config.yaml", "overrides.txt", "status.json", *LOGS, "split.csv.gz", "code.py",
-    "predictions.npz", "checkpoints", "bundle", "evaluations", "figures",
+    "predictions.npz", "checkpoints", "bundle", "evaluations", "figures", "logged",
 )  # fmt: skip
 _FOLDERS = ("checkpoints", "bundle", "evaluations")
 LARGEST_JSON = 2**26  # bytes; a result with ten thousand classes has two million

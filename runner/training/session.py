@@ -15,6 +15,7 @@ from runner.config.schema import RunConfig, to_dict
 from runner.data.batches import worker_died
 from runner.data.resident import resident
 from runner.errors import ArtefactError, ConfigError, ProcessError, RunnerError, TrainingError
+from runner.loggers.log import RunLog
 from runner.machine import fields
 from runner.machine.environment import differences, environment
 from runner.machine.processes import ALONE, Processes
@@ -83,18 +84,20 @@ def train_and_evaluate(
         )
     if config.sam.is_on and config.sam.every > total:
         display.line(f"note: sam has no effect: sam.every={config.sam.every} of {total} updates")
-    with _owned(folder, processes):
+    log = RunLog(config, folder.path, is_first=processes.is_first, say=display.line)
+    with log, _owned(folder, processes):
         # Another process may have finished the run while this one was starting.
         if not config.force and (finished := folder.whole_result()) is not None:
             folder.check(experiment.identity)
             return evaluated(experiment, folder, finished, display, processes)
         attempt = None
         try:
-            attempt = Attempt(experiment, folder, stages, learner, display)
+            attempt = Attempt(experiment, folder, stages, learner, display, log)
             with processes.first_alone():
                 if processes.is_first:
                     _begin(experiment, folder)
             is_resumed = attempt.resume()
+            log.start()
             with deferred() as should_stop:
                 outcome = attempt.train(should_stop)
                 digests: dict[str, str] = {}
@@ -143,7 +146,9 @@ def evaluate_finished(
         ArtefactError: the bundle of the run is damaged.
         Interrupted: a signal came; nothing was written.
     """
-    with _owned(folder, processes):
+    log = RunLog(experiment.config, folder.path, is_first=processes.is_first, say=display.line)
+    with log, _owned(folder, processes):
+        log.start()
         return evaluated(experiment, folder, finished, display, processes)
 
 
@@ -345,6 +350,7 @@ class Attempt:
         stages: tuple[Stage, ...],
         learner: Learner,
         display: Display,
+        log: RunLog,
     ) -> None:
         self._config = experiment.config
         self._dataset = experiment.dataset
@@ -352,6 +358,7 @@ class Attempt:
         self._folder = folder
         self._learner = learner
         self._display = display
+        self._log = log
         self._training = Training(learner, experiment.dataset, stages, experiment.config)
         self._meter = Meter(stages, experiment.config.eval.every)
         # Recorded now, before the code that it describes can change.
@@ -457,6 +464,7 @@ class Attempt:
         if self._learner.processes.is_first:
             self._folder.append_row(row)
             self._folder.append_row(timing, "timings.jsonl")
+            self._log.news()
         self._display.epoch({**row, **timing}, self._meter.num_epochs)
         machine = {**self._environment, "resumed": self._resumed}
         return Outcome(predictions, plain, learner, self._meter, machine)

@@ -23,6 +23,7 @@ SAME = [
     "outputs=elsewhere", "device=cpu", "precision=fp32", "threads=3", "force=true",
     "data.num_workers=2", "data.cache_gb=0", "eval.batch_size=7", "eval.every=3", "run_dir=there",
     "checkpoint.minutes=0",
+    "logger=tensorboard", "logger=wandb logger.project=p logger.online=true", "logger.folder=f",
     # spelled out
     "resize.size=28", "eval.size=28", "model.num_outputs=10", "optim.lr=0.003", "data.presize=28",
     # without effect

@@ -140,6 +140,7 @@ def test_the_folder_holds_every_file_of_the_format(finished):
     assert {path.suffix for path in (folder.path / "evaluations").iterdir()} == {".json", ".npz"}
     listed.remove("code.py")  # only of a run with code
     listed.remove("figures")  # only on request
+    listed.remove("logged")  # only of a run with a logger
     assert {path.name for path in folder.path.iterdir()} == {*listed, "run.lock"}
     assert {path.name for path in (folder.path / "bundle").iterdir()} == {
         "model.json", "model.safetensors",
