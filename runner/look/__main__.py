@@ -8,6 +8,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.compare.asked import separate_words
+from runner.compare.question import joined_words
 from runner.config import compose
 from runner.config.complaints import translated
 from runner.config.idea import read_idea
@@ -79,8 +81,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--config-dir", type=Path, metavar="DIR", help="add your own options, as in runner.train")
     of_run = found.add_argument_group("options of the figures of a run")
-    of_run.add_argument("--device", default="auto", help="of Grad-CAM: auto, cpu, cuda, cuda:1 …")
-    of_run.add_argument("--threads", type=_whole, default=0, help="CPU threads; 0: all cores")
+    of_run.add_argument("--device", help="of Grad-CAM: auto (default), cpu, cuda, cuda:1 …")
+    of_run.add_argument("--threads", type=_whole, help="CPU threads; 0 (default): all cores")
     of_run.add_argument(
         "--code", metavar="FILE", help="the file that changed the network, by code=FILE in training"
     )
@@ -95,7 +97,8 @@ def _whole(text: str) -> int:
 
 def _look(arguments: argparse.Namespace) -> None:
     first = arguments.words[0] if arguments.words else ""
-    if first and "=" not in first:
+    # A word of a training has a "="; the name of a folder may have one, too.
+    if first and ("=" not in first or Path(first).is_dir()):
         _look_at_run(Path(first), arguments)
     else:
         _look_at_words(arguments)
@@ -117,8 +120,8 @@ def _look_at_run(run: Path, arguments: argparse.Namespace) -> None:
         Places(
             suffix=_SUFFIXES.get(arguments.format),
             root=_root(arguments.words[1:]),
-            device=arguments.device,
-            threads=arguments.threads,
+            device=arguments.device or "auto",
+            threads=arguments.threads or 0,
             code=read_idea(arguments.code, "--code ") if arguments.code is not None else None,
         ),
     )
@@ -140,6 +143,14 @@ def _root(words: list[str]) -> str | None:
 
 
 def _look_at_words(arguments: argparse.Namespace) -> None:
+    for key in ("device", "threads", "code"):
+        if (value := getattr(arguments, key)) is not None:
+            raise ConfigError(
+                "this option belongs to the folder of a run, and the words of a training have a "
+                "key for it",
+                where=f"--{key} {value}",
+                fix=f"{key}={value}",
+            )
     configs = _configs(arguments)
     from runner.look.sheets import batch_column, normalization_line, prepare, views_column
     from runner.pictures.paper import write_picture
@@ -164,13 +175,18 @@ def _look_at_words(arguments: argparse.Namespace) -> None:
             batches.append(batch_column(one, title, num_images))
             views.append(views_column(one, title, 2))
             lines.append(normalization_line(one.config, one.learner))
-    folder = arguments.output or Path(configs[0][1].outputs).expanduser() / "look" / " vs ".join(
-        one.name for one in prepared
-    ).replace(" ", "-")
+    # Two whole names could be longer than a name may be.
+    name = "-vs-".join([prepared[0].name, *(one.name[-60:].lstrip("-+_.") for one in prepared[1:])])
+    folder = arguments.output or Path(configs[0][1].outputs).expanduser() / "look" / name
     footer = "\n".join(dict.fromkeys(lines))
+    called = [title or one.name for (title, _), one in zip(configs, prepared, strict=True)]
+    seen = {
+        "batch": "Images of the first training batch, as stored and on their way to the network",
+        "views": "The views of validation images that the network sees at evaluation",
+    }
     for name, columns, last in (("batch", batches, footer), ("views", views, "")):
         path = folder / f"{name}{suffix}"
-        alt = f"{name} of {', '.join(one.name for one in prepared)}"
+        alt = f"{seen[name]}: {' and '.join(called)}"
         write_picture(sheet(columns, num_across=4, footer=last), path, alt)
         print(path)
 
@@ -185,13 +201,11 @@ def _configs(arguments: argparse.Namespace) -> list[tuple[str, RunConfig]]:
     words = [str(word) for word in arguments.words]
     found = [("", compose.config_of(words, arguments.config_dir))]
     if arguments.compare:
-        changed = [word for text in arguments.compare[0] for word in text.split()]
+        changed = [word for text in arguments.compare[0] for word in separate_words(text)]
         title = " ".join(changed) or "again"
-        replaced = {word.partition("=")[0] for word in changed}
-        kept = [word for word in words if word.partition("=")[0] not in replaced]
         found = [
             (" ".join(words) or "baseline", found[0][1]),
-            (title, compose.config_of([*kept, *changed], arguments.config_dir)),
+            (title, compose.config_of(joined_words(words, changed), arguments.config_dir)),
         ]
     for _, config in found:
         require_device(config.device)

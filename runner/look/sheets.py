@@ -9,17 +9,17 @@ import numpy as np
 from runner.config.idea import idea_of
 from runner.config.schema import RunConfig
 from runner.data.dataset import Dataset, load_dataset
-from runner.data.views import View
+from runner.data.views import View, plain_view
 from runner.look.batch import Stages, as_pixels, first_batch, originals
 from runner.pictures.sheet import Cell, Column, Row
-from runner.records.identity import folder_name, identified
+from runner.records.identity import evaluation_identity, folder_name, identified
 from runner.terminal.console import printable
 from runner.terminal.display import Display
 from runner.training.learners import build_learner, fitted_to_weights
 from runner.training.predicting import images_of_looks
 from runner.training.step import Learner
 from runner.tricks.idea import NO_IDEA, load_idea
-from runner.tricks.tta import Look, looks
+from runner.tricks.tta import Look, looks, looks_used
 
 _LONGEST_NAME = 11  # characters of a class under a quarter of the sheet
 
@@ -29,7 +29,7 @@ class Prepared:
     """A configuration, ready to be looked at.
 
     Attributes:
-        name: name of the folder that a run of it would have.
+        name: name of the folder that a run of it would have, with the identity of its TTA.
         config: the configuration, adapted to its weights and data.
         dataset: its data set.
         learner: its network before training, with everything that prepares images.
@@ -54,7 +54,11 @@ def prepare(config: RunConfig, display: Display) -> Prepared:
     idea = load_idea(code) if code is not None else NO_IDEA
     learner, _ = build_learner(config, dataset, weights=weights, idea=idea)
     config, what = identified(config, dataset, weights.identity if weights else None, code)
-    return Prepared(folder_name(config, what["identity"]), config, dataset, learner)
+    name = folder_name(config, what["identity"])
+    # Trainings that differ only in their TTA have one folder, but not the same pictures.
+    if (evaluation := evaluation_identity(config)) is not None:
+        name += f"-tta-{evaluation[:8]}"
+    return Prepared(name, config, dataset, learner)
 
 
 def batch_column(prepared: Prepared, title: str, num_images: int) -> Column:
@@ -67,9 +71,9 @@ def batch_column(prepared: Prepared, title: str, num_images: int) -> Column:
     rows = [Row("as stored", cells)]
     has_sizes = len(stages) > 1
     for stage in stages:
-        when = f" after {stage.from_progress:.0%} of the steps" if stage.from_progress else ""
-        place = f"{stage.size} px{when or (' at the start' if has_sizes else '')}"
-        targets = [_target(row, dataset.classes) for row in stage.targets]
+        when = f", from {stage.from_progress:.0%} on" if stage.from_progress else ""
+        place = f"{stage.size} px{when or (', at the start' if has_sizes else '')}"
+        targets = [_target(stage, number) for number in range(len(stage.targets))]
         own = targets if stage.partners is None else [()] * len(targets)
         rows.append(
             Row(
@@ -98,7 +102,10 @@ def views_column(prepared: Prepared, title: str, num_images: int) -> Column:
     # Spread over the split, which is sorted by class.
     rows = np.linspace(0, len(dataset.val) - 1, num_images).astype(np.int64)
     crop = learner.preprocess.crop
-    wanted = looks(config.tta, crop)
+    plain = plain_view(crop)
+    used = looks_used([config.tta], crop)
+    # The plain view is combined with random passes, too.
+    wanted = [*dict.fromkeys([*([plain] if plain in used else []), *looks(config.tta, crop)])]
     seen = {
         look: as_pixels(images)
         for look, images in images_of_looks(learner, dataset, config, rows, wanted).items()
@@ -143,11 +150,14 @@ def _mix(stage: Stages, number: int, classes: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _target(row: np.ndarray, classes: Sequence[str]) -> tuple[str, ...]:
-    """The target in words if it is not just the label."""
-    if len(row) == 0 or row.max() == 1.0:
-        return ()
-    return (f"target {row.max():.2f}",)
+def _target(stage: Stages, number: int) -> tuple[str, ...]:
+    """The largest target, if something such as label smoothing changes it after mixing."""
+    largest = float(stage.targets[number].max())
+    share = 1.0
+    if stage.partners is not None and stage.shares is not None:
+        is_same = stage.partners[number] == stage.labels[number]
+        share = 1.0 if is_same else float(stage.shares[number])
+    return () if abs(largest - max(share, 1 - share)) < 1e-4 else (f"target {largest:.2f}",)
 
 
 def _look_caption(look: Look, crop: float) -> tuple[str, ...]:

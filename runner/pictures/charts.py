@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from runner.pictures.paper import new_figure, style
@@ -91,6 +91,13 @@ def schedule_alt(rows: Sequence[Row]) -> str:
     )
 
 
+_SUGGESTIONS = {
+    "valley": "middle of the longest fall",
+    "steep": "steepest slope",
+    "minimum": "a tenth of the lowest point's",
+}
+
+
 def learning_rates(
     rates: Sequence[float], losses: Sequence[float], suggestions: Mapping[str, float]
 ) -> Figure:
@@ -99,22 +106,27 @@ def learning_rates(
     Args:
         rates: learning rates above 0, in growing order.
         losses: the smoothed loss at each rate.
-        suggestions: suggested rates by name; may be empty.
+        suggestions: suggested rates by name (valley, steep, minimum); may be empty.
     """
     with style():
-        figure = new_figure(3.2, _WIDTH)
+        figure = new_figure(4.0, _WIDTH)
         axes = figure.subplots()
         axes.plot(rates, losses, color=_FIRST)
+        # The labels of log axes are formulas by default, which the style of pictures shows as text.
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, place: f"{rate:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         for (name, rate), marker in zip(suggestions.items(), "os^", strict=False):
             loss = float(np.interp(np.log(rate), np.log(rates), losses))
-            axes.plot(rate, loss, marker, color=_SECOND, ms=8, label=f"{name}: optim.lr={rate:.1e}")
-        axes.set(xscale="log", xlabel="learning rate", ylabel="smoothed loss")
+            label = f"{name}: optim.lr={rate:.1e} ({_SUGGESTIONS[name]})"
+            axes.plot(rate, loss, marker, color=_SECOND, ms=8, label=label)
+        axes.set(xlabel="learning rate", ylabel="smoothed loss")
         low, high = min(losses), max(losses[: len(losses) // 2] or losses)
         room = 0.1 * (high - low) or 0.1
         axes.set_ylim(low - room, high + 3 * room)  # where it has diverged, the curve leaves
         axes.grid(axis="y", color="#e4e7eb")
         if suggestions:
-            axes.legend(loc="lower left")
+            figure.legend(loc="outside lower left")
         _title(figure, "Loss as the learning rate grows, and suggested rates")
     return figure
 

@@ -1,5 +1,6 @@
 """Sheets of images: rows with a heading, in one column or in several columns side by side."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,13 @@ def sheet(columns: Sequence[Column], *, num_across: int, footer: str = "") -> Fi
     """
     each = max(1, num_across // len(columns))
     side = (WIDTH - _GAP) / (each * len(columns))
-    top = _TITLE if any(column.title for column in columns) else 0.0
+    # A character of a title is 0.115 inches wide. A title is broken after its commas, too.
+    titles = [
+        textwrap.wrap(column.title.replace(",", ", "), int(each * side / 0.115))
+        for column in columns
+    ]
+    lines = max(map(len, titles))
+    top = _TITLE + 0.19 * (lines - 1) if lines else 0.0
     tallest = max(sum(_height(row, each, side) for row in column.rows) for column in columns)
     height = top + tallest + (_LINE * (footer.count("\n") + 2) if footer else 0.0)
     with style():
@@ -62,7 +69,8 @@ def sheet(columns: Sequence[Column], *, num_across: int, footer: str = "") -> Fi
         figure.set_layout_engine("none")  # every place is computed here
         for number, column in enumerate(columns):
             left = _GAP + number * each * side
-            _text(figure, left, 0.04, column.title, fontsize=11, fontweight="bold")
+            text = "\n".join(titles[number])
+            _text(figure, left, 0.04, text, fontsize=11, fontweight="bold")
             y = top
             for row in column.rows:
                 _draw_row(figure, row, left, y, each, side)

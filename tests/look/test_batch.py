@@ -22,8 +22,16 @@ from runner.config.schema import (
     Tta,
 )
 from runner.data.views import View
+from runner.look.__main__ import _configs, parser
 from runner.look.batch import as_pixels, first_batch, originals, sizes
-from runner.look.sheets import _look_caption, normalization_line
+from runner.look.sheets import (
+    Prepared,
+    _look_caption,
+    batch_column,
+    normalization_line,
+    views_column,
+)
+from runner.pictures.sheet import Cell, Column, Row, sheet
 from runner.training.loop import Training
 from runner.training.predicting import evaluate, images_of_looks
 from runner.training.schedule import plan
@@ -138,6 +146,48 @@ def test_the_statistics_are_said() -> None:
     assert "[0.500, 0.400, 0.300]" in line
 
 
+def test_random_passes_are_shown_with_the_plain_view_that_is_combined_with_them() -> None:
+    for tta, number in ((Tta(passes=2, beta=0.4), 3), (Tta(passes=2), 2), (Tta(), 1)):
+        config = small_config(tta=tta)
+        prepared = Prepared("run", config, small_dataset(), small_learner(small_network()))
+        (row,) = views_column(prepared, "", 1).rows
+        assert len(row.cells) == number
+        assert (row.cells[0].caption[0] == "center") == (number != 2)
+
+
+def test_a_target_is_said_where_the_share_does_not_say_it() -> None:
+    dataset, learner = small_dataset(), small_learner(small_network())
+    for epsilon in (0.0, 0.3):
+        config = small_config(
+            mixup=Mixup(probability=1.0, alpha=0.4), smoothing=Smoothing(epsilon=epsilon)
+        )
+        column = batch_column(Prepared("run", config, dataset, learner), "", 4)
+        assert column.rows[2].heading == "mixed, 16 px"
+        for cell in column.rows[2].cells:
+            assert cell.caption[-1].startswith("target") == (epsilon > 0)
+
+
+def test_a_long_title_is_broken_within_its_column() -> None:
+    cell = Cell(np.zeros((4, 4, 3), np.uint8))
+    columns = [Column(title, [Row("", [cell])]) for title in ("short", "+trick=" + 60 * "a")]
+    figure = sheet(columns, num_across=4)
+    texts = [text.get_text() for text in figure.texts]
+    assert "short" in texts
+    assert max(len(line) for text in texts for line in text.split("\n")) < 35
+    tall, low = (sheet(part, num_across=4).get_size_inches()[1] for part in (columns, columns[:1]))
+    assert tall > low
+
+
+def test_a_comparison_adds_its_overlay_to_those_of_the_words() -> None:
+    arguments = parser().parse_intermixed_args(
+        ["+trick=tta", "seed=3", "--compare", "+trick=mixup seed=4"]
+    )
+    (first, one), (second, other) = _configs(arguments)
+    assert (first, second) == ("+trick=tta seed=3", "+trick=mixup seed=4")
+    assert ([*one.tricks], [*other.tricks]) == (["tta"], ["mixup", "tta"])
+    assert (one.seed, other.seed) == (3, 4)
+
+
 WORDS = (
     "data.batch_size=16", "resize.size=16", "model=timm", "model.name=test_resnet", "threads=1",
 )  # fmt: skip
@@ -162,6 +212,7 @@ WRONG = {
     "unknown key": (("mixup.alpah=1",), "mixup.alpha"),
     "more than a batch": (("--images", "17"), "--images 16"),
     "an option of words": (("outputs/none", "--images", "2"), "--images"),
+    "an option of a run": (("--threads", "2"), "threads=2"),
     "no run": (("outputs/none",), "outputs/none"),
 }
 

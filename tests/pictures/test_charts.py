@@ -92,3 +92,14 @@ def test_few_images_are_drawn(num_images: int) -> None:
     found = predictions(3, num_images)
     assert b"<svg" in picture_bytes(charts.reliability(*found), ".svg", "")
     assert b"<svg" in picture_bytes(charts.curves(ROWS[:1]), ".svg", "")
+
+
+def test_the_learning_rates_of_a_range_test_are_readable() -> None:
+    rates = 10.0 ** np.linspace(-7, 1, 100)
+    losses = 2.3 - 0.5 * np.clip(np.log10(rates) + 4, 0, 3)
+    figure = charts.learning_rates(rates.tolist(), losses.tolist(), {"valley": 1e-3})
+    text = picture_bytes(figure, ".svg", "alt").decode()
+    assert all(f">{rate}<" in text for rate in ("1e-05", "0.001", "1"))
+    assert "$" not in text, "a formula would be shown as it is written"
+    assert ">valley: optim.lr=1.0e-03 (" in text
+    assert not charts.learning_rates([1e-7], [2.3], {}).legends
