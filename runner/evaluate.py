@@ -158,7 +158,7 @@ def read_run(path: Path) -> RecordedRun:
 
 
 def variants(words: Sequence[str], *, is_sweep: bool) -> list[Variant]:
-    """The requested variants: one, or in a sweep every combination of the values of the words.
+    """Return the requested variants: one, or in a sweep every combination of the words' values.
 
     Raises:
         ConfigError: a word is unknown, or its effect would need another training. Hydra raises
@@ -178,7 +178,7 @@ def variants(words: Sequence[str], *, is_sweep: bool) -> list[Variant]:
 
 
 def _variant(name: str, values: dict[str, Any], words: Sequence[str]) -> Variant:
-    """The variant with these words on TTA; ``beta`` is dropped unless predictions are averaged."""
+    """Return the variant of these words on TTA, without ``beta`` unless it averages predictions."""
     tta = values.get("tta", {})
     reduce = tta.get("reduce", "mean")
     if reduce == "mean" or any(word.lstrip("+").startswith("tta.beta=") for word in words):
@@ -210,7 +210,7 @@ def _check_word(word: str) -> None:
 
 
 def configurations(run: RecordedRun, wanted: Sequence[Variant]) -> list[RunConfig]:
-    """The configuration of a run for each variant; the configurations differ only in ``tta``.
+    """Return a run's configuration for each variant; they differ only in ``tta``.
 
     Raises:
         ConfigError: a value is not allowed, or a key outside ``tta`` has several values.
@@ -321,7 +321,7 @@ def evaluate_run(
 
 
 def _words_of_test(dataset: "Dataset") -> dict[str, Any]:
-    """What the content of an evaluation says of the test part, which ``dataset`` has as ``val``."""
+    """Return the facts about the test part, ``val`` of ``dataset``, for an evaluation's content."""
     return {
         "split": "test",
         "test_fingerprint": dataset.test_fingerprint,
@@ -441,7 +441,7 @@ def _keep_on_test(
 
 
 def _is_kept_on_test(run: RecordedRun, name: str, fingerprint: str) -> bool:
-    """Whether the folder of the run has an evaluation on the test part; a damaged one is none."""
+    """Return whether the run's folder has an intact evaluation on the test part."""
     with suppress(FileNotFoundError, ArtefactError):
         on_test.read(run.folder, name, run.identity, fingerprint)
         return True
@@ -479,7 +479,7 @@ def predictions_on_test(
     load: Callable[[Data, int, str], "Dataset"],
     display: Display,
 ) -> on_test.PredictionsOnTest:
-    """The predictions of one view of a run for a test part; evaluated if its folder has none.
+    """Return a run's predictions of one view for a test part; evaluate if its folder has none.
 
     Args:
         run: a finished run.
@@ -531,7 +531,7 @@ def _chosen(codes: Sequence[IdeaFile], bundle: "Bundle") -> IdeaFile | None:
 
 
 def _stored_as(preprocess: "Preprocess", data: Data) -> Data:
-    """``data`` with the storage of images that the network was trained with."""
+    """Return ``data`` with the storage of images that the network was trained with."""
     return replace(
         data,
         presize=preprocess.presize,
@@ -555,7 +555,7 @@ def _check_data(run: RecordedRun, dataset: "Dataset", data: Data) -> None:
 def _difference(
     run: RecordedRun, found: "Predictions", changes: Sequence[str], display: Display
 ) -> float | None:
-    """The largest difference between plain predictions and the run's own, after a note on it."""
+    """Print a note on the largest difference between plain predictions and the run's; return it."""
     name = run.folder.path
     try:
         saved = run.folder.predictions()["plain"]
@@ -690,8 +690,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--split", choices=("val", "test"), default="val", metavar="val|test",
-        help="the images: those of validation (default), or those of the test part that the data "
-        "brings, once at the end",
+        help="the images: those of validation (default), or those of the data's test part, "
+        "once at the end",
     )  # fmt: skip
     for name, what in (
         ("csv", "rows with all digits"),
@@ -751,7 +751,7 @@ def _check_comparable(runs: Sequence[RecordedRun]) -> None:
 
 
 def loader(display: Display, *, with_test: bool) -> Callable[[Data, int, str], "Dataset"]:
-    """What loads the data set of :func:`evaluate_run`, with its test part if that is wanted."""
+    """Return a loader of the data set of :func:`evaluate_run`, with its test part if wanted."""
     from runner.data.dataset import load_dataset
 
     @lru_cache(maxsize=1)  # runs that differ only in their seed share the data set

@@ -79,7 +79,7 @@ def comparisons(outputs: Path) -> Iterator[str]:
 
 
 def sweep_at(place: Path) -> SweepFolder | None:
-    """The sweep that the user means: its folder, its name, or the newest in a folder of sweeps.
+    """Return the sweep that a folder or a name means; in a folder of sweeps, the newest.
 
     Returns:
         The sweep; None if ``place`` is something else, such as a folder of runs.

@@ -1,5 +1,6 @@
 """Files alongside the code (changelog, citation, hooks, map) stay true."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -57,3 +58,22 @@ def test_the_map_shows_every_room() -> None:
     folders = {path.parent.name for path in ROOT.glob("runner/*/__init__.py")}
     assert {f"runner/{name}" for name in folders} <= {*rows}
     assert all((ROOT / row).is_dir() for row in rows)
+
+
+_NOT_PLAIN = re.compile(
+    r"\b(is|are|was|were) told\b|\bheld against\b|\bstands? for\b|\bbeside\b"
+    r"|\b(data|library|package|run|bundle|that) brings\b"
+)
+
+
+def test_docstrings_and_messages_avoid_the_words_of_the_list() -> None:
+    assert _NOT_PLAIN.search("a key without effect is told"), "the control"
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {match[0]}"
+        for folder in ("runner", "hydra_plugins", "examples")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if (match := _NOT_PLAIN.search(node.value))
+    ]
+    assert found == [], "the table in CONTRIBUTING.md, section Words, has plainer ones"

@@ -11,6 +11,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint(Group):
-    """When the state of a run is saved, besides at the end of each epoch."""
+    """When the state of a run is saved, in addition to the end of each epoch."""
 
     minutes: float = option(5.0, "between two savings", at_least=0)

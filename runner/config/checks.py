@@ -43,7 +43,7 @@ def error_of(problems: Sequence[Problem]) -> ConfigError:
 
 
 def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """``config`` with other values, nested as in :func:`runner.config.schema.to_dict`; checked.
+    """Set ``values``, nested as by :func:`runner.config.schema.to_dict`, in ``config``; check them.
 
     Raises:
         ConfigError: as of :func:`from_dict`.
@@ -67,7 +67,7 @@ def known_keys(kind: type = RunConfig, prefix: str = "") -> list[str]:
 
 
 def unknown_key(key: str, value: str = "VALUE") -> Problem:
-    """The message and the fix for a key that does not exist, set to ``value`` as it was typed."""
+    """Return the problem of an unknown key, set to ``value`` as it was typed."""
     guess = nearest_key(key)
     if guess is not None:
         typed = f"{'+' if guess in OVERLAYS else ''}{guess}={value}"
@@ -105,7 +105,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _build(kind: Any, values: Any, prefix: str, problems: list[Problem]) -> Any:
-    """Return an instance of the dataclass ``kind``; what is wrong is appended to ``problems``."""
+    """Return an instance of the dataclass ``kind``; problems are appended to ``problems``."""
     if not isinstance(values, Mapping):
         problems.append(
             Problem(f"{prefix.rstrip('.')}={values!r} must hold keys, not one value", "")
@@ -138,7 +138,7 @@ def _build(kind: Any, values: Any, prefix: str, problems: list[Problem]) -> Any:
 
 
 def _convert(hint: Any, value: Any) -> Any:
-    """``value`` as the type ``hint``; ValueError says what was expected."""
+    """Convert ``value`` to the type ``hint``; ValueError states what was expected."""
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         if value is None:
@@ -216,7 +216,7 @@ def without_effect(config: RunConfig) -> list[str]:
 
 
 def effective(config: RunConfig) -> RunConfig:
-    """``config`` with every key that nothing reads set to its default.
+    """Set every key of ``config`` that nothing reads to its default.
 
     Configurations that do the same have equal effective configurations.
     """

@@ -90,7 +90,7 @@ def bad_override(override: str) -> ConfigError:
 
 
 def _quoted_list(key: str, value: str) -> str | None:
-    """The word with quotes around each text of a list; None if the value is no plain list."""
+    """Quote each text of a list; None if the value is not a plain list."""
     inside = re.fullmatch(r"\[([^\[\]'\"\\]+)\]", value.strip())
     if inside is None or not (key.startswith(PREFIX) or key in _list_keys()):
         return None

@@ -1,7 +1,7 @@
 """The border: what Hydra composed becomes a checked ``RunConfig``, or an error worth reading.
 
 Only this room, ``terminal.start`` and the sweeper know Hydra. Hydra accepts `+mixup.alpah=1` and
-`+triks=mixup` and would run the baseline in silence; here every key is compared with the schema
+`+triks=mixup` and would silently run the baseline; here every key is compared with the schema
 before anything is written.
 """
 
@@ -123,8 +123,8 @@ def config_of(words: Sequence[str], folder: Path | None = None) -> RunConfig:
     """Return the configuration that the words of one run describe; call :func:`register` before.
 
     Args:
-        words: of the run.
-        folder: with option files of the user's own; None if there is none.
+        words: words of the run.
+        folder: folder with the user's option files; None if there is none.
 
     Raises:
         ConfigError: see :func:`run_config`. Hydra raises errors of its own;
@@ -184,7 +184,7 @@ class JobConfigs:
         return checks.from_dict(values)
 
     def _base(self, choices: tuple[str, ...]) -> dict[str, Any] | None:
-        """The values of a job with these words alone; None if Hydra must see all words of a job."""
+        """Return a job's values with these words alone; None if Hydra must see all its words."""
         try:
             composed = self._loader.load_sweep_config(self._config, list(choices))
             check_composed(composed.hydra)
@@ -197,7 +197,7 @@ class JobConfigs:
 
 @cache
 def _plain_value(word: str) -> tuple[str, Any] | None:
-    """The key and the value of a word that sets one of our keys to a plain value; else None."""
+    """Return key and value of a word that sets one of our keys to a plain value; else None."""
     key, is_set, text = word.partition("=")
     if not is_set or not is_known_key(key) or "$" in text or "\\" in text or "???" in text:
         return None
@@ -215,7 +215,7 @@ def _plain_value(word: str) -> tuple[str, Any] | None:
 
 
 def _with_values(base: dict[str, Any], plain: Sequence[tuple[str, Any]]) -> dict[str, Any] | None:
-    """``base`` with other values; None if it lacks one of the keys."""
+    """Set plain values in ``base``; None if ``base`` lacks one of the keys."""
     values = copy.deepcopy(base)
     for key, value in plain:
         *groups, name = key.split(".")

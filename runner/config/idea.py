@@ -1,4 +1,4 @@
-"""A file with the reader's own idea: read once, and checked without running it.
+"""A file with the user's own idea: read once, and checked without running it.
 
 ``code=my_idea.py`` names a Python file that has one or more of the functions in ``SEAMS``, each
 with a fixed name and fixed parameters. The file is read into memory once, so that the bytes that
@@ -114,7 +114,7 @@ class IdeaFile:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the records of a run say about the file."""
+        """The facts about the file in the records of a run."""
         return {"file": self.name, "sha256": self.sha256, "functions": list(self.lines)}
 
     def place(self, function: str) -> str:
@@ -123,7 +123,7 @@ class IdeaFile:
 
 
 def read_idea(path: str, word: str = "code=") -> IdeaFile:
-    """Read and check the file with the user's code. Runs nothing of it.
+    """Read and check the file with the user's code. The code of the file does not run.
 
     Args:
         path: path of the file.
@@ -266,7 +266,7 @@ def _bound_names(statement: ast.stmt) -> Iterator[str]:
 
 
 def _stored_names(node: ast.AST) -> Iterator[str]:
-    """The names that ``node`` stores outside of scopes of their own, such as comprehensions."""
+    """Yield the names that ``node`` stores, except in inner scopes such as comprehensions."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield node.name
     elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -277,7 +277,7 @@ def _stored_names(node: ast.AST) -> Iterator[str]:
 
 
 def _problems_of_import(node: ast.Import | ast.ImportFrom, file: Path) -> Iterator[_Finding]:
-    """Imports of files that lie next to this one: their content would decide a result unseen."""
+    """Yield imports of files next to this one: their content would decide results unrecorded."""
     if isinstance(node, ast.ImportFrom) and node.level:
         names = ["."]
     elif isinstance(node, ast.ImportFrom):
@@ -299,14 +299,14 @@ def _problems_of_import(node: ast.Import | ast.ImportFrom, file: Path) -> Iterat
 
 
 def _has_module(folder: Path, name: str) -> bool:
-    """Whether ``name`` could be imported from ``folder``: a file, or any folder of that name."""
+    """Return whether ``folder`` has a file or folder that ``import name`` would find."""
     return (folder / name).is_dir() or any(
         (folder / f"{name}{suffix}").is_file() for suffix in all_suffixes()
     )
 
 
 def blamed(error: BaseException) -> CodeError | None:
-    """The error for the user, if ``error`` was raised in an idea file or in what that called."""
+    """Return the user's error if ``error`` was raised in an idea file or in code that it called."""
     frames = [
         (frame, line)
         for frame, line in walk_tb(error.__traceback__)

@@ -64,7 +64,7 @@ def words_without_effect(config: RunConfig, words: Sequence[str]) -> list[str]:
 
 
 def _lost_overlays(config: RunConfig, words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The overlays of one trick that is off in ``config``, and the words that turned it off."""
+    """Yield the overlays of one trick that is off in ``config``, and the words that did it."""
     tricks = {trick for group in config.groups.values() for trick in group.TRICKS}
     known = tricks & tricks_with_overlay()
     for name in _typed_tricks(words):
@@ -89,7 +89,7 @@ def groups_of(overlay: str, name: str) -> tuple[str, ...]:
 def _option_that_reads(
     config: RunConfig, group: str, key: str, typed: Collection[str]
 ) -> str | None:
-    """The option of ``group`` with which a configuration reads ``key``; that of a trick first.
+    """Return an option of ``group`` with which ``key`` has an effect, preferably a trick's.
 
     The ``typed`` keys keep their values, because an option does not replace what is typed.
     """
@@ -110,7 +110,7 @@ def _option_that_reads(
 
 @cache
 def tricks_with_overlay() -> frozenset[str]:
-    """The names of the overlays that turn on a trick: leaving one out turns the trick off."""
+    """Return the overlays that turn on a trick: leaving one out turns the trick off."""
     return frozenset(path.stem for path in (CONF_DIR / "trick").glob("*.yaml"))
 
 
@@ -124,7 +124,7 @@ def all_tricks() -> frozenset[str]:
 
 
 def own_overlays(words: Iterable[str]) -> list[str]:
-    """The words ``+trick=NAME`` and ``+recipe=NAME`` that name an overlay of the user's own."""
+    """Return the words ``+trick=NAME`` and ``+recipe=NAME`` that name the user's overlays."""
     found = []
     for word in words:
         key, _, value = word.lstrip("+").partition("=")

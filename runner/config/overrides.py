@@ -64,7 +64,7 @@ _FIXED: dict[str, Any] = {
 
 
 def checked_words(words: Sequence[str], *, folder: Path | None = None) -> list[str]:
-    """``words`` as Hydra may read them: text that looks like a number is quoted.
+    """Prepare ``words`` for Hydra: quote text that looks like a number.
 
     Args:
         words: ``KEY=VALUE``, ``GROUP=OPTION`` and ``+GROUP=OPTION``.
@@ -307,7 +307,7 @@ def _choice_for(key: str, value: Any, text: str) -> str:
 
 
 def _neutral_options(key: str) -> list[str]:
-    """The options that leave a group, which must be one that other options turn on, as it is."""
+    """Return the options that turn on nothing in a group that has options which do."""
     default = to_dict(RunConfig())[key]
     return [
         name for name in option_names(key) if {**default, **option_values(key, name)} == default
@@ -353,7 +353,7 @@ def _types() -> dict[str, Any]:
 
 
 def _as_typed(word: str, override: Override) -> str:
-    """``word`` with quotes around text that Hydra would read as a number, true, false or null.
+    """Quote text in ``word`` that Hydra would read as a number, true, false or null.
 
     Raises:
         ConfigError: a list or a function of Hydra's where text is expected.

@@ -198,13 +198,13 @@ def evaluation_groups() -> frozenset[str]:
 
 
 def plain_keys(group: str) -> tuple[str, ...]:
-    """Keys of a group that belong to no trick; of a group without tricks all."""
+    """Return the keys of a group that belong to no trick; all keys if it has no tricks."""
     kind = RunConfig().groups[group]
     return kind.NO_TRICK if kind.TRICKS else tuple(item.name for item in fields(kind))
 
 
 def default_dict() -> dict[str, Any]:
-    """The defaults of every key as nested plain containers: what ``conf/`` is merged onto."""
+    """Return all defaults in nested plain containers, onto which ``conf/`` is merged."""
     plain: dict[str, Any] = _plain(asdict(RunConfig()))
     return plain
 
@@ -223,7 +223,7 @@ def resolved(
     device: str,
     precision: Literal["fp32", "bf16"],
 ) -> RunConfig:
-    """``config`` with every null and ``auto`` that decides a result replaced by what it means."""
+    """Replace every null and ``auto`` in ``config`` that decides a result by its meaning."""
     return replace(
         config,
         data=replace(config.data, presize=presize, interpolation=config.interpolation),

@@ -27,7 +27,7 @@ def nearest(word: str, choices: Sequence[str]) -> str | None:
 
 
 def spelled(value: Any) -> str:
-    """``value`` as the command line spells it."""
+    """Spell ``value`` as on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):

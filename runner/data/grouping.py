@@ -93,7 +93,7 @@ def check_apart(
         lines.append(f"  and {len(places) - _SHOWN} more")
     raise DataError(
         f"{num_groups} group{'s have' if num_groups > 1 else ' has'} images in more than one part "
-        "of the split that the data brings:\n" + "\n".join(lines),
+        "of the split of the data:\n" + "\n".join(lines),
         where=where,
         fix="move the images of a group to one part, or let the split be drawn, from one folder "
         "per class or with data.split_column=null; without groups, verdicts take images of one "

@@ -334,7 +334,7 @@ def _group_answer(
 
 
 def _baseline(group: RunGroup, words: Sequence[str]) -> Arm | None:
-    """The arm to compare with: as requested, else the default, else with the fewest changes."""
+    """Return the arm to compare with: requested, else the default, else with fewest changes."""
     if not group.factors.are_tricks:
         return group.reference
     if len(words) == 1 and (arm := group.find(words[0])):
@@ -348,7 +348,7 @@ def _baseline(group: RunGroup, words: Sequence[str]) -> Arm | None:
 
 
 def _own_plain(arm: Arm, reference: Arm) -> Arm | None:
-    """The plain view of the same runs as a TTA arm, if ``reference`` is the same training."""
+    """Return the plain view of a TTA arm's runs, if ``reference`` is the same training."""
     is_own = (arm.view, reference.view) == ("tta", "plain")
     if not is_own or arm.training != reference.training:
         return None
@@ -356,7 +356,7 @@ def _own_plain(arm: Arm, reference: Arm) -> Arm | None:
 
 
 def _leave_one_out(group: RunGroup, baseline: Arm) -> Iterable[Asked]:
-    """Pairs of an arm with two or more changes and an arm that lacks just one of its changes."""
+    """Return pairs of an arm with two or more changes and an arm that lacks one of them."""
     by_tricks = group.factors.are_tricks
     for arm in group.arms:
         for factor, part in arm.parts.items():

@@ -14,7 +14,7 @@ ClassMeans = dict[str, dict[str, float | int | None]]
 
 
 def class_means(arm: Arm) -> ClassMeans:
-    """The scores of each class, by its name: means over the seeds for which a score is defined.
+    """Return the mean scores of each class by name, over the seeds with a defined score.
 
     Empty if a run neither recorded them nor has readable predictions.
     """
@@ -26,7 +26,7 @@ def class_means(arm: Arm) -> ClassMeans:
 
 
 def _of_run(run: FinishedRun, view: str) -> Mapping[str, Mapping[str, Any]]:
-    """What a run recorded about its classes; what its predictions say, if it is an earlier one.
+    """Return the recorded scores of a run's classes, or for an old run those of its predictions.
 
     Raises:
         ArtefactError: the predictions cannot be read.

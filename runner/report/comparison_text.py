@@ -59,7 +59,7 @@ def standing_text(one: Standing, margin: float, metric: Metric = ACCURACY) -> st
 
 
 def standings_table(answer: ComparisonAnswer) -> Table:
-    """The table of the arms: seeds, accuracy, difference with its interval, p-value, verdict."""
+    """Return the table of the arms: seeds, accuracy, difference and interval, p-value, verdict."""
     plan, metric, value = answer.plan, answer.metric, answer.base_value
     base = [BASELINE, _count(answer.base_seeds, answer.base_failed, plan.num_folds)]
     rows = [(*base, mean_text(value, metric) if value else "", "", "", "", "")]

@@ -250,7 +250,7 @@ def _with_lost(
     chosen: Mapping[str, tuple[str, ...]],
     failed_searches: Collection[str],
 ) -> dict[str, Mapping[int, PairedRun]]:
-    """The runs, in which an arm whose search for settings chose none has failed with every seed."""
+    """Return the runs; an arm without settings from its search has failed with every seed."""
     lost = {label: _NO_SETTINGS for label, words in chosen.items() if plan.tune and not words}
     lost |= dict.fromkeys(failed_searches, "its search for settings failed")
     return {
@@ -458,7 +458,7 @@ def _foreign(run: FinishedRun, label: str, seed: int, why: str) -> ArtefactError
 
 
 def _view(run: FinishedRun) -> str:
-    """The predictions of a run that are compared: with TTA where they were evaluated with it."""
+    """Return the compared predictions of a run: with TTA if the run was evaluated with TTA."""
     return "plain" if run.evaluation is None else "tta"
 
 
@@ -649,7 +649,7 @@ def _price(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> dict[s
 def counted_runs(
     answer: ComparisonAnswer, runs: Mapping[str, Mapping[int, PairedRun]], outputs: Path
 ) -> dict[tuple[str, int], FinishedRun]:
-    """The runs behind an answer that can be read, by label and seed; those of the base first."""
+    """Return the readable runs of an answer, by label and seed; those of the base first."""
     sides = [(BASE, answer.base_seeds), *((one.label, one.seeds) for one in answer.standings)]
     known = {}
     for label, seeds in sides:
@@ -662,7 +662,7 @@ def counted_runs(
 def timed(
     answer: ComparisonAnswer, known: Mapping[tuple[str, int], FinishedRun]
 ) -> ComparisonAnswer:
-    """The same answer with the seconds of its trainings, which differ each time they are run.
+    """Add to an answer the seconds of its trainings, which differ between repetitions.
 
     An arm has no ``seconds`` if its runs did not take turns with those of the base on one machine,
     and if one can no longer be read.

@@ -140,7 +140,7 @@ def confirmed(
 
 
 def table(found: Confirmation, answer: "ComparisonAnswer") -> Table:
-    """The table of what the test images say, with the difference on validation for comparison."""
+    """Return the table of the results on the test images, with the differences on validation."""
     metric = answer.metric
     validation = {one.label: one.mean for one in answer.standings}
     rows = []

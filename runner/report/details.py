@@ -289,7 +289,7 @@ class Pictures:
         return self._images.name(row)
 
     def thumbnail(self, row: int) -> str | None:
-        """A small JPEG as a ``data:`` address; None if the image is missing or was changed."""
+        """Return a small JPEG as a ``data:`` URL; None if the image is missing or was changed."""
         image = self._images.image(row)
         if image is None:
             return None

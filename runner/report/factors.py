@@ -258,7 +258,7 @@ def _shared(
 def _asked(
     values: Mapping[str, Any], run: FinishedRun | FailedRun, groups: set[str] | None = None
 ) -> dict[str, Any]:
-    """Values of a run; a value that follows from ``groups`` (None: from any group) is null."""
+    """Return the values of a run; those that follow from ``groups`` (None: any) are null."""
     values = dict(values)
     for key, sources in _FOLLOWS.items():
         is_left = _config_value(run, key) in (None, "auto")
@@ -384,7 +384,7 @@ def nearest_option(group: str, look: Look) -> tuple[str | None, tuple[str, ...]]
 
 
 def _option_values(group: str, name: str, look: Look) -> dict[str, Any]:
-    """The values of an option in a look's configuration; empty if the option does not fit."""
+    """Return the values of an option in a look's configuration; empty if it does not fit."""
     chosen = {**look.run.config, group: overlays.option_values(group, name)}
     values = look.values
     try:

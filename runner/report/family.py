@@ -228,7 +228,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def verdict(
     mean: float, p_zero: float | None, p_margin: float | None, *, less_is_better: bool = False
 ) -> Verdict:
-    """The verdict at the 5 % level; ``p_zero`` and ``p_margin`` are corrected for the family.
+    """Return the verdict at the 5 % level, from p-values that are corrected for the family.
 
     A significant difference that is smaller than the margin still helps or hurts.
     """
@@ -248,7 +248,7 @@ def outlook(
     level_zero: float = LEVEL,
     level_margin: float = LEVEL,
 ) -> Outlook:
-    """How many seeds would give an answer with a probability of 80 %, if the estimates are right.
+    """Estimate how many seeds give an answer with a probability of 80 %.
 
     The planning takes the estimates of the mean, the deviation of seeds and the error of images for
     the truth, although few seeds give only rough estimates. Both tests must pass: the moderated one

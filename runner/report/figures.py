@@ -117,7 +117,7 @@ def forest(
 
 
 def _limits(effects: Sequence[Effect], margin: float, scale: int = 100) -> tuple[float, float]:
-    """The ends of the axis: they include every mean, and intervals unless these are very wide."""
+    """Return the ends of the axis: they include all means, and intervals that are not very wide."""
     reach = max(4 * margin, *(2.5 * abs(one.mean) for one in effects))
     ends = [
         min(max(end, -reach), reach)

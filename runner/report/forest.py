@@ -145,11 +145,11 @@ class _Axis:
         self.places = places
 
     def place(self, value: float) -> int:
-        """The character of a value; outside 0..places - 1 if the value is beyond the axis."""
+        """Return the place of a value in characters; outside 0..places - 1 if beyond the axis."""
         return round((value - self.low) / (self.high - self.low) * (self.places - 1))
 
     def ruler(self, marks: _Marks, scale: int) -> tuple[str, str]:
-        """A line with ticks, and one with their numbers, which are differences times ``scale``."""
+        """Return a line of ticks and a line of their numbers, differences times ``scale``."""
         step = _step(scale * (self.high - self.low) / _MOST_TICKS)
         first, last = ceil(scale * self.low / step), floor(scale * self.high / step)
         digits = max(0, -floor(log10(step) + 1e-9))

@@ -152,7 +152,7 @@ class RunGroup:
         return [name for name in look.run.tricks if name in seen]
 
     def _differences(self, group: str, keys: Sequence[str]) -> list[str]:
-        """The values of one group of keys that differ from other groups of runs, as texts."""
+        """Return the values of a group of keys, as texts, that differ from other groups of runs."""
         if group == CODE:
             return [self.code]
         if len(keys) > 1 or (group in schema.trick_groups() and keys[0] != group):

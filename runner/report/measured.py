@@ -144,7 +144,7 @@ def of_scores(
     scores: NDArray[Any],
     classes: NDArray[np.int64] | None,
 ) -> Measured:
-    """A metric that is a mean of scores (N,); ``classes`` are needed where each counts alike."""
+    """Return a metric that is a mean of scores (N,); ``classes`` are needed if they count alike."""
     if metric.name != "balanced_accuracy":
         return Measured(float(scores.mean(dtype=np.float64)), correct, scores)
     assert classes is not None
@@ -153,7 +153,7 @@ def of_scores(
 
 
 def missing_class(metric: Metric, labels: NDArray[np.int64], num_classes: int) -> int | None:
-    """The first class without images, where that leaves the metric undefined; otherwise None."""
+    """Return the first class without images, if the metric is then undefined; otherwise None."""
     if metric.name != "auroc":
         return None
     empty = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
@@ -310,7 +310,7 @@ def _resampled(
 def _resampled_of(
     labels: bytes, groups: bytes | None, num_resamples: int
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """What each image counts, (N,), and how often each resample has it, (N, R): always the same."""
+    """Return the weight of each image, (N,), and its counts in each fixed resample, (N, R)."""
     rng = np.random.default_rng(0)
     classes = np.frombuffer(labels, np.int64)
     factors = np.ones(len(classes), np.float32)
@@ -347,7 +347,7 @@ def _counts(
 
 
 def digest(sides: Sequence[Sequence[Measured]], folds: NDArray[np.int64] | None = None) -> str:
-    """A hash over what a difference is computed from; ``folds`` are those of the images, if any."""
+    """Hash the inputs of a difference; ``folds`` are those of the images, if any."""
     found = hashlib.blake2b(b"" if folds is None else folds.tobytes(), digest_size=16)
     for side in sides:
         found.update(len(side).to_bytes(4, "little"))

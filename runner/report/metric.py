@@ -123,7 +123,7 @@ def metric_of(name: str) -> Metric:
 
 
 def undefined(metric: Metric, reason: str, run: str = "") -> ConfigError:
-    """The error for a metric that has no value on the validation images, of a run if one is named.
+    """Return the error for a metric without a value on the validation images of a run.
 
     The reason is of :func:`runner.report.measured.why_undefined`.
     """

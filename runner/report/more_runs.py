@@ -55,7 +55,7 @@ def more_runs(arm: Arm, reference: Arm, wanted: int) -> tuple[MoreRuns, ...]:
 
 
 def words_but_seed(run: FinishedRun) -> tuple[str, ...]:
-    """The command of a run without seed, run_dir and force; empty if it is not runner.train."""
+    """Return a run's command without seed, run_dir and force; empty if not of runner.train."""
     if run.command[:3] != ("python", "-m", "runner.train"):
         return ()
     own = ("seed=", "run_dir=", "force=")
@@ -70,7 +70,7 @@ def words_but_seed(run: FinishedRun) -> tuple[str, ...]:
 
 
 def _path_of_code(run: FinishedRun, sha256: str) -> str | None:
-    """The file that a run was trained with: as it was named, or where that changed the run's copy.
+    """Return the code file of a run: as it was named, or the run's copy if that file has changed.
 
     None where neither has that content.
     """
@@ -84,7 +84,7 @@ def _path_of_code(run: FinishedRun, sha256: str) -> str | None:
 
 
 def _hydra_text(text: str) -> str:
-    """A text as a value on the command line of Hydra, which splits and evaluates bare ones."""
+    """Quote a text for the command line of Hydra, which splits and evaluates bare text."""
     if re.fullmatch(r"[\w./+@%:-]+", text, re.ASCII):
         return text
     return "'" + text.replace("'", "\\'") + "'"

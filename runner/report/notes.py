@@ -74,7 +74,7 @@ def group_notes(
 def family_notes(
     group: RunGroup, reference: Arm | None, family: Family, margin: float, metric: Metric
 ) -> Iterable[str]:
-    """What holds for all comparisons of a group together: failures, images, number of tests."""
+    """Yield notes on a group of comparisons as a whole: failures, images, number of tests."""
     for arm in group.arms:
         if arm.failed:
             yield (
@@ -113,7 +113,7 @@ def family_notes(
 
 
 def _arms_without_a_run(group: RunGroup, reference: Arm | None) -> Iterable[str]:
-    """Arms of which every seed failed, named by the values that differ from the baseline's."""
+    """Return the arms of which every seed failed, named by their changes of the baseline."""
     others = [reference] if reference else group.arms
     known = [without_views(arm.all_values) for arm in others]
     values = [
@@ -199,7 +199,7 @@ def other_comparisons(
 
 
 def _between_groups(groups: Sequence[RunGroup]) -> list[str]:
-    """The factors in which the only arm of a group differs from equal arms of other groups."""
+    """Return the factors by which a group's only arm differs from equal arms of other groups."""
 
     def kind(arm: Arm) -> str:
         return canonical_text([arm.view, arm.values])
@@ -219,7 +219,7 @@ def _trainings(group: RunGroup) -> list[Look]:
 
 
 def _baseline_command(arm: Arm) -> str:
-    """The command that trains the baseline of an arm, if leaving out the overlays is enough."""
+    """Return the command of an arm's baseline, if leaving out the overlays is enough."""
     seeds = tuple(sorted(arm.runs))
     words = words_but_seed(arm.runs[seeds[0]])
     kept = tuple(word for word in words if not word.lstrip("+").startswith("trick="))

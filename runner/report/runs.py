@@ -262,7 +262,7 @@ class Found:
 
 
 def content_with_digest(path: Path, sha256: str) -> bytes | None:
-    """The content of a regular file whose SHA-256 is ``sha256``; None where there is no such."""
+    """Return the content of a regular file if its SHA-256 is ``sha256``; otherwise None."""
     try:
         content = read_whole(path)
     except (OSError, ValueError):  # ValueError: a null character in the path
@@ -383,7 +383,7 @@ def _add_evaluation(folder: RunFolder, run: FinishedRun, name: str, found: Found
 
 
 def _evaluated(run: FinishedRun, name: str, content: Mapping[str, Any]) -> FinishedRun:
-    """``run`` with the evaluation that is in ``content``.
+    """Return ``run`` with the evaluation in ``content``.
 
     Raises:
         ArtefactError: ``content`` does not hold the values of an evaluation of this run.

@@ -242,7 +242,7 @@ def _own(found: Difference | None) -> tuple[float, float]:
 def _is_futile(
     arm: _Arm, spread: Moderated, n: int, max_seeds: int, num_open: int, margin: float
 ) -> bool:
-    """Whether a verdict at the last look is improbable if the mean and spread so far are right.
+    """Return whether a verdict is improbable even at the last look, given mean and spread so far.
 
     Pairs that failed so far stay missing; those of the remaining seeds are expected.
     """

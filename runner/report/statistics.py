@@ -334,7 +334,7 @@ def _rare(
     *,
     are_counts: bool,
 ) -> float | None:
-    """The standard error from units that differ and were not drawn; None if many units differ.
+    """Return the standard error from the few units that differ; None if many units differ.
 
     The largest difference is that of any unit in any seed, or of a whole group if none differs: an
     image that differs has a difference of ``largest``, whereas few images of a group may differ.
@@ -380,7 +380,7 @@ def few_error(
 def _of_classes(
     per_image: NDArray[np.float32], classes: NDArray[np.int64], groups: NDArray[np.int64] | None
 ) -> tuple[FloatArray, _Units]:
-    """The difference of each seed, (n,), where each class counts alike; and images, or groups.
+    """Return the difference of each seed, (n,), with equal class weights; and images or groups.
 
     Each image counts as its distance from the mean of its class, so that the spread between classes
     is no error. The factor √(n/(n-1)) makes up for what the mean of a small class has fitted.
@@ -448,7 +448,7 @@ def _rare_groups_error(
 
 
 def _places(names: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The place of each image's name among all names, (N,), and how many images each name has."""
+    """Return the index of each image's name among all names, (N,), and the images per name."""
     _, place, sizes = np.unique(names, return_inverse=True, return_counts=True)
     return place, sizes
 
@@ -475,7 +475,7 @@ def _largest_of(
 
 
 def _differing(mean: FloatArray, *, are_counts: bool) -> float:
-    """The number of units that differ; of unequal differences, few large ones count for all."""
+    """Return the effective number of units that differ; large differences dominate."""
     if are_counts:
         return int((mean != 0).sum())
     squares = np.square(mean)

@@ -115,7 +115,7 @@ def answer_table(found: GroupAnswer, margin: float, metric: Metric = ACCURACY) -
 
 
 def _count(row: Row, one: Comparison | None) -> str:
-    """Number of seeds of the comparison, of the arm if it has more, and of those that failed."""
+    """Return the numbers of seeds: of the comparison, of the arm if it has more, and failed."""
     own, paired = (
         row.num_folds * count
         for count in (len(row.seeds), len(one.seeds) if one else len(row.seeds))
@@ -261,7 +261,7 @@ def remarks(group: GroupAnswer, margin: float, metric: Metric = ACCURACY) -> Ite
 
 
 def _is_noted(one: Comparison, group: GroupAnswer, margin: float) -> bool:
-    """Whether a note of the group already says that there are too few images for its margin."""
+    """Return whether a note of the group already reports too few images for its margin."""
     smallest = group.family.smallest_margin
     too_few = smallest is not None and smallest[0] > margin
     return (

@@ -128,5 +128,5 @@ def write_outputs(
 
 
 def _prints_errors() -> bool:
-    """Whether this process reports errors: of several that share a run, only the first does."""
+    """Return whether this process reports errors: only the first of a run's processes does."""
     return os.environ.get("RANK", "0") == "0"

@@ -20,12 +20,12 @@ def printable(text: str) -> str:
 
 
 def legible(name: str) -> str:
-    """``name`` for a message or a line of a list: line breaks are escaped as well."""
+    """Escape ``name``, line breaks included, for a message or a line of a list."""
     return printable(name).replace("\n", "\\n")
 
 
 def distinguishable(names: Sequence[str]) -> list[str]:
-    """``names``, legible, spelled in ASCII where another one only differs in its Unicode form."""
+    """Make ``names`` legible, in ASCII if two differ only in their Unicode forms."""
     forms: dict[str, set[str]] = {}
     for name in names:
         forms.setdefault(unicodedata.normalize("NFKC", name), set()).add(name)
@@ -53,7 +53,7 @@ class LiveConsole(PipeConsole):
 
 
 def table_console() -> PipeConsole:
-    """A console for tables. In a pipe, which has no width, it is as wide as the widest table."""
+    """Return a console for tables; in a pipe, it is as wide as the widest table."""
     console = PipeConsole(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = TABLE_WIDTH

@@ -8,7 +8,7 @@ _PLAIN = re.compile(r"(?!(true|false|null|nan|inf)$)[A-Za-z/_.][\w/.-]*", re.ASC
 
 
 def override(key: str, value: object) -> str:
-    """``key=value`` for the command line of a training, whatever characters ``value`` has."""
+    """Write ``key=value`` for the command line of a training, with any characters in ``value``."""
     text = str(value)
     if not _PLAIN.fullmatch(text):
         # A backslash counts only before a quote; those before the closing one are doubled.

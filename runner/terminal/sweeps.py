@@ -14,7 +14,7 @@ _NAME_WIDTH = 40  # of a job that is alone, and so has no words of its own
 
 
 def job_names(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """The words by which each job differs from the others; of a job that is alone, the first."""
+    """Return the words by which each job differs from the others; for a single job, its first."""
     if len(jobs) == 1:
         return [_first_words(jobs[0])]
     shared = shared_words(jobs)

@@ -117,7 +117,7 @@ class Table:
 
 
 def _width(cell: str) -> int:
-    """Characters of the longest line of a cell, as a terminal counts them."""
+    """Count the characters of a cell's longest line, as a terminal does."""
     return max((cell_len(line) for line in printable(cell).splitlines()), default=0)
 
 

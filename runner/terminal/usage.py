@@ -35,7 +35,7 @@ class KeysParser(Parser):
     """Knows that an option that does not exist is perhaps a key or a group of the configuration."""
 
     def unknown_option(self, option: str, following: Sequence[str]) -> ConfigError:
-        """The error for an option that does not exist: perhaps a key or a group was meant."""
+        """Return the error for an unknown option, which may have been meant as a key or group."""
         name, separator, value = option.partition("=")
         refused = [known for known in _REFUSED if known not in self.options()]
         full = next((known for known in refused if known.startswith(name)), None)

@@ -158,7 +158,7 @@ def test_groups_on_both_sides_of_a_split_of_the_data_are_named(make_images, load
         load(root, group_pattern="(...)[0-9]")
 
     assert caught.value.what.splitlines() == [
-        "2 groups have images in more than one part of the split that the data brings:",
+        "2 groups have images in more than one part of the split of the data:",
         "  ann: train/b/ann2.png in training, val/a/ann3.png in validation",
         "  bob: train/a/bob1.png in training, test/a/bob2.png in test",
     ]
