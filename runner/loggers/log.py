@@ -1,4 +1,4 @@
-"""The logger of a run, as the training sees it: it starts, is told of news, and ends.
+"""The logger of a run, as the training sees it: it starts, receives news, and ends.
 
 The work is done by :mod:`runner.loggers.copier` in a process of its own. Nothing here waits while
 the run trains, and nothing raises: a logger that fails is reported once.

@@ -1,4 +1,4 @@
-"""What every logger does, and what it is told about a run."""
+"""The actions of every logger, and the facts of a run that it receives."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ VIEWERS = {
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """What a tool is told when it opens a run.
+    """The facts that a tool receives when it opens a run.
 
     Attributes:
         name: name of the run, as that of its folder.
