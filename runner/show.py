@@ -8,6 +8,9 @@ a sweep until they have ended: status, what Slurm says of them and why they wait
 machine, epoch. ``outputs/sweeps`` is the newest sweep. Ctrl-C ends the watching
 alone. The exit code is 6 if all jobs have ended, and some without a result.
 
+``--watch`` shows a folder of runs in the same way until Ctrl-C: epoch, images per second and
+the time that is left of each run at work. In a pipe it prints a line per change.
+
 Status of a job
   pending      it has not begun
   queued       it waits in Slurm
@@ -20,31 +23,43 @@ Status of a job
 The command only reads files and asks Slurm, so it works during a run.
 """
 
+import sys
+import time
 from argparse import RawDescriptionHelpFormatter
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
 from runner.errors import ArtefactError, DataError
 from runner.jobs.following import show_sweep, under_way
+from runner.jobs.overview import num_epochs
 from runner.records.comparison_folder import ComparisonFolder
-from runner.records.run_folder import run_folders
+from runner.records.run_folder import RunFolder, run_folders
 from runner.records.sweep_folder import SweepFolder
 from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program
-from runner.terminal.console import PipeConsole, legible, printable
+from runner.terminal.console import LiveConsole, PipeConsole, legible, printable
+from runner.terminal.display import duration
 from runner.terminal.tables import Table
 
 _ACCURACIES = ("accuracy", "balanced")
+_SECONDS = 2.0  # between two looks
+_LINES = 12  # of a terminal that the table of runs leaves free
 
 
 def rows(outputs: Path) -> Iterator[dict[str, Any]]:
     """Yield a row per run: ``name``, ``status``, ``reason``, ``epoch``, ``accuracy``, ``balanced``.
 
-    The last two are None before the first evaluation, and ``balanced``, the balanced accuracy,
-    also for runs of earlier versions.
+    Of a run at work also ``epochs``, ``speed`` in images per second and ``left`` in seconds.
+    ``accuracy`` and ``balanced`` are None before the first evaluation, and ``balanced``,
+    the balanced accuracy, also for runs of earlier versions.
 
     Raises:
         DataError: there is no such folder.
@@ -56,11 +71,17 @@ def rows(outputs: Path) -> Iterator[dict[str, Any]]:
     for folder in run_folders(outputs):
         status = folder.status()
         last = folder.last_row()
+        is_running, epoch = status["status"] == "running", last.get("epoch", 0)
+        epochs = num_epochs(folder) if is_running else None
+        speed, left = _pace(folder, epoch, epochs) if is_running else (None, None)
         yield {
             "name": folder.path.name,
             "status": status["status"],
             "reason": str(status["reason"]).partition("\n")[0],
-            "epoch": last.get("epoch", 0),
+            "epoch": epoch,
+            "epochs": epochs,
+            "speed": speed,
+            "left": left,
             "accuracy": last.get("val_accuracy"),
             "balanced": last.get("val_balanced_accuracy"),
         }
@@ -102,6 +123,85 @@ def sweep_at(place: Path) -> SweepFolder | None:
     return None
 
 
+def _table(found: list[dict[str, Any]], room: int | None = None) -> Table:
+    """Return the table of the runs, with ``room`` rows at most."""
+    counts = Counter(row["status"] for row in found)
+    title = ", ".join(f"{count} {status}" for status, count in counts.items())
+    cells = [
+        (
+            row["name"],
+            row["status"],
+            _epoch(row),
+            "" if row["speed"] is None else f"{row['speed']:,.0f}",
+            "" if row["left"] is None else duration(row["left"]),
+            *("" if row[name] is None else f"{row[name]:.2%}" for name in _ACCURACIES),
+            row["reason"],
+        )
+        for row in found[:room]
+    ]
+    table = Table(
+        title=f"{len(found)} runs{': ' if title else ''}{title}",
+        columns=("run", "status", "epoch", "images/s", "left", *_ACCURACIES, "reason"),
+        rows=tuple(cells),
+        text_columns=("run", "status", "reason"),
+    )
+    is_running = any(row["status"] == "running" for row in found)
+    return table if is_running else table.without("images/s", "left")
+
+
+def _watch(outputs: Path) -> None:
+    """Show the runs until Ctrl-C, which ends the watching alone; a pipe gets a line per change."""
+    console, before = LiveConsole(highlight=False), dict[str, tuple[Any, ...]]()
+    try:
+        if not console.is_terminal or console.is_dumb_terminal:
+            while True:
+                for row in rows(outputs):
+                    now = (row["status"], row["epoch"])
+                    if before.get(row["name"]) != now:
+                        before[row["name"]] = now
+                        print(printable(_change(row)), flush=True)
+                time.sleep(_SECONDS)
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            while True:
+                began = time.monotonic()
+                found = sorted(rows(outputs), key=lambda row: row["status"] != "running")
+                room = max(1, console.height - _LINES)
+                below = [
+                    printable(line) for line in chain(comparisons(outputs), under_way(outputs))
+                ]
+                drawn = _table(found, room).drawn(console.width)
+                more = [f"and {len(found) - room} more runs"] if len(found) > room else []
+                live.update(Group(drawn, *map(Text, [*more, *below])), refresh=True)
+                # Many files on a slow file system are read more rarely.
+                time.sleep(max(_SECONDS, 5 * (time.monotonic() - began)))
+    except KeyboardInterrupt as interrupt:
+        print("not watched any more; the runs go on", file=sys.stderr)
+        sys.exit(getattr(interrupt, "exit_code", 130))
+
+
+def _epoch(row: Mapping[str, Any]) -> str:
+    return f"{row['epoch']}" if row["epochs"] is None else f"{row['epoch']}/{row['epochs']:g}"
+
+
+def _change(row: Mapping[str, Any]) -> str:
+    speed = "" if row["speed"] is None else f", {row['speed']:,.0f} images/s"
+    left = "" if row["left"] is None else f", about {duration(row['left'])} left"
+    return f"{row['name']}: {row['status']}, epoch {_epoch(row)}{speed}{left}"
+
+
+def _pace(folder: RunFolder, epoch: int, epochs: float | None) -> tuple[float | None, float | None]:
+    """Return images per second of the last epoch, and about how many seconds a run has left."""
+    times = folder.rows("timings.jsonl")
+    last = times[-1] if times else {}
+    speed, total = last.get("images_per_second"), last.get("total_seconds")
+    if not isinstance(total, int | float) or epochs is None or not 0 < epoch <= epochs:
+        return speed, None
+    with suppress(OSError):
+        since = time.time() - (folder.path / "timings.jsonl").stat().st_mtime
+        return speed, max(0.0, total / epoch * (epochs - epoch) - since)
+    return speed, None
+
+
 def main() -> None:
     """Run the command; see ``--help``."""
     parser = Parser(
@@ -111,33 +211,21 @@ def main() -> None:
         "outputs", nargs="?", default="outputs", type=Path, help="a folder of runs, or a sweep"
     )
     parser.add_argument("--once", action="store_true", help="do not watch the jobs of a sweep")
+    parser.add_argument(
+        "--watch", action="store_true", help="show a folder of runs again and again, until Ctrl-C"
+    )
     arguments = parser.parse_args()
     outputs = arguments.outputs
 
     def body() -> None:
         if (sweep := sweep_at(outputs)) is not None:
-            show_sweep(sweep, once=arguments.once)
+            show_sweep(sweep, once=arguments.once and not arguments.watch)
             return
-        found = list(rows(outputs))
-        counts = Counter(row["status"] for row in found)
-        title = ", ".join(f"{count} {status}" for status, count in counts.items())
-        cells = [
-            (
-                row["name"],
-                row["status"],
-                str(row["epoch"]),
-                *("" if row[name] is None else f"{row[name]:.2%}" for name in _ACCURACIES),
-                row["reason"],
-            )
-            for row in found
-        ]
+        if arguments.watch:
+            _watch(outputs)
+            return
         console = PipeConsole(highlight=False)
-        Table(
-            title=f"{len(found)} runs{': ' if title else ''}{title}",
-            columns=("run", "status", "epoch", *_ACCURACIES, "reason"),
-            rows=tuple(cells),
-            text_columns=("run", "status", "reason"),
-        ).print(console)
+        _table([*rows(outputs)]).print(console)
         for line in chain(comparisons(outputs), under_way(outputs)):
             console.print(printable(line), markup=False, emoji=False)
 

@@ -11,7 +11,7 @@ from runner.errors import DataError
 from runner.machine.locks import locked
 from runner.records.run_folder import RunFolder
 from runner.records.sweep_folder import SweepFolder
-from runner.show import rows, sweep_at
+from runner.show import _watch, rows, sweep_at
 
 WHAT = {"identity": "0" * 16, "fingerprint": "f", "values": {"seed": 0}}
 
@@ -97,6 +97,39 @@ def test_the_command(command: Command, tmp_path: Path) -> None:
     assert "1 failed" in done.stdout
     assert "run-[red]" in done.stdout, "markup in a name is text"
     assert "\x1b" not in done.stdout
+
+
+def test_a_run_at_work_has_its_pace_and_the_time_that_is_left(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(WHAT, {"budget": {"epochs": 10}}, [])
+    folder.append_row({"epoch": 4, "val_accuracy": 0.25})
+    times = {"epoch": 4, "images_per_second": 500.0, "total_seconds": 80.0}
+    folder.append_row(times, "timings.jsonl")
+    with locked(folder.lock):
+        found = by_name(tmp_path)["run"]
+    assert (found["epoch"], found["epochs"], found["speed"]) == (4, 10, 500.0)
+    assert found["left"] == pytest.approx(120, abs=5)  # six epochs of twenty seconds
+    assert by_name(tmp_path)["run"]["left"] is None, "the run is not at work any more"
+
+
+def test_watching_a_pipe_prints_a_line_per_change_until_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, looks = begun(tmp_path, "run"), iter((1, 1, 2))
+
+    def sleep(seconds: float) -> None:
+        try:
+            folder.append_row({"epoch": next(looks), "val_accuracy": 0.25})
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr("runner.show.time.sleep", sleep)
+    with pytest.raises(SystemExit) as ended:
+        _watch(tmp_path)
+    assert ended.value.code == 130
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"run: killed, epoch {epoch}" for epoch in (0, 1, 2)]
+    assert "the runs go on" in err
 
 
 def test_a_sweep_is_found_by_folder_and_name(

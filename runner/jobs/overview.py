@@ -179,7 +179,7 @@ class _Runs:
         if run is None:
             return one
         if run.path not in self._epochs:
-            self._epochs[run.path] = _num_epochs(run)
+            self._epochs[run.path] = num_epochs(run)
         epoch = run.last_row().get("epoch", 0)
         is_known = isinstance(epoch, int)
         return replace(one, epoch=epoch if is_known else None, epochs=self._epochs[run.path])
@@ -192,7 +192,8 @@ def _process(one: JobState) -> str | None:
     return f"{one.state['pid']} {one.state['host']}"
 
 
-def _num_epochs(run: RunFolder) -> float | None:
+def num_epochs(run: RunFolder) -> float | None:
+    """Return how many epochs a run is to train; None if that cannot be read."""
     with suppress(OSError, ValueError, yaml.YAMLError, TypeError, KeyError, RecursionError):
         found = yaml.safe_load(read_whole(run.path / "config.yaml", at_most=_LARGEST_CONFIG))
         return float(found["budget"]["epochs"])
