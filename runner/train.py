@@ -7,6 +7,7 @@ configuration errors and finished runs appear at once.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.callable_module import make_callable
 from runner.config.idea import idea_of
 from runner.config.overlays import own_overlays, words_without_effect
 from runner.config.schema import RunConfig
@@ -167,6 +168,9 @@ _USAGE = Usage(
 
 WORK = Work(run, finished_before)
 """What a job of this command does."""
+
+if __name__ != "__main__":
+    make_callable(__name__)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ SOURCES = sorted([*(ROOT / "runner").rglob("*.py"), *(ROOT / "hydra_plugins").rg
 
 # Imports go down only: a room knows rooms of lower floors. `python scripts/rooms.py` shows them.
 FLOORS = [
-    {"errors", "randomness"},
+    {"errors", "randomness", "callable_module"},
     {"machine"},
     {"config"},
     {"terminal"},
@@ -27,6 +27,7 @@ FLOORS = [
     {"train", "lr_find", "show", "evaluate", "predict", "export.__main__", "report.__main__",
      "data.__main__", "look.__main__", "__main__"},
     {"compare.__main__"},
+    {"api"},
 ]  # fmt: skip
 HYDRA = {
     "runner/config/compose.py", "runner/config/complaints.py", "runner/config/overrides.py",

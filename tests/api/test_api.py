@@ -1,0 +1,216 @@
+"""The functions of Python do what commands do, raise what commands print, and leave no trace."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+from small import Command
+
+import runner
+from runner.api.process import _error
+from runner.errors import ArtefactError, ConfigError, DataError
+
+SMALL = (
+    "data=folder", "data.batch_size=16", "resize.size=16", "model=timm", "model.name=test_resnet",
+    "budget.epochs=1", "threads=1",
+)  # fmt: skip
+
+
+@pytest.fixture
+def words(tiny_folder: Path, tmp_path: Path) -> tuple[str, ...]:
+    return (*SMALL, f"data.root={tiny_folder}", f"outputs={tmp_path / 'outputs'}")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> runner.Run:
+    outputs = tmp_path_factory.mktemp("outputs")
+    return runner.train(*SMALL, f"data.root={tiny_folder}", f"outputs={outputs}", tta="flip")
+
+
+def test_the_public_names() -> None:
+    functions = {"compare", "load_model", "load_runs", "train"}
+    assert set(runner.__all__) == functions | {"Comparison", "Run", "Runs"}
+    for name in runner.__all__:
+        assert callable(getattr(runner, name))
+    with pytest.raises(AttributeError, match="no attribute 'tran'"):
+        runner.tran  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import runner; runner.train; runner.load_runs; runner.__version__",
+        "from runner.train import WORK; import runner; assert callable(runner.train)",
+        "from runner import train; assert train.WORK; assert callable(train)",
+        "import runner.compare.question; assert callable(runner.compare)",
+        "import runner; assert runner.train is __import__('runner.train').train",
+    ],
+)
+def test_importing_is_quick_and_gives_the_same_whatever_was_imported_before(code: str) -> None:
+    code += "; import sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_run_is_that_of_the_command(words: tuple[str, ...], command: Command) -> None:
+    ended = command(*words, "seed=3")
+    assert ended.returncode == 0, ended.stderr
+    mine = runner.train(*words, seed=3)
+    assert mine.status == "skipped"
+    assert mine.result == json.loads((mine.folder / "result.json").read_text())
+    other = runner.train(*words, **{"seed": 3, "optim.lr": 1e-4})
+    assert (other.status, other.folder == mine.folder) == ("finished", False)
+
+
+def test_what_a_run_says(run: runner.Run) -> None:
+    assert run.tricks == ["tta"]
+    assert run.metrics == run.result["metrics"]["tta"]
+    found = run.predictions()
+    assert (found["tta"].argmax(axis=1) == found["labels"]).mean() == pytest.approx(run.accuracy)
+    assert [row["epoch"] for row in run.epochs()] == [1]
+    assert run.folder.name in repr(run)
+
+
+def test_runs_as_a_table(run: runner.Run) -> None:
+    runs = runner.load_runs(run.folder.parent)
+    assert [one.tricks for one in runs] == [[], ["tta"]]
+    plain, tta = runs.table()
+    assert plain["accuracy"] == run.result["metrics"]["plain"]["accuracy"]
+    assert tta["accuracy"] == run.accuracy
+    assert all(
+        isinstance(value, str | int | float) for row in runs.table() for value in row.values()
+    )
+    assert isinstance(runs[:1], runner.Runs)
+    with pytest.raises(DataError, match="no such folder"):
+        runner.load_runs(run.folder / "none")
+
+
+def test_a_model_predicts_what_the_command_predicts(
+    run: runner.Run, tiny_folder: Path, command: Command
+) -> None:
+    paths = sorted(path for path in (tiny_folder / "val").rglob("*") if path.is_file())[:5]
+    ended = command(
+        str(run.folder), *map(str, paths), "--json", "-", "--top", "3", module="runner.predict"
+    )
+    assert ended.returncode == 0, ended.stderr
+    model = runner.load_model(run)
+    found = model.predict(paths)
+    for row, said in zip(found, json.loads(ended.stdout)["images"], strict=True):
+        top = {one["class"]: one["probability"] for one in said["top"]}
+        assert top == pytest.approx(dict(zip(model.classes, row.tolist(), strict=True)), abs=1e-6)
+    with Image.open(paths[0]) as image:
+        picture = image.convert("RGB")
+    assert np.allclose(model.predict([picture, np.asarray(picture)]), found[[0, 0]], atol=1e-6)
+    assert model.top(paths[:1])[0][0][1] == pytest.approx(float(found[0].max()))
+
+
+def test_a_model_is_a_module(run: runner.Run) -> None:
+    model = runner.load_model(run.folder)
+    assert isinstance(model, torch.nn.Module)
+    images = torch.rand(2, 3, 16, 16)
+    with torch.inference_mode():
+        logits = model(images)
+    assert logits.shape == (2, len(model.classes))
+    with pytest.raises(ConfigError, match="paths"):
+        model.predict([images[0]])
+    with pytest.raises(DataError, match="No such file"):
+        model.predict(["none.jpg"])
+    with pytest.raises(DataError, match="no such folder"):
+        runner.load_model("none")
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown key": ({"mixup.alpah": 1}, "mixup.alpha"),
+    "out of range": ({"mixup.alpha": -1}, "mixup.alpha"),
+    "option": ({"mixup": "betta"}, "beta"),
+}
+
+
+@pytest.mark.parametrize(("values", "said"), WRONG.values(), ids=WRONG.keys())
+def test_a_mistake_raises_and_writes_nothing(
+    values: dict[str, Any], said: str, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        runner.train(*words, **values)
+    assert caught.value.fix or said in str(caught.value)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_word_is_a_string() -> None:
+    with pytest.raises(ConfigError, match="a word is a string"):
+        runner.train(3)  # type: ignore[arg-type]
+
+
+def state() -> list[Any]:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return [handlers, Path.cwd(), dict(os.environ), threading.active_count(),
+            GlobalHydra.instance().is_initialized()]  # fmt: skip
+
+
+def test_a_call_leaves_no_trace(words: tuple[str, ...]) -> None:
+    before = state()
+    runner.train(*words, seed=1)
+    assert state() == before
+
+
+def test_a_call_works_in_another_thread(words: tuple[str, ...]) -> None:
+    found: list[runner.Run] = []
+    thread = threading.Thread(target=lambda: found.append(runner.train(*words, seed=1)))
+    thread.start()
+    thread.join()
+    assert found[0].status == "finished"
+
+
+def test_an_interrupted_call_is_resumed(words: tuple[str, ...], monkeypatch: Any) -> None:
+    from runner.training import step
+
+    real, calls = step.train_step, iter(range(10**6))
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr("runner.training.loop.train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.train(*words, seed=1)
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert runner.train(*words, seed=1).status == "resumed"
+
+
+@pytest.mark.whole
+def test_a_comparison(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    found = runner.compare(*words, tries=["tta=flip"], seeds=3, margin=5)
+    assert list(found.verdicts) == ["tta=flip"]
+    (row,) = found.table()
+    assert row["n"] == 3
+    assert "tta=flip" in repr(found)
+    assert "seed 0" in capsys.readouterr().out
+    again = runner.compare(*words, tries=["tta=flip"], seeds=3, margin=5)
+    assert again.answer == found.answer
+    assert "<svg" in found.page()
+    assert found._repr_html_().startswith("<iframe srcdoc=")
+    with pytest.raises(ConfigError, match="mixup"):
+        runner.compare(*words, tries=["mixup=betta"])
+
+
+def test_the_error_of_a_process_is_an_exception_again() -> None:
+    lines = ["a note", "error: what", "and more", "where: here", "fix: one", "two"]
+    found = _error(7, lines)
+    assert type(found) is ArtefactError
+    assert (found.what, found.where, found.fix) == ("what\nand more", "here", "one\ntwo")
+    assert _error(1, ["Traceback", "KeyError: 3"]).what == "Traceback\nKeyError: 3"
+
+
+@pytest.fixture(autouse=True)
+def one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)

@@ -1,0 +1,63 @@
+"""The notebook of the examples runs, its progress is text, and an interrupted cell is resumed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+nbclient = pytest.importorskip("nbclient")
+nbformat = pytest.importorskip("nbformat")
+
+NOTEBOOK = Path(__file__).parents[2] / "examples" / "notebook.ipynb"
+pytestmark = [
+    pytest.mark.whole,
+    pytest.mark.filterwarnings("ignore"),  # of Jupyter's packages
+]
+
+
+def executed(notebook: Any, folder: Path) -> Any:
+    client = nbclient.NotebookClient(
+        notebook, timeout=240, resources={"metadata": {"path": str(folder)}}
+    )
+    return client.execute()
+
+
+def outputs(cell: Any) -> str:
+    texts = [
+        part.get("text") or part.get("data", {}).get("text/plain", "") for part in cell.outputs
+    ]
+    return "\n".join(texts)
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    found = executed(nbformat.read(NOTEBOOK, as_version=4), tmp_path)
+    cells = [cell for cell in found.cells if cell.cell_type == "code"]
+    train, _, compare, *_, mistake = map(outputs, cells)
+    assert "epoch 1/1" in train
+    assert "Run(fashion-xresnet18-mixup-seed0-" in train
+    assert any("text/html" in part.get("data", {}) for part in cells[0].outputs)  # rich's own
+    assert "'tta=flip': " in compare
+    assert "mixup.alpha" in mistake
+    assert "Traceback" not in "".join(map(outputs, cells))
+
+
+def test_an_interrupted_cell_is_resumed(tmp_path: Path) -> None:
+    cells = [
+        "import runner, threading, time, os, signal",
+        # As a click on the button of interruption does, in the middle of the training.
+        "def interrupt():\n"
+        "    from pathlib import Path\n"
+        "    while not list(Path('outputs').glob('*/status.json')): time.sleep(0.05)\n"
+        "    time.sleep(1)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "threading.Thread(target=interrupt).start()\n"
+        "try:\n"
+        "    runner.train('budget.epochs=3', 'resize.size=16', 'threads=1')\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')",
+        "print(runner.train('budget.epochs=3', 'resize.size=16', 'threads=1').status)",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    found = executed(notebook, tmp_path)
+    assert "interrupted" in outputs(found.cells[1])
+    assert "resumed" in outputs(found.cells[2])
