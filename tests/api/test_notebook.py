@@ -1,5 +1,6 @@
 """The notebook of the examples runs, its progress is text, and an interrupted cell is resumed."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 nbclient = pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")
 
-NOTEBOOK = Path(__file__).parents[2] / "examples" / "notebook.ipynb"
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
+PAGE = (ROOT / "docs" / "python.md").read_text()
 pytestmark = [
     pytest.mark.whole,
     pytest.mark.filterwarnings("ignore"),  # of Jupyter's packages
@@ -61,3 +64,10 @@ def test_an_interrupted_cell_is_resumed(tmp_path: Path) -> None:
     found = executed(notebook, tmp_path)
     assert "interrupted" in outputs(found.cells[1])
     assert "resumed" in outputs(found.cells[2])
+
+
+def test_the_code_of_the_page_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"<!-- test: python -->\n```python\n(.*?)```", PAGE, re.DOTALL)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    (cell,) = executed(notebook, tmp_path).cells
+    assert "'Ankle boot'" in outputs(cell)
