@@ -111,5 +111,5 @@ def test_the_tricks_and_options_that_it_names_exist() -> None:
     for group, name in re.findall(r"`(\w+)=(\w+)`", README):
         if group in GROUPS:
             assert (ROOT / "conf" / group / f"{name}.yaml").is_file(), f"{group}={name}"
-    launchers = re.findall(r"hydra/launcher=(\w+)", README)
+    launchers = re.findall(r"hydra/launcher=(\w+)", (ROOT / "docs" / "sweeps.md").read_text())
     assert set(launchers) == {path.stem for path in (ROOT / "conf/hydra/launcher").iterdir()}

@@ -30,7 +30,8 @@ _LARGEST_CONFIG = 2**16  # bytes of config.yaml; one has three thousand
 _MOST_FOLDS = 100_000  # more than any data set is divided into; all are counted
 _SMALL_HEADS = 5  # record version since which all heads are drawn alike
 OURS = (
-    "cache", "sweeps", "comparisons", "look", "lr_find", "tensorboard", "mlflow", "wandb", "trackio",
+    "cache", "sweeps", "comparisons", "look", "lr_find",
+    "tensorboard", "mlflow", "wandb", "trackio",
 )  # fmt: skip
 """Folders of ours below ``outputs`` that are not runs."""
 
