@@ -191,8 +191,8 @@ def main() -> None:
             ("optim=fine_tune +trick=mixup", "for another optimizer and a trick"),
         ),
         can_sweep=False,
-        notes="Give the words with which you will train: the suggestions hold for them. The curve "
-        "is saved\nas a picture in outputs/lr_find, and no training is kept.\n\n" + EXIT_CODES,
+        notes="Give the words with which you will train: the suggestions hold for them. The\n"
+        "curve is saved as a picture in outputs/lr_find, and no training is kept.\n\n" + EXIT_CODES,
     )
     hydra_command("lr_find", Work(_run), usage)
 

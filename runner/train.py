@@ -161,8 +161,8 @@ _USAGE = Usage(
         ("-m code=null,my_idea.py seed=0,1,2", "an idea of your own"),
     ),
     can_sweep=True,
-    notes="The same command again resumes a run that was interrupted or killed, and prints the "
-    "result of\na finished run. python -m runner.show lists all runs.\n\n" + EXIT_CODES,
+    notes="The same command again resumes a run that was interrupted or killed, and prints\n"
+    "the result of a finished run. python -m runner.show lists all runs.\n\n" + EXIT_CODES,
 )
 
 

@@ -48,7 +48,7 @@ def _filled(drawn: str, known: Mapping[str, str], words: str) -> str:
 
 def main() -> None:
     """Write the two pictures; see above."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("answer", type=Path, help="a file of compare --json")
     path = parser.parse_args().answer
     for theme, picture in pictures(json.loads(path.read_text())).items():

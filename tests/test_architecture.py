@@ -100,6 +100,7 @@ OPENING = {
 OPENED_ELSEWHERE = {
     # Files of the program itself.
     "runner/__main__.py": ("path.read_bytes",),
+    "runner/config/describe.py": ("path.read_text",),
     "runner/config/overlays.py": ("(CONF_DIR / group / f'{option}.yaml').read_text",
                                   "(CONF_DIR / overlay / f'{name}.yaml').read_text"),
     "runner/data/embedded/__init__.py": ("path.read_bytes", "np.load",

@@ -14,7 +14,7 @@ RUNNER = Path(program.__file__).parent
 # Found without the reader of docstrings: what can be run as `python -m runner.NAME`.
 RUNNABLE = sorted(
     path.parent.name if path.stem == "__main__" else path.stem
-    for path in RUNNER.rglob("*.py")
+    for path in [*RUNNER.glob("*.py"), *RUNNER.glob("*/__main__.py")]
     if 'if __name__ == "__main__":' in path.read_text() and path != RUNNER / "__main__.py"
 )
 

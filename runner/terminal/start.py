@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from runner.config import compose
 from runner.config.complaints import translated
+from runner.config.describe import describe
 from runner.config.idea import blamed
 from runner.config.overrides import checked_words
 from runner.config.schema import RunConfig
@@ -101,7 +102,8 @@ def hydra_command(name: str, work: Work, usage: Usage) -> None:
         arguments = parser.parse_intermixed_args()
         folder = arguments.config_dir
         if arguments.help:
-            print(usage.text(program(name), folder))
+            subjects = [describe(word, folder) for word in arguments.words]
+            print("\n\n".join(subjects) or usage.text(program(name), folder))
             return
         _check_mode(arguments, usage.can_sweep)
         options = [] if folder is None else [compose.own_options(folder)]

@@ -29,6 +29,7 @@ to check for an option after Hydra has parsed it would depend on every spelling 
 
 _SWITCH = 2  # options of a group that is on or off; several such groups share a line
 _NO_BREAK = "\N{NO-BREAK SPACE}"
+_WIDTH = 80
 
 
 class KeysParser(Parser):
@@ -110,9 +111,9 @@ class Usage:
             called: how the command was called.
             folder: with option files of the user's own; None if there is none.
         """
-        width = max(len(words) for words, _ in self.examples)
-        lines = [self.summary, ""]
-        lines += [f"  {called} {words:<{width}}  {what}" for words, what in self.examples]
+        lines = [*textwrap.wrap(self.summary, _WIDTH), ""]
+        for words, what in self.examples:
+            lines += [f"  {called} {words}".rstrip(), f"      {what}"]
         lines += ["", "Groups, chosen as GROUP=OPTION", ""]
         switches = list[str]()
         for group in GROUPS:
@@ -124,23 +125,30 @@ class Usage:
             if len(found) == _SWITCH:
                 switches.append(line)
             else:
-                lines.append(f"  {line}")
+                lines += _wrapped(line)
         whole = "; ".join(line.replace(" ", _NO_BREAK) for line in switches)
-        lines += [f"  {line}".replace(_NO_BREAK, " ") for line in textwrap.wrap(whole, 94)]
+        lines += [line.replace(_NO_BREAK, " ") for line in _wrapped(whole)]
         keys = [line for line in _KEYS if self.can_sweep or not line.startswith(_OF_SWEEPS)]
         return "\n".join([*lines, "", *keys, "", self.notes])
 
 
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(
+        line, _WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
+    )
+
+
 _KEYS = [
-    "Keys, set as KEY=VALUE: code, seed, device, precision, threads, outputs, force, and those of",
-    "each group, such as optim.lr=1e-3 budget.epochs=20 resize.size=64 smoothing.epsilon=0.1",
-    "  --cfg job        print the whole configuration of a command, without running it",
+    "Keys, set as KEY=VALUE: seed, device, precision, threads, outputs, force, code,",
+    "and those of each group, such as optim.lr=1e-3 budget.epochs=20 resize.size=64",
+    "  --help GROUP     its keys and options with their meanings; also --help KEY",
+    "  --cfg job        print the whole configuration of a command, without running",
     "  -m               run every combination of comma-separated values",
-    "  --detach         with -m on Slurm: submit the jobs and end; runner.show watches them",
+    "  --detach         with -m on Slurm: submit the jobs and end; see runner.show",
     "  --config-dir DIR add your own options: DIR/mixup/mine.yaml is mixup=mine",
 ]
 _OF_SWEEPS = ("  -m ", "  --detach ")
 EXIT_CODES = """\
-Exit codes: 0 done, 2 usage, 3 data, 4 storage or network, 5 training failed, 6 sweep with failed
-jobs, 7 file refused, 75 run owned by another process, 129 terminal closed, 130 interrupted, 143
-terminated."""
+Exit codes: 0 done, 2 usage, 3 data, 4 storage or network, 5 training failed,
+6 sweep with failed jobs, 7 file refused, 75 run owned by another process,
+129 terminal closed, 130 interrupted, 143 terminated."""
