@@ -17,6 +17,7 @@ from pathlib import Path
 from runner import __version__
 from runner.config.words import nearest
 from runner.errors import ConfigError
+from runner.terminal import completion
 from runner.terminal.command import command
 
 _FIRST_SENTENCE = re.compile(
@@ -70,6 +71,8 @@ def main() -> None:
     """Run the command that the first word names; see ``--help``."""
     program = "trick-runner" if Path(sys.argv[0]).stem == "trick-runner" else "python -m runner"
     words, known = sys.argv[1:], commands()
+    if completion.requested():
+        completion.complete({name: found.module for name, found in known.items()})
     if not words or words[0] in ("-h", "--help"):
         command(lambda: print(overview(program)))
     elif words[0] == "--version":

@@ -202,19 +202,24 @@ def _pace(folder: RunFolder, epoch: int, epochs: float | None) -> tuple[float | 
     return speed, None
 
 
-def main() -> None:
-    """Run the command; see ``--help``."""
-    parser = Parser(
+def parser() -> Parser:
+    """Make the parser of the command's words."""
+    found = Parser(
         prog=program("show"), description=__doc__, formatter_class=RawDescriptionHelpFormatter
     )
-    parser.add_argument(
+    found.add_argument(
         "outputs", nargs="?", default="outputs", type=Path, help="a folder of runs, or a sweep"
     )
-    parser.add_argument("--once", action="store_true", help="do not watch the jobs of a sweep")
-    parser.add_argument(
+    found.add_argument("--once", action="store_true", help="do not watch the jobs of a sweep")
+    found.add_argument(
         "--watch", action="store_true", help="show a folder of runs again and again, until Ctrl-C"
     )
-    arguments = parser.parse_args()
+    return found
+
+
+def main() -> None:
+    """Run the command; see ``--help``."""
+    arguments = parser().parse_args()
     outputs = arguments.outputs
 
     def body() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 def main() -> None:
     """Draw the figures, and print seconds and size of each."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, help="the folder of a finished run")
     run = parser.parse_args().run
     begin = last = time.perf_counter()

@@ -12,5 +12,5 @@ def test_the_figure_has_the_floors() -> None:
     rows = re.findall(r'class="f" text-anchor="middle">([^<]+)<', FIGURE)
     drawn = [set(row.split(", ")) for row in rows]
     rooms = [{room for room in floor if "." not in room and room != "__main__"} for floor in FLOORS]
-    commands = {"train", "lr_find", "show", "evaluate", "predict"}
+    commands = {"train", "lr_find", "show", "evaluate", "predict", "api"}
     assert drawn[::-1] == [floor for floor in rooms if floor and not floor & commands]

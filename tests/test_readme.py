@@ -14,6 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from runner import predict
 from runner.compare import __main__ as compare
 from runner.compare.question import question
+from runner.config import compose
+from runner.config.describe import describe
 from runner.config.options import GROUPS
 from runner.config.schema import RunConfig
 from runner.evaluate import variants
@@ -75,21 +77,29 @@ def test_a_command_is_accepted(command: str, composed: Callable[..., RunConfig])
             assert {word.partition("=")[0] for word in others} <= {"data.root"}
         else:
             composed(*options.words)
-            composed(*options.words, *(word for side in options.compare for word in side))
+            changed = (words for side in options.compare for words in map(shlex.split, side))
+            composed(*options.words, *(word for words in changed for word in words))
         return
     if module == "runner.show":
         assert not overrides
-        assert {word for word in words if word.startswith("-")} <= {"--once"}
+        assert {word for word in words if word.startswith("-")} <= {"--once", "--watch"}
         return
-    assert set(words) - set(overrides) <= {"-m", "--cfg", "job", "--help", "--detach"}
+    if "--help" in words:
+        assert all(describe(word) for word in words if word not in ("--help", "GROUP"))
+        return
+    assert set(words) - set(overrides) <= {"-m", "--cfg", "job", "--detach"}
     (jobs,) = BasicSweeper.split_arguments(
         OverridesParser.create().parse_overrides(overrides), None
     )
     assert len(jobs) == 1 or "-m" in words
     if "hydra/launcher=ray" in words:
         pytest.importorskip("hydra_plugins.hydra_ray_launcher")
-    for job in jobs:
-        composed(*job)
+    if len(jobs) == 1:
+        composed(*jobs[0])
+        return
+    with compose.opened():
+        configs = compose.JobConfigs(compose.composed([], is_sweep=True))
+        assert all(configs.of(job) for job in jobs)
 
 
 def test_ci_runs_the_two_commands_of_the_readme() -> None:

@@ -31,6 +31,7 @@ class Key:
         default: its default, as it is typed.
         limits: its range, such as ``≥ 0, ≤ 1``; empty if there is none.
         meaning: what it means, in a line.
+        choices: the values that it can have, if they are few.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Key:
     default: str
     limits: str
     meaning: str
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,20 @@ def _key(item: Field[Any], hint: Any, name: str) -> Key:
         f"{sign} {'2^63' if limit == 2**63 else f'{limit:g}'}"
         for sign, limit in item.metadata["limits"].items()
     )
-    return Key(name, _type(hint), spelled(item.default), limits, item.metadata["help"])
+    return Key(
+        name, _type(hint), spelled(item.default), limits, item.metadata["help"], _choices(hint)
+    )
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    if hint is bool:
+        return ("true", "false")
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return tuple(map(str, parts))
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(value for part in parts for value in _choices(part))
+    return ("null",) if hint is type(None) else ()
 
 
 def _type(hint: Any) -> str:

@@ -19,7 +19,7 @@ _REFUSED = {
     "--package": ("would print a part of the configuration", "--cfg job"),
     "--info": ("would describe Hydra", "--cfg hydra"),
     "--hydra-help": ("would describe Hydra", "--help"),
-    "--shell-completion": ("would install commands in your shell", "--help lists the words"),
+    "--shell-completion": ("is Hydra's", "docs/completion.md has another way"),
     "--detach": ("belongs to sweeps on Slurm", "python -m runner.train -m --detach …"),
     "--run": ("is what happens anyway", "leave it out"),
 }
