@@ -32,8 +32,8 @@ def complete(modules: Mapping[str, str]) -> None:
     Args:
         modules: the module of each command, by name.
     """
-    from argcomplete.finders import CompletionFinder
     from argcomplete.completers import FilesCompleter
+    from argcomplete.finders import CompletionFinder
 
     def words(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterable[str]:
         command = parsed_args.command
@@ -45,7 +45,7 @@ def complete(modules: Mapping[str, str]) -> None:
         found = candidates(prefix) if command in _OF_WORDS else []
         return found or ([] if equals else FilesCompleter()(prefix))
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prefix_chars="\\0")
+    parser = Parser(add_help=False, prefix_chars="\0")
     parser.add_argument("command", choices=modules)
     parser.add_argument("words", nargs="*").completer = words  # type: ignore[attr-defined]
     CompletionFinder(parser, always_complete_options=False)(parser)
