@@ -29,12 +29,14 @@ PAGES = README + "".join(
     page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").rglob("*.md"))
 )
 BLOCKS = re.findall(r"```bash\n(.*?)```", PAGES, flags=re.DOTALL)
-COMMANDS = [
-    re.split(r"#| \| ", line[line.index("-m runner.") :])[0].strip()
-    for block in BLOCKS
-    for line in block.splitlines()
-    if "-m runner." in line
-]
+COMMANDS = list(
+    dict.fromkeys(  # pages repeat some
+        re.split(r"#| \| ", line[line.index("-m runner.") :])[0].strip()
+        for block in BLOCKS
+        for line in block.splitlines()
+        if "-m runner." in line
+    )
+)
 
 
 def test_there_are_commands() -> None:

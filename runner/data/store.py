@@ -10,8 +10,9 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -315,8 +316,10 @@ def _build(
     position = 0
     try:
         building.mkdir(parents=True)
-        with (building / "pixels.u8").open("wb") as file:
-            results = _in_threads(convert, len(images), "decoding images", progress)
+        results = _in_threads(convert, len(images), "decoding images", progress)
+        # Closed here if writing fails, not by the garbage collector: it may run in a thread that
+        # begins or ends, and to wait for another thread there is a deadlock.
+        with closing(results), (building / "pixels.u8").open("wb") as file:
             for index, result in enumerate(results):
                 offsets[index] = position
                 if isinstance(result, str):
@@ -343,7 +346,9 @@ def _build(
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _in_threads(work: Callable[[int], T], count: int, what: str, progress: Progress) -> Iterator[T]:
+def _in_threads(
+    work: Callable[[int], T], count: int, what: str, progress: Progress
+) -> Generator[T, None, None]:
     """Yield ``work(0)`` to ``work(count - 1)`` in order, computed a bounded number ahead."""
     workers = num_cores()
     pending = iter(range(count))

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from pictures import encoded, random_pixels
 
+from runner.data import store
 from runner.data.decoding import BrokenImageError
 from runner.data.images import ArrayImages, Images
 from runner.data.store import CachedStore, StreamedStore, content_digests, open_store
@@ -327,3 +329,19 @@ def test_a_folder_without_permission_is_a_storage_error(unprivileged):
 
     assert caught.value.exit_code == 4
     assert str(unprivileged) in caught.value.where
+
+
+class Failing(dict):
+    def update(self, *_):
+        raise RuntimeError("no more")
+
+
+def test_threads_end_at_once_if_decoded_images_cannot_be_kept(tmp_path, monkeypatch):
+    """A pool that the garbage collector ends, in a thread that begins or ends, waits for itself."""
+    images = ArrayImages("array", np.stack([random_pixels(number) for number in range(99)]))
+    monkeypatch.setattr(store, "Counter", Failing)
+    with pytest.raises(RuntimeError, match="no more") as caught:
+        open_store(images, [str(index) for index in range(99)], tmp_path / "cache", presize=16,
+                   max_aspect=2.0, cached=True, progress=lambda *_: None)  # fmt: skip
+    threads = [one.name for one in threading.enumerate() if "ThreadPool" in one.name]
+    assert threads == [], f"while the error is alive: {caught.value}"
