@@ -17,7 +17,9 @@ class Accumulate(Group):
     TRICKS: ClassVar = ("accumulate",)
     MAIN_KEY: ClassVar = "accumulate=four accumulate.steps"
 
-    steps: int = option(1, "micro-batches of each batch, one after another", at_least=1)
+    steps: int = option(
+        1, "number of micro-batches of each batch, computed one after another", at_least=1
+    )
 
     def turns_on(self, run: "RunConfig") -> Iterator[str]:
         """See :class:`Group`."""

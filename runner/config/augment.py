@@ -15,23 +15,32 @@ class Augment(Group):
     """Random geometry and light of the training images, drawn per image."""
 
     crop_from: Literal["square", "rectangle"] = option(
-        "square", "crops lie in a random presized square, or anywhere in the stored rectangle"
+        "square",
+        "where crops lie: in a random presized square, or anywhere in the stored rectangle",
     )
     min_scale: float = option(1.0, "smallest crop, as a part of the area", above=0, at_most=1)
-    max_ratio: float = option(1.0, "crop width / height lies in 1/max_ratio..max_ratio", at_least=1)
+    max_ratio: float = option(
+        1.0, "largest width / height of a crop; the smallest is 1/max_ratio", at_least=1
+    )
     crop_per: Literal["image", "batch"] = option(
-        "image", "one crop per image, or fastai's per batch"
+        "image", "one crop per image, or one per batch as in fastai"
     )
     flip: float = option(0.0, "probability of a horizontal flip", at_least=0, at_most=1)
-    max_rotate: float = option(0.0, "degrees to either side", at_least=0, at_most=180)
-    max_zoom: float = option(1.0, "largest magnification", at_least=1)
-    max_warp: float = option(0.0, "perspective: shift of the corners", at_least=0, below=1)
-    affine_probability: float = option(
-        0.75, "for each of rotate, zoom, warp", at_least=0, at_most=1
+    max_rotate: float = option(
+        0.0, "largest rotation to either side, degrees", at_least=0, at_most=180
     )
-    max_lighting: float = option(0.0, "brightness and contrast change", at_least=0, below=1)
+    max_zoom: float = option(1.0, "largest magnification; 1: none", at_least=1)
+    max_warp: float = option(
+        0.0, "largest perspective warp, by the shift of the corners; 0: none", at_least=0, below=1
+    )
+    affine_probability: float = option(
+        0.75, "probability of each of rotation, zoom and warp", at_least=0, at_most=1
+    )
+    max_lighting: float = option(
+        0.0, "largest change of brightness and of contrast; 0: none", at_least=0, below=1
+    )
     lighting_probability: float = option(
-        0.75, "for each of brightness, contrast", at_least=0, at_most=1
+        0.75, "probability of each of brightness and contrast", at_least=0, at_most=1
     )
 
     @property

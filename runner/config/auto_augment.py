@@ -18,13 +18,15 @@ class AutoAugment(Group):
     MAIN_KEY: ClassVar = "auto_augment=rand auto_augment.magnitude"
 
     policy: Literal["none", "trivial", "rand"] = option(
-        "none", "trivial: one operation at a random magnitude; rand: num_operations at magnitude"
+        "none",
+        "operations on each image; trivial: one at a random magnitude; rand: num_operations "
+        "at magnitude",
     )
     num_operations: int = option(
-        2, "of rand: operations per image, one after the other", at_least=0, at_most=14
+        2, "rand: operations per image, one after the other", at_least=0, at_most=14
     )
     magnitude: int = option(
-        9, "of rand: strength of every operation; 30 is the strongest", at_least=0, at_most=30
+        9, "rand: strength of every operation; 30 is the strongest", at_least=0, at_most=30
     )
 
     @property

@@ -18,8 +18,8 @@ class Blurpool(Group):
 
     layers: Literal["none", "pooling", "all"] = option(
         "none",
-        "that blur: max pooling with a stride; all: also convolutions with a stride and 16 or "
-        "more input channels",
+        "layers that blur; pooling: max pooling with a stride; all: also convolutions with "
+        "a stride and 16 or more input channels",
     )
 
     def turns_on(self, run: "RunConfig") -> Iterator[str]:

@@ -13,4 +13,4 @@ if TYPE_CHECKING:
 class Checkpoint(Group):
     """When the state of a run is saved, in addition to the end of each epoch."""
 
-    minutes: float = option(5.0, "between two savings", at_least=0)
+    minutes: float = option(5.0, "minutes from one checkpoint to the next", at_least=0)

@@ -18,7 +18,7 @@ class Clip(Group):
     MAIN_KEY: ClassVar = "clip=norm clip.norm"
 
     norm: float | None = option(
-        None, "largest Euclidean norm of the gradient of all weights; null: any", above=0
+        None, "largest Euclidean norm of the gradient of all weights; null: no limit", above=0
     )
 
     def turns_on(self, run: "RunConfig") -> Iterator[str]:

@@ -16,69 +16,96 @@ class Data(Group):
     """Which images, how they are split, stored and batched."""
 
     name: Literal["fashion", "imagenette", "fashion_mnist", "cifar10", "folder", "table"] = option(
-        "fashion", "data set"
+        "fashion", "data set; folder and table: your own images"
     )
     root: str | None = option(None, "folder or archive with the data; null: embedded or downloaded")
-    variant: Literal["full", "320", "160"] = option("160", "Imagenette: shorter side of its images")
+    variant: Literal["full", "320", "160"] = option(
+        "160", "Imagenette: shorter side of its images, px; full: their original size"
+    )
     label_noise: Literal[0, 1, 5, 25, 50] = option(
         0, "Imagenette: percentage of wrong training labels, from its own noisy label file"
     )
     val_fraction: float = option(
-        0.2, "part held out per class if the data has no split of its own", above=0, below=1
+        0.2,
+        "part of each class that is held out for validation if the data has no split of its own",
+        above=0,
+        below=1,
     )
     num_folds: int | None = option(
         None,
-        "folder, table: cross-validation folds; null: data.val_fraction",
+        "folder, table: number of cross-validation folds; null: data.val_fraction is held "
+        "out instead",
         at_least=2,
         at_most=1000,
     )
-    fold: int = option(0, "the fold that is the validation part, from 0 on", at_least=0)
+    fold: int = option(
+        0, "folder, table: fold that is held out for validation, counted from 0", at_least=0
+    )
     path_column: str = option("path", "table: column with image paths, relative to the table")
     label_column: str = option("label", "table: column with class names")
     split_column: str | None = option(
-        None, "table: column that says train, val or test; null: drawn"
+        None, "table: column that says train, val or test; null: the split is drawn at random"
     )
     group_column: str | None = option(
         None,
-        "table: column that says which images belong together, such as those of one patient: a "
-        "split never parts them, and they count as one draw in verdicts; null: none do",
+        "table: column that says which images belong together, such as those of one "
+        "patient: a split never separates them, and they count as one draw in verdicts; "
+        "null: no column does",
     )
     group_pattern: str | None = option(
         None,
-        "folder, table: the same by a regular expression that is searched in the path below the "
-        "root; its first parenthesis names the group, without one the whole match",
+        "folder, table: regular expression, searched in the path below the root, that says "
+        "which images belong together; its first parenthesis names the group, without one "
+        "the whole match; null: no path does",
     )
-    default_size: int = option(28, "image size used where resize.size is null", at_least=1)
+    default_size: int = option(28, "image size where resize.size is null, px", at_least=1)
     presize: int | None = option(
         None,
-        "short side of the stored images, px; null: twice the final size, at most the images' own",
+        "short side of the images as stored for training, px; null: twice the final size, "
+        "at most the images' own",
         at_least=1,
     )
     max_aspect: float = option(
-        2.0, "longest stored side / shortest; the ends beyond are cut off evenly", at_least=1
+        2.0,
+        "largest ratio of long side to short side of a stored image; longer images lose "
+        "both ends evenly",
+        at_least=1,
     )
     interpolation: Literal["bilinear", "bicubic"] | None = option(
-        None, "of resizing; null: that of the weights with normalize=pretrained, else bilinear"
+        None,
+        "interpolation of all resizing; null: that of the weights with "
+        "normalize=pretrained, else bilinear",
     )
     depth: Literal["auto", "bits", "extremes", "legacy"] = option(
         "auto",
-        "more than 8 bits per channel: which values become black and white. bits: the range in the "
-        "files' headers; extremes: those of all training images; auto: bits if the training images "
-        "fill them, else extremes; legacy: as in bundles of earlier versions",
+        "images with more than 8 bits per channel: which values become black and white. "
+        "bits: the range in the files' headers; extremes: those of all training images; "
+        "auto: bits if the training images fill them, else extremes; legacy: as in bundles "
+        "of earlier versions",
     )
     window: tuple[float, ...] | None = option(
-        None, "more than 8 bits per channel: the values that become black and white; null: depth"
+        None,
+        "images with more than 8 bits per channel: the two values that become black and "
+        "white; null: data.depth decides",
     )
     batch_size: int = option(64, "images per training step", at_least=1)
-    cache_gb: float = option(16.0, "larger sets stream from their files instead", at_least=0)
-    num_workers: int | None = option(
-        None,
-        "processes that read ahead; 0: this one reads; null: 0, or all cores for a streamed set",
+    cache_gb: float = option(
+        16.0,
+        "GB that the decoded images may take; a larger data set streams from its files instead",
         at_least=0,
     )
-    on_corrupt: Literal["error", "skip"] = option("error", "what a broken image does")
+    num_workers: int | None = option(
+        None,
+        "processes that read images ahead; 0: the training process reads; null: 0, or all "
+        "cores for a streamed set",
+        at_least=0,
+    )
+    on_corrupt: Literal["error", "skip"] = option(
+        "error", "what an image that cannot be read does: stop with an error, or be left out (skip)"
+    )
     on_leak: Literal["warn", "error"] = option(
-        "warn", "what an image that is in training and validation does"
+        "warn",
+        "what an image that is in both training and validation does: warn, or stop with an error",
     )
 
     def ignores(self, run: "RunConfig") -> Iterator[str]:

@@ -18,11 +18,14 @@ class Ema(Group):
     MAIN_KEY: ClassVar = "ema=standard ema.span"
 
     span: float = option(
-        0.0, "time that the average reaches back, as a part of training", at_least=0, at_most=1
+        0.0,
+        "time that the average reaches back, as a part of training; 0: no average",
+        at_least=0,
+        at_most=1,
     )
     decay: float | None = option(
         None,
-        "weight of the earlier average at each step, from the first step on; null: by span",
+        "weight of the earlier average at each step, from the first step on; null: from ema.span",
         at_least=0,
         below=1,
     )

@@ -17,16 +17,21 @@ class Erasing(Group):
     TRICKS: ClassVar = ("random_erasing",)
     MAIN_KEY: ClassVar = "erasing=random erasing.probability"
 
-    probability: float = option(0.0, "that an image gets a box", at_least=0, at_most=1)
+    probability: float = option(0.0, "probability that an image gets a box", at_least=0, at_most=1)
     min_area: float = option(
         0.02, "smallest box, as a part of the image's area", above=0, at_most=1
     )
     max_area: float = option(0.33, "largest box, as a part of the image's area", above=0, at_most=1)
     max_ratio: float = option(
-        3.3, "box height / width lies in 1/max_ratio..max_ratio", at_least=1, at_most=1000
+        3.3,
+        "largest height / width of a box; the smallest is 1/max_ratio",
+        at_least=1,
+        at_most=1000,
     )
     fill: Literal["mean", "zero", "noise"] = option(
-        "mean", "mean color of the training images, black, or a random color per pixel"
+        "mean",
+        "color of a box; mean: the mean of the training images; zero: black; noise: random "
+        "per pixel",
     )
 
     @property

@@ -18,8 +18,8 @@ class Eval(Group):
     )
     crop: float | None = option(
         None,
-        "side of the centre square / short side; null: that of the weights with "
-        "normalize=pretrained, else 1",
+        "side of the center square, as a part of the short side; null: that of the weights "
+        "with normalize=pretrained, else 1",
         above=0,
         at_most=1,
     )
@@ -27,5 +27,5 @@ class Eval(Group):
         None, "images per forward pass; null: 256, on a CPU fewer above 64 px", at_least=1
     )
     every: int = option(
-        1, "epochs from one evaluation to the next; always after the last", at_least=1
+        1, "epochs from one evaluation to the next; the last epoch is always evaluated", at_least=1
     )

@@ -17,7 +17,9 @@ class Logger(Group):
     name: Literal["none", "tensorboard", "mlflow", "wandb", "trackio"] = option(
         "none", "tool that gets a copy of each run's numbers and figures"
     )
-    folder: str | None = option(None, "where the tool keeps its files; null: below outputs")
+    folder: str | None = option(
+        None, "folder in which the tool keeps its files; null: below outputs"
+    )
     project: str = option("trick-runner", "project or experiment that the tool files runs under")
     online: bool = option(
         False, "send to the server that the tool is set up for (wandb, mlflow); false: files only"

@@ -18,12 +18,17 @@ class Loss(Group):
     MAIN_KEY: ClassVar = "loss.class_weights=effective loss.beta"
 
     kind: Literal["cross_entropy", "bce"] = option(
-        "cross_entropy", "of the softmax, or binary cross entropy of each output"
+        "cross_entropy",
+        "cross entropy of the softmax, or binary cross entropy (bce) of each output",
     )
     class_weights: Literal["none", "balanced", "effective"] = option(
-        "none", "an image counts by 1/n for n training images of its class, or (1-β)/(1-βⁿ)"
+        "none",
+        "weight of an image; balanced: 1/n for n training images of its class; effective: "
+        "(1-β)/(1-βⁿ)",
     )
-    beta: float = option(0.999, "β of the effective number of images", at_least=0, below=1)
+    beta: float = option(
+        0.999, "effective: β of the effective number of images", at_least=0, below=1
+    )
 
     @property
     def is_weighted(self) -> bool:

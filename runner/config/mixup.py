@@ -18,19 +18,32 @@ class Mixup(Group):
     MAIN_KEY: ClassVar = "mixup=beta mixup.alpha"
 
     probability: float = option(
-        0.0, "part of the batches (or images, with per: image) that is mixed", at_least=0, at_most=1
+        0.0,
+        "part of the images that is mixed; with mixup.per=batch, part of the batches",
+        at_least=0,
+        at_most=1,
     )
     distribution: Literal["beta", "uniform"] = option(
-        "beta", "λ ~ Beta(alpha, alpha), or λ ~ U(0.5, 1)"
+        "beta",
+        "distribution of λ, the weight of the image itself: Beta(alpha, alpha), or uniform "
+        "in 0.5..1",
     )
-    alpha: float = option(0.4, "of the Beta distribution; 0 mixes nothing", at_least=0)
-    fold: bool = option(True, "λ becomes max(λ, 1-λ)")
-    per: Literal["image", "batch"] = option("image", "one λ per image, or per batch")
+    alpha: float = option(
+        0.4, "both parameters of the Beta distribution; 0: nothing is mixed", at_least=0
+    )
+    fold: bool = option(True, "replace λ by max(λ, 1-λ): the image itself has the larger weight")
+    per: Literal["image", "batch"] = option("image", "draw one λ per image, or one per batch")
     cutmix: float = option(
-        0.0, "part of the mixing done by pasting a box instead of blending", at_least=0, at_most=1
+        0.0, "part of the mixing that pastes a box instead of blending", at_least=0, at_most=1
     )
-    cutmix_alpha: float = option(1.0, "Beta of the box's area, never folded", at_least=0)
-    until: float = option(1.0, "part of training after which mixing stops", at_least=0, at_most=1)
+    cutmix_alpha: float = option(
+        1.0,
+        "both parameters of the Beta distribution that the box's area is drawn from; never folded",
+        at_least=0,
+    )
+    until: float = option(
+        1.0, "part of training after which mixing stops; 1: never", at_least=0, at_most=1
+    )
 
     @property
     def blends(self) -> bool:

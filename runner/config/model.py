@@ -18,18 +18,23 @@ XRESNETS = tuple(f"xresnet{depth}" for depth in (18, 34, 50, 101, 152))
 class Model(Group):
     """The network."""
 
-    source: Literal["xresnet", "torchvision", "timm"] = option("xresnet", "where name is looked up")
-    name: str = option("xresnet18", "architecture, as its source spells it")
-    pretrained: bool = option(False, "start from the library's default weights: weights=DEFAULT")
+    source: Literal["xresnet", "torchvision", "timm"] = option(
+        "xresnet", "library in which model.name is looked up"
+    )
+    name: str = option("xresnet18", "architecture, as model.source spells it")
+    pretrained: bool = option(
+        False, "start from the library's default weights, as model.weights=DEFAULT does"
+    )
     weights: str | None = option(
         None,
-        "where training starts: a file (.safetensors, .pth), a run or a bundle, or DEFAULT or "
-        "another name of torchvision's or timm's weights; null: from scratch",
+        "weights that training starts from: a file (.safetensors, .pth), a run or a bundle, "
+        "or DEFAULT or another name of torchvision's or timm's weights; null: random "
+        "weights",
     )
     num_outputs: int | None = option(
-        None, "outputs of the head; null: the number of classes", at_least=1
+        None, "number of outputs of the head; null: the number of classes", at_least=1
     )
-    dropout: float = option(0.0, "before the head", at_least=0, below=1)
+    dropout: float = option(0.0, "probability of dropout before the head", at_least=0, below=1)
 
     def contradictions(self, run: "RunConfig") -> Iterator[Problem]:
         """See :class:`Group`."""

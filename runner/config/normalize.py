@@ -18,13 +18,15 @@ class Normalize(Group):
 
     source: Literal["fixed", "dataset", "pretrained"] = option(
         "fixed",
-        "fixed: mean and std as given; dataset: measured on the training split; pretrained: those "
-        "that the weights were trained with",
+        "where mean and std come from; fixed: as given; dataset: measured on the training "
+        "split; pretrained: those that the weights were trained with",
     )
-    mean: tuple[float, ...] = option((0.0, 0.0, 0.0), "per channel, on pixels in 0..1")
-    std: tuple[float, ...] = option((1.0, 1.0, 1.0), "per channel, on pixels in 0..1", above=0)
+    mean: tuple[float, ...] = option((0.0, 0.0, 0.0), "mean per channel, of pixels in 0..1")
+    std: tuple[float, ...] = option(
+        (1.0, 1.0, 1.0), "standard deviation per channel, of pixels in 0..1", above=0
+    )
     allow_mismatch: bool = option(
-        False, "take other statistics than the pretrained weights were trained with"
+        False, "allow statistics other than those that the pretrained weights were trained with"
     )
 
     def turns_on(self, run: "RunConfig") -> Iterator[str]:

@@ -18,30 +18,50 @@ class Optim(Group):
 
     name: Literal["adamw", "sgd"] = option("adamw", "optimizer")
     lr: float = option(3e-3, "peak learning rate", above=0)
-    weight_decay: float = option(0.01, "decoupled (adamw) or L2 (sgd)", at_least=0)
-    beta2: float = option(0.99, "adamw: decay of the squared gradient", at_least=0, below=1)
+    weight_decay: float = option(0.01, "weight decay: decoupled (adamw) or L2 (sgd)", at_least=0)
+    beta2: float = option(
+        0.99, "adamw: decay rate of the mean squared gradient", at_least=0, below=1
+    )
     eps: float = option(1e-5, "adamw: added to the denominator", above=0)
-    nesterov: bool = option(False, "sgd: Nesterov momentum")
+    nesterov: bool = option(False, "sgd: use Nesterov momentum")
     schedule: Literal["one_cycle", "flat_cosine", "constant", "fine_tune"] = option(
-        "one_cycle", "learning rate over training"
+        "one_cycle", "course of the learning rate over training"
     )
-    warmup: float = option(0.25, "one_cycle: part of training spent rising", at_least=0, below=1)
+    warmup: float = option(
+        0.25, "one_cycle: part of training in which the learning rate rises", at_least=0, below=1
+    )
     decay_from: float = option(
-        0.75, "flat_cosine: part of training after which it falls", at_least=0, below=1
+        0.75,
+        "flat_cosine: part of training after which the learning rate falls",
+        at_least=0,
+        below=1,
     )
-    div: float = option(25.0, "one_cycle: starts at lr / div", at_least=1)
-    div_final: float = option(1e5, "ends at lr / div_final", at_least=1)
-    momentum: float = option(0.95, "at the ends of one_cycle; β1 of adamw", at_least=0, below=1)
-    momentum_low: float = option(0.85, "at the peak of one_cycle", at_least=0, below=1)
+    div: float = option(
+        25.0, "one_cycle, fine_tune: the learning rate starts at lr / div", at_least=1
+    )
+    div_final: float = option(
+        1e5, "the learning rate ends at lr / div_final; constant: no effect", at_least=1
+    )
+    momentum: float = option(
+        0.95,
+        "momentum of sgd, β1 of adamw; with one_cycle, at its start and end",
+        at_least=0,
+        below=1,
+    )
+    momentum_low: float = option(
+        0.85, "one_cycle, fine_tune: momentum at the peak of the learning rate", at_least=0, below=1
+    )
     frozen: bool = option(
-        False, "with 3 layer groups: only the head and the BatchNorms train, all the time"
+        False, "with optim.layer_groups=3: train only the head and the BatchNorms, all the time"
     )
-    freeze_epochs: int = option(1, "fine_tune: epochs with all but the head frozen", at_least=0)
+    freeze_epochs: int = option(
+        1, "fine_tune: epochs at the start with all but the head frozen", at_least=0
+    )
     lr_spread: float = option(
-        100.0, "with 3 layer groups: the first trains at lr / lr_spread", at_least=1
+        100.0, "with optim.layer_groups=3: the first group trains at lr / lr_spread", at_least=1
     )
     layer_groups: Literal[1, 3] = option(
-        1, "groups for freezing and spread learning rates: 1, or early body | late body | head"
+        1, "number of groups for freezing and learning rates; 3: early body, late body, head"
     )
 
     def ignores(self, run: "RunConfig") -> Iterator[str]:

@@ -20,23 +20,26 @@ class Resize(Group):
 
     schedule: Literal["fixed", "progressive", "book"] = option(
         "fixed",
-        "fixed; progressive: small to full size in one run; book: first_epochs at first_size, "
-        "then fine_tune at the full size",
+        "sizes over training; fixed: one; progressive: small to full in one run; book: "
+        "first_epochs at first_size, then fine_tune at full size",
     )
     size: int | None = option(
-        None, "final size, px; null: the usual one of the data", at_least=8, at_most=4096
+        None, "final size, px; null: the usual size of the data", at_least=8, at_most=4096
     )
     initial_scale: float = option(0.5, "progressive: first size / final size", above=0, at_most=1)
     delay: float = option(
-        0.5, "progressive: part of training held at the first size", at_least=0, at_most=1
+        0.5,
+        "progressive: part of training at the first size, before the size grows",
+        at_least=0,
+        at_most=1,
     )
     finish: float = option(
         0.2, "progressive: last part of training at the full size", at_least=0, at_most=1
     )
-    multiple: int = option(4, "progressive: sizes are multiples of this, px", at_least=1)
+    multiple: int = option(4, "progressive: every size is a multiple of this, px", at_least=1)
     match: Literal["epochs", "compute"] = option(
         "epochs",
-        "progressive: same number of epochs as fixed, or as many as cost the same images × pixels",
+        "progressive: as many epochs as fixed, or as many as cost the same (images × pixels)",
     )
     first_size: int | None = option(
         None,

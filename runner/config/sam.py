@@ -17,7 +17,11 @@ class Sam(Group):
     TRICKS: ClassVar = ("sam",)
     MAIN_KEY: ClassVar = "sam=standard sam.rho"
 
-    rho: float = option(0.0, "distance from the weights to where the gradient is taken", at_least=0)
+    rho: float = option(
+        0.0,
+        "distance from the weights at which the gradient is taken; 0: plain gradients",
+        at_least=0,
+    )
     every: int = option(
         1, "steps from one step with SAM to the next; the others are plain", at_least=1
     )

@@ -19,8 +19,8 @@ class Sampling(Group):
 
     power: float = option(
         0.0,
-        "images are drawn with replacement, by (training images of their class)^-power; 0: each "
-        "image once",
+        "images are drawn with replacement, in proportion to (training images of their "
+        "class)^-power; 0: each image once per epoch",
         at_least=0,
         at_most=10,
     )

@@ -103,19 +103,29 @@ class RunConfig:
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     logger: Logger = field(default_factory=Logger)
-    code: str | None = option(None, "a Python file with functions of your own, see docs")
-    seed: int = option(0, "of every random draw", at_least=0, below=2**63)
-    device: str = option("auto", "auto, cpu, cuda, cuda:1 …")
-    precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto: bf16 where hardware has it")
+    code: str | None = option(
+        None, "Python file with functions of your own, as in docs/adding-a-trick.md; null: none"
+    )
+    seed: int = option(0, "seed of every random draw", at_least=0, below=2**63)
+    device: str = option(
+        "auto", "where the network runs: auto, cpu, cuda, cuda:1 …; auto: a GPU if there is one"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto",
+        "number format of the network's arithmetic; auto: bf16 where the hardware has it "
+        "and images are large enough, else fp32",
+    )
     compile: Literal["none", "default", "reduce-overhead"] = option(
         "none", "mode of torch.compile for the network; reduce-overhead: CUDA graphs"
     )
-    threads: int = option(0, "CPU threads; 0: all cores", at_least=0, at_most=1024)
-    outputs: str = option("outputs", "root of everything written")
+    threads: int = option(0, "number of CPU threads; 0: as many as cores", at_least=0, at_most=1024)
+    outputs: str = option("outputs", "folder below which everything is written")
     run_dir: str | None = option(
-        None, "folder of this run; null: below outputs, named by what the run is"
+        None,
+        "folder of this run; null: a folder below outputs, named after data, model, tricks "
+        "and seed",
     )
-    force: bool = option(False, "run anew although a result exists")
+    force: bool = option(False, "train again even if the result exists")
 
     @property
     def size(self) -> int:

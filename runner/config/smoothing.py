@@ -17,7 +17,9 @@ class Smoothing(Group):
     TRICKS: ClassVar = ("label_smoothing",)
     MAIN_KEY: ClassVar = "smoothing.epsilon"
 
-    epsilon: float = option(0.0, "mass spread evenly over all classes", at_least=0, at_most=1)
+    epsilon: float = option(
+        0.0, "part of each target that is spread evenly over all classes", at_least=0, at_most=1
+    )
 
     def turns_on(self, run: "RunConfig") -> Iterator[str]:
         """See :class:`Group`."""

@@ -19,8 +19,8 @@ class StochasticDepth(Group):
 
     probability: float = option(
         0.0,
-        "of dropping the last residual branch of an image, growing linearly with depth from 0; 0: "
-        "as the network has it",
+        "probability of dropping the last residual branch of an image; the probability "
+        "grows linearly with depth from 0; 0: as the network has it",
         at_least=0,
         below=1,
     )

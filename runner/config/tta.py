@@ -18,18 +18,30 @@ class Tta(Group):
     TRAINS: ClassVar = False
     MAIN_KEY: ClassVar = "tta=book tta.passes"
 
-    flip: bool = option(False, "each view also mirrored")
-    crops: int = option(1, "squares along the long side of the image", at_least=1, at_most=64)
-    corners: bool = option(False, "also the four corners at corner_scale: 5-crop")
-    corner_scale: float = option(0.875, "side of a corner crop / short side", above=0, at_most=1)
+    flip: bool = option(False, "average the mirror image of each view as well")
+    crops: int = option(
+        1, "number of squares along the long side of the image", at_least=1, at_most=64
+    )
+    corners: bool = option(False, "add the four corners, at tta.corner_scale (5-crop)")
+    corner_scale: float = option(
+        0.875, "side of a corner crop, as a part of the short side", above=0, at_most=1
+    )
     scales: tuple[float, ...] = option(
-        (1.0,), "sizes, as multiples of eval.size", above=0, at_most=4
+        (1.0,), "sizes of the views, as multiples of eval.size", above=0, at_most=4
     )
-    passes: int = option(0, "views with the training augmentation", at_least=0, at_most=1000)
+    passes: int = option(
+        0, "number of views with the training augmentation", at_least=0, at_most=1000
+    )
     beta: float | None = option(
-        None, "weight of the plain view against the augmented mean", at_least=0, at_most=1
+        None,
+        "weight of the plain view; the mean of the augmented views has the rest; null: no "
+        "such blend",
+        at_least=0,
+        at_most=1,
     )
-    reduce: Literal["mean", "max", "logit_mean", "geometric"] = option("mean", "how views combine")
+    reduce: Literal["mean", "max", "logit_mean", "geometric"] = option(
+        "mean", "how the predictions of the views are combined"
+    )
 
     @property
     def has_fixed_views(self) -> bool:
