@@ -27,13 +27,35 @@ LINES = {
 }
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_a_real_bash_completes(tmp_path: Path) -> None:
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Where ``trick-runner`` is a program, and the folder ``photos`` is here."""
     program = tmp_path / "bin" / "trick-runner"
     program.parent.mkdir()
     program.write_text(f"#!{sys.executable}\nfrom runner.__main__ import main\nmain()\n")
     program.chmod(0o755)
     (tmp_path / "photos").mkdir()
+    folders = [str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+    return {
+        **os.environ,
+        "PATH": ":".join(folders),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "HOME": str(tmp_path / "bin"),  # fish and zsh keep files there
+        "TERM": "dumb",
+    }
+
+
+def answer(shell: list[str], folder: Path, environment: dict[str, str], lines: list[str]) -> str:
+    ended = subprocess.run(
+        shell, input="\n".join(lines) + "\n", capture_output=True, text=True, cwd=folder,
+        timeout=120, env=environment,
+    )  # fmt: skip
+    assert sorted(path.name for path in folder.iterdir()) == ["bin", "photos"], "something ran"
+    return ended.stdout
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_real_bash_completes(tmp_path: Path, environment: dict[str, str]) -> None:
     tab = """
         eval "$(register-python-argcomplete trick-runner)"
         while IFS= read -r line; do
@@ -42,15 +64,51 @@ def test_a_real_bash_completes(tmp_path: Path) -> None:
             (IFS='|'; echo "${COMPREPLY[*]}")
         done
     """
-    folders = [str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
-    ended = subprocess.run(
-        ["bash", "-c", tab], input="\n".join(LINES) + "\n", capture_output=True, text=True,
-        cwd=tmp_path, timeout=120,
-        env={**os.environ, "PATH": ":".join(folders), "PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
-    found = [{*line.split("|")} - {""} for line in ended.stdout.splitlines()]
-    assert dict(zip(LINES, found, strict=True)) == LINES, ended.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "photos"], "nothing ran"
+    printed = answer(["bash", "-c", tab], tmp_path, environment, [*LINES])
+    found = [{*line.split("|")} - {""} for line in printed.splitlines()]
+    assert dict(zip(LINES, found, strict=True)) == LINES
+
+
+WHOLE_WORDS = {
+    "trick-runner tr": "train",
+    "trick-runner train mix": "mixup=",
+    "trick-runner train +trick=mi": "+trick=mixup",
+    "trick-runner train data.root=pho": "data.root=photos/",
+}
+
+
+@pytest.mark.whole
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_a_real_fish_completes(tmp_path: Path, environment: dict[str, str]) -> None:
+    tab = """
+        register-python-argcomplete --shell fish trick-runner | source
+        while read line; complete -C $line; end
+    """
+    printed = answer(["fish", "-c", tab], tmp_path, environment, [*WHOLE_WORDS])
+    assert [line.split("\t")[0] for line in printed.splitlines()] == [*WHOLE_WORDS.values()]
+
+
+@pytest.mark.whole
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_a_real_zsh_completes(tmp_path: Path, environment: dict[str, str]) -> None:
+    # zsh completes in a terminal only: its module zpty makes one. "zle -I" shows the line again.
+    tab = r"""
+        zmodload zsh/zpty
+        while IFS= read -r line; do
+            zpty shell zsh -f -i
+            zpty -w shell 'PROMPT=; autoload -U compinit && compinit -u -D'
+            zpty -w shell 'eval "$(register-python-argcomplete trick-runner)"'
+            zpty -w shell 'print-line() { print -r -- "<$BUFFER>" }; zle -N print-line'
+            zpty -w shell 'bindkey "^P" print-line'
+            zpty -w -n shell "$line"$'\t'$'\x10'
+            zpty -r shell printed '*<trick-runner *>*'
+            print -r -- ${${printed##*\<}%%\>*}
+            zpty -d shell
+        done
+    """
+    printed = answer(["zsh", "-f", "-c", tab], tmp_path, environment, [*WHOLE_WORDS])
+    expected = [f"{line.rpartition(' ')[0]} {word}" for line, word in WHOLE_WORDS.items()]
+    assert [line.rstrip() for line in printed.splitlines()] == expected
 
 
 def test_groups_first_then_keys() -> None:
