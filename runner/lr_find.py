@@ -186,9 +186,9 @@ def main() -> None:
     usage = Usage(
         "Train for a few steps with growing learning rates and suggest some for optim.lr.",
         (
-            ("", "for the baseline, on embedded data"),
-            ("data=folder data.root=PATH", "for your own images"),
-            ("optim=fine_tune +trick=mixup", "for another optimizer and a trick"),
+            ("", "the baseline"),
+            ("data=folder data.root=PATH", "your own images"),
+            ("optim=fine_tune +trick=mixup", "another optimizer"),
         ),
         can_sweep=False,
         notes="Give the words with which you will train: the suggestions hold for them. The\n"

@@ -153,12 +153,12 @@ def _print_notes(dataset: "Dataset", config: RunConfig, display: Display) -> Non
 _USAGE = Usage(
     "Train an image classifier and see what a training trick changes.",
     (
-        ("", "the baseline, on embedded data"),
+        ("", "the baseline"),
         ("+trick=mixup seed=3", "one trick"),
         ("'+trick=[mixup,tta]'", "several"),
         ("-m '+trick=baseline,mixup' seed=0,1,2", "a sweep"),
         ("data=folder data.root=PATH", "your own images"),
-        ("-m code=null,my_idea.py seed=0,1,2", "an idea of your own"),
+        ("-m code=null,my_idea.py seed=0,1,2", "your own idea"),
     ),
     can_sweep=True,
     notes="The same command again resumes a run that was interrupted or killed, and prints\n"

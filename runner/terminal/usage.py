@@ -111,9 +111,9 @@ class Usage:
             called: how the command was called.
             folder: with option files of the user's own; None if there is none.
         """
+        width = max(len(words) for words, _ in self.examples)
         lines = [*textwrap.wrap(self.summary, _WIDTH), ""]
-        for words, what in self.examples:
-            lines += [f"  {called} {words}".rstrip(), f"      {what}"]
+        lines += [f"  {called} {words:<{width}}  {what}" for words, what in self.examples]
         lines += ["", "Groups, chosen as GROUP=OPTION", ""]
         switches = list[str]()
         for group in GROUPS:
