@@ -17,6 +17,7 @@ an interruption, the same call goes on from where it was.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,9 @@ from runner.records.run_folder import RunFolder, run_folders
 
 if TYPE_CHECKING:
     from runner.api.model import Model
+
+_PLAIN = re.compile(r"[\w.+/:@-]+|\[.*\]")
+"""Values that need no quotes; lists may be written as text."""
 
 
 def train(*words: str, **values: Any) -> Run:
@@ -179,7 +183,12 @@ def _value(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(_value, value)) + "]"
-    return str(value)
+    text = str(value)
+    if not isinstance(value, str | Path) or _PLAIN.fullmatch(text):
+        return text
+    # In quotes, backslashes count only before a quote, and before the last one.
+    escaped = re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + (end[2] and "\\'"), text)
+    return f"'{escaped}'"  # as the grammar of words wants it: no shell takes quotes off here
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -51,8 +51,8 @@ class Model(nn.Module):
             DataError: an image cannot be read.
             ConfigError: a value is no image.
         """
-        if isinstance(images, str | Path | Image.Image):
-            images = [images]
+        if _is_image(images) or isinstance(images, str | Path | Image.Image):
+            return self.predict([cast("AnyImage", images)])
         evaluated = self._bundle.evaluated
         found = probabilities(
             self._learner,
@@ -99,6 +99,12 @@ class _Given:
         return rectangle(upright, how.presize, how.max_aspect, how.interpolation)
 
 
+def _is_image(value: Any) -> bool:
+    """Return whether a value is one image as an array; a row of it is none."""
+    is_array = isinstance(value, np.ndarray) and value.dtype == np.uint8
+    return is_array and value.ndim == 3 and value.shape[2] == 3
+
+
 def _checked(image: Any) -> AnyImage:
     if isinstance(image, torch.Tensor):
         raise ConfigError(
@@ -106,8 +112,7 @@ def _checked(image: Any) -> AnyImage:
             where="a tensor",
             fix="model(images) for tensors (N, 3, S, S) in 0..1",
         )
-    is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3)
-    if not is_array and not isinstance(image, str | Path | Image.Image):
+    if not _is_image(image) and not isinstance(image, str | Path | Image.Image):
         raise ConfigError(
             "an image is a path, an image of Pillow, or a uint8 array (H, W, 3)",
             where=f"{type(image).__name__} {getattr(image, 'shape', '')}".strip(),

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import IO
 
 from runner import errors
 from runner.errors import RunnerError
@@ -24,18 +26,14 @@ def output_of(module: str, arguments: Sequence[str]) -> str:
     process = subprocess.Popen(  # noqa: S603  our own command
         [sys.executable, "-m", module, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="backslashreplace",
+        # An interruption reaches this process alone and is passed on once: a second one would end
+        # the command before it has saved.
+        start_new_session=True,
     )  # fmt: skip
-    lines: list[str] = []
-
-    def follow() -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            lines.append(line.rstrip("\n"))
-            if not _is_of_error(lines):
-                print(lines[-1])
-
     assert process.stdout is not None
-    thread = threading.Thread(target=follow, daemon=True)
+    assert process.stderr is not None
+    lines: list[str] = []
+    thread = threading.Thread(target=_follow, args=(process.stderr, lines), daemon=True)
     thread.start()
     try:
         output = process.stdout.read()
@@ -45,9 +43,11 @@ def output_of(module: str, arguments: Sequence[str]) -> str:
         process.wait()
         raise
     finally:
+        if process.poll() is None:  # interrupted again, or an error: nobody waits for it any more
+            process.terminate()
         thread.join()
-        for stream in (process.stdout, process.stderr):
-            stream.close()  # type: ignore[union-attr]
+        process.stdout.close()
+        process.stderr.close()
     if code in (129, 130, 143):
         raise KeyboardInterrupt("\n".join(lines[-1:]))
     if code != 0:
@@ -55,8 +55,15 @@ def output_of(module: str, arguments: Sequence[str]) -> str:
     return output
 
 
-def _is_of_error(lines: Sequence[str]) -> bool:
-    return any(line.startswith("error: ") for line in lines)
+def _follow(stream: IO[str], lines: list[str]) -> None:
+    """Keep the lines of a stream, and print them up to an error, which becomes an exception."""
+    is_shown = True
+    for line in stream:
+        lines.append(line.rstrip("\n"))
+        is_shown = is_shown and not line.startswith("error: ")
+        if is_shown:
+            with suppress(OSError, ValueError):  # nobody reads it; the command must not wait
+                print(lines[-1])
 
 
 def _error(code: int, lines: Sequence[str]) -> RunnerError:
@@ -68,6 +75,7 @@ def _error(code: int, lines: Sequence[str]) -> RunnerError:
     )
     starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     text = "\n".join(lines[starts[0] :] if starts else lines[-20:]).removeprefix("error: ")
+    text = text or f"the command ended with code {code} and no message"
     parts = re.fullmatch(
         r"(?P<what>.*?)(?:\nwhere: (?P<where>.*?))?(?:\nfix: (?P<fix>.*))?", text, re.DOTALL
     )

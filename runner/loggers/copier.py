@@ -208,7 +208,7 @@ def main() -> None:
     def news() -> Iterator[object]:
         yield from sys.stdin
         # The training may have been killed, and the network may hang: nobody else ends this.
-        signal.alarm(END_SECONDS)
+        signal.alarm(2 * END_SECONDS)  # the training ends it earlier, and says so
 
     try:
         copy(RunFolder(Path(settings["run"])), settings, news())

@@ -6,6 +6,7 @@ the run trains, and nothing raises: a logger that fails is reported once.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from runner.config.schema import RunConfig
 from runner.loggers.copier import END_SECONDS
 from runner.loggers.tool import FOLDERS, VIEWERS
 
+_WITH_PASSWORD = re.compile(r"//[^/@\s]+@")  # of an address in the message of a library
 _LONGEST = 4096  # bytes of a message
 
 
@@ -118,7 +120,7 @@ class RunLog:
         assert self._process.stdout is not None
         with suppress(OSError):
             if said := os.read(self._process.stdout.fileno(), _LONGEST):
-                return said.decode(errors="replace")
+                return _WITH_PASSWORD.sub("//…@", said.decode(errors="replace"))
         return f"its process ended with code {self._process.returncode}"
 
     def _failed(self, reason: str) -> None:
@@ -134,8 +136,8 @@ class RunLog:
         if process is None:
             return
         with suppress(OSError):
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # a tool may have processes of its own
+            # Also if the process has ended: a tool may have left processes of its own.
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for stream in (process.stdin, process.stdout):
             with suppress(OSError):

@@ -158,20 +158,20 @@ def _look_at_words(arguments: argparse.Namespace) -> None:
     from runner.terminal.display import Display
 
     suffix = _SUFFIXES[arguments.format or "png"]
-    num_images = arguments.images or 4 // len(configs)
+    largest = min(_MOST_IMAGES, *(config.data.batch_size for _, config in configs))
+    num_images = min(4 // len(configs), largest) if arguments.images is None else arguments.images
+    if not 1 <= num_images <= largest:
+        raise ConfigError(
+            f"a sheet has 1 to {_MOST_IMAGES} images, and at most as many as a batch",
+            where=f"--images {num_images}",
+            fix=f"--images {largest}",
+        )
     batches: list[Column] = []
     views: list[Column] = []
     lines: list[str] = []
     with Display() as display:
         prepared = [prepare(config, display) for _, config in configs]
         for (title, _), one in zip(configs, prepared, strict=True):
-            batch_size = one.config.data.batch_size
-            if num_images > min(batch_size, _MOST_IMAGES):
-                raise ConfigError(
-                    f"a batch has {batch_size} images, and a sheet at most {_MOST_IMAGES}",
-                    where=f"--images {num_images}",
-                    fix=f"--images {min(batch_size, _MOST_IMAGES)}",
-                )
             batches.append(batch_column(one, title, num_images))
             views.append(views_column(one, title, 2))
             lines.append(normalization_line(one.config, one.learner))

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from runner.errors import ConfigError
+from runner.errors import ConfigError, first_line
 from runner.training.step import Learner
 from runner.tricks.resize import to_size
 
@@ -103,18 +103,18 @@ def heat_maps(
 
     learner.model.eval()
     network = _Network(learner)
-    layer = find_layer(learner.model, lambda: network(images[:1]))
-    if layer is None:
-        raise _impossible("no layer of the network has a map of places as its output")
     targets = [ClassifierOutputTarget(output) for output in outputs]
-    module = learner.model.get_submodule(layer.name)
     try:
+        layer = find_layer(learner.model, lambda: network(images[:1]))
+        if layer is None:
+            raise _impossible("no layer of the network has a map of places as its output")
+        module = learner.model.get_submodule(layer.name)
         with GradCAM(network, [module], lambda found: _as_nchw(found, layer)) as cam:
             heat = cam(images, targets)
     except (RuntimeError, IndexError, ValueError, AttributeError) as error:
         # Hooks and gradients fail in as many ways as there are networks.
         raise _impossible(
-            f"the network cannot be followed: {str(error).splitlines()[0]}"
+            f"the network cannot be followed: {first_line(error) or type(error).__name__}"
         ) from error
     return np.asarray(heat, dtype=np.float32), layer
 

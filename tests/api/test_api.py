@@ -17,6 +17,7 @@ from PIL import Image
 from small import Command
 
 import runner
+from runner.api.functions import _words
 from runner.api.process import _error
 from runner.errors import ArtefactError, ConfigError, DataError
 
@@ -109,7 +110,11 @@ def test_a_model_predicts_what_the_command_predicts(
         assert top == pytest.approx(dict(zip(model.classes, row.tolist(), strict=True)), abs=1e-6)
     with Image.open(paths[0]) as image:
         picture = image.convert("RGB")
-    assert np.allclose(model.predict([picture, np.asarray(picture)]), found[[0, 0]], atol=1e-6)
+    for one in (picture, np.asarray(picture), paths[0], str(paths[0])):
+        assert np.allclose(model.predict(one), found[:1], atol=1e-6)
+        assert np.allclose(model.predict([one, one]), found[[0, 0]], atol=1e-6)
+    with pytest.raises(ConfigError, match="an image is"):
+        model.predict([np.asarray(picture)[0]])  # a row of pixels is no image
     assert model.top(paths[:1])[0][0][1] == pytest.approx(float(found[0].max()))
 
 
@@ -143,6 +148,20 @@ def test_a_mistake_raises_and_writes_nothing(
         runner.train(*words, **values)
     assert caught.value.fix or said in str(caught.value)
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["a (1)", "x=y", "{a}", "Müller's", "a,b", "back\\slash", "~x", "end\\", "b\\'q"]
+)
+def test_any_path_is_a_value(name: str, composed: Any) -> None:
+    (word,) = _words((), {"data.root": f"/data/{name}"})
+    assert composed("data=folder", word).data.root == f"/data/{name}"
+
+
+def test_values_are_words(composed: Any) -> None:
+    words = _words((), {"optim.lr": 1e-3, "force": True, "data.root": None, "tta.scales": [1, 0.5]})
+    assert words == ["optim.lr=0.001", "force=true", "data.root=null", "tta.scales=[1,0.5]"]
+    assert composed(*words).tta.scales == (1, 0.5)
 
 
 def test_a_word_is_a_string() -> None:
@@ -209,6 +228,7 @@ def test_the_error_of_a_process_is_an_exception_again() -> None:
     assert type(found) is ArtefactError
     assert (found.what, found.where, found.fix) == ("what\nand more", "here", "one\ntwo")
     assert _error(1, ["Traceback", "KeyError: 3"]).what == "Traceback\nKeyError: 3"
+    assert "code -9" in _error(-9, []).what
 
 
 @pytest.fixture(autouse=True)
