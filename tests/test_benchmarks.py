@@ -16,8 +16,8 @@ from runner.models import build_model
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
-    "augmentations", "evaluate", "growth", "memory", "price", "startup", "sweep", "throughput",
-    "time_to_accuracy", "verdict",
+    "augmentations", "evaluate", "growth", "memory", "precision", "price", "startup", "sweep",
+    "throughput", "time_to_accuracy", "verdict",
 )  # fmt: skip
 
 FAKE = """

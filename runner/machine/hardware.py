@@ -210,6 +210,11 @@ def cpu_name() -> str:
     return _cpu_info().get("model name", os.uname().machine)
 
 
+def cpu_flags() -> frozenset[str]:
+    """Return the instructions that the processor has, as Linux names them; empty elsewhere."""
+    return frozenset(_cpu_info().get("flags", "").split())
+
+
 def _has_gpu_file() -> bool:
     return num_gpus() > 0 or Path("/dev/dxg").exists()
 
@@ -258,7 +263,7 @@ def _control_groups() -> Iterator[tuple[Path, ...]]:
 
 
 def _cpu_has_bf16() -> bool:
-    return bool({"avx512_bf16", "amx_bf16"} & set(_cpu_info().get("flags", "").split()))
+    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
 
 
 @cache
