@@ -12,6 +12,10 @@ quarter of their speed with 512 channels on 2×2 maps (torch 2.14 on an AMD EPYC
 ``benchmarks/NOTES.md``). So matrix products compute such convolutions. They add in another order,
 which changes the rounding in bfloat16. This happens only in training, so that predictions do not
 depend on how many images are predicted at a time.
+
+*Slow* too are the bfloat16 gradients of depthwise convolutions, so slow that networks with them
+trained half as fast as in float32 (the same machine; ``python -m benchmarks.precision``). So these
+convolutions compute in float32, in training, and round what they return.
 """
 
 from typing import Any
@@ -33,7 +37,15 @@ class CpuConv2d(nn.Conv2d):
         assert not isinstance(self.padding, str)
         is_point = input.shape[-2:] == (1, 1) and self._keeps_points(self.padding)
         stride = (1, 1) if is_point else self.stride
-        if self._is_plain_bfloat16() and _num_places(input, self, stride) <= _FEW_PLACES:
+        trains_in_bfloat16 = self._trains_in_bfloat16()
+        if trains_in_bfloat16 and self.groups == self.in_channels > 1:  # depthwise
+            with torch.autocast("cpu", enabled=False):
+                return F.conv2d(
+                    input.float(), self.weight, self.bias, stride, self.padding, self.dilation,
+                    self.groups,
+                ).bfloat16()  # fmt: skip
+        is_plain = self.groups == 1 and self.dilation == (1, 1) and self.bias is None
+        if trains_in_bfloat16 and is_plain and _num_places(input, self, stride) <= _FEW_PLACES:
             outputs: Tensor = _Products.apply(
                 input.bfloat16(), self.weight.bfloat16(), stride, self.padding
             )
@@ -50,12 +62,9 @@ class CpuConv2d(nn.Conv2d):
             for pad, dilation, kernel in zip(padding, self.dilation, self.kernel_size, strict=True)
         )
 
-    def _is_plain_bfloat16(self) -> bool:
+    def _trains_in_bfloat16(self) -> bool:
         return (
             self.training
-            and self.groups == 1
-            and self.dilation == (1, 1)
-            and self.bias is None
             and torch.is_autocast_enabled("cpu")
             and torch.get_autocast_dtype("cpu") == torch.bfloat16
         )

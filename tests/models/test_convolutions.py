@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -127,6 +128,22 @@ def test_elsewhere_the_library_computes_bit_for_bit(change: Callable[[nn.Conv2d]
         expected = convolution(inputs)
         suit_convolutions(convolution)
         assert torch.equal(convolution(inputs), expected)
+
+
+@pytest.mark.parametrize("words", [{"bias": False}, {"kernel_size": 5, "stride": 2}])
+def test_depthwise_convolutions_train_in_float32_and_return_bfloat16(words: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(6, 12, **{"kernel_size": 3, "padding": 2, **words}, groups=6)
+    inputs = torch.randn(2, 6, 7, 7).bfloat16().float()
+    plain = deepcopy(convolution)
+    suit_convolutions(convolution)
+    expected = plain(inputs).bfloat16()
+    torch.autograd.backward(expected.float().square().sum())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = convolution(inputs.bfloat16())
+    torch.autograd.backward(found.float().square().sum())
+    assert torch.equal(found, expected)
+    assert torch.equal(convolution.weight.grad, plain.weight.grad)
 
 
 def test_outputs_may_be_changed_in_place() -> None:
