@@ -22,7 +22,7 @@ import numpy as np
 from runner.config import checks, compose
 from runner.config.complaints import translated
 from runner.config.idea import IdeaFile, read_idea
-from runner.config.options import GROUPS
+from runner.config.options import EVALUATION_KEYS, GROUPS
 from runner.config.schema import Data, RunConfig, Tta
 from runner.config.words import nearest, own_words
 from runner.errors import ArtefactError, BusyError, ConfigError, DataError, StorageError
@@ -47,10 +47,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_ALLOWED = (
-    "tta", "tta.KEY", "eval.batch_size", "device", "precision", "threads", "data.root",
-    "data.num_workers", "data.cache_gb", "outputs",
-)  # fmt: skip
 _REPRODUCED = 1e-5  # largest difference of a probability that rounding explains
 _PAIRED = ("points", "gained", "lost", "p_value", "p_holm")
 
@@ -195,16 +191,16 @@ def _check_word(word: str) -> None:
     key = word.lstrip("+").partition("=")[0]
     if "${" in word:
         raise ConfigError("a reference is not allowed here", where=word, fix="the value itself")
-    if key in _ALLOWED or re.fullmatch(r"tta\.\w+", key):
+    if key in EVALUATION_KEYS or re.fullmatch(r"tta\.\w+", key):
         return
-    allowed = f"allowed here: {', '.join(_ALLOWED)}"
+    allowed = f"allowed here: {', '.join(EVALUATION_KEYS)}"
     if key in checks.known_keys() or key in GROUPS:
         raise ConfigError(
             f"another {key} needs training again",
             where=word,
             fix=f"python -m runner.train … {word}; {allowed}",
         )
-    guess = nearest(key, _ALLOWED)
+    guess = nearest(key, EVALUATION_KEYS)
     what = f"unknown key {key} (did you mean {guess}?)" if guess else checks.unknown_key(key)[0]
     raise ConfigError(what, where=word, fix=allowed)
 
@@ -665,46 +661,49 @@ def _class_tables(entries: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
 
 def main() -> None:
     """Run the command; see ``--help``."""
-    arguments = _parser().parse_intermixed_args()
+    arguments = parser().parse_intermixed_args()
     command(lambda: _run(arguments), translated)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+def parser() -> Parser:
+    """Make the parser of the command's words."""
+    found = Parser(
         prog=program("evaluate"),
-        usage="%(prog)s RUN [RUN …] [-m] [tta=NAME] [KEY=VALUE …] [--code FILE] [--csv FILE] "
-        "[--json FILE] [--markdown FILE] [--split test]",
+        usage="%(prog)s RUN [RUN …] [-m] [tta=NAME] [KEY=VALUE …]\n"
+        "       [--code FILE] [--split test]\n"
+        "       [--csv FILE] [--json FILE] [--markdown FILE]",
         description="Evaluate trained runs again, with any TTA, without training. All variants "
         "share one pass over the validation images.",
-        epilog=f"Keys: {', '.join(_ALLOWED)}. Without words on tta, the run's own TTA is used.",
+        epilog=f"Keys: {', '.join(EVALUATION_KEYS)}. Without words on tta, the run's own TTA is "
+        "used.",
     )
-    parser.add_argument(
+    found.add_argument(
         "words", nargs="*", metavar="RUN|KEY=VALUE", help="folders of finished runs, and words"
     )
-    parser.add_argument(
+    found.add_argument(
         "-m", "--multirun", action="store_true", help="all combinations of the words' values"
     )
-    parser.add_argument(
+    found.add_argument(
         "--code", action="append", default=[], metavar="FILE",
         help="the file that changed the network of a run, by code=FILE; may be repeated",
     )  # fmt: skip
-    parser.add_argument(
+    found.add_argument(
         "--split", choices=("val", "test"), default="val", metavar="val|test",
         help="the images: those of validation (default), or those of the data's test part, "
         "once at the end",
     )  # fmt: skip
     for name, what in (
-        ("csv", "rows with all digits"),
-        ("json", "every number, including those of each run"),
-        ("markdown", "the printed tables"),
+        ("--csv", "rows with all digits"),
+        ("--json", "every number, including those of each run"),
+        ("--markdown", "the printed tables"),
     ):
-        parser.add_argument(
-            f"--{name}",
+        found.add_argument(
+            name,
             type=Path,
             metavar="FILE",
             help=f"{what}; - prints it instead",
         )
-    return parser
+    return found
 
 
 def _changes_of(config: RunConfig) -> str:

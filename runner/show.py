@@ -1,15 +1,17 @@
 """List the runs below a folder, or watch a sweep: ``python -m runner.show outputs``.
 
-Comparisons, and sweeps whose jobs are at work, are named below the table of runs.
-``python -m runner.report`` has the verdicts.
+Comparisons, and sweeps whose jobs are at work, are named below the table of
+runs. ``python -m runner.report`` has the verdicts.
 
-``python -m runner.show outputs/sweeps/NAME``, or ``NAME`` alone, shows the jobs of
-a sweep until they have ended: status, what Slurm says of them and why they wait,
-machine, epoch. ``outputs/sweeps`` is the newest sweep. Ctrl-C ends the watching
-alone. The exit code is 6 if all jobs have ended, and some without a result.
+``python -m runner.show outputs/sweeps/NAME``, or ``NAME`` alone, shows the jobs
+of a sweep until they have ended: status, what Slurm says of them and why they
+wait, machine, epoch. ``outputs/sweeps`` is the newest sweep. Ctrl-C ends the
+watching alone. The exit code is 6 if all jobs have ended, and some without a
+result.
 
-``--watch`` shows a folder of runs in the same way until Ctrl-C: epoch, images per second and
-the time that is left of each run at work. In a pipe it prints a line per change.
+``--watch`` shows a folder of runs in the same way until Ctrl-C: epoch, images
+per second and the time that is left of each run at work. In a pipe it prints a
+line per change.
 
 Status of a job
   pending      it has not begun
@@ -18,7 +20,8 @@ Status of a job
   running      it is at work
   busy         another process is at its run
   finished, resumed, evaluated, skipped    it has a result
-  failed, crashed, interrupted, cancelled  it has none; cancelled is Slurm's scancel
+  failed, crashed, interrupted, cancelled  it has none; cancelled is Slurm's
+                                           scancel
 
 The command only reads files and asks Slurm, so it works during a run.
 """
@@ -202,10 +205,15 @@ def _pace(folder: RunFolder, epoch: int, epochs: float | None) -> tuple[float | 
     return speed, None
 
 
+def _help() -> str:
+    """The docstring of this module, within 80 columns and without its markup."""
+    return (__doc__ or "").replace("``", "").replace(": python -m", ":\npython -m", 1)
+
+
 def parser() -> Parser:
     """Make the parser of the command's words."""
     found = Parser(
-        prog=program("show"), description=__doc__, formatter_class=RawDescriptionHelpFormatter
+        prog=program("show"), description=_help(), formatter_class=RawDescriptionHelpFormatter
     )
     found.add_argument(
         "outputs", nargs="?", default="outputs", type=Path, help="a folder of runs, or a sweep"

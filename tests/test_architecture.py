@@ -106,6 +106,7 @@ OPENED_ELSEWHERE = {
     "runner/data/embedded/__init__.py": ("path.read_bytes", "np.load",
                                          "(_FOLDER / 'fashion.sha256').read_text"),
     "runner/report/page.py": ("(_HERE / name).read_text",),
+    "runner/terminal/completion.py": ("path.read_bytes",),
     # Files of the system.
     "runner/machine/hardware.py": ("Path('/proc/cpuinfo').read_text", "file.read_text",
                                    "Path('/proc/self/cgroup').read_text"),

@@ -91,7 +91,9 @@ def test_usage_names_the_command_as_it_was_called(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     assert called(monkeypatch, name, "--help") == 0
-    assert capsys.readouterr().out.startswith(f"usage: trick-runner {name} ")
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: trick-runner {name} ")
+    assert [line for line in text.splitlines() if len(line) > 80] == []
     monkeypatch.setattr("sys.argv", [f"runner/{name}.py", "--help"])
     module = sys.modules[program.commands()[name].module]
     with pytest.raises(SystemExit):

@@ -141,18 +141,19 @@ def describe(subject: str, folder: Path | None = None) -> str:
         ConfigError: there is no such group or key.
     """
     name = subject.lstrip("+~").partition("=")[0].partition("@")[0]
-    if name in GROUPS:
-        return "\n".join(_group_lines(name, folder))
+    groups = {*GROUPS, *RunConfig().groups}
+    if name in groups:
+        return "\n".join(_group_lines(name, folder)).rstrip("\n")
     group = name.rpartition(".")[0]
     for key in group_keys(group) if group else top_keys():
         if key.name == name:
             more = [f"--help {group} shows the other keys of the group."] if group else []
             return "\n".join([*_key_lines([key]), "", *more]).rstrip("\n")
-    guess = nearest(name, [*GROUPS, *known_keys()]) or nearest_key(name)
+    guess = nearest(name, [*groups, *known_keys()]) or nearest_key(name)
     raise ConfigError(
         "no such group or key" + (f" (did you mean {guess}?)" if guess else ""),
         where=f"--help {subject}",
-        fix=f"--help {guess}" if guess else f"--help with one of {', '.join(GROUPS)}",
+        fix=f"--help {guess}" if guess else f"--help with one of {', '.join(sorted(groups))}",
     )
 
 
@@ -160,8 +161,9 @@ def _group_lines(group: str, folder: Path | None) -> list[str]:
     lines = [*textwrap.wrap(group_summary(group), _WIDTH), ""]
     if keys := group_keys(group):
         lines += ["Keys, set as KEY=VALUE", "", *_key_lines(keys), ""]
-    lines += ["Options", ""]
-    for option in group_options(group, folder):
+    options = group_options(group, folder)
+    lines += ["Options", ""] if options else []
+    for option in options:
         lines += [f"  {option.words}", *_indented(option.meaning)]
         lines += _indented("sets " + " ".join(option.sets)) if option.sets else []
     if group in OVERLAYS:

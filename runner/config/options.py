@@ -26,6 +26,12 @@ LAUNCHERS = {
 }
 """Launchers with an option file of ours, and the extra that installs each."""
 
+EVALUATION_KEYS = (
+    "tta", "tta.KEY", "eval.batch_size", "device", "precision", "threads", "data.root",
+    "data.num_workers", "data.cache_gb", "outputs",
+)  # fmt: skip
+"""What the evaluation of a trained run may change; ``tta.KEY`` is any key of ``tta``."""
+
 
 def option_names(group: str) -> list[str]:
     """Return the names of the options of a group or an overlay."""

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 _NUM_BITS = 64  # of a hash
 
 
-def main() -> None:
-    """Run the command; see ``--help``."""
-    parser = Parser(prog=program("data"))
-    facts = parser.add_subparsers(metavar="FACT", required=True)
+def parser() -> Parser:
+    """Make the parser of the command's words."""
+    found = Parser(prog=program("data"))
+    facts = found.add_subparsers(metavar="FACT", required=True)
     stats = facts.add_parser(
         "stats",
         help="mean and std of the training split",
@@ -58,7 +58,12 @@ def main() -> None:
     duplicates.add_argument("--csv", type=Path, metavar="FILE", help="all pairs; - prints them")
     stats.set_defaults(run=lambda arguments: _stats(arguments.words))
     duplicates.set_defaults(run=_duplicates)
-    arguments = parser.parse_args()
+    return found
+
+
+def main() -> None:
+    """Run the command; see ``--help``."""
+    arguments = parser().parse_args()
     command(lambda: arguments.run(arguments), translated)
 
 

@@ -30,7 +30,8 @@ examples:
   {called}
         the first training batch of the baseline, on embedded data
   {called} +trick=mixup tta=crops data=folder data.root=PATH
-        mixed pairs with both labels, and the views at evaluation, of your images
+        mixed pairs with both labels, and the views at evaluation, of your own
+        images
   {called} --compare +trick=mixup
         the baseline and mixup side by side
   {called} outputs/NAME
@@ -59,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     found = KeysParser(
         prog=called,
         usage="%(prog)s [WORD …] [--compare WORDS] …\n       %(prog)s RUN [data.root=PATH] …",
-        description="Draw the first training batch and the views at evaluation, exactly as a "
+        description="Draw the first training batch and the views at evaluation, exactly as a\n"
         "training with these words sees them; or the figures of a finished run.",
         epilog=_EPILOG.format(called=called),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -60,12 +60,12 @@ def parser() -> argparse.ArgumentParser:
         help="also show precision, recall and F1 of each class, for each trick",
     )  # fmt: skip
     for kind, what in {
-        "html": "write a page with figures that needs no other file",
-        "csv": "write a line per trick; parts of 1, not percent",
-        "json": "write every number in full",
-        "markdown": "write the tables",
+        "--html": "write a page with figures that needs no other file",
+        "--csv": "write a line per trick; parts of 1, not percent",
+        "--json": "write every number in full",
+        "--markdown": "write the tables",
     }.items():
-        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"{what}; - prints it")
+        parser.add_argument(kind, type=Path, metavar="FILE", help=f"{what}; - prints it")
     return parser
 
 

@@ -41,7 +41,9 @@ def test_what_an_option_sets_is_the_option(composed: Callable[..., RunConfig]) -
         assert composed(*option.sets) == composed(option.words)
 
 
-@pytest.mark.parametrize("subject", [*GROUPS, "+trick", "seed", "optim.lr", "mixup=beta"])
+@pytest.mark.parametrize(
+    "subject", [*GROUPS, "eval", "checkpoint", "+trick", "seed", "optim.lr", "mixup=beta"]
+)
 def test_help_is_short_lines_with_meanings(subject: str) -> None:
     text = describe(subject)
     assert max(map(len, text.splitlines())) <= 80

@@ -1,5 +1,7 @@
 """TAB in a real bash completes commands, options, groups, options of groups, keys and values."""
 
+import argparse
+import importlib
 import os
 import shutil
 import subprocess
@@ -8,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.terminal.completion import candidates
+from runner.__main__ import commands
+from runner.terminal.completion import candidates, options
 
 pytest.importorskip("argcomplete")
 
@@ -23,6 +26,14 @@ LINES = {
     "trick-runner train data.root=pho": {"photos/"},
     "trick-runner predict pho": {"photos/"},
     "trick-runner show --wat": {"--watch "},
+    "trick-runner train eval.s": {"eval.size="},
+    "trick-runner train che": {"checkpoint.minutes="},
+    "trick-runner train -m mixup=none,be": {"none,beta "},
+    "trick-runner evaluate pho": {"photos/"},
+    "trick-runner evaluate photos tta=fl": {"flip "},
+    "trick-runner evaluate photos mixup=b": set(),
+    "trick-runner evaluate photos --spl": {"--split "},
+    "trick-runner lr_find --mul": set(),
     "trick-runner train nothing.like": set(),
 }
 
@@ -119,9 +130,22 @@ def test_groups_first_then_keys() -> None:
     assert "+recipe=book" in candidates("+recipe=")
 
 
+@pytest.mark.parametrize("name", sorted({*commands()} - {"train", "lr_find"}))
+def test_the_options_read_off_the_source_are_those_of_the_parser(name: str) -> None:
+    module = commands()[name].module
+    parsers = [importlib.import_module(module).parser()]
+    for action in parsers[0]._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            parsers += action.choices.values()
+    spelled = {option for parser in parsers for option in parser.options() if option[:2] == "--"}
+    assert {*options(module)} == spelled
+
+
 def test_torch_and_hydra_are_not_imported() -> None:
     code = (
         "import sys, runner.terminal.completion\n"
+        "from runner.__main__ import commands\n"
+        "for one in commands().values(): runner.terminal.completion.options(one.module)\n"
         "assert not {'torch', 'hydra', 'matplotlib', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
