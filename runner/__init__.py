@@ -7,12 +7,17 @@ In Python and notebooks: ``runner.train``, ``runner.compare``, ``runner.load_run
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from runner.machine.system import prepare_apple_gpu, require_system
+
 if TYPE_CHECKING:
     from runner.api.functions import load_model, load_runs
     from runner.api.objects import Comparison, Run, Runs
 
 __version__ = "0.1.0"
 __all__ = ["Comparison", "Run", "Runs", "compare", "load_model", "load_runs", "train"]
+
+require_system()  # first of all, because the other modules cannot be imported on every system
+prepare_apple_gpu()
 
 
 def __getattr__(name: str) -> Any:
