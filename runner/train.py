@@ -4,46 +4,71 @@ The command line is Hydra's. Torch is imported only when training starts, so tha
 configuration errors and finished runs appear at once.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.callable_module import make_callable
 from runner.config.idea import idea_of
 from runner.config.overlays import own_overlays, words_without_effect
+from runner.config.requested import Requested
 from runner.config.schema import RunConfig
 from runner.errors import RunnerError
 from runner.loggers.tool import require_package
 from runner.machine.files import require_writable
 from runner.machine.hardware import device_kind, require_device
 from runner.machine.processes import Processes, from_environment, joined
+from runner.records import evaluations
 from runner.records.identity import folder_name, identified
 from runner.records.run_folder import RunFolder, unfinished_on_other_data
 from runner.terminal.console import distinguishable
 from runner.terminal.display import Display
 from runner.terminal.start import Work, hydra_command
 from runner.terminal.usage import EXIT_CODES, Usage
-from runner.training.finished import finished_before, shown_result, summary
+from runner.training.finished import (
+    finished_before,
+    shown_result,
+    summaries_of_others,
+    summary,
+)
 
 if TYPE_CHECKING:
     from runner.data.dataset import Dataset
 
 
-def run(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
-    """Start or resume the run of ``config``, or show its finished result; return a summary."""
+def run(
+    config: RunConfig, overrides: list[str], others: Sequence[Requested] = ()
+) -> dict[str, Any]:
+    """Start or resume the run of ``config``, or show its finished result; return a summary.
+
+    Args:
+        config: the configuration of the run.
+        overrides: the words of the user.
+        others: configurations that differ from ``config`` only in their evaluation, which are
+            evaluated in the same pass over the images. The summary then has ``others``: their
+            summaries, None for each that has no result.
+    """
     require_device(config.device)
     require_package(config.logger)
     processes = from_environment()
+    if processes.count > 1:  # an error of one evaluation would be one of all processes
+        others = ()
     with Display(quiet=not processes.is_first) as display:
         with joined(processes, device_kind(config.device)):
-            folder, status, result = _run(config, overrides, processes, display)
+            folder, status, result, found = _run(config, overrides, others, processes, display)
         display.result(result, str(folder.path))
-    return summary(status, folder, result)
+    own = summary(status, folder, result)
+    return {**own, "others": found} if found else own
 
 
 def _run(
-    config: RunConfig, overrides: list[str], processes: Processes, display: Display
-) -> tuple[RunFolder, str, dict[str, Any]]:
-    """Return the folder of the run, how it came to its result, and the result."""
+    config: RunConfig,
+    overrides: list[str],
+    others: Sequence[Requested],
+    processes: Processes,
+    display: Display,
+) -> tuple[RunFolder, str, dict[str, Any], list[dict[str, Any] | None]]:
+    """Return the folder of the run, how it came to its result, the result, and the others'."""
     outputs = Path(config.outputs).expanduser()
     place = Path(config.run_dir).expanduser() if config.run_dir else None
     # The data may take minutes to read. Results that exist need no place that can be written.
@@ -73,12 +98,14 @@ def _run(
     name = folder_name(config, what["identity"])
     folder = RunFolder(place or outputs / name)
     folder.check(what)
+    others = [other.of(config) for other in others]
+    before = frozenset[str]() if config.force else frozenset(evaluations.names(folder))
     result = None if config.force else folder.whole_result()
     if result is not None:
         folder.drop_checkpoints()  # left by a process that was killed after writing the result
         if (shown := shown_result(folder, config, result)) is not None:
             display.line("finished before; force=true runs it anew")
-            return folder, "skipped", shown
+            return folder, "skipped", shown, summaries_of_others(folder, others, before)
         display.line("trained before: only the evaluation with this tta is missing")
     elif not folder.is_begun and (unfinished := unfinished_on_other_data(outputs, name, what)):
         display.line(
@@ -90,11 +117,13 @@ def _run(
     from runner.tricks.idea import NO_IDEA, load_idea
 
     idea = load_idea(code) if code is not None else NO_IDEA
-    experiment = Experiment(config, dataset, what, overrides, weights, idea)
+    experiment = Experiment(config, dataset, what, overrides, weights, idea, tuple(others))
     try:
         if result is not None:
-            return folder, *evaluate_finished(experiment, folder, result, display, processes)
-        return folder, *train_and_evaluate(experiment, folder, display, processes)
+            done = evaluate_finished(experiment, folder, result, display, processes)
+        else:
+            done = train_and_evaluate(experiment, folder, display, processes)
+        return folder, *done, summaries_of_others(folder, others, before)
     except RunnerError as error:
         error.run = str(folder.path)
         raise
@@ -166,7 +195,7 @@ _USAGE = Usage(
 )
 
 
-WORK = Work(run, finished_before)
+WORK = Work(run, finished_before, can_share=True)
 """What a job of this command does."""
 
 if __name__ != "__main__":

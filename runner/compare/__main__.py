@@ -25,7 +25,7 @@ from runner.config.words import nearest
 from runner.errors import ConfigError, RunnerError
 from runner.machine.files import require_writable
 from runner.machine.processes import from_environment
-from runner.records.comparison_folder import ComparisonFolder, Place, place
+from runner.records.comparison_folder import BASE, ComparisonFolder, Place, place
 from runner.report.metric import METRICS, default_margins
 from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
@@ -341,8 +341,10 @@ def _run(
 
     require_writable(found.folder.path)
     how = How(train.WORK, asked.outputs, asked.launcher, asked.config_dir, asked.budget)
+    question = planned.question
+    configs = {BASE: question.base, **{arm.label: arm.config for arm in question.arms}}
     with Live(planned, stderr=is_read) as live:
-        return rounds.run(found.folder, planned.comparison, how, live, planned.folders)
+        return rounds.run(found.folder, planned.comparison, how, live, planned.folders, configs)
 
 
 def _check_targets(targets: Mapping[str, Path | None]) -> None:

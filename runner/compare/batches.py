@@ -4,12 +4,13 @@ import shlex
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runner.compare.live import Live
 from runner.compare.plan import is_finished
 from runner.compare.question import Job, joined_words
+from runner.config.schema import RunConfig
 from runner.errors import ArtefactError, SweepError
 from runner.jobs.launch import Outcome, run_jobs
 from runner.machine import fields
@@ -46,6 +47,7 @@ class Batches:
         how: how jobs run.
         live: shows the progress.
         folders: folder of the run by label and by seed of the pair, where it is known.
+        configs: configuration by label, for any seed, where it is known.
 
     Attributes:
         stopped_by: the signal that stopped the jobs; None if there was none.
@@ -54,11 +56,18 @@ class Batches:
     """
 
     def __init__(
-        self, how: How, live: Live, folders: Mapping[str, Mapping[int, RunFolder]] | None = None
+        self,
+        how: How,
+        live: Live,
+        plan: ComparisonPlan,
+        folders: Mapping[str, Mapping[int, RunFolder]] | None = None,
+        configs: Mapping[str, RunConfig] | None = None,
     ) -> None:
         self._how = how
         self._live = live
+        self._plan = plan
         self._folders = folders or {}
+        self._configs = configs or {}
         self._deadline = None if how.budget is None else time.monotonic() + how.budget
         self._seconds: dict[str, list[float]] = defaultdict(list)
         self._elapsed = 0.0
@@ -74,11 +83,18 @@ class Batches:
         self._live.round(jobs)
         return True
 
-    def run(self, jobs: Sequence[Job], record: Callable[[Job, PairedRun], None]) -> bool:
+    def run(
+        self,
+        jobs: Sequence[Job],
+        record: Callable[[Job, PairedRun], None],
+        alongside: Sequence[Job] = (),
+    ) -> bool:
         """Run the jobs of a round, equal jobs once. Return whether all of them ended.
 
         Args:
             jobs: the jobs, in order: a job comes before those that need it.
+            alongside: further jobs, for which one of ``jobs`` with the same training evaluates; a
+                job whose training fails does not begin, nor does it count.
             record: called with each job that ended, possibly from another thread.
 
         Raises:
@@ -87,6 +103,9 @@ class Batches:
         """
         by_words: dict[tuple[str, ...], list[Job]] = defaultdict(list)
         for job in jobs:
+            by_words[job.words].append(job)
+        num_begun = len(by_words)
+        for job in alongside:
             by_words[job.words].append(job)
         groups = list(by_words.values())
         left = {*range(len(groups))}
@@ -111,6 +130,8 @@ class Batches:
             self._how.launcher,
             self._how.outputs,
             config_dir=self._how.config_dir,
+            configs=self._configs_of([group[0] for group in groups]),
+            num_begun=num_begun,
             on_begin=on_begin,
             on_end=on_end,
             is_quiet=self._live.is_quiet,
@@ -119,17 +140,32 @@ class Batches:
         )
         self._elapsed += time.monotonic() - start
         self.log, self.stopped_by = result.folder.path, result.stopped_by
+        left -= {*range(num_begun, len(groups))}
         if not left or self.stopped_by is not None:
             return not left
         if result.is_out_of_time:
             self.is_out_of_time = True
             return False
         raise SweepError(
-            f"{len(left)} of {len(groups)} jobs did not end: they were interrupted, or the "
+            f"{len(left)} of {num_begun} jobs did not end: they were interrupted, or the "
             "launcher did not start them",
             where=str(self.log),
             fix="the same command again, which runs the missing ones",
         )
+
+    def _configs_of(self, jobs: Sequence[Job]) -> list[RunConfig] | None:
+        """Return the configuration of each job; None if a search chooses some of their words."""
+        found = []
+        for job in jobs:
+            config = self._configs.get(job.label)
+            if config is None or job.is_tuning or self._plan.tune:
+                return None
+            seed, fold = self._plan.seed_and_fold(job.seed)
+            config = replace(config, seed=seed + seed_offset(self._plan, job.label))
+            if self._plan.num_folds > 1:
+                config = replace(config, data=replace(config.data, fold=fold))
+            found.append(config)
+        return found
 
     def _measure(self, job: Job, outcome: Outcome) -> None:
         if outcome.status == "finished":
@@ -169,14 +205,18 @@ def job_of(
         more: further words, which a search for settings chose or tries.
         is_tuning: whether the job belongs to that search.
     """
-    arms = {arm.label: arm for arm in plan.arms}
-    words, offset = ((), 0) if label == BASE else (arms[label].words, arms[label].seed_offset)
+    words = {BASE: (), **{arm.label: arm.words for arm in plan.arms}}[label]
     whole: Sequence[str] = plan.base_words
     own, fold = plan.seed_and_fold(seed)
     folds = (f"data.fold={fold}",) if plan.num_folds > 1 else ()
-    for added in (words, more, (f"seed={own + offset}", *folds)):
+    for added in (words, more, (f"seed={own + seed_offset(plan, label)}", *folds)):
         whole = joined_words(whole, added)
     return Job(label, seed, tuple(whole), is_tuning)
+
+
+def seed_offset(plan: ComparisonPlan, label: str) -> int:
+    """Return what an arm, or the base, adds to the seeds of the comparison."""
+    return {BASE: 0, **{arm.label: arm.seed_offset for arm in plan.arms}}[label]
 
 
 def without_lost(

@@ -21,6 +21,7 @@ from runner.compare.batches import (
 )
 from runner.compare.live import Live
 from runner.compare.question import Job
+from runner.config.schema import RunConfig
 from runner.errors import ConfigError, SweepError, TrainingError
 from runner.machine.signals import Interrupted
 from runner.records.comparison_folder import (
@@ -86,6 +87,7 @@ def run(
     how: How,
     live: Live,
     folders: Mapping[str, Mapping[int, RunFolder]] | None = None,
+    configs: Mapping[str, RunConfig] | None = None,
 ) -> RoundsResult:
     """Run a comparison, or continue it, until no arm is open; or read its answer.
 
@@ -95,6 +97,7 @@ def run(
         how: how jobs run.
         live: shows the progress.
         folders: folder of the run by label and by seed of the pair, before tuning, where known.
+        configs: configuration by label, for any seed, before tuning, where known.
 
     Raises:
         BusyError: another process runs the comparison.
@@ -108,7 +111,7 @@ def run(
         return RoundsResult(from_json(recorded))
     with folder.locked():
         folder.begin(plan)
-        return _Rounds(folder, plan, how, live, folders or {}).until_ended()
+        return _Rounds(folder, plan, how, live, folders or {}, configs).until_ended()
 
 
 class _Rounds:
@@ -119,6 +122,7 @@ class _Rounds:
         how: How,
         live: Live,
         folders: Mapping[str, Mapping[int, RunFolder]],
+        configs: Mapping[str, RunConfig] | None,
     ) -> None:
         self._folder = folder
         self._asked = asked  # has the words of the jobs
@@ -126,7 +130,7 @@ class _Rounds:
         self._how = how
         self._live = live
         self._folders = {} if asked.tune else folders
-        self._batches = Batches(how, live, self._folders)
+        self._batches = Batches(how, live, asked, self._folders, configs)
         self._book = ScoreBook(how.outputs / "cache" / "report.npz")
         self._runs: Runs = with_possible_pair(self._plan, without_lost(how.outputs, folder.runs()))
         self._search = tuning.Search()
@@ -161,18 +165,31 @@ class _Rounds:
         """Run the jobs of a look; return whether all of them ended and the base has a run.
 
         Without a run of the base, no arm can be compared. So the jobs of the base run first and
-        alone, and no arm trains if all of these jobs fail.
+        alone, and no arm trains if all of these jobs fail. They evaluate for the arms that share
+        their training.
         """
         if not self._batches.may_begin(missing):
             return False
         if self._has_base():
             return self._batches.run(missing, self._record)
         own = [job for job in missing if job.label == BASE]
-        if own and not self._batches.run(own, self._record):
+        base = [self._folder_of(job) for job in own]
+        arms = [job for job in missing if job.label != BASE]
+        alongside = [job for job in arms if self._folder_of(job) in base]
+        if own and not self._batches.run(own, self._record, alongside):
             return False
         self._require_base()
-        rest = [job for job in missing if job.label != BASE and self._can_pair(job.seed)]
+        rest = [
+            job
+            for job in arms
+            if job.seed not in self._runs[job.label] and self._can_pair(job.seed)
+        ]
         return self._has_base() and (not rest or self._batches.run(rest, self._record))
+
+    def _folder_of(self, job: Job) -> Path | Job:
+        """Return the folder of the run of a job; the job itself if that is not known."""
+        planned = self._folders.get(job.label, {}).get(job.seed)
+        return job if planned is None else planned.path
 
     def _has_base(self) -> bool:
         """Return whether the base has a run with any seed, in all its folds."""

@@ -9,15 +9,16 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from runner.config.requested import Requested
 from runner.errors import (
     BusyError,
     CodeError,
@@ -56,6 +57,8 @@ class SweepJob:
             process of its own always does.
         until: no job begins after this time, in seconds since the epoch: other machines have clocks
             of their own, but agree on this one.
+        shared: for each job that begins, the number and the request of other jobs that wait for it,
+            because they differ from it only in their evaluation.
     """
 
     task: Task
@@ -67,6 +70,7 @@ class SweepJob:
     forks: bool = False
     is_quiet: bool = False
     until: float = math.inf
+    shared: Mapping[int, Mapping[int, Requested]] = field(default_factory=dict)
 
     @property
     def number(self) -> int:
@@ -212,12 +216,16 @@ class SweepJob:
         limit_cores(self.share.threads or None)
         if self.share.threads and not composed.threads:
             composed.threads = self.share.threads
+        others = self.shared.get(number, {})
         try:
-            summary = dict(self.task(composed))
+            summary = dict(self.task(composed, [*others.values()]))
             error = summary.pop("error", None)
         except Exception as caught:
             error = caught
         if error is None:
+            for other, found in zip(others, summary.pop("others", ()), strict=False):
+                if found is not None:
+                    self.folder.write(other, **found)
             return str(summary.pop("status")), summary, 0
         if isinstance(error, BusyError):
             return "busy", {"folder": str(Path(error.where).parent)}, 0

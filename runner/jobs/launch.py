@@ -9,7 +9,8 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from runner.config import compose
 from runner.config.idea import idea_of
 from runner.config.overrides import checked_words
+from runner.config.requested import Requested, by_training
 from runner.config.schema import RunConfig
 from runner.errors import ConfigError, RunnerError, SweepError
 from runner.jobs.checks import check_jobs
@@ -106,6 +108,8 @@ def run_jobs(
     outputs: Path,
     *,
     config_dir: Path | None = None,
+    configs: Sequence[RunConfig] | None = None,
+    num_begun: int | None = None,
     on_begin: Callable[[int], None] | None = None,
     on_end: Callable[[int, Outcome], None] | None = None,
     is_quiet: bool = False,
@@ -115,7 +119,8 @@ def run_jobs(
     """Run jobs through a launcher, until none is missing, a signal comes or time is up.
 
     A job that fails or crashes stops no other. The function waits for runs that another process
-    trains.
+    trains. Jobs that differ only in their evaluation are evaluated by the first of them, in one
+    pass over the images; what it could not do, each does itself.
 
     Args:
         jobs: the words of each job, checked, and all different; ``outputs=`` is among them.
@@ -124,6 +129,9 @@ def run_jobs(
             after the other, each in a child of this process.
         outputs: folder of the runs; the states and logs of the jobs go to its ``sweeps``.
         config_dir: folder with option files of the user's own.
+        configs: the configuration of each job; None to compose them if they are needed.
+        num_begun: number of jobs, from the first one, that may begin; those after them end only if
+            one of these can evaluate for them. None for all.
         on_begin: called in this process with the number of a job that begins; again if the job is
             tried again, as after another process was at its run or a neighbor died.
         on_end: called in this process with the number and the outcome of a job that has ended,
@@ -164,6 +172,8 @@ def run_jobs(
             [list(job) for job in jobs],
             folder,
             share,
+            configs=configs,
+            num_begun=num_begun,
             on_begin=on_begin,
             on_end=ended,
             is_quiet=is_quiet,
@@ -227,7 +237,7 @@ def run_sweep(
     names = job_names(jobs)
 
     def on_end(number: int) -> None:
-        if not launch.is_here:  # what such a job prints is read already
+        if not launch.prints(number):
             print_line(folder.read(number), names[number])
 
     launch = _Launch(
@@ -312,6 +322,7 @@ class _Launch:
         folder: the folder of the jobs.
         share: what each job gets of the machine.
         configs: the configuration of each job; None if they are not known.
+        num_begun: see :func:`run_jobs`.
         on_begin: see :func:`run_jobs`.
         on_end: called with the number of a job that has ended.
         is_quiet: see :func:`run_jobs`.
@@ -320,7 +331,6 @@ class _Launch:
         is_detached: see :func:`run_sweep`.
 
     Attributes:
-        is_here: whether the jobs share the terminal of this process.
         stopped_by: the signal that stopped this process; None if there was none.
     """
 
@@ -334,6 +344,7 @@ class _Launch:
         share: Share,
         *,
         configs: Sequence[RunConfig] | None = None,
+        num_begun: int | None = None,
         on_begin: Callable[[int], None] | None = None,
         on_end: Callable[[int], None] | None = None,
         is_quiet: bool = False,
@@ -346,6 +357,7 @@ class _Launch:
         self._jobs = jobs
         self._folder = folder
         self._configs = configs
+        self._num_begun = len(jobs) if num_begun is None else num_begun
         self._finished_before = task.work.finished_before
         self._on_begin = on_begin
         self._on_end = on_end
@@ -360,7 +372,9 @@ class _Launch:
         self._problem: Exception | None = None  # of a callback
         self._gave_up: RunnerError | None = None
         self._kind = _kind(config)
-        self.is_here = self._kind == "BasicLauncher"
+        self._is_here = self._kind == "BasicLauncher"
+        # Jobs of Slurm go on without this process, which then could not begin the ones that wait.
+        self._can_share = task.work.can_share and self._kind != "SlurmLauncher"
         self._task = SweepJob(
             task,
             folder,
@@ -368,9 +382,9 @@ class _Launch:
             sweeper=(os.getpid(), socket.gethostname()),
             share=share,
             is_worker=self._kind == "JoblibLauncher",
-            forks=self.is_here,
+            forks=self._is_here,
             is_quiet=is_quiet,
-            until=math.inf if self.is_here else self._until,  # here, it is known before it begins
+            until=math.inf if self._is_here else self._until,  # here, it is known before it begins
         )
 
     def run(self) -> None:
@@ -389,6 +403,10 @@ class _Launch:
             raise
         else:
             self.stopped_by = self._folder.stopped_by
+
+    def prints(self, number: int) -> bool:
+        """Return whether a job has printed its result to the terminal of this process."""
+        return self._is_here and not any(number in others for others in self._task.shared.values())
 
     def tell_what_goes_on(self) -> None:
         """Say which jobs go on without this process, and how to end and to watch them."""
@@ -427,7 +445,7 @@ class _Launch:
 
         Jobs of this process say it themselves, as quickly.
         """
-        if self.is_here or self._finished_before is None or not self._may_begin:
+        if self._is_here or self._finished_before is None or not self._may_begin:
             return
         configs = [self._job_configs()[number] for number in numbers]
         for number, summary in zip(numbers, self._finished_before(configs), strict=True):
@@ -448,7 +466,7 @@ class _Launch:
         A launcher may give up when one of its processes dies, and end other jobs with it. So each
         job that died is tried again alone: a job that dies alone has crashed.
         """
-        every, suspects = range(len(self._jobs)), list[int]()
+        every, suspects = range(self._num_begun), list[int]()
         todo = [number for number in every if self._folder.read(number)["status"] not in GOOD]
         try:
             while (todo or suspects) and self._may_begin:
@@ -464,8 +482,10 @@ class _Launch:
                 todo = [number for number in batch if status[number] in ("busy", "pending")]
                 if todo == batch and "busy" not in status.values():
                     return  # the launcher did nothing, so another round would change nothing
-                if todo and all(status[number] == "busy" for number in todo):
-                    self._wait_for_others(todo)
+                busy = [number for number in todo if status[number] == "busy"]
+                waiting = {other for number in busy for other in self._task.shared.get(number, ())}
+                if busy and {*todo} <= {*busy, *waiting}:
+                    self._wait_for_others(busy)
                     self._answer_finished(todo)
                     todo = [
                         number for number in todo if self._folder.read(number)["status"] not in GOOD
@@ -489,12 +509,15 @@ class _Launch:
         if self._kind == "SlurmLauncher":
             self._round_in_slurm(numbers)
             return
+        self._task = replace(self._task, shared=self._shared(numbers))
+        waiting = [other for others in self._task.shared.values() for other in others]
+        beginning = [number for number in numbers if number not in waiting]
         if self._kind == "RayLauncher":
-            self._round_in_ray(numbers)
+            self._round_in_ray(beginning)
             return
         launcher = self._launcher()
-        jobs = [self._jobs[number] for number in numbers]
-        if self.is_here:
+        jobs = [self._jobs[number] for number in beginning]
+        if self._is_here:
             launcher.launch(jobs, initial_job_idx=0)
             return
 
@@ -507,7 +530,8 @@ class _Launch:
             self._tell(self._on_begin, number)
 
         can_stop = self._kind in ("JoblibLauncher", "LocalLauncher")
-        with Watch(self._folder, numbers, on_end, on_begin=on_begin, can_stop=can_stop):
+        watched = [*beginning, *waiting]
+        with Watch(self._folder, watched, on_end, on_begin=on_begin, can_stop=can_stop):
             try:
                 launcher.launch(jobs, initial_job_idx=0)
             except Exception as error:
@@ -515,8 +539,24 @@ class _Launch:
                 self._give_up(error)
                 if not self._is_quiet and self._gave_up is not None:
                     print(f"note: {self._gave_up.what}", file=sys.stderr)
-            while any(map(self._is_running_here, numbers)):
+            while any(map(self._is_running_here, beginning)):
                 time.sleep(_POLL_SECONDS)
+
+    def _shared(self, numbers: Sequence[int]) -> dict[int, dict[int, Requested]]:
+        """Find the jobs for which another one evaluates: by its number, their requests."""
+        more = range(self._num_begun, len(self._jobs))
+        more_left = [n for n in more if self._folder.read(n)["status"] not in ENDED]
+        together = [*numbers, *more_left]
+        if not self._can_share or len(together) == 1:
+            return {}
+        configs: dict[int, RunConfig] = {}
+        with suppress(Exception):  # words that cannot be composed, which the job itself reports
+            configs = {number: self._job_configs()[number] for number in together}
+        return {
+            first: {n: Requested(configs[n], tuple(self._jobs[n])) for n in others}
+            for first, others in by_training(together, configs).items()
+            if first < self._num_begun
+        }
 
     def _round_in_slurm(self, numbers: list[int]) -> None:
         from runner.jobs.slurm_launcher import SlurmArray  # submitit is an extra
@@ -549,6 +589,8 @@ class _Launch:
         # Ray says which jobs are over, so the watch is for signals alone.
         with Watch(self._folder, numbers, lambda number: None, can_stop=True):
             ray.run(numbers, self._task, self._context, self._config, lambda: self._may_begin)
+        for number in numbers:
+            self._tell_others(number)
 
     def _reporter(self) -> Reporter:
         return Reporter(
@@ -572,6 +614,14 @@ class _Launch:
             return
         if self._folder.read(number)["status"] in ENDED:
             self._tell(self._on_end, number)
+        self._tell_others(number)
+
+    def _tell_others(self, number: int) -> None:
+        """Tell of the jobs for which job ``number`` has evaluated."""
+        for other in self._task.shared.get(number, ()):
+            if self._folder.read(other)["status"] in ENDED:
+                self._tell(self._on_begin, other)
+                self._tell(self._on_end, other)
 
     def _tell(self, callback: Callable[[int], None] | None, number: int) -> None:
         if callback is None or self._problem is not None:
@@ -587,7 +637,7 @@ class _Launch:
         return job["status"] in ALIVE and job["host"] == socket.gethostname()
 
     def _launcher(self) -> Launcher:
-        task = self._run_here if self.is_here else self._task
+        task = self._run_here if self._is_here else self._task
         launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self._context, task_function=task, config=self._config
         )

@@ -17,6 +17,7 @@ from runner.config.complaints import translated
 from runner.config.describe import describe
 from runner.config.idea import blamed
 from runner.config.overrides import checked_words
+from runner.config.requested import Requested
 from runner.config.schema import RunConfig
 from runner.errors import ConfigError, RunnerError
 from runner.machine.processes import from_environment
@@ -33,10 +34,14 @@ class Work:
         finished_before: takes the configurations of jobs, returns the summary of each job that
             would only show what is finished, and None for the others. None if there are no such
             jobs.
+        can_share: whether ``run`` takes a third argument: what other jobs request of the same
+            training. Its summary then has ``others``, with the summary of each of these jobs, or
+            None for a job that has to run itself.
     """
 
-    run: Callable[[RunConfig, list[str]], dict[str, Any]]
+    run: Callable[..., dict[str, Any]]
     finished_before: Callable[[Sequence[RunConfig]], Sequence[dict[str, Any] | None]] | None = None
+    can_share: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,20 @@ class Task:
 
     work: Work
 
-    def __call__(self, composed: DictConfig) -> dict[str, Any]:
-        """Do the job; return a summary, or ``{"error": ERROR}``."""
+    def __call__(self, composed: DictConfig, others: Sequence[Requested] = ()) -> dict[str, Any]:
+        """Do the job; return a summary, or ``{"error": ERROR}``.
+
+        Args:
+            composed: the configuration of the job.
+            others: what other jobs request of the same training; see ``Work.can_share``.
+        """
         try:
             # A launcher passes on the node of a job's own configuration only.
             node = composed.hydra if "hydra" in composed else HydraConfig.get()
             words = [str(word) for word in node.overrides.task]
-            return self.work.run(compose.run_config(composed), words)
+            return self.work.run(
+                compose.run_config(composed), words, *((others,) if others else ())
+            )
         except RunnerError as error:
             # Returned, not raised: Hydra would add its own lines to the message.
             return {"error": error}

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runner.config.requested import Requested
 from runner.config.schema import RunConfig
 from runner.data.dataset import Dataset
 from runner.models import Weights
@@ -22,6 +23,7 @@ class Experiment:
         overrides: words of the command line.
         weights: pretrained weights to start from; None to start from random ones.
         idea: functions of the user's code.
+        others: further evaluations of the run that other jobs request, with their words.
     """
 
     config: RunConfig
@@ -30,3 +32,4 @@ class Experiment:
     overrides: Sequence[str] = ()
     weights: Weights | None = None
     idea: Idea = NO_IDEA
+    others: tuple[Requested, ...] = ()

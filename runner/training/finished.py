@@ -1,12 +1,15 @@
 """Finished runs: their summaries for jobs, and the jobs that have a finished run already."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.config.idea import idea_of
+from runner.config.requested import Requested
 from runner.config.schema import Data, RunConfig
+from runner.errors import ArtefactError
 from runner.records import evaluations
 from runner.records.identity import evaluation_identity, folder_name, identified
 from runner.records.run_folder import RunFolder
@@ -44,6 +47,32 @@ def summary(status: str, folder: RunFolder, result: dict[str, Any]) -> dict[str,
         "evaluation": evaluation["name"] if evaluation else None,
         "seconds": result["budget"]["seconds"] + (evaluation["seconds"] if evaluation else 0.0),
     }
+
+
+def summaries_of_others(
+    folder: RunFolder, others: Sequence[Requested], before: frozenset[str]
+) -> list[dict[str, Any] | None]:
+    """Return the summaries of other jobs that request an evaluation of a finished run.
+
+    Args:
+        folder: the folder of the run.
+        others: the requests.
+        before: names of the evaluations that the run had before.
+
+    Returns:
+        For each request: its summary; None if the run lacks the evaluation or it is damaged, which
+        the job itself reports.
+    """
+    found: list[dict[str, Any] | None] = [None] * len(others)
+    result = folder.result() if others else None
+    for number, other in enumerate(others if result is not None else ()):
+        with suppress(ArtefactError):
+            shown = shown_result(folder, other.config, result or {})
+            if shown is not None:
+                name = evaluation_identity(other.config)
+                status = "skipped" if name is None or name in before else "evaluated"
+                found[number] = summary(status, folder, shown)
+    return found
 
 
 def finished_before(configs: Sequence[RunConfig]) -> list[dict[str, Any] | None]:

@@ -1,8 +1,8 @@
 """One run, from its checked configuration to its result on disk; :class:`Attempt` trains it."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from runner.config.idea import blamed, failed
+from runner.config.requested import Requested
 from runner.config.schema import RunConfig, to_dict
 from runner.data.batches import worker_died
 from runner.data.resident import resident
@@ -36,6 +37,7 @@ from runner.training.predicting import evaluate, evaluate_variants
 from runner.training.schedule import Stage, batch_key, plan
 from runner.training.step import Learner
 from runner.tricks.ema import is_too_short
+from runner.tricks.tta import share_of_cost
 
 
 def train_and_evaluate(
@@ -105,7 +107,9 @@ def train_and_evaluate(
                     digests = write_files(folder, experiment, outcome)
                 content = result(experiment, loaded, outcome, digests)
                 if processes.is_first:
-                    content = folder.finish({**_origin(experiment), **content})
+                    content = folder.finish(
+                        {**_origin(experiment, experiment.overrides), **content}
+                    )
         except (KeyboardInterrupt, SystemExit) as error:
             ended = blamed(error) if isinstance(error, SystemExit) else None
             if processes.is_first and folder.can_record and attempt is not None:
@@ -160,10 +164,13 @@ def evaluated(
     processes: Processes,
     learner: Learner | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """Add the evaluation that the configuration requests to a finished run, if it is missing.
+    """Add the evaluations that are requested of a finished run, those that are missing.
+
+    The evaluations of other jobs come with the job's own, in one pass over the images. If that
+    fails, the job's own is made alone, and each other job makes and reports its own.
 
     Args:
-        experiment: the experiment; its configuration requests the evaluation.
+        experiment: the experiment; its configuration requests the evaluation, ``others`` more.
         folder: folder of the run, whose lock the first process holds.
         finished: the content of ``result.json``.
         display: shows the progress.
@@ -173,42 +180,83 @@ def evaluated(
     Returns:
         See :func:`evaluate_finished`. Without TTA, the content of ``result.json`` as it is.
     """
-    config, name = experiment.config, evaluation_identity(experiment.config)
-    if name is None:
-        return "skipped", dict(finished)
-    content = evaluations.read(folder, name)
-    if not processes.any(content is None):
-        return "skipped", evaluations.joined(finished, content)
+    name = evaluation_identity(experiment.config)
+    content = None if name is None else evaluations.read(folder, name)
+    is_missing = name is not None and processes.any(content is None)
+    own = {name: Requested(experiment.config, tuple(experiment.overrides))} if is_missing else {}
+    wanted = {**_missing_of_others(experiment, folder), **own}
+    written: dict[str | None, dict[str, Any]] = {}
     try:
-        if learner is None:
-            learner = _finished_learner(experiment, folder, finished, processes)
-        machine = environment(learner.device, learner.precision, processes)
-        changes = differences(finished["environment"], machine)
-        with deferred() as should_stop:
-            for difference in changes:
-                display.line(f"note: {difference}: the result is the same except for rounding")
-            (found,) = evaluate_variants(
-                learner,
-                resident(experiment.dataset, learner.device),
-                config,
-                [config.tta],
-                plain=_plain(folder, len(experiment.dataset.val), learner.num_outputs),
-                progress=display.evaluation,
-                should_stop=should_stop,
-            )
+        written = _evaluate(experiment, folder, finished, wanted, display, processes, learner)
     except Exception as error:
         problem = _user_error(error, experiment)
+        if len(wanted) > len(own):  # any error may be one of the others, which their jobs report
+            display.line(
+                f"note: {len(wanted)} evaluations in one pass failed, so each is made alone: "
+                f"{problem or error!r}"
+            )
+            alone = replace(experiment, others=())
+            return evaluated(alone, folder, finished, display, processes, learner)
         if problem is None:
             raise
         raise problem from error
-    content = {
-        **_origin(experiment),
-        **evaluation(config, found, experiment.dataset.classes, machine),
-        "differences": changes,
-    }
-    if processes.is_first:
-        content = evaluations.write(folder, name, content, found.tta)
-    return "evaluated", evaluations.joined(finished, content)
+    if not is_missing:
+        return "skipped", evaluations.joined(finished, content)
+    return "evaluated", evaluations.joined(finished, written[name])
+
+
+def _missing_of_others(experiment: Experiment, folder: RunFolder) -> dict[str | None, Requested]:
+    """Return the evaluations that other jobs request and the run lacks, by name."""
+    found: dict[str | None, Requested] = {}
+    for other in experiment.others:
+        name = evaluation_identity(other.config)
+        with suppress(ArtefactError):  # a damaged one, which the other job reports
+            if name is not None and evaluations.read(folder, name) is None:
+                found[name] = other
+    return found
+
+
+def _evaluate(
+    experiment: Experiment,
+    folder: RunFolder,
+    finished: Mapping[str, Any],
+    wanted: Mapping[str | None, Requested],
+    display: Display,
+    processes: Processes,
+    learner: Learner | None,
+) -> dict[str | None, dict[str, Any]]:
+    """Make evaluations in one pass over the images; return the content of each by its name."""
+    if not wanted:
+        return {}
+    if learner is None:
+        learner = _finished_learner(experiment, folder, finished, processes)
+    machine = environment(learner.device, learner.precision, processes)
+    changes = differences(finished["environment"], machine)
+    variants = [one.config.tta for one in wanted.values()]
+    with deferred() as should_stop:
+        for difference in changes:
+            display.line(f"note: {difference}: the result is the same except for rounding")
+        found = evaluate_variants(
+            learner,
+            resident(experiment.dataset, learner.device),
+            experiment.config,
+            variants,
+            plain=_plain(folder, len(experiment.dataset.val), learner.num_outputs),
+            progress=display.evaluation,
+            should_stop=should_stop,
+        )
+    written: dict[str | None, dict[str, Any]] = {}
+    for (name, one), predictions in zip(wanted.items(), found, strict=True):
+        share = share_of_cost(one.config.tta, variants, learner.preprocess.crop)
+        alone = replace(predictions, seconds=share * predictions.seconds)
+        written[name] = {
+            **_origin(experiment, one.words),
+            **evaluation(one.config, alone, experiment.dataset.classes, machine),
+            "differences": changes,
+        }
+        if processes.is_first:
+            written[name] = evaluations.write(folder, str(name), written[name], predictions.tta)
+    return written
 
 
 def _plain(folder: RunFolder, num_images: int, num_outputs: int) -> NDArray[np.float32]:
@@ -292,11 +340,11 @@ def _begin(experiment: Experiment, folder: RunFolder) -> None:
         folder.write_bytes("code.py", experiment.idea.file.content)
 
 
-def _origin(experiment: Experiment) -> dict[str, Any]:
-    """Return the identity of the run that a result belongs to, and the command of that run."""
+def _origin(experiment: Experiment, words: Sequence[str]) -> dict[str, Any]:
+    """Return the identity of the run that a result belongs to, and the command with ``words``."""
     return {
         "identity": experiment.identity["identity"],
-        "command": ["python", "-m", "runner.train", *experiment.overrides],
+        "command": ["python", "-m", "runner.train", *words],
     }
 
 

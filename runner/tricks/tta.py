@@ -56,6 +56,16 @@ def cost(used: Iterable[Look]) -> float:
     return sum(look.scale**2 if isinstance(look, View) else 1.0 for look in used)
 
 
+def share_of_cost(tta: Tta, variants: Iterable[Tta], crop: float = 1.0) -> float:
+    """Return the cost of ``tta`` alone, as a part of the cost of ``variants`` in one pass, 0..1.
+
+    The plain view, which is known, costs nothing.
+    """
+    plain = plain_view(crop)
+    own, whole = (cost(looks_used(some, crop) - {plain}) for some in ([tta], variants))
+    return own / whole if whole else 1.0
+
+
 def combine(plain: Tensor, others: Tensor, tta: Tta) -> Tensor:
     """Combine the predictions of the views of each image into one prediction.
 
