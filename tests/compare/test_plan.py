@@ -5,14 +5,24 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from runner.compare import batches
+from runner.compare.batches import Batches, How, job_of
+from runner.compare.live import Live
 from runner.compare.plan import Planned, as_recorded, lines
 from runner.compare.question import AGAIN, AGAIN_OFFSET
+from runner.config import compose
+from runner.config.schema import RunConfig
 from runner.errors import ConfigError
+from runner.jobs.launch import JobsResult
+from runner.records.comparison_folder import BASE
+from runner.records.sweep_folder import SweepFolder
 from runner.report.sequential import design
 from runner.terminal.display import duration
+from runner.terminal.start import Work
 
 Plan = Callable[..., Planned]
 
@@ -46,6 +56,37 @@ def test_arms_that_share_a_training_cost_none(plan: Plan, tiny_words: tuple[str,
     said = text(found)
     assert "30 at most, 9 in the first round" in said
     assert "uses the trainings of mixup=beta" in said
+
+
+@pytest.mark.parametrize("folds", [None, "3"])
+def test_the_configuration_of_a_job_is_that_of_its_words(
+    plan: Plan, tiny_words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, folds: str | None
+) -> None:
+    options = {} if folds is None else {"folds": folds, "seeds": "2"}
+    words = [
+        f"{word}/train" if folds and word.startswith("data.root=") else word for word in tiny_words
+    ]
+    found = plan((*words, "seed=5"), "tta=book", "mixup=beta tta=flip", "", **options)
+    question = found.question
+    configs = {BASE: question.base, **{arm.label: arm.config for arm in question.arms}}
+    jobs = [
+        job_of(found.comparison, label, seed, ())
+        for label in (BASE, *found.comparison.labels)
+        for seed in found.comparison.pairs_of(2)
+    ]
+    given = list[RunConfig]()
+
+    def seen(words: list[tuple[str, ...]], *arguments: Any, **more: Any) -> JobsResult:
+        given.extend(more["configs"])
+        return JobsResult([], SweepFolder(Path("sweep")), stopped_by=2)
+
+    monkeypatch.setattr(batches, "run_jobs", seen)
+    how = How(Work(lambda config, words: {}), question.outputs)
+    Batches(how, Live(found), found.comparison, configs=configs).run(jobs, lambda *_: None)
+    compose.register()
+    with compose.opened():
+        composed = compose.JobConfigs(compose.composed([], is_sweep=True))
+        assert given == [composed.of(job.words) for job in jobs]
 
 
 def test_a_recorded_question_keeps_its_labels_and_this_call_its_words(

@@ -478,6 +478,72 @@ def test_no_arm_trains_before_the_base_has_a_run(compare: Compare, tmp_path: Pat
     assert files_of(tmp_path) == files_of(tmp_path / "whole")
 
 
+@dataclass
+class SharingJobs(FakeJobs):
+    """Jobs of which the first of each training evaluates for the others, as real ones do.
+
+    Attributes:
+        begun: words of the jobs that began.
+    """
+
+    begun: list[str] = field(default_factory=list)
+
+    def __call__(
+        self,
+        jobs: Sequence[Sequence[str]],
+        *arguments: Any,
+        num_begun: int,
+        on_end: Callable[[int, Outcome], None],
+        **more: Any,
+    ) -> JobsResult:
+        self.num_begun = num_begun
+        trained = {" ".join(words).replace(" +trick=tta", "") for words in jobs[:num_begun]}
+
+        def ended(number: int, outcome: Outcome) -> None:
+            words = " ".join(jobs[number])
+            own = words.replace(" +trick=tta", "")
+            if number < num_begun or (own in trained and self.fails(own) is None):
+                self.begun += [] if number >= num_begun else [words]
+                on_end(number, outcome)
+
+        return super().__call__(jobs, *arguments, on_end=ended, **more)
+
+
+def test_the_first_jobs_of_the_base_evaluate_for_arms_that_share_its_training(
+    compare: Compare, tmp_path: Path
+) -> None:
+    arms = (ArmPlan("tta", ("+trick=tta",)), SMOOTHING)
+    compare(FakeJobs(), question(*arms), outputs=tmp_path / "whole")
+
+    def places(outputs: Path) -> dict[str, dict[int, RunFolder]]:
+        return {
+            label: {
+                seed: RunFolder(outputs / f"run-{tricks}-0.001-seed{seed}") for seed in range(6)
+            }
+            for label, tricks in (("base", ""), ("tta", ""), ("smoothing", "label_smoothing"))
+        }
+
+    jobs = SharingJobs()
+    compare(jobs, question(*arms), folders=places(tmp_path))
+    assert jobs.batches[0] == [
+        *(f"data=folder seed={seed}" for seed in range(3)),
+        *(f"data=folder +trick=tta seed={seed}" for seed in range(3)),
+    ]
+    assert jobs.begun[:3] == jobs.batches[0][:3], "those of the arm do not begin"
+    assert jobs.batches[1] == [
+        f"data=folder +trick=label_smoothing seed={seed}" for seed in range(3)
+    ], "nothing is left of the arm"
+    assert files_of(tmp_path) == files_of(tmp_path / "whole")
+
+    lost = SharingJobs(fails=diverged("seed=1"))
+    found = compare(
+        lost, question(*arms), outputs=tmp_path / "lost", folders=places(tmp_path / "lost")
+    )
+    assert not [words for words in lost.begun if "tta" in words and "seed=1" in words]
+    assert 1 not in folder_in(tmp_path / "lost").runs()["tta"]
+    assert "not finite" in found.answer.standings[0].failed[1]
+
+
 @pytest.mark.parametrize("seed", [1, 3])
 def test_a_seed_without_the_base_has_no_pair(compare: Compare, tmp_path: Path, seed: int) -> None:
     """Seed 3 is of a later round, in which the base and the arms train at the same time."""

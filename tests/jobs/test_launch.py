@@ -26,8 +26,9 @@ from rich.live import Live
 from rich.text import Text
 
 from runner import train
-from runner.config.schema import RunConfig
-from runner.errors import ConfigError, DivergedError, StorageError
+from runner.config.requested import Requested
+from runner.config.schema import RunConfig, Tta
+from runner.errors import BusyError, ConfigError, DivergedError, StorageError
 from runner.jobs import launch
 from runner.jobs.job import SweepJob
 from runner.jobs.launch import JobsResult, Outcome, run_jobs
@@ -190,6 +191,119 @@ def test_where_no_process_can_be_forked_jobs_are_quiet_too(
     assert capfd.readouterr() == ("from below\n" * 2, "")
     assert [one.status for one in found[0].outcomes] == ["finished", "failed"]
     assert "printed by 2" in found[0].folder.log(1).read_text()
+
+
+# ── One training, several evaluations ──────────────────────────────────────────────────────────
+
+
+def sharing(
+    config: RunConfig, words: list[str], others: Sequence[Requested] = ()
+) -> dict[str, Any]:
+    """A job that evaluates for the others, but not with ``scales``; seed 1 fails, seed 2 dies."""
+    with (Path(config.outputs) / "begun").open("a") as file:
+        file.write(f"{config.seed} {words[-1]} {' '.join(one.words[-1] for one in others)}\n")
+    if config.seed == 1 and config.tta.passes:
+        raise ConfigError("no such thing", where="a=b")
+    if config.seed == 2 and config.tta.passes:
+        os._exit(3)
+    if config.seed == 3 and (hold := Path(config.outputs) / "held").exists():
+        hold.unlink()
+        raise BusyError("at work", where=str(Path(config.outputs) / "other" / "run.lock"))
+    done = {"status": "finished", "folder": "run", "accuracy": 0.5}
+    return {
+        **done,
+        "others": [
+            None if len(one.config.tta.scales) > 1 else {**done, "status": "evaluated"}
+            for one in others
+        ],
+    }
+
+
+def run_sharing(
+    outputs: Path,
+    *seeds: int,
+    ttas: Sequence[str] = ("book", "flip", "scales", "crops"),
+    launcher: tuple[str, ...] = (),
+    **more: Any,
+) -> tuple[JobsResult, list[tuple[int, str]], list[str]]:
+    """The result, what the callbacks were told, and the jobs that began."""
+    told: list[tuple[int, str]] = []
+    jobs = [[f"outputs={outputs}", f"seed={seed}", f"tta={tta}"] for seed in seeds for tta in ttas]
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        done = run_jobs(
+            jobs,
+            Work(sharing, can_share=True),
+            launcher,
+            outputs,
+            is_quiet=True,
+            on_begin=lambda number: told.append((number, "begins")),
+            on_end=lambda number, outcome: told.append((number, outcome.status)),
+            **more,
+        )
+    if launcher:
+        gc.collect()  # what warns when it is collected, warns here
+    begun = (outputs / "begun").read_text().replace("tta=", "").splitlines()
+    return done, told, [" ".join(line.split()) for line in begun]
+
+
+@pytest.mark.parametrize("launcher", ELSEWHERE)
+def test_the_first_job_of_a_training_evaluates_for_the_others(
+    tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
+    done, told, begun = run_sharing(tmp_path, 0, 6, launcher=launcher)
+    assert sorted(begun) == sorted(
+        ["0 book flip scales crops", "0 scales", "6 book flip scales crops", "6 scales"]
+    ), "the one that got no evaluation makes its own"
+    how = [one.status for one in done.outcomes]
+    assert how == ["finished", "evaluated", "finished", "evaluated"] * 2
+    assert {job: end for job, end in told if end != "begins"} == dict(enumerate(how))
+    assert len(told) == 16, "each is told once"
+
+
+@pytest.mark.parametrize("launcher", ELSEWHERE)
+@pytest.mark.parametrize(("seed", "how"), [(1, "failed"), (2, "crashed")])
+def test_a_job_that_fails_takes_no_other_down(
+    tmp_path: Path, launcher: tuple[str, ...], seed: int, how: str
+) -> None:
+    done, told, begun = run_sharing(tmp_path, seed, launcher=launcher)
+    assert [one.status for one in done.outcomes] == [how, "finished", "finished", "evaluated"]
+    assert f"{seed} flip scales crops" in begun
+    ends = [(job, end) for job, end in told if end != "begins"]
+    assert sorted(ends) == [(0, how), (1, "finished"), (2, "finished"), (3, "evaluated")]
+
+
+def test_jobs_wait_for_the_one_that_is_busy(tmp_path: Path) -> None:
+    lock = tmp_path / "other" / "run.lock"
+    lock.parent.mkdir()
+    lock.touch()
+    (tmp_path / "held").touch()
+    done, _, begun = run_sharing(tmp_path, 3, ttas=("book", "flip"))
+    assert begun == ["3 book flip"] * 2, "the other one does not begin meanwhile"
+    assert [one.status for one in done.outcomes] == ["finished", "evaluated"]
+
+
+def test_jobs_that_may_not_begin_are_evaluated_or_left(tmp_path: Path) -> None:
+    done, told, begun = run_sharing(tmp_path, 1, num_begun=1)
+    assert begun == ["1 book flip scales crops"]
+    assert [one.status for one in done.outcomes] == ["failed"] + ["pending"] * 3
+    (tmp_path / "begun").unlink()
+    done, told, begun = run_sharing(tmp_path, 0, num_begun=1)
+    assert begun == ["0 book flip scales crops"]
+    assert [one.status for one in done.outcomes] == [
+        "finished",
+        "evaluated",
+        "pending",
+        "evaluated",
+    ]
+    assert told == [(n, how) for n, end in ((0, "finished"), (1, "evaluated"), (3, "evaluated"))
+                    for how in ("begins", end)]  # fmt: skip
+
+
+def test_configurations_that_are_known_are_not_composed(tmp_path: Path) -> None:
+    configs = [RunConfig(seed=7), RunConfig(seed=7, tta=Tta(flip=True)), RunConfig(seed=8)]
+    with mock.patch.object(launch.compose, "JobConfigs", side_effect=AssertionError):
+        _, _, begun = run_sharing(tmp_path, 0, ttas=("none", "flip", "crops"), configs=configs)
+    assert begun == ["0 none flip", "0 crops"], "the third has another training, it is said"
 
 
 # ── Finished before ────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,73 @@
+"""A comparison of TTA arms: seconds, by this version and by another checkout in turns.
+
+    python -m benchmarks.tta_arms --before CHECKOUT --json FILE [--words KEY=VALUE …]
+
+Each round runs one comparison by each version, into an empty folder; the data is decoded before.
+The numbers of the evaluations must be equal to the bit, or the benchmark ends with an error.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.measure import Spread, Stopwatch, parser, ratio, report
+from runner.terminal.tables import Table
+
+_HERE = Path(__file__).parent.parent
+
+
+def main() -> None:
+    """Run the command; see ``--help``."""
+    options = parser("tta_arms", "A comparison of TTA arms, by two versions in turns.")
+    options.add_argument("--before", type=Path, required=True, metavar="CHECKOUT")
+    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--arms", nargs="+", default=["tta=flip", "tta=book", "tta=ten_crop"])
+    options.add_argument("--words", nargs="*", default=["budget.epochs=1"], help="of every run")
+    arguments = options.parse_args()
+    versions = {"before": arguments.before.absolute(), "now": _HERE}
+    folder = arguments.outputs.absolute() / "tta_arms"
+    command = [sys.executable, "-m", "runner.compare", f"outputs={folder}", *arguments.words]
+    command += ["--seeds", str(arguments.seeds)]
+    for arm in arguments.arms:
+        command += ["--try", arm]
+
+    def compare(version: str) -> tuple[float, dict[str, bytes]]:
+        """Run the comparison anew; return its seconds, and the numbers of its evaluations."""
+        for path in folder.glob("*"):
+            if path.name != "cache":
+                shutil.rmtree(path)
+        environment = {**os.environ, "PYTHONPATH": str(versions[version])}
+        with Stopwatch() as watch:
+            subprocess.run(  # noqa: S603
+                command, check=True, capture_output=True, env=environment, cwd=versions[version]
+            )
+        found = folder.glob("*/evaluations/*.npz")
+        return watch.seconds, {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+    _, expected = compare("before")  # warm-up: the data is decoded
+    assert len(expected) == arguments.seeds * len(arguments.arms)
+    taken: dict[str, list[float]] = {version: [] for version in versions}
+    for _ in range(arguments.repeats):
+        for version, seconds in taken.items():
+            measured, numbers = compare(version)
+            seconds.append(measured)
+            if numbers != expected:
+                sys.exit(f"{version}: evaluations are not equal to the bit")
+    spreads = {version: Spread(tuple(seconds)) for version, seconds in taken.items()}
+    part = ratio(spreads["now"], spreads["before"])
+    table = Table(
+        f"{arguments.seeds} seeds, {len(arguments.arms)} TTA arms ({' '.join(arguments.words)}), "
+        f"{arguments.repeats} rounds, median [min, max]",
+        ("version", "seconds", "ratio"),
+        (("before", str(spreads["before"]), ""), ("now", str(spreads["now"]), str(part))),
+        ("version",),
+    )
+    results = {version: spread.to_dict() for version, spread in spreads.items()}
+    report("tta_arms", table, {**results, "ratio": part.to_dict()}, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
