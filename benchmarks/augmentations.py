@@ -105,7 +105,7 @@ def bare_step(name: str, images: Tensor) -> Callable[[], object]:
     inputs = images.contiguous(memory_format=torch.channels_last)
     labels = torch.arange(len(images), device=images.device) % 10
     device = images.device.type
-    is_mixed = used_precision("auto", device, images.shape[-1]) == "bf16"
+    is_mixed = used_precision("auto", device) == "bf16"
 
     def update() -> None:
         optimizer.zero_grad(set_to_none=True)

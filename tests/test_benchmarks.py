@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import augmentations, growth, measure, memory
+from benchmarks import augmentations, growth, measure, memory, precision
 from benchmarks.measure import Spread, Worker, ratio, throughput
+from benchmarks.own_worker import OwnTraining
 from runner.models import build_model
 
 ROOT = Path(__file__).parent.parent
@@ -98,6 +100,36 @@ def test_augmentations_are_timed_with_the_step_they_are_part_of(
     assert {"bare step", "trivial_augment", "rand_augment", "random_erasing"} < set(times)
     assert all(len(spread["values"]) == 2 and spread["min"] > 0 for spread in times.values())
     assert "part of the bare step" in capsys.readouterr().out
+
+
+@pytest.mark.whole
+def test_precisions_take_turns_and_a_measured_line_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(precision.NETWORKS, "xresnet18", ("model=timm", "model.name=test_resnet"))
+    target, turns = tmp_path / "times.json", []
+    train = OwnTraining.train
+
+    def noted(training: OwnTraining, steps: int) -> dict[str, Any]:
+        turns.append(training.learner.precision)
+        return train(training, steps)
+
+    monkeypatch.setattr(OwnTraining, "train", noted)
+    monkeypatch.setattr(
+        "sys.argv",
+        ["precision", "--networks=xresnet18", "--sizes=16", "--repeats=2", "--seconds=0.01",
+         f"--outputs={tmp_path}", f"--json={target}", "--words", "threads=1"],
+    )  # fmt: skip
+    precision.main()
+    assert turns[-4:] == ["fp32", "bf16"] * 2
+    (line,) = json.loads(target.read_text())["results"]
+    rates = zip(line["bf16"]["values"], line["fp32"]["values"], strict=True)
+    assert line["bf16_times"]["values"] == [bf16 / fp32 for bf16, fp32 in rates]
+    turns.clear()
+    precision.main()
+    assert not turns
+    assert json.loads(target.read_text())["results"] == [line]
+    assert "xresnet18" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -97,7 +97,8 @@ def _name(asked: Asked) -> str | None:
             return None
         digests[path] = hashlib.sha256(content).hexdigest()
     of_question = asdict(replace(asked, budget=None))
-    machine = [device_kind("auto"), used_precision("auto", device_kind("auto"), 64)]
+    device = device_kind("auto")
+    machine = {"device": device, "precision": used_precision("auto", device)}
     content = json.dumps([__version__, of_question, digests, machine], sort_keys=True).encode()
     return f"{hashlib.sha256(content).hexdigest()[:32]}.json"
 

@@ -112,8 +112,8 @@ class RunConfig:
     )
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto",
-        "number format of the network's arithmetic; auto: bf16 where the hardware has it "
-        "and images are large enough, else fp32",
+        "number format of the network's arithmetic; auto: bf16 where the hardware has it, "
+        "else fp32",
     )
     compile: Literal["none", "default", "reduce-overhead"] = option(
         "none", "mode of torch.compile for the network; reduce-overhead: CUDA graphs"

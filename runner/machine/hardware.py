@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16"]
 
-# Measured on two AMX cores with xresnet18 and batch 64: bf16 trains 0.93 times as fast as fp32 at
-# 28 px and 1.7 times as fast at 64 px. Small images are limited by memory, not by arithmetic; the
-# threshold lies between.
-_SMALLEST_BF16_SIZE = 32
+# Instructions with which bf16 was measured to train faster than fp32: `benchmarks.precision`, table
+# in docs/speed.md. Without them bf16 is emulated. Others, such as Arm's, were not measured.
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 _MOST_STAGED = 2**16  # bytes; from CUDA's documentation of its synchronization
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 _GROUPS = Path("/sys/fs/cgroup")
@@ -151,24 +150,27 @@ def device_kind(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def used_precision(asked: Literal["auto", "fp32", "bf16"], kind: str, size: int) -> Precision:
+def used_precision(asked: Literal["auto", "fp32", "bf16"], kind: str) -> Precision:
     """Return the precision in which a run trains; the identity of the run uses the same value.
 
     Args:
         asked: the ``precision`` of the configuration.
         kind: ``cpu`` or ``cuda``.
-        size: side of the training images, px.
     """
-    return fastest_precision(kind, size) if asked == "auto" else asked
+    return fastest_precision(kind) if asked == "auto" else asked
 
 
-def fastest_precision(kind: str, size: int) -> Precision:
-    """Return ``bf16`` if the hardware multiplies it natively and ``size``, px, is large enough."""
+def fastest_precision(kind: str) -> Precision:
+    """Return ``bf16`` if the hardware multiplies it natively.
+
+    Equal on equal processors, and known without torch and without a measurement, because the
+    identity of a run depends on the answer.
+    """
     if kind == "cuda":
         import torch
 
         return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"
-    return "bf16" if size >= _SMALLEST_BF16_SIZE and _cpu_has_bf16() else "fp32"
+    return "bf16" if _BF16_FLAGS & cpu_flags() else "fp32"
 
 
 def on_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
@@ -260,10 +262,6 @@ def _control_groups() -> Iterator[tuple[Path, ...]]:
                 for group in (own, *own.parents):
                     if group.is_relative_to(_GROUPS):
                         yield (group / "cpu.max",)
-
-
-def _cpu_has_bf16() -> bool:
-    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
 
 
 @cache

@@ -77,7 +77,7 @@ def identity(
         the version of the record format.
     """
     kind = device_kind(config.device)
-    precision = used_precision(config.precision, kind, config.size)
+    precision = used_precision(config.precision, kind)
     meant = schema.resolved(
         config, num_classes=num_classes, presize=presize, device=kind, precision=precision
     )

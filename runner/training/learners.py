@@ -136,7 +136,7 @@ def build_learner(
     if config.compile != "none":
         # Compiled in place, which keeps the names of the weights; one program per image size.
         model.compile(mode=config.compile, dynamic=False)
-    precision = used_precision(config.precision, device.type, config.size)
+    precision = used_precision(config.precision, device.type)
     set_determinism(precision)
     preprocess = _preprocess(config, dataset, processes)
     by_class = class_weights(config.loss, dataset.train.labels, dataset.classes, num_outputs)
@@ -190,7 +190,7 @@ def trained_learner(
             ``code`` is given, but no code changed the network.
     """
     place = _device(device, threads, processes)
-    architecture, size = bundle.architecture, bundle.preprocess.size
+    architecture = bundle.architecture
     where = str(bundle.folder.absolute())
     if code is not None and architecture.code is None:
         raise ConfigError(
@@ -213,7 +213,7 @@ def trained_learner(
     if precision == "auto":
         precision = bundle.evaluated.precision
         if precision == "bf16":
-            precision = used_precision("auto", place.type, size)
+            precision = used_precision("auto", place.type)
     groups = [list(model.parameters())]
     return Learner(
         model,

@@ -17,24 +17,40 @@ from runner.machine import hardware
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")
 def test_bf16_on_the_cpu_as_torch_sees_it() -> None:
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    assert (hardware.fastest_precision("cpu", 64) == "bf16") == native
+    assert (hardware.fastest_precision("cpu") == "bf16") == native
 
 
 @pytest.mark.parametrize(
-    ("flags", "size", "expected"),
+    ("processor", "expected"),
     [
-        ("fpu avx512_bf16", 64, "bf16"),
-        ("fpu amx_bf16 amx_tile", 32, "bf16"),
-        ("fpu avx512_bf16", 28, "fp32"),
-        ("fpu avx2", 64, "fp32"),
-        ("", 64, "fp32"),
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16 fsrm", "bf16"),
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_bf16 amx_tile", "bf16"),
+        ("flags\t\t: fpu amx_bf16 amx_tile", "bf16"),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni", "fp32"),
+        ("flags\t\t: fpu avx2 avx_ne_convert", "fp32"),
+        ("flags\t\t: fpu not_avx512_bf16", "fp32"),
+        ("Features\t: fp asimd bf16 svebf16", "fp32"),  # Arm
+        ("", "fp32"),
     ],
 )
-def test_precision_by_processor_and_size(
-    monkeypatch: pytest.MonkeyPatch, flags: str, size: int, expected: str
+def test_precision_by_the_flags_of_the_processor(
+    monkeypatch: pytest.MonkeyPatch, processor: str, expected: str
 ) -> None:
-    monkeypatch.setattr(hardware, "_cpu_info", lambda: {"flags": flags} if flags else {})
-    assert hardware.fastest_precision("cpu", size) == expected
+    text = f"processor\t: 0\n{processor}\n\nprocessor\t: 1\nflags\t\t: amx_bf16\n"
+    monkeypatch.setattr(hardware, "_cpu_info", hardware._cpu_info.__wrapped__)  # not cached
+    monkeypatch.setattr(Path, "read_text", lambda _: text)
+    assert hardware.fastest_precision("cpu") == expected
+
+
+def test_a_machine_without_a_list_of_its_processors_trains_in_fp32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(_: Path) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(hardware, "_cpu_info", hardware._cpu_info.__wrapped__)
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert hardware.fastest_precision("cpu") == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -44,7 +60,7 @@ def test_precision_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert hardware.fastest_precision("cuda", 28) == expected
+    assert hardware.fastest_precision("cuda") == expected
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from runner.config import schema
 from runner.config.schema import RunConfig, option
+from runner.machine import hardware
 from runner.records import identity as identities
 from runner.records.identity import evaluation_identity
 
@@ -43,11 +44,26 @@ DIFFERENT = [
 @pytest.fixture(autouse=True)
 def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identities, "device_kind", lambda device: device.replace("auto", "cpu"))
+    monkeypatch.setattr(hardware, "cpu_flags", frozenset)
 
 
 @pytest.mark.parametrize("words", SAME)
 def test_what_cannot_change_a_result_is_not_in_the_identity(composed: Composed, words: str) -> None:
     assert identity(composed(*words.split(" "))) == identity(composed())
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"), [({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16"), ({"avx2"}, "fp32")]
+)
+def test_the_precision_that_the_processor_chose_is_in_the_identity(
+    composed: Composed, monkeypatch: pytest.MonkeyPatch, flags: set[str], precision: str
+) -> None:
+    other = {"bf16": "fp32", "fp32": "bf16"}[precision]
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset(flags))
+    chosen = identities.identity(composed(), 10, 28, "f")
+    assert chosen["values"]["precision"] == precision
+    assert chosen == identities.identity(composed(f"precision={precision}"), 10, 28, "f")
+    assert chosen["identity"] != identity(composed(f"precision={other}"))
 
 
 @pytest.mark.parametrize("words", DIFFERENT)

@@ -638,7 +638,7 @@ def test_a_gpu_that_is_not_there(monkeypatch, name):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_precision_by_machine_or_by_word(monkeypatch, precision):
-    monkeypatch.setattr(hardware, "fastest_precision", lambda kind, size: precision)
+    monkeypatch.setattr(hardware, "fastest_precision", lambda kind: precision)
     for asked in ("auto", precision):
         learner, _ = build_learner(small_config(precision=asked), small_dataset())
         assert (learner.device.type, learner.precision) == ("cpu", precision)
