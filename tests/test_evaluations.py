@@ -24,7 +24,7 @@ def words(tiny_folder: Path, tmp_path: Path) -> list[str]:
     return [
         "data=folder", f"data.root={tiny_folder}", "data.batch_size=24", "resize.size=16",
         "model=timm", "model.name=test_resnet", "budget.epochs=1", "threads=1",
-        f"outputs={tmp_path / 'outputs'}",
+        "precision=fp32", f"outputs={tmp_path / 'outputs'}",
     ]  # fmt: skip
 
 
