@@ -26,11 +26,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-MODULES = {
-    f"runner.{name}": f"runner.{name}.__main__"
-    for name in ("compare", "data", "export", "look", "report")
-}
-"""Where the ``main`` of a package is."""
 ASKED_FOR = {
     "slow": "takes minutes: run with -m slow",
     "whole": "what .ci/run adds: run with -m whole",
@@ -152,7 +147,7 @@ def command(
         is_early = any(name.startswith("PYTHON") for name in environment)
         if is_early or sys.platform != "linux":
             return process(*words, module=module, **environment)
-        return kill.completed(tmp_path, MODULES.get(module, module), words, environment, log)
+        return kill.completed(tmp_path, module, words, environment, log)
 
     return run if request.param == "fork" else process
 

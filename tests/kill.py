@@ -54,6 +54,12 @@ PRELOADED = (
     "runner.lr_find", "runner.data.__main__", "runner.report.__main__",
 )  # fmt: skip
 
+MODULES = {
+    f"runner.{name}": f"runner.{name}.__main__"
+    for name in ("compare", "data", "export", "look", "report")
+}
+"""Where the ``main`` of a package is."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 Setup = Callable[[], None]
@@ -284,11 +290,17 @@ _attempts: list[Attempt] = []
 
 
 def completed(
-    root: Path, module: str, words: Sequence[str], environment: Mapping[str, str], log: Path
+    root: Path,
+    module: str,
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    seconds: float = 120,
 ) -> "subprocess.CompletedProcess[str]":
     """``python -m MODULE WORDS`` in a fork that has imported the module already."""
     setup = [functools.partial(set_variables, environment)]
-    done = Attempt(root, words, setup=setup, module=module, log=log).wait()
+    main = MODULES.get(module, module)
+    done = Attempt(root, words, setup=setup, module=main, log=log).wait(seconds)
     assert done.code is not None
     return subprocess.CompletedProcess([module, *words], done.code, done.out, done.err)
 

@@ -13,7 +13,7 @@ from runner.config.schema import Model, RunConfig
 from runner.data.dataset import Dataset
 from runner.data.preprocess import Preprocess
 from runner.data.statistics import training_statistics
-from runner.errors import ArtefactError, ConfigError
+from runner.errors import ArtefactError, ConfigError, ProcessError
 from runner.machine.hardware import (
     device_kind,
     keep_freed_memory,
@@ -39,6 +39,7 @@ from runner.models import (
 from runner.randomness import torch_seed
 from runner.records.bundle import BCE, Bundle
 from runner.terminal.display import Display
+from runner.training.memory import ran_out
 from runner.training.step import BLACK, Learner
 from runner.tricks.idea import NO_IDEA, Idea, load_idea
 from runner.tricks.loss import class_weights
@@ -261,10 +262,23 @@ def require_code(
 
 
 def _placed(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move ``model`` to its device, with the memory format and convolutions that suit it."""
+    """Move ``model`` to its device, with the memory format and convolutions that suit it.
+
+    Raises:
+        ProcessError: the device has no memory for the network.
+    """
     if device.type == "cpu":
         suit_convolutions(model)
-    return model.to(device).to(memory_format=torch.channels_last)
+    try:
+        return model.to(device).to(memory_format=torch.channels_last)
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        raise ProcessError(
+            "out of memory: the device has none left, not even for the network",
+            where=f"device={device}",
+            fix="end the other programs on it, which nvidia-smi lists; or device=cpu",
+        ) from error
 
 
 def _preprocess(config: RunConfig, dataset: Dataset, processes: Processes) -> Preprocess:

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 from runner.config.idea import MODULE
 from runner.errors import ProcessError
+from runner.training.learners import _placed
 from runner.training.memory import advise_smaller_batch, ran_out
 
 
@@ -40,3 +42,17 @@ def test_the_key_to_halve_is_told() -> None:
     assert caught.value.fix == "a machine with more memory"
     with pytest.raises(RuntimeError, match="other"), advise_smaller_batch("--batch-size ", 1):
         raise RuntimeError("other")
+
+
+class Full(nn.Module):
+    """A network that its device has no memory for."""
+
+    def to(self, *arguments: object, **more: object) -> nn.Module:
+        raise RuntimeError("CUDA error: out of memory")
+
+
+def test_a_device_that_other_programs_have_filled() -> None:
+    with pytest.raises(ProcessError, match="not even for the network") as caught:
+        _placed(Full(), torch.device("cuda:1"))
+    assert caught.value.where == "device=cuda:1"
+    assert "device=cpu" in str(caught.value.fix)
