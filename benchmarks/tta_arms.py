@@ -3,9 +3,11 @@
     python -m benchmarks.tta_arms --before CHECKOUT --json FILE [--words KEY=VALUE …]
 
 Each round runs one comparison by each version, into an empty folder; the data is decoded before.
-The numbers of the evaluations must be equal to the bit, or the benchmark ends with an error.
+The numbers of the evaluations must be equal to the bit, or the benchmark ends with an error. Rounds
+are added to those that FILE has of the same comparison, so a long measurement can have pieces.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -47,26 +49,34 @@ def main() -> None:
         found = folder.glob("*/evaluations/*.npz")
         return watch.seconds, {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
-    _, expected = compare("before")  # warm-up: the data is decoded
-    assert len(expected) == arguments.seeds * len(arguments.arms)
+    what = [arguments.words, arguments.seeds, arguments.arms]
     taken: dict[str, list[float]] = {version: [] for version in versions}
+    if arguments.json is not None and arguments.json.exists():
+        found = json.loads(arguments.json.read_text())
+        if found["what"] == what:
+            taken = {version: found[version]["values"] for version in versions}
+    if not (folder / "cache").exists():
+        compare("before")  # the data is decoded
     for _ in range(arguments.repeats):
+        expected: dict[str, bytes] = {}
         for version, seconds in taken.items():
             measured, numbers = compare(version)
             seconds.append(measured)
-            if numbers != expected:
+            expected = expected or numbers
+            if numbers != expected or len(numbers) != arguments.seeds * len(arguments.arms):
                 sys.exit(f"{version}: evaluations are not equal to the bit")
     spreads = {version: Spread(tuple(seconds)) for version, seconds in taken.items()}
     part = ratio(spreads["now"], spreads["before"])
     table = Table(
         f"{arguments.seeds} seeds, {len(arguments.arms)} TTA arms ({' '.join(arguments.words)}), "
-        f"{arguments.repeats} rounds, median [min, max]",
+        f"{len(taken['now'])} rounds, median [min, max]",
         ("version", "seconds", "ratio"),
         (("before", str(spreads["before"]), ""), ("now", str(spreads["now"]), str(part))),
         ("version",),
     )
     results = {version: spread.to_dict() for version, spread in spreads.items()}
-    report("tta_arms", table, {**results, "ratio": part.to_dict()}, arguments.json)
+    results |= {"ratio": part.to_dict()}
+    report("tta_arms", table, {"what": what, **results}, arguments.json)
 
 
 if __name__ == "__main__":

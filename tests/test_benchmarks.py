@@ -1,5 +1,6 @@
 """The benchmarks measure what they say: turns, ratios round by round, the real training loop."""
 
+import csv
 import importlib
 import json
 import os
@@ -19,7 +20,7 @@ from runner.models import build_model
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
     "augmentations", "evaluate", "growth", "memory", "precision", "price", "startup", "sweep",
-    "throughput", "time_to_accuracy", "verdict",
+    "throughput", "time_to_accuracy", "tta_arms", "verdict",
 )  # fmt: skip
 
 FAKE = """
@@ -182,13 +183,73 @@ def test_whole_commands_are_timed_to_their_accuracy(tiny_folder: Path, tmp_path:
     assert all(1 < seconds < 60 for seconds in own["seconds"])
 
 
+@pytest.mark.parametrize("kind", growth.SPLITS)
+def test_splits_are_measured(kind: str) -> None:
+    found = growth.split({"split": 500, "kind": kind})
+    assert found["seconds"] > 0
+    assert found["peak_bytes"] > 500 * 8
+
+
+def test_a_table_has_groups_of_one_class(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = memory.linked(tiny_folder, tmp_path, 20)
+    with growth.grouped_table(folder).open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20
+    assert all((folder / row["path"]).is_file() for row in rows)
+    labels: dict[str, set[str]] = {}
+    for row in rows:
+        labels.setdefault(row["group"], set()).add(row["label"])
+    assert 7 <= len(labels) < 20
+    assert all(len(of_group) == 1 for of_group in labels.values())
+
+
+def test_growth_goes_on_where_it_was(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = list[list[str]]()
+
+    def fake(words: list[str], steps: int, log: Path) -> dict[str, float]:
+        measured.append(words)
+        return {"images_per_second": 1.0, "start_seconds": 2.0, "peak_bytes": 3}
+
+    monkeypatch.setattr(growth, "measured", fake)
+    monkeypatch.setattr(
+        growth, "sweep", "tta_arms", lambda *_: {"seconds_per_job": 1.0, "peak_bytes": 1}
+    )
+    monkeypatch.setattr(growth, "augmentations", lambda *_: {"prices": {}})
+    data, target = tmp_path / "data", tmp_path / "growth.json"
+    data.symlink_to(tiny_folder)
+    words = [
+        "growth",
+        "--data",
+        str(data),
+        "--json",
+        str(target),
+        "--images",
+        "9",
+        "--splits",
+        "90",
+    ]
+    words += ["--sizes", "64", "--depths", "18", "--jobs", "2", "--figure", str(tmp_path / "f.svg")]
+    monkeypatch.setattr("sys.argv", [*words, "--seconds", "0"])
+    growth.main()
+    assert not target.exists()
+    monkeypatch.setattr("sys.argv", words)
+    growth.main()
+    assert len(measured) == len(growth.KINDS) + 2
+    assert any("data.group_column=group" in words for words in measured)
+    assert "images that are split" in (tmp_path / "f.svg").read_text()
+    growth.main()
+    assert len(measured) == len(growth.KINDS) + 2, "nothing is measured twice"
+
+
 @pytest.mark.slow
 def test_growth_is_measured_and_drawn(tiny_folder: Path, tmp_path: Path) -> None:
     data = memory.linked(tiny_folder, tmp_path, 130)
     assert len(list((data / "train").rglob("*.*"))) == 130
     images = memory.by_images(data, [70], 1, tmp_path)
     assert [entry["kind"] for entry in images] == ["cached", "streamed"]
-    jobs = growth.sweeps(data, [2, 3], tmp_path)
+    jobs = [{"jobs": number, **growth.sweep(data, number, tmp_path)} for number in (2, 3)]
     for entry in (*images, *jobs):
         assert 1e8 < entry["peak_bytes"] < 3e9
     size = [{"size": 64, "images_per_second": 1.0, "peak_bytes": 1}]

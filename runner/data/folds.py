@@ -75,22 +75,28 @@ def _folds_of_groups(
 ) -> NDArray[np.int64]:
     """Return the folds of images in groups, which are numbered from 0."""
     num_groups, num_classes = int(groups.max()) + 1, int(labels.max()) + 1
-    counts = np.zeros((num_groups, num_classes))
-    np.add.at(counts, (groups, labels), 1)
-    parts = counts / np.maximum(counts.sum(axis=0), 1)  # of each class
+    # Entries for the classes of each group alone: groups × classes would not fit into memory.
+    pairs, counts = np.unique(groups * num_classes + labels, return_counts=True)
+    group_of, label_of = np.divmod(pairs, num_classes)
+    parts = counts / np.bincount(labels)[label_of]  # of each class
+    starts = np.searchsorted(group_of, np.arange(num_groups + 1)).tolist()
+    largest = np.maximum.reduceat(parts, starts[:-1])
+    sizes = np.bincount(groups).tolist()
     drawn = generator(seed, "folds").permutation(num_groups)
-    largest_first = drawn[np.argsort(-parts[drawn].max(axis=1), kind="stable")]
-    held = np.zeros((num_folds, num_classes))
+    largest_first = drawn[np.argsort(-largest[drawn], kind="stable")]
+    held = np.zeros((num_classes, num_folds))
     num_images = np.zeros(num_folds, np.int64)
     fold_of = np.zeros(num_groups, np.int64)
-    for group in largest_first:
+    for group in largest_first.tolist():
+        entries = slice(starts[group], starts[group + 1])
+        own, part = label_of[entries], parts[entries]
         # The growth of the sum of squares, which is smallest for equal parts.
-        growth = held @ parts[group]
+        growth = part @ held[own]
         alike = np.flatnonzero(growth <= growth.min() + _ROUNDING)
         chosen = int(alike[np.argmin(num_images[alike])])
         fold_of[group] = chosen
-        held[chosen] += parts[group]
-        num_images[chosen] += int(counts[group].sum())
+        held[own, chosen] += part
+        num_images[chosen] += sizes[group]
     return fold_of[groups]
 
 
