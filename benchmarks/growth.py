@@ -16,6 +16,7 @@ folder: an archive is unpacked anew each time.
 
 import csv
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -58,12 +59,14 @@ def main() -> None:
     )  # fmt: skip
     options.add_argument("--steps", type=int, default=20, help="steps of each measurement")
     options.add_argument("--repeats", type=int, default=7, help="rounds of the augmentations")
-    options.add_argument("--seconds", type=float, help="begin no measurement after this time")
+    options.add_argument(
+        "--seconds", type=float, default=math.inf, help="begin no measurement after this time"
+    )
     options.add_argument("--prepare", action="store_true", help="make and decode the data alone")
     options.add_argument("--figure", type=Path, metavar="FILE", help="draw the curves as SVG")
     arguments = options.parse_args()
     outputs = arguments.outputs.absolute()
-    until = time.monotonic() + (arguments.seconds or float("inf"))
+    until = time.monotonic() + arguments.seconds
     found = _measured_before(arguments.json)
     is_whole = True
     with unpacked(arguments.data) as data:

@@ -12,7 +12,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measure import Spread, Stopwatch, parser, ratio, report
 from runner.terminal.tables import Table
@@ -65,18 +67,23 @@ def main() -> None:
             expected = expected or numbers
             if numbers != expected or len(numbers) != arguments.seeds * len(arguments.arms):
                 sys.exit(f"{version}: evaluations are not equal to the bit")
+        _report(what, taken, arguments.json)
+
+
+def _report(what: list[Any], taken: Mapping[str, Sequence[float]], target: Path | None) -> None:
+    """Print the rounds so far, and write them to ``target``."""
+    words, num_seeds, arms = what
     spreads = {version: Spread(tuple(seconds)) for version, seconds in taken.items()}
     part = ratio(spreads["now"], spreads["before"])
     table = Table(
-        f"{arguments.seeds} seeds, {len(arguments.arms)} TTA arms ({' '.join(arguments.words)}), "
+        f"{num_seeds} seeds, {len(arms)} TTA arms ({' '.join(words)}), "
         f"{len(taken['now'])} rounds, median [min, max]",
         ("version", "seconds", "ratio"),
         (("before", str(spreads["before"]), ""), ("now", str(spreads["now"]), str(part))),
         ("version",),
     )
     results = {version: spread.to_dict() for version, spread in spreads.items()}
-    results |= {"ratio": part.to_dict()}
-    report("tta_arms", table, {"what": what, **results}, arguments.json)
+    report("tta_arms", table, {"what": what, **results, "ratio": part.to_dict()}, target)
 
 
 if __name__ == "__main__":

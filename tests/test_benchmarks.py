@@ -213,9 +213,7 @@ def test_growth_goes_on_where_it_was(
         return {"images_per_second": 1.0, "start_seconds": 2.0, "peak_bytes": 3}
 
     monkeypatch.setattr(growth, "measured", fake)
-    monkeypatch.setattr(
-        growth, "sweep", "tta_arms", lambda *_: {"seconds_per_job": 1.0, "peak_bytes": 1}
-    )
+    monkeypatch.setattr(growth, "sweep", lambda *_: {"seconds_per_job": 1.0, "peak_bytes": 1})
     monkeypatch.setattr(growth, "augmentations", lambda *_: {"prices": {}})
     data, target = tmp_path / "data", tmp_path / "growth.json"
     data.symlink_to(tiny_folder)

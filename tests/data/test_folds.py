@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from runner.config.schema import Data
 from runner.data.dataset import load_dataset
 from runner.data.folds import drawn_split, stratified_folds
 from runner.errors import ConfigError, DataError
+from runner.randomness import generator
 
 
 def load(root, *, cache, name="folder", **keys):
@@ -69,6 +72,44 @@ def test_folds_of_groups_are_balanced_and_drawn_by_the_seed():
     assert not np.array_equal(folds, stratified_folds(labels, 5, 1, groups))
     plain = stratified_folds(labels, 5, 0)
     assert not np.array_equal(plain, stratified_folds(labels, 5, 1))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 20)), min_size=1, max_size=80),
+    st.integers(2, 5),
+)
+def test_folds_of_groups_are_those_of_a_table_of_groups_and_classes(images, num_folds):
+    labels, groups = np.array(images).T
+    _, number_of = np.unique(groups, return_inverse=True)
+    counts = np.zeros((number_of.max() + 1, labels.max() + 1))
+    np.add.at(counts, (number_of, labels), 1)
+    parts = counts / np.maximum(counts.sum(axis=0), 1)
+    drawn = generator(0, "folds").permutation(len(parts))
+    held, num_images, fold_of = np.zeros((num_folds, len(parts[0]))), np.zeros(num_folds), {}
+    for group in sorted(drawn, key=lambda group: -parts[group].max()):
+        growth = held @ parts[group]
+        alike = [fold for fold in range(num_folds) if growth[fold] <= growth.min() + 1e-12]
+        fold_of[group] = min(alike, key=lambda fold: num_images[fold])
+        held[fold_of[group]] += parts[group]
+        num_images[fold_of[group]] += counts[group].sum()
+
+    folds = stratified_folds(labels, num_folds, 0, groups)
+
+    if len(counts) < len(labels):  # else every image is a group of its own
+        assert folds.tolist() == [fold_of[number] for number in number_of]
+
+
+def test_memory_of_folds_does_not_grow_as_groups_times_classes():
+    rng = np.random.default_rng(0)
+    labels, groups = rng.integers(0, 1000, 20_000), rng.integers(0, 7000, 20_000)
+    tracemalloc.start()
+
+    stratified_folds(labels, 5, 0, groups)
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 7000 * 1000  # bytes: an eighth of a table of groups and classes
 
 
 @pytest.mark.parametrize("num_folds", [2, 3, 5])
