@@ -94,6 +94,10 @@ def main() -> None:
             for number in arguments.images
             for kind in KINDS
         ]  # fmt: skip
+        todo.append(
+            ("augmentations", {"augmentations": len(AUGMENTATIONS)},
+             lambda what: augmentations(data, outputs, arguments.repeats))
+        )  # fmt: skip
         todo += [
             ("size", {"size": size},
              lambda what: measured([*words, f"resize.size={what['size']}"], steps, log))
@@ -109,10 +113,6 @@ def main() -> None:
              lambda what: sweep(linked(data, place, 640), what["jobs"], outputs))
             for number in arguments.jobs
         ]  # fmt: skip
-        todo.append(
-            ("augmentations", {"augmentations": len(AUGMENTATIONS)},
-             lambda what: augmentations(data, outputs, arguments.repeats))
-        )  # fmt: skip
         for name, what, measure in todo:
             if any(what.items() <= entry.items() for entry in found.setdefault(name, [])):
                 continue
