@@ -62,6 +62,32 @@ def in_child(work: Callable[[], None], on_signal: Callable[[int], bool]) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
+def answer_of_child(ask: Callable[[], str]) -> str:
+    """Call ``ask`` in a child that this process forks, and return the answer, at most 64 kB.
+
+    For questions that would change this process.
+
+    Raises:
+        RuntimeError: the child ended without an answer.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(writer, ask().encode())
+        except BaseException:  # no exception may reach the code of the parent
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    os.close(writer)
+    answer = b"".join(iter(lambda: os.read(reader, 2**16), b"")).decode()
+    os.close(reader)
+    _, status = os.waitpid(pid, 0)
+    if status:
+        raise RuntimeError(f"a child ended with {ending(os.waitstatus_to_exitcode(status))}")
+    return answer
+
+
 class _Child:
     """A child that may not exist yet; signals wait until it does."""
 

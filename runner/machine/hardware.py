@@ -4,6 +4,7 @@ Torch is imported only if it is needed, so that a finished run is reported immed
 """
 
 import ctypes
+import json
 import math
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from runner.errors import ConfigError
+from runner.machine.children import answer_of_child, can_fork
 
 if TYPE_CHECKING:
     import torch
@@ -129,7 +131,7 @@ def require_device(device: str) -> None:
         return
     import torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = len(_gpus())
     if int(index or 0) >= count:
         has = f"{count} GPUs" if count else "no GPU"
         build = "" if torch.version.cuda else ": it is a build without CUDA"
@@ -145,9 +147,33 @@ def device_kind(device: str) -> str:
         return device.partition(":")[0]
     if sys.platform == "linux" and not _has_gpu_file():
         return "cpu"
+    return "cuda" if _gpus() else "cpu"
+
+
+def _gpus() -> tuple[tuple[int, int], ...]:
+    """Return the compute capability of each GPU of NVIDIA that torch sees."""
+    return _asked_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+@cache
+def _asked_gpus(visible: str | None) -> tuple[tuple[int, int], ...]:
+    """Return :func:`_gpus` for a value of the variable that names the visible GPUs.
+
+    A child asks: CUDA, once it has been asked anything in a process, does not work in the children
+    that the process forks, such as the jobs of a sweep or a comparison.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    def ask() -> list[tuple[int, int]]:
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return [torch.cuda.get_device_capability(index) for index in range(count)]
+
+    found: list[tuple[int, int]] = []
+    if not can_fork() or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        found = ask()
+    else:
+        found = json.loads(answer_of_child(lambda: json.dumps(ask())))
+    return tuple((major, minor) for major, minor in found)
 
 
 def used_precision(asked: Literal["auto", "fp32", "bf16"], kind: str) -> Precision:
@@ -167,9 +193,7 @@ def fastest_precision(kind: str) -> Precision:
     identity of a run depends on the answer.
     """
     if kind == "cuda":
-        import torch
-
-        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"
+        return "bf16" if _gpus()[:1] >= ((8, 0),) else "fp32"
     return "bf16" if _BF16_FLAGS & cpu_flags() else "fp32"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.machine.children import can_fork, in_child
+from runner.machine.children import answer_of_child, can_fork, in_child
 from runner.machine.signals import Interrupted
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has all of it")
@@ -85,3 +85,14 @@ def test_other_threads_do_not_fork() -> None:
     thread.start()
     thread.join()
     assert (can_fork(), found) == (True, [False])
+
+
+def test_the_answer_of_a_child(capfd: pytest.CaptureFixture[str]) -> None:
+    mine = os.getpid()
+    assert answer_of_child(lambda: str(os.getpid())) != str(mine)
+    assert answer_of_child(lambda: "") == ""
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        answer_of_child(lambda: str(1 / 0))
+    assert "ZeroDivisionError" in capfd.readouterr().err
+    with pytest.raises(RuntimeError, match="signal 9"):
+        answer_of_child(lambda: str(os.kill(os.getpid(), signal.SIGKILL)))

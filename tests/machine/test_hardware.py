@@ -53,13 +53,55 @@ def test_a_machine_without_a_list_of_its_processors_trains_in_fp32(
     assert hardware.fastest_precision("cpu") == "fp32"
 
 
+def give_gpus(monkeypatch: pytest.MonkeyPatch, *capabilities: tuple[int, int]) -> list[str]:
+    """Let torch find these GPUs; return what this process asks torch about them from now on."""
+    asked: list[str] = []
+
+    def answer(name: str, found: Any) -> Any:
+        asked.append(name)
+        return found
+
+    for name, find in {
+        "is_available": lambda: bool(capabilities),
+        "device_count": lambda: len(capabilities),
+        "get_device_capability": lambda index: capabilities[index],
+    }.items():
+        monkeypatch.setattr(
+            torch.cuda, name, lambda *index, name=name, find=find: answer(name, find(*index))
+        )
+    monkeypatch.setattr(hardware, "_asked_gpus", hardware._asked_gpus.__wrapped__)  # not cached
+    return asked
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_this_process_asks_cuda_nothing_so_that_its_children_can_use_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ask_all() -> None:
+        hardware.device_kind.cache_clear()
+        assert hardware.device_kind("auto") == "cuda"
+        assert hardware.fastest_precision("cuda") == "bf16"
+        hardware.require_device("cuda:1")
+        with pytest.raises(ConfigError, match="torch finds 2 GPUs here"):
+            hardware.require_device("cuda:2")
+        hardware.device_kind.cache_clear()
+
+    asked = give_gpus(monkeypatch, (9, 0), (7, 5))
+    monkeypatch.setattr(hardware, "_has_gpu_file", lambda: True)
+    ask_all()
+    assert asked == []
+    monkeypatch.setattr(hardware, "can_fork", lambda: False)  # negative control
+    ask_all()
+    assert set(asked) == {"is_available", "device_count", "get_device_capability"}
+
+
 @pytest.mark.parametrize(
     ("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")]
 )
 def test_precision_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    give_gpus(monkeypatch, capability)
     assert hardware.fastest_precision("cuda") == expected
 
 
@@ -73,7 +115,7 @@ def test_auto_is_the_gpu_where_there_is_one(
     hardware.device_kind.cache_clear()
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(hardware, "_has_gpu_file", lambda: has_file)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    give_gpus(monkeypatch, *[(8, 0)] * has_cuda)
     assert hardware.device_kind("auto") == kind
     hardware.device_kind.cache_clear()
 
