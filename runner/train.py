@@ -31,6 +31,7 @@ from runner.training.finished import (
     summaries_of_others,
     summary,
 )
+from runner.training.sharing import prepare
 
 if TYPE_CHECKING:
     from runner.data.dataset import Dataset
@@ -83,6 +84,7 @@ def _run(
     for note in words_without_effect(config, overrides):
         display.line(f"note: {note}")
     from runner.data.dataset import load_dataset
+    from runner.data.shared import kept_dataset
 
     weights = None
     if config.names_weights:
@@ -90,7 +92,8 @@ def _run(
 
         config, weights = fitted_to_weights(config, display, code)
     with processes.first_alone():
-        dataset = load_dataset(config.data, config.largest_size, outputs / "cache", display.work)
+        named = (config.data, config.largest_size, outputs / "cache")
+        dataset = kept_dataset(*named) or load_dataset(*named, display.work)
     _print_notes(dataset, config, display)
     config, what = identified(config, dataset, weights.identity if weights else None, code)
     if code is not None:
@@ -195,7 +198,7 @@ _USAGE = Usage(
 )
 
 
-WORK = Work(run, finished_before, can_share=True)
+WORK = Work(run, finished_before, can_share=True, prepare=prepare)
 """What a job of this command does."""
 
 if __name__ != "__main__":

@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, cast
 
@@ -164,8 +165,9 @@ class Dataset:
         rule = self.depth.rule if self.is_deep else "auto"
         return replace(data, depth=cast("Literal['auto', 'bits', 'legacy']", rule))
 
+    @cached_property
     def manifest_csv(self) -> bytes:
-        """Return the manifest as gzipped CSV, equal bytes for equal manifests.
+        """The manifest as gzipped CSV, equal bytes for equal manifests.
 
         It has a column ``group`` if the data names groups.
         """

@@ -1,7 +1,6 @@
-"""One job, as Hydra's launchers call it: in this process, in a child, or anywhere else."""
+"""One job: as Hydra's launchers call it, anywhere; or in a child of the process of the sweep."""
 
 import faulthandler
-import gc
 import math
 import os
 import signal
@@ -9,8 +8,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,14 +18,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from runner.config.requested import Requested
-from runner.errors import (
-    BusyError,
-    CodeError,
-    ConfigError,
-    RunnerError,
-    StorageError,
-    TrainingError,
-)
+from runner.config.schema import RunConfig
+from runner.errors import BusyError, CodeError, RunnerError, StorageError, TrainingError
 from runner.jobs.in_slurm import SlurmJob
 from runner.jobs.shares import Share
 from runner.machine.children import can_fork, ending, in_child
@@ -38,10 +31,17 @@ from runner.machine.slurm import Ending
 from runner.records.sweep_folder import GOOD, SweepFolder
 from runner.terminal.start import Task
 
+_Do = Callable[[], Mapping[str, Any]]
+"""Does the work of a job; returns a summary, or a summary with an error."""
+
 
 @dataclass(frozen=True)
 class SweepJob:
-    """The task of every job of a sweep: runs the job, and records its state and how it ended.
+    """Runs each job of a sweep, and records its state and how it ended.
+
+    Hydra's launchers call this object with the composed configuration of a job, in any process.
+    Without a launcher, :meth:`run_in_child` runs the jobs, in children of the sweep: a job that
+    crashes ends no other.
 
     Attributes:
         task: the task of the command; returns a summary, or a summary with an error.
@@ -51,10 +51,8 @@ class SweepJob:
         share: what each job gets of the machine.
         is_worker: whether a job runs in a child of the sweep that waits for a further job
             afterwards.
-        forks: whether the launcher calls this in the process of the sweep, which then runs each job
-            in a child: a job that crashes ends no other.
-        is_quiet: whether the output of a job that forks goes to its log. The output of a job in a
-            process of its own always does.
+        is_quiet: whether the output of a job in a child goes to its log. The output of a job in a
+            process of a launcher always does.
         until: no job begins after this time, in seconds since the epoch: other machines have clocks
             of their own, but agree on this one.
         shared: for each job that begins, the number and the request of other jobs that wait for it,
@@ -67,7 +65,6 @@ class SweepJob:
     sweeper: tuple[int, str]
     share: Share
     is_worker: bool
-    forks: bool = False
     is_quiet: bool = False
     until: float = math.inf
     shared: Mapping[int, Mapping[int, Requested]] = field(default_factory=dict)
@@ -83,18 +80,43 @@ class SweepJob:
         if time.time() >= self.until:
             if from_environment().is_first:
                 self.folder.write(number, "pending")
-        elif not self.forks:
-            job = SlurmJob.of_this_process(is_first=from_environment().is_first)
-            if job is None:
-                self._run(composed, number)
-            else:
-                self._run_in_slurm(composed, number, job)
-        elif can_fork():
-            self._fork(composed, number)
-        else:
-            self._run_here(composed, number)
+            return
 
-    def _fork(self, composed: DictConfig, number: int) -> None:
+        def do() -> dict[str, Any]:
+            if self.share.threads and not composed.threads:
+                composed.threads = self.share.threads
+            return self.task(composed, self._others(number))
+
+        job = SlurmJob.of_this_process(is_first=from_environment().is_first)
+        if job is None:
+            self._run(do, number)
+        else:
+            self._run_in_slurm(do, number, job)
+
+    def run_in_child(self, number: int, config: RunConfig) -> None:
+        """Run one job in a child of this process, the sweep; in this process if it cannot fork.
+
+        Hydra is not needed: ``config`` is the checked configuration of the job.
+        """
+
+        def do() -> dict[str, Any]:
+            return self.task.run(config, self.jobs[number], self._others(number))
+
+        if not can_fork():
+            self._run_here(do, number)
+            return
+        if self.folder.stopped_by is not None:
+            self.folder.write(number, "pending")
+            return
+        if self.task.work.prepare is not None:
+            self.task.work.prepare(config)
+        self._fork(do, number)
+
+    def _others(self, number: int) -> list[Requested]:
+        """What other jobs that wait for this job request of its training."""
+        return [*self.shared.get(number, {}).values()]
+
+    def _fork(self, do: _Do, number: int) -> None:
         """Run one job in a child, and record how it ended if it could not."""
 
         def work() -> None:
@@ -104,18 +126,13 @@ class SweepJob:
                     _write_to(self.folder.log(number))
                 faulthandler.enable(log)
                 stack.callback(faulthandler.disable)
-                self._run(composed, number, is_child=True)
+                self._run(do, number, is_child=True)
 
         def on_signal(signum: int) -> bool:
             is_first = self.folder.stopped_by is None
             self.folder.stop(signum)
             return is_first
 
-        if self.folder.stopped_by is not None:
-            self.folder.write(number, "pending")
-            return
-        if number and self.folder.read(number - 1)["status"] not in ("skipped", "pending"):
-            _import_what_jobs_do(str(composed.model.source))
         try:
             code = in_child(work, on_signal)
         except OSError as error:  # no process or no memory for one; Hydra would hide the reason
@@ -131,23 +148,23 @@ class SweepJob:
             said = str(found.get("error", "crashed: before it began")).partition(": ")[2]
             self.folder.write(number, "crashed", error=f"crashed ({how}): {said}")
 
-    def _run_here(self, composed: DictConfig, number: int) -> None:
+    def _run_here(self, do: _Do, number: int) -> None:
         """Run one job in this process, which cannot fork."""
         with ExitStack() as stack:
             if self.is_quiet:
                 log = stack.enter_context(open_log(self.folder.log(number)))
                 stack.enter_context(redirect_stdout(log))
                 stack.enter_context(redirect_stderr(log))
-            self._run(composed, number)
+            self._run(do, number)
 
-    def _run_in_slurm(self, composed: DictConfig, number: int, job: SlurmJob) -> None:
+    def _run_in_slurm(self, do: _Do, number: int, job: SlurmJob) -> None:
         """Run one job in a task of Slurm; a job without a result leaves its process here.
 
         What a task returns is its result to submitit, and to Slurm an exit code of 0.
         """
         status, code = "failed", 0
         try:
-            status, code = self._run(composed, number, job=job)
+            status, code = self._run(do, number, job=job)
             if status == "interrupted" and job.is_first:
                 status, code = self._end_in_slurm(number, job)
         except SystemExit as left:  # as the others do if the first task has met an error
@@ -178,7 +195,7 @@ class SweepJob:
 
     def _run(
         self,
-        composed: DictConfig,
+        do: _Do,
         number: int,
         *,
         is_child: bool = False,
@@ -196,7 +213,7 @@ class SweepJob:
                     self.folder.write(number, "running")
                 if self.folder.stopped_by is None:
                     status = "interrupted"
-                    status, more, code = self._do(composed, number)
+                    status, more, code = self._do(do, number)
                 if job is not None:
                     job.ignore_signals()
             except KeyboardInterrupt as interrupt:
@@ -212,13 +229,11 @@ class SweepJob:
                     self.folder.write(number, status, **more)
         return status, code
 
-    def _do(self, composed: DictConfig, number: int) -> tuple[str, dict[str, Any], int]:
+    def _do(self, do: _Do, number: int) -> tuple[str, dict[str, Any], int]:
         limit_cores(self.share.threads or None)
-        if self.share.threads and not composed.threads:
-            composed.threads = self.share.threads
         others = self.shared.get(number, {})
         try:
-            summary = dict(self.task(composed, [*others.values()]))
+            summary = dict(do())
             error = summary.pop("error", None)
         except Exception as caught:
             error = caught
@@ -310,15 +325,3 @@ def _write_to(path: Path) -> None:
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     sys.stdout = sys.stderr = log
-
-
-def _import_what_jobs_do(source: str) -> None:
-    """Import torch and what trains, which takes seconds, once for all jobs; nothing is computed."""
-    import runner.data.dataset
-    import runner.training.session  # noqa: F401
-    from runner.models.build import import_timm
-
-    if source == "timm":
-        with suppress(ConfigError):  # the job says that it is not installed
-            import_timm()
-    gc.freeze()  # a collection in a child would copy all that it shares with this process

@@ -382,7 +382,6 @@ class _Launch:
             sweeper=(os.getpid(), socket.gethostname()),
             share=share,
             is_worker=self._kind == "JoblibLauncher",
-            forks=self._is_here,
             is_quiet=is_quiet,
             until=math.inf if self._is_here else self._until,  # here, it is known before it begins
         )
@@ -515,11 +514,12 @@ class _Launch:
         if self._kind == "RayLauncher":
             self._round_in_ray(beginning)
             return
+        if self._is_here:
+            for number in beginning:
+                self._run_here(number)
+            return
         launcher = self._launcher()
         jobs = [self._jobs[number] for number in beginning]
-        if self._is_here:
-            launcher.launch(jobs, initial_job_idx=0)
-            return
 
         def on_end(number: int) -> None:
             is_alone = len(numbers) == 1
@@ -599,16 +599,15 @@ class _Launch:
             on_end=partial(self._tell, self._on_end),
         )
 
-    def _run_here(self, composed: DictConfig) -> None:
-        """Run one job for the launcher that runs them in this process."""
-        number = self._task.number
+    def _run_here(self, number: int) -> None:
+        """Run one job, without a launcher."""
         if not self._may_begin:
             self._folder.write(number, "pending")
             return
         self._tell(self._on_begin, number)
         try:
-            self._task(composed)
-        except Exception as error:  # such as a full disk; Hydra would lose it
+            self._task.run_in_child(number, self._job_configs()[number])
+        except Exception as error:  # such as a full disk; the other jobs are independent of it
             if self._gave_up is None:
                 self._give_up(error)
             return
@@ -637,9 +636,8 @@ class _Launch:
         return job["status"] in ALIVE and job["host"] == socket.gethostname()
 
     def _launcher(self) -> Launcher:
-        task = self._run_here if self._is_here else self._task
         launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=self._context, task_function=task, config=self._config
+            hydra_context=self._context, task_function=self._task, config=self._config
         )
         return launcher
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def environment(device: "torch.device", precision: str, processes: Processes) ->
     on_gpu = device.type == "cuda"
     return {
         "runner": __version__,
-        "revision": _revision(),
+        "revision": revision(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_build": torch.version.git_version,
@@ -101,8 +102,12 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-def _revision() -> str | None:
-    """Return the git commit of this code if it runs from a checkout, with + for local changes."""
+@cache
+def revision() -> str | None:
+    """Return the git commit of this code if it runs from a checkout, with + for local changes.
+
+    As of the first call: the modules that a process has imported do not change afterwards.
+    """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -103,7 +103,7 @@ def _regular(path: Path, flags: int) -> int:
     return descriptor
 
 
-def write_synced(path: Path, content: bytes, *, fix: str = _FIX) -> None:
+def write_synced(path: Path, content: bytes | bytearray, *, fix: str = _FIX) -> None:
     """Create a file, and its folder if missing, and wait until the disk has the content.
 
     Args:
@@ -131,7 +131,7 @@ def write_synced(path: Path, content: bytes, *, fix: str = _FIX) -> None:
         raise
 
 
-def replace_whole(path: Path, content: bytes, *, fix: str = _FIX) -> None:
+def replace_whole(path: Path, content: bytes | bytearray, *, fix: str = _FIX) -> None:
     """Write a file whole or not at all; the old file stays until the new one is complete.
 
     A link at ``path`` is replaced, and its target stays as it is. Several processes may write the
@@ -291,7 +291,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_output(path: Path, content: bytes) -> None:
+def write_output(path: Path, content: bytes | bytearray) -> None:
     """Write a file that the user named: whole or not at all, unless it is a pipe or a device.
 
     Raises:

@@ -140,7 +140,7 @@ def bundle_files(
     classes: Sequence[str],
     preprocess: Preprocess,
     evaluated: EvaluationSettings,
-) -> dict[str, bytes]:
+) -> dict[str, bytes | bytearray]:
     """Make the files of the bundle of a trained network, for :func:`read_bundle`.
 
     Returns:
@@ -158,6 +158,12 @@ def bundle_files(
     weights = tensor_files.to_bytes(model.state_dict(), metadata)
     whole = {**description, "files": {WEIGHTS: hashlib.sha256(weights).hexdigest()}}
     return {WEIGHTS: weights, DESCRIPTION: f"{json.dumps(whole, indent=2)}\n".encode()}
+
+
+def digests_of(files: Mapping[str, bytes | bytearray]) -> dict[str, str]:
+    """Return the SHA-256 of each of the :func:`bundle_files`, without hashing the weights again."""
+    recorded: dict[str, str] = json.loads(files[DESCRIPTION])["files"]
+    return {**recorded, DESCRIPTION: hashlib.sha256(files[DESCRIPTION]).hexdigest()}
 
 
 def open_bundle(path: Path) -> Bundle:

@@ -90,7 +90,7 @@ def write(
                     where=str(folder),
                     fix="a lower optim.lr",
                 )
-    files = {
+    files: dict[str, bytes | bytearray] = {
         f"{group}.safetensors": tensor_files.to_bytes(members) for group, members in tensors.items()
     }
     content = {"record_version": VERSION, "identity": identity, "done": done, **state}

@@ -434,7 +434,7 @@ class RunFolder:
         """Write a file whole or not at all."""
         self.write_bytes(name, text.encode())
 
-    def write_bytes(self, name: str, content: bytes) -> None:
+    def write_bytes(self, name: str, content: bytes | bytearray) -> None:
         """Write a file whole or not at all."""
         self.require_owned(is_beginning=name == "run.json")
         path = self.path / name

@@ -37,11 +37,14 @@ class Work:
         can_share: whether ``run`` takes a third argument: what other jobs request of the same
             training. Its summary then has ``others``, with the summary of each of these jobs, or
             None for a job that has to run itself.
+        prepare: takes the configuration of a job, and does once, in the process that is about to
+            fork the job, what later jobs need as well. None if there is nothing.
     """
 
     run: Callable[..., dict[str, Any]]
     finished_before: Callable[[Sequence[RunConfig]], Sequence[dict[str, Any] | None]] | None = None
     can_share: bool = False
+    prepare: Callable[[RunConfig], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,19 @@ class Task:
             # A launcher passes on the node of a job's own configuration only.
             node = composed.hydra if "hydra" in composed else HydraConfig.get()
             words = [str(word) for word in node.overrides.task]
-            return self.work.run(
-                compose.run_config(composed), words, *((others,) if others else ())
-            )
+            config = compose.run_config(composed)
         except RunnerError as error:
             # Returned, not raised: Hydra would add its own lines to the message.
+            return {"error": error}
+        return self.run(config, words, others)
+
+    def run(
+        self, config: RunConfig, words: list[str], others: Sequence[Requested] = ()
+    ) -> dict[str, Any]:
+        """Do the job with this configuration; return a summary, or ``{"error": ERROR}``."""
+        try:
+            return self.work.run(config, words, *((others,) if others else ()))
+        except RunnerError as error:
             return {"error": error}
         except Exception as error:
             if (problem := blamed(error)) is None:

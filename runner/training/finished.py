@@ -90,6 +90,12 @@ class _UnreadError(Exception):
     """Data must be downloaded, hashed or decoded first, which is the work of a job."""
 
 
+def refuse_work(what: str, done: int, total: int) -> None:
+    """Raise if data must be downloaded, hashed or decoded first; as the progress of reading it."""
+    if not total or done < total:
+        raise _UnreadError(what)
+
+
 class _Finished:
     def __init__(self) -> None:
         self._names = cache(_names_below)
@@ -155,12 +161,10 @@ def _names_below(outputs: Path) -> tuple[str, ...]:
 def _dataset(data: Data, size: int, folder: Path) -> "Dataset | None":
     """Return the data set; None if reading it takes work or fails."""
     from runner.data.dataset import load_dataset
-
-    def refuse(what: str, done: int, total: int) -> None:
-        if not total or done < total:
-            raise _UnreadError(what)
+    from runner.data.shared import kept_dataset
 
     try:
-        return load_dataset(data, size, folder, refuse)
+        kept = kept_dataset(data, size, folder)
+        return kept or load_dataset(data, size, folder, refuse_work)
     except Exception:  # the job itself reports any error
         return None

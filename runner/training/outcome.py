@@ -1,6 +1,5 @@
 """The files of a finished run: its predictions, its bundle and its result."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from runner.config.schema import RunConfig, to_dict
 from runner.data.dataset import Dataset
 from runner.models import Loaded, changes_of
-from runner.records.bundle import Architecture, EvaluationSettings, bundle_files
+from runner.records.bundle import Architecture, EvaluationSettings, bundle_files, digests_of
 from runner.records.run_folder import RunFolder
 from runner.training.experiment import Experiment
 from runner.training.meter import Meter
@@ -66,7 +65,7 @@ def write_files(folder: RunFolder, experiment: Experiment, outcome: Outcome) -> 
     )
     for name, content in bundle.items():
         folder.write_bytes(f"bundle/{name}", content)
-    return {name: hashlib.sha256(content).hexdigest() for name, content in bundle.items()}
+    return digests_of(bundle)
 
 
 def result(

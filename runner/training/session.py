@@ -335,7 +335,7 @@ def _begin(experiment: Experiment, folder: RunFolder) -> None:
     if experiment.config.force:
         folder.clear()
     folder.begin(experiment.identity, to_dict(experiment.config), experiment.overrides)
-    folder.write_bytes("split.csv.gz", experiment.dataset.manifest_csv())
+    folder.write_bytes("split.csv.gz", experiment.dataset.manifest_csv)
     if experiment.idea.file is not None:
         folder.write_bytes("code.py", experiment.idea.file.content)
 

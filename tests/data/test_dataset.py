@@ -138,8 +138,8 @@ def test_noisy_labels_change_the_fingerprint(make_images, load, tmp_path):
 def test_the_manifest_is_a_table_of_every_image(root, load, tmp_path):
     dataset = load(root)
 
-    first = dataset.manifest_csv()
-    second = load(root).manifest_csv()
+    first = dataset.manifest_csv
+    second = load(root).manifest_csv
 
     assert first == second
     rows = list(csv.reader(io.StringIO(gzip.decompress(first).decode())))
@@ -149,7 +149,7 @@ def test_the_manifest_is_a_table_of_every_image(root, load, tmp_path):
     assert rows[1] == ["train", "train/cat/0.png", "cat", hashlib.sha256(content).hexdigest()]
     assert [row[0] for row in rows[1:]] == ["train"] * 5 + ["val"] * 3
     another_byte(root)
-    assert load(root).manifest_csv() != first
+    assert load(root).manifest_csv != first
 
 
 def test_groups_of_images_come_from_the_source(root, load, monkeypatch):
@@ -168,7 +168,7 @@ def test_groups_of_images_come_from_the_source(root, load, monkeypatch):
     assert len(found.val.groups) == len(found.val)
     for split in (found.train, found.val):
         assert split.groups.tolist() == ((split.indices + 10) // 2).tolist()
-    rows = list(csv.DictReader(io.StringIO(gzip.decompress(found.manifest_csv()).decode())))
+    rows = list(csv.DictReader(io.StringIO(gzip.decompress(found.manifest_csv).decode())))
     expected = [*found.train.groups.tolist(), *found.val.groups.tolist()]
     assert [int(row["group"]) for row in rows] == expected
     assert [row["sha256"] for row in rows] == [row[3] for row in found.manifest]
@@ -188,7 +188,7 @@ def test_names_that_are_not_unicode(make_images, load, tmp_path):
     dataset = load(root)
 
     assert len(dataset.classes) == 2
-    manifest = gzip.decompress(dataset.manifest_csv()).decode()
+    manifest = gzip.decompress(dataset.manifest_csv).decode()
     assert "caf\\udce9/0.png" in manifest
 
 
@@ -381,7 +381,7 @@ def test_folders_named_like_splits_are_not_taken_for_classes(make_images, load, 
 def test_no_cell_of_the_manifest_is_a_formula(make_images, load, tmp_path):
     root = make_images(tmp_path / "pets", {"=1+1": 3, "dog": 3})
 
-    rows = list(csv.reader(io.StringIO(gzip.decompress(load(root).manifest_csv()).decode())))
+    rows = list(csv.reader(io.StringIO(gzip.decompress(load(root).manifest_csv).decode())))
 
     assert {row[2] for row in rows[1:]} == {"'=1+1", "dog"}
     assert not [cell for row in rows for cell in row if cell.startswith("=")]

@@ -1,6 +1,7 @@
 """Files of tensors: equal content gives equal bytes, and what is none is told as such."""
 
 import json
+from collections.abc import Iterable
 
 import pytest
 import safetensors.torch
@@ -17,14 +18,38 @@ METADATA = {"format": "pt", tensor_files.DESCRIPTION: json.dumps({"name": "grün
 
 
 def test_equal_content_gives_equal_bytes() -> None:
-    assert len({tensor_files.to_bytes(TENSORS, METADATA) for _ in range(20)}) == 1
+    assert len({bytes(tensor_files.to_bytes(TENSORS, METADATA)) for _ in range(20)}) == 1
     own = {safetensors.torch.save({"x": torch.zeros(1)}, METADATA) for _ in range(50)}
     assert len(own) > 1  # negative control: safetensors' own order is another each time
 
 
+@pytest.mark.parametrize("dtypes", [tensor_files._DTYPES, [torch.float32, torch.int64]])
+def test_the_layout_is_that_of_safetensors(dtypes: Iterable[torch.dtype]) -> None:
+    tensors = {
+        f"{name}.{number}": (10 * torch.randn(shape)).to(dtype)
+        for name, shape in {"b": (2, 3, 4), "a": (5,), "scalar": (), "empty": (0, 2)}.items()
+        for number, dtype in enumerate(dtypes)
+    }
+    assert tensor_files.to_bytes(tensors) == safetensors.torch.save(tensors)
+
+
+def test_any_memory_layout_and_shared_memory_are_written() -> None:
+    """As a network in channels-last memory has them, and networks with tied weights."""
+    images = torch.randn(4, 3, 5, 5)
+    tensors = {
+        "last": images.to(memory_format=torch.channels_last),
+        "expanded": torch.randn(1, 3).expand(4, 3),
+        "tied": images[1:],
+        "parameter": torch.nn.Parameter(images),
+    }
+    found = tensor_files.from_bytes(bytes(tensor_files.to_bytes(tensors)))
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor), name
+
+
 @pytest.mark.parametrize("metadata", [None, METADATA])
 def test_what_was_written_is_read_back(metadata: dict[str, str] | None, tmp_path) -> None:
-    content = tensor_files.to_bytes(TENSORS, metadata)
+    content = bytes(tensor_files.to_bytes(TENSORS, metadata))
     (tmp_path / "file.safetensors").write_bytes(content)
     for found in (
         tensor_files.from_bytes(content),

@@ -223,7 +223,7 @@ def run_on(root: Path, outputs: Path, data: Data | None = None) -> FinishedRun:
         outputs, classes=found.classes, num_images=len(found.val.labels),
         data=data or Data(name="folder", root=str(root)),
     )  # fmt: skip
-    folder.write_bytes("split.csv.gz", found.manifest_csv())
+    folder.write_bytes("split.csv.gz", found.manifest_csv)
     return only_group(outputs).any_run
 
 

@@ -1,0 +1,59 @@
+"""A data set that is kept for children of a process: read once, and only if that takes no work."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runner.config.schema import Data
+from runner.data import shared
+from runner.data.dataset import load_dataset
+from runner.training.finished import refuse_work
+
+DATA = Data()
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> Iterator[None]:
+    shared._kept.clear()
+    yield
+    shared._kept.clear()
+
+
+def load(cache: Path) -> None:
+    load_dataset(DATA, 28, cache, lambda *_: None)
+
+
+def test_what_is_kept_is_what_was_read(tmp_path: Path) -> None:
+    load(tmp_path)  # decodes
+    assert shared.kept_dataset(DATA, 28, tmp_path) is None
+    shared.keep_dataset(DATA, 28, tmp_path, refuse_work)
+    found = shared.kept_dataset(DATA, 28, tmp_path)
+    assert found is not None
+    assert found.manifest_csv == load_dataset(DATA, 28, tmp_path, refuse_work).manifest_csv
+    shared.keep_dataset(DATA, 28, tmp_path, refuse_work)
+    assert shared.kept_dataset(DATA, 28, tmp_path) is found
+    assert shared.kept_dataset(DATA, 64, tmp_path) is None
+    assert shared.kept_dataset(DATA, 28, tmp_path / "other") is None
+
+
+def test_data_that_takes_work_is_left_to_the_job(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r".") as caught:
+        shared.keep_dataset(DATA, 28, tmp_path, refuse_work)
+    assert type(caught.value).__name__ == "_UnreadError"
+    assert shared.kept_dataset(DATA, 28, tmp_path) is None
+
+
+def test_images_that_are_decoded_again_each_time_are_not_kept(tmp_path: Path) -> None:
+    data = Data(cache_gb=0)
+    shared.keep_dataset(data, 28, tmp_path, lambda *_: None)
+    assert shared.kept_dataset(data, 28, tmp_path) is None
+
+
+def test_no_more_are_kept_than_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(tmp_path)
+    monkeypatch.setattr(shared, "_MOST", 1)
+    shared.keep_dataset(DATA, 28, tmp_path, refuse_work)
+    shared.keep_dataset(DATA, 24, tmp_path, lambda *_: None)
+    assert shared.kept_dataset(DATA, 28, tmp_path) is None
+    assert shared.kept_dataset(DATA, 24, tmp_path) is not None
