@@ -357,6 +357,7 @@ class _Launch:
         self._jobs = jobs
         self._folder = folder
         self._configs = configs
+        self._composed: compose.JobConfigs | None = None
         self._num_begun = len(jobs) if num_begun is None else num_begun
         self._finished_before = task.work.finished_before
         self._on_begin = on_begin
@@ -458,6 +459,13 @@ class _Launch:
             composed = compose.JobConfigs(self._config)
             self._configs = [composed.of(job) for job in self._jobs]
         return self._configs
+
+    def _config_of(self, number: int) -> RunConfig:
+        """Return the configuration of one job, even if another cannot be composed."""
+        if self._configs is not None:
+            return self._configs[number]
+        self._composed = self._composed or compose.JobConfigs(self._config)
+        return self._composed.of(self._jobs[number])
 
     def until_whole(self) -> None:
         """Launch the unfinished jobs, in as many rounds as it takes, until the jobs are stopped.
@@ -606,7 +614,7 @@ class _Launch:
             return
         self._tell(self._on_begin, number)
         try:
-            self._task.run_in_child(number, self._job_configs()[number])
+            self._task.run_in_child(number, self._config_of(number))
         except Exception as error:  # such as a full disk; the other jobs are independent of it
             if self._gave_up is None:
                 self._give_up(error)

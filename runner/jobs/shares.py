@@ -116,7 +116,8 @@ def share_of(config: DictConfig, kind: str, jobs: Sequence[Sequence[str]]) -> Sh
 def _share_of_worker(config: DictConfig, jobs: Sequence[Sequence[str]]) -> Share:
     launcher, cores, gpus = config.hydra.launcher, num_cores(), _gpus(config, jobs)
     _require_devices(config, jobs, gpus, per_job=1)
-    at_once = launcher.n_jobs if launcher.n_jobs > 0 else len(gpus) or cores
+    per_job = _threads(config, jobs) or 1
+    at_once = launcher.n_jobs if launcher.n_jobs > 0 else len(gpus) or max(1, cores // per_job)
     with read_write(config):
         launcher.n_jobs = at_once = min(at_once, len(jobs))
     threads = max(1, cores // at_once)
@@ -150,7 +151,7 @@ def _share_of_local(config: DictConfig, jobs: Sequence[Sequence[str]]) -> Share:
         )
     _require_devices(config, jobs, gpus if per_job else (), per_job=per_job)
     if not per_job:
-        per_task = launcher.cpus_per_task or 1
+        per_task = launcher.cpus_per_task or _threads(config, jobs) or 1
         return Share(threads=per_task, num_slots=max(1, cores // (per_task * tasks)))
     with read_write(config):
         launcher.gpus_per_node = per_job
@@ -176,9 +177,20 @@ def _gpus(config: DictConfig, jobs: Sequence[Sequence[str]]) -> tuple[str, ...]:
 
 def _device(config: DictConfig, job: Sequence[str]) -> str:
     """Return the ``device`` of a job."""
+    return _value(config, job, "device").replace("\\", "")  # cuda\:1
+
+
+def _threads(config: DictConfig, jobs: Sequence[Sequence[str]]) -> int:
+    """Return the largest number of ``threads`` that a job sets; 0 if none does."""
+    named = (_value(config, job, "threads") for job in jobs)
+    return max((int(value) for value in named if value.isdecimal()), default=0)
+
+
+def _value(config: DictConfig, job: Sequence[str], name: str) -> str:
+    """Return the value of a key without a group in a job."""
     words = [word.lstrip("+").partition("=") for word in job]
-    named = [value.replace("\\", "") for key, _, value in words if key == "device"]  # cuda\:1
-    return named[-1] if named else str(config.get("device"))
+    named = [value for key, _, value in words if key == name]
+    return named[-1] if named else str(config.get(name))
 
 
 def _require_devices(

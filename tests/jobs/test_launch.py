@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -300,10 +301,11 @@ def test_jobs_that_may_not_begin_are_evaluated_or_left(tmp_path: Path) -> None:
 
 
 def test_configurations_that_are_known_are_not_composed(tmp_path: Path) -> None:
-    configs = [RunConfig(seed=7), RunConfig(seed=7, tta=Tta(flip=True)), RunConfig(seed=8)]
+    known = RunConfig(seed=7, outputs=str(tmp_path))
+    configs = [known, replace(known, tta=Tta(flip=True)), replace(known, seed=8)]
     with mock.patch.object(launch.compose, "JobConfigs", side_effect=AssertionError):
         _, _, begun = run_sharing(tmp_path, 0, ttas=("none", "flip", "crops"), configs=configs)
-    assert begun == ["0 none flip", "0 crops"], "the third has another training, it is said"
+    assert begun == ["7 none flip", "8 crops"], "the third has another training, it is said"
 
 
 # ── Finished before ────────────────────────────────────────────────────────────────────────────

@@ -80,6 +80,40 @@ def test_cores_are_divided_among_the_jobs(
 
 
 @pytest.mark.parametrize(
+    ("kind", "keys", "words", "in_config", "expected"),
+    [
+        (JOBLIB, {}, "threads=4", 0, 2),
+        (JOBLIB, {}, "seed=0", 4, 2),  # as compare has it
+        (JOBLIB, {}, "seed=0", 0, 4),  # there are four jobs
+        (JOBLIB, {}, "threads=16", 0, 1),
+        (JOBLIB, {"n_jobs": 3}, "threads=4", 0, 3),  # as the user says
+        (LOCAL, {}, "threads=4", 0, 2),
+        (LOCAL, {"cpus_per_task": 2}, "threads=4", 0, 4),
+        (LOCAL, {}, "threads=${seed}", 0, 8),  # not a number yet
+    ],
+)
+def test_no_more_jobs_run_than_have_cores_for_their_threads(
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    keys: dict[str, Any],
+    words: str,
+    in_config: int,
+    expected: int,
+) -> None:
+    monkeypatch.setattr(shares, "num_cores", lambda: 8)
+    monkeypatch.setattr(shares, "visible_gpus", tuple)
+    launcher = {**DEFAULTS[kind], **keys}
+    config = OmegaConf.create(
+        {"device": "cpu", "threads": in_config, "hydra": {"launcher": launcher}}
+    )
+    share = share_of(
+        config, kind.removeprefix("a."), [[f"mixup.alpha={n}", words] for n in range(4)]
+    )
+    at_once = config.hydra.launcher.n_jobs if kind == JOBLIB else share.num_slots
+    assert at_once == expected
+
+
+@pytest.mark.parametrize(
     ("kind", "keys", "gpus", "expected"),
     [
         (JOBLIB, {}, 2, (2, 4, "a b")),
