@@ -33,7 +33,7 @@ ALL = sorted(IN_ORDER)
 
 @pytest.fixture(scope="module")
 def trained(finished_run: Callable[..., Path]) -> Path:
-    return finished_run("budget.epochs=2", "seed=3")
+    return finished_run("budget.epochs=2", "seed=3", "precision=fp32")
 
 
 @pytest.fixture
