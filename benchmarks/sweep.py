@@ -4,14 +4,18 @@
 
 Trains twelve seeds for one epoch each on the embedded data. Every single run starts Python, imports
 torch and opens the data; a sweep does so once. ``between jobs`` is the time per job that does not
-go into training and evaluation.
+go into training and evaluation, the start of the command included; ``a further job`` is that time
+for the jobs of the plain sweep after the first, from one ``result.json`` to the next.
 """
 
+import itertools
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from benchmarks.measure import Spread, Stopwatch, parser, ratio, report
 from runner.terminal.tables import Table
@@ -35,6 +39,7 @@ def main() -> None:
     subprocess.run([*train, *words, "seed=99"], check=True, capture_output=True)  # noqa: S603  warm-up
     taken: dict[str, list[float]] = {}
     between: dict[str, list[float]] = {}
+    further: list[float] = []
     for _ in range(arguments.repeats):
         _forget_runs(folder)
         with Stopwatch() as watch:
@@ -48,6 +53,8 @@ def main() -> None:
             with Stopwatch() as watch:
                 subprocess.run(command, check=True, capture_output=True)  # noqa: S603
             _add(way, watch.seconds, folder, taken, between)
+            if not _WAYS[way]:
+                further.append(_further(folder))
     rows, results = [], []
     for way, values in taken.items():
         spread, besides = Spread(tuple(values)), Spread(tuple(between[way]))
@@ -67,7 +74,11 @@ def main() -> None:
         tuple(rows),
         ("way",),
     )
-    report("sweep", table, {"jobs": arguments.jobs, "results": results}, arguments.json)
+    content: dict[str, Any] = {"jobs": arguments.jobs, "results": results}
+    if further:
+        content["further_job"] = Spread(tuple(further)).to_dict()
+        print(f"a further job of a sweep: {Spread(tuple(further))} s besides its training")
+    report("sweep", table, content, arguments.json)
 
 
 def _add(
@@ -82,6 +93,17 @@ def _add(
     ]
     taken.setdefault(way, []).append(seconds)
     between.setdefault(way, []).append((seconds - sum(spent)) / len(spent))
+
+
+def _further(folder: Path) -> float:
+    """Return the median time from one result to the next, without training and evaluation."""
+    ends: list[tuple[float, float]] = sorted(
+        (path.stat().st_mtime, json.loads(path.read_text())["budget"]["seconds"])
+        for path in folder.glob("*/result.json")
+    )
+    return median(
+        end - before - seconds for (before, _), (end, seconds) in itertools.pairwise(ends)
+    )
 
 
 def _forget_runs(folder: Path) -> None:
