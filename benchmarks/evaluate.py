@@ -3,7 +3,8 @@
     python -m benchmarks.evaluate --data FOLDER_OR_ARCHIVE [--peers FOLDER] --json FILE
 
 The data is Imagenette-160's 3,925 validation images from a warm cache; the network is xresnet18 at
-64 px. The limit is as many forward passes of one fixed random batch. ``tta=book`` is fastai's
+64 px. The limit is as many forward passes of one fixed random batch. ``without kept`` resizes
+the images in each evaluation; trick-runner keeps the resized squares. ``tta=book`` is fastai's
 ``learn.tta()``: four augmented passes and a plain pass.
 """
 
@@ -32,6 +33,7 @@ def main() -> None:
     add_data_option(options)
     options.add_argument("--peers", type=Path, metavar="FOLDER", help="environments of the peers")
     options.add_argument("--size", type=int, default=64, metavar="PX")
+    options.add_argument("--validate-only", action="store_true", help="leave out tta=book")
     options.add_argument("--repeats", type=int, default=5, help="measured rounds")
     arguments = options.parse_args()
     outputs = arguments.outputs.absolute()
@@ -39,7 +41,8 @@ def main() -> None:
     with unpacked(arguments.data) as data, ExitStack() as stack:
         workers: dict[str, Worker] = {}
         own_words = words(data, arguments.size, outputs, "tta=book")
-        for name, role in (("trick-runner", "run"), ("limit", "limit")):
+        roles = {"trick-runner": "run", "without kept": "run without kept", "limit": "limit"}
+        for name, role in roles.items():
             settings: dict[str, Any] = {"words": own_words, "role": role}
             log = outputs / f"{name}.log"
             workers[name] = stack.enter_context(own_worker(settings, log))
@@ -49,9 +52,10 @@ def main() -> None:
             workers["fastai"] = stack.enter_context(
                 peer_worker(arguments.peers, "fastai", settings, log)
             )
+        both = ("validate",) if arguments.validate_only else ("validate", "tta")
         for turn in range(1 + arguments.repeats):
             for name, worker in workers.items():
-                for what in ("validate", "tta") if name != "limit" else ("validate",):
+                for what in both if name != "limit" else ("validate",):
                     said = worker.ask(what)
                     if turn > 0:  # the first turn is the warm-up
                         seconds.setdefault((what, name), []).append(said["seconds"])

@@ -4,7 +4,7 @@
 
 The role ``run`` trains with the loop of every run. The role ``limit`` trains with the same network,
 precision, batch size, loss and optimizer on one fixed random batch: no data, no augmentation, no
-checks.
+checks. The role ``run without kept`` is ``run``, but each evaluation resizes the images anew.
 """
 
 import json
@@ -23,6 +23,7 @@ from torch import Tensor
 from runner.config import compose
 from runner.config.schema import RunConfig
 from runner.data.dataset import Dataset, load_dataset
+from runner.data.kept import MOST_BYTES
 from runner.data.resident import resident
 from runner.terminal.display import Display
 from runner.training.learners import build_learner
@@ -105,7 +106,10 @@ class OwnTraining:
         if self.role == "limit":
             self._forward_only(images)
             return {"seconds": time.perf_counter() - started, "images": images}
-        found = evaluate(self.learner, self.dataset, self.config, with_tta=with_tta)
+        most_kept = 0 if self.role == "run without kept" else MOST_BYTES
+        found = evaluate(
+            self.learner, self.dataset, self.config, with_tta=with_tta, most_kept=most_kept
+        )
         seconds = time.perf_counter() - started
         accuracy = float((found.tta.argmax(1) == found.labels).mean())
         return {"seconds": seconds, "images": images, "accuracy": accuracy}

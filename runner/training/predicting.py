@@ -20,6 +20,7 @@ from runner.data.batches import (
     view_squares,
 )
 from runner.data.dataset import Dataset
+from runner.data.kept import MOST_BYTES, kept_squares, squares_key
 from runner.data.resident import ResidentStore
 from runner.data.store import Store
 from runner.data.views import View, plain_view
@@ -61,6 +62,7 @@ def evaluate(
     config: RunConfig,
     *,
     with_tta: bool,
+    most_kept: int = MOST_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Predictions:
@@ -70,7 +72,13 @@ def evaluate(
     """
     variants = [config.tta if with_tta else Tta()]
     (found,) = evaluate_variants(
-        learner, dataset, config, variants, progress=progress, should_stop=should_stop
+        learner,
+        dataset,
+        config,
+        variants,
+        most_kept=most_kept,
+        progress=progress,
+        should_stop=should_stop,
     )
     return found
 
@@ -82,6 +90,7 @@ def evaluate_variants(
     variants: Sequence[Tta],
     *,
     plain: NDArray[np.float32] | None = None,
+    most_kept: int = MOST_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Predictions]:
@@ -94,6 +103,7 @@ def evaluate_variants(
             not read.
         variants: one or more TTAs.
         plain: see :func:`probabilities`.
+        most_kept: see :func:`probabilities`.
         progress: called with the number of batches done and their total.
         should_stop: called after every batch.
 
@@ -117,6 +127,7 @@ def evaluate_variants(
         batch_size=images_per_pass(config, learner),
         num_workers=dataset.num_workers(config.data.num_workers, learner.processes.cores_shared_by),
         plain=plain,
+        most_kept=most_kept,
         progress=progress,
         should_stop=should_stop,
     )
@@ -182,6 +193,7 @@ def probabilities(
     batch_size: int,
     num_workers: int,
     plain: NDArray[np.float32] | None = None,
+    most_kept: int = MOST_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Probabilities:
@@ -203,6 +215,8 @@ def probabilities(
         batch_size: images per forward pass.
         num_workers: number of processes that read ahead.
         plain: (n, K) probabilities of the plain view if they are known; None to compute them.
+        most_kept: bytes of resized squares that the process keeps for later evaluations at most;
+            results do not depend on it.
         progress: called with the number of batches done and their total.
         should_stop: called after every batch.
 
@@ -223,12 +237,20 @@ def probabilities(
     order = [batches_of_all[number] for number in learner.processes.share(len(batches_of_all))]
 
     is_resident = isinstance(store, ResidentStore)
+    # Only the plain view, which every epoch reads; others are read once in a run.
+    preprocess = learner.preprocess
+    shape = (batch_size, plain_look, preprocess.size, preprocess.interpolation)
+    is_kept = learner.device.type == "cpu" and most_kept > 0
+    kept = kept_squares(squares_key(store, indices, *shape) if is_kept else None, most_kept)
 
     def read(number: int) -> tuple[dict[Look, Pixels], dict[int, str]]:
         rows = order[number]
+        missing = [view for view in views if not kept.has(view, rows[0])]
+        if not missing and not draws:
+            return {}, {}
         # Images on the GPU were readable when they were decoded, and reading them again is cheap.
         images = store if is_resident else LoadedImages(store, indices[rows])
-        fixed = zip(views, view_squares(images, indices[rows], views), strict=True)
+        fixed = zip(missing, view_squares(images, indices[rows], missing), strict=True)
         random = (
             (look, source_pixels(images, indices[rows], draw.rows(rows), augment))
             for look, draw in draws.items()
@@ -249,9 +271,15 @@ def probabilities(
         for done, (rows, (by_look, unread)) in enumerate(zip(order, batches, strict=True)):
             place = slice(rows[0], rows[-1] + 1)  # an index array would synchronize with a GPU
             seen: dict[Look, Tensor] = {} if known is None else {plain_look: known[place]}
-            for look, pixels in by_look.items():
-                drawn = None if isinstance(look, View) else draws[look].rows(rows)
-                images = _look_images(learner, pixels, look, drawn, augment)
+            for look in wanted:
+                if look in by_look:
+                    drawn = None if isinstance(look, View) else draws[look].rows(rows)
+                    images = _look_images(learner, by_look[look], look, drawn, augment)
+                else:
+                    assert isinstance(look, View)
+                    images = kept.images(look, rows[0])
+                if look == plain_look and look in by_look and _is_resized(by_look[look], images):
+                    kept.keep(plain_look, rows[0], images)
                 seen[look] = _predict(learner, images)
             all_plain[place] = seen[plain_look]
             for tta, whole in zip(variants, combined, strict=True):
@@ -327,6 +355,10 @@ def _look_images(
         return displayed_view(pixels, look, learner)
     assert drawn is not None
     return augmented(pixels, drawn, learner.preprocess.size, augment, learner.device)
+
+
+def _is_resized(pixels: Pixels, images: Tensor) -> bool:
+    return pixels.canvas.shape[-2:] != images.shape[-2:]
 
 
 def _predict(learner: Learner, images: Tensor) -> Tensor:
