@@ -30,7 +30,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 def _channel_values(values: Sequence[float], images: Tensor) -> Tensor:
     # Making a tensor on a GPU synchronizes with the GPU, so the tensor is made only once.
     # On a CPU it costs nothing, and exporters must see the values themselves.
-    if images.device.type == "cuda":
+    if images.device.type != "cpu":
         return _on_gpu(tuple(values), images.dtype, images.device)
     return torch.tensor(values, dtype=images.dtype, device=images.device)
 
