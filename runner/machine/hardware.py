@@ -189,8 +189,8 @@ def used_precision(asked: Literal["auto", "fp32", "bf16"], kind: str) -> Precisi
 def fastest_precision(kind: str) -> Precision:
     """Return ``bf16`` if the hardware multiplies it natively.
 
-    Equal on equal processors, and known without torch and without a measurement, because the
-    identity of a run depends on the answer.
+    For a CPU, the answer is equal on equal processors, and needs neither torch nor a measurement,
+    because the identity of a run depends on it.
     """
     if kind == "cuda":
         return "bf16" if _gpus()[:1] >= ((8, 0),) else "fp32"
