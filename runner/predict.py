@@ -237,7 +237,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num-workers", type=_whole, metavar="N", help="processes that decode (default: by cores)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …, mps")
     parser.add_argument(
         "--precision", default="auto", choices=("auto", "fp32", "bf16"),
         help="default: the run's, if this machine is fast in it",

@@ -16,7 +16,7 @@ from runner.config.schema import RunConfig
 from runner.errors import RunnerError
 from runner.loggers.tool import require_package
 from runner.machine.files import require_writable
-from runner.machine.hardware import device_kind, require_device
+from runner.machine.hardware import device_kind, device_note, require_device
 from runner.machine.processes import Processes, from_environment, joined
 from runner.records import evaluations
 from runner.records.identity import folder_name, identified
@@ -76,6 +76,8 @@ def _run(
     if not any((outputs if place is None else place.parent).glob("*/result.json")):
         require_writable(place or outputs)
     code = idea_of(config)
+    if note := device_note(config.device):
+        display.line(f"note: {note}")
     if not config.tricks and (own := own_overlays(overrides)):
         display.line(
             f"note: {', '.join(own)} turns on none of our tricks, so this run is called baseline; "

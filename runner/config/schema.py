@@ -108,7 +108,9 @@ class RunConfig:
     )
     seed: int = option(0, "seed of every random draw", at_least=0, below=2**63)
     device: str = option(
-        "auto", "where the network runs: auto, cpu, cuda, cuda:1 …; auto: a GPU if there is one"
+        "auto",
+        "where the network runs: auto, cpu, cuda, cuda:1 …, or mps, the GPU of a Mac (not tested); "
+        "auto: an NVIDIA GPU if there is one, else the CPU",
     )
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto",
@@ -180,9 +182,10 @@ class RunConfig:
 
     def contradictions(self) -> Iterator[Problem]:
         """Yield what each key allows but makes no sense together."""
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             yield Problem(
-                f"device={self.device}: no such device (auto, cpu, cuda, cuda:1 …)", "device=auto"
+                f"device={self.device}: no such device (auto, cpu, cuda, cuda:1 …, mps)",
+                "device=auto",
             )
         for key, path in (("outputs", self.outputs), ("run_dir", self.run_dir or "")):
             encoded = path.encode(errors="surrogateescape")

@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--config-dir", type=Path, metavar="DIR", help="add your own options, as in runner.train")
     of_run = found.add_argument_group("options of the figures of a run")
-    of_run.add_argument("--device", help="of Grad-CAM: auto (default), cpu, cuda, cuda:1 …")
+    of_run.add_argument("--device", help="of Grad-CAM: auto (default), cpu, cuda, cuda:1 …, mps")
     of_run.add_argument("--threads", type=_whole, help="CPU threads; 0 (default): all cores")
     of_run.add_argument(
         "--code", metavar="FILE", help="the file that changed the network, by code=FILE in training"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner import __version__
-from runner.machine.hardware import cpu_name, num_cores
+from runner.machine.hardware import device_name, num_cores
 from runner.machine.processes import Processes
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def environment(device: "torch.device", precision: str, processes: Processes) ->
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
         "system": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "device": device_name(device),
         "precision": precision,
         "threads": torch.get_num_threads(),
         "cores": num_cores(),

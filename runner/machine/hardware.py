@@ -7,7 +7,9 @@ import ctypes
 import json
 import math
 import os
+import platform
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -127,10 +129,19 @@ def require_device(device: str) -> None:
         ConfigError: naming the device.
     """
     kind, _, index = device.partition(":")
-    if kind != "cuda":
+    if kind not in ("cuda", "mps"):
         return
     import torch
 
+    if kind == "mps":
+        if torch.backends.mps.is_available():
+            return
+        build = "this build of torch has no part for it"
+        system = "macOS is too old, or this is no Mac with Apple silicon"
+        reason = system if torch.backends.mps.is_built() else build
+        raise ConfigError(
+            f"torch finds no Apple GPU here: {reason}", where=f"device={device}", fix="device=auto"
+        )
     count = len(_gpus())
     if int(index or 0) >= count:
         has = f"{count} GPUs" if count else "no GPU"
@@ -142,7 +153,11 @@ def require_device(device: str) -> None:
 
 @cache
 def device_kind(device: str) -> str:
-    """Return ``cpu`` or ``cuda`` for the ``device`` of a configuration; ``auto`` prefers a GPU."""
+    """Return ``cpu``, ``cuda`` or ``mps`` for the ``device`` of a configuration.
+
+    ``auto`` is an NVIDIA GPU if there is one, and otherwise the CPU. It is never an Apple GPU, on
+    which nothing has been tested, and where known faults of torch change results in silence.
+    """
     if device != "auto":
         return device.partition(":")[0]
     if sys.platform == "linux" and not _has_gpu_file():
@@ -181,7 +196,7 @@ def used_precision(asked: Literal["auto", "fp32", "bf16"], kind: str) -> Precisi
 
     Args:
         asked: the ``precision`` of the configuration.
-        kind: ``cpu`` or ``cuda``.
+        kind: ``cpu``, ``cuda`` or ``mps``.
     """
     return fastest_precision(kind) if asked == "auto" else asked
 
@@ -194,18 +209,53 @@ def fastest_precision(kind: str) -> Precision:
     """
     if kind == "cuda":
         return "bf16" if _gpus()[:1] >= ((8, 0),) else "fp32"
+    if kind == "mps":  # bf16 was never measured there
+        return "fp32"
     return "bf16" if _BF16_FLAGS & cpu_flags() else "fp32"
 
 
 def on_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
-    """Copy ``tensor`` to ``device``, without waiting for the work that a GPU has queued.
+    """Copy ``tensor`` to ``device``, without waiting for the work that a GPU of NVIDIA has queued.
 
-    CUDA stages small copies. Larger ones wait unless their memory is pinned.
+    CUDA stages small copies. Larger ones wait unless their memory is pinned. On an Apple GPU, the
+    copy must wait: it would read memory that may be freed before (pytorch/pytorch#189690).
     """
     is_upload = device.type == "cuda" and tensor.device.type == "cpu"
     if is_upload and tensor.nbytes > _MOST_STAGED:
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking="mps" not in (device.type, tensor.device.type))
+
+
+def device_note(device: str) -> str | None:
+    """Return what the user should know about the ``device`` of a configuration; None if nothing."""
+    if device == "mps":
+        return (
+            "Apple GPUs are not tested: compare the results of a short run with those of device=cpu"
+        )
+    if device == "auto" and sys.platform == "darwin" and os.uname().machine == "arm64":
+        return "the network runs on the CPU; device=mps is the GPU of this Mac, which is not tested"
+    return None
+
+
+def pixel_device(device: "torch.device") -> "torch.device":
+    """Return where images are resized and augmented for a network on ``device``.
+
+    It is ``device`` itself, but the CPU for an Apple GPU, where versions of torch lack some of the
+    operations: borders of ``grid_sample``, means over areas of unequal sizes, sums of int64, and
+    float64. Both share the memory of the Mac, so the copy is cheap.
+    """
+    import torch
+
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def device_name(device: "torch.device") -> str:
+    """Return the name of the GPU, or of the processor."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"GPU of {cpu_name()}" if device.type == "mps" else cpu_name()
 
 
 def keep_freed_memory() -> None:
@@ -233,7 +283,7 @@ def give_back_freed_memory() -> None:
 
 def cpu_name() -> str:
     """Return the model name of the processor, or its architecture if its name is not known."""
-    return _cpu_info().get("model name", os.uname().machine)
+    return _cpu_info().get("model name") or _name_of_macos() or os.uname().machine
 
 
 def cpu_flags() -> frozenset[str]:
@@ -286,6 +336,17 @@ def _control_groups() -> Iterator[tuple[Path, ...]]:
                 for group in (own, *own.parents):
                     if group.is_relative_to(_GROUPS):
                         yield (group / "cpu.max",)
+
+
+@cache
+def _name_of_macos() -> str:
+    """Return the name of a Mac's processor, such as Apple M2; empty elsewhere."""
+    if platform.system() != "Darwin":
+        return ""
+    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.check_output(command, text=True, timeout=5).strip()  # noqa: S603
+    return ""
 
 
 @cache

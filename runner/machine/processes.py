@@ -166,12 +166,19 @@ def joined(processes: Processes, device_kind: str) -> Iterator[None]:
     """Connect the processes for the block: by nccl on GPUs, by gloo on CPUs.
 
     Raises:
-        ConfigError: this machine has fewer GPUs than processes of the run.
+        ConfigError: this machine has fewer GPUs than processes of the run, or an Apple GPU is
+            requested, which processes cannot share.
         StorageError: not all processes connected in time.
     """
     if processes.count == 1:
         yield
         return
+    if device_kind == "mps":
+        raise ConfigError(
+            f"{processes.count} processes cannot share a run on an Apple GPU",
+            where=f"device=mps, WORLD_SIZE={processes.count}",
+            fix="device=cpu, or one process: python -m runner.train device=mps …",
+        )
     import torch
     from torch.distributed.rendezvous import rendezvous
 

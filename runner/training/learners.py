@@ -270,7 +270,10 @@ def _placed(model: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cpu":
         suit_convolutions(model)
     try:
-        return model.to(device).to(memory_format=torch.channels_last)
+        model = model.to(device)
+        if device.type == "mps":  # wrong gradients in channels-last memory: pytorch/pytorch#175189
+            return model
+        return model.to(memory_format=torch.channels_last)
     except RuntimeError as error:
         if not ran_out(error):
             raise

@@ -9,9 +9,12 @@ from runner.config.idea import blamed
 from runner.data.batches import worker_died
 from runner.errors import ProcessError
 
-# Errors of a CPU, of a GPU without memory for even a program, and of NVIDIA's libraries. They are
-# plain RuntimeErrors, which differ from others only in their text.
-_WORDS = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+# Errors of a CPU, of a GPU without memory for even a program, of NVIDIA's libraries, and of Apple's
+# GPUs. They are plain RuntimeErrors, which differ from others only in their text.
+_WORDS = (
+    "can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)  # fmt: skip
 
 
 def ran_out(error: Exception) -> bool:

@@ -45,11 +45,13 @@ def build_optimizer(
                 )
     if (own := idea.optimizer(parameter_groups, optim.lr)) is not None:
         return own
+    # On an Apple GPU, this is torch's own default, which has been used there for longest.
+    fused = all(each.device.type != "mps" for members in groups for each in members)
     if optim.name == "sgd":
         return torch.optim.SGD(
-            parameter_groups, lr=0.0, momentum=0.9, nesterov=optim.nesterov, fused=True
+            parameter_groups, lr=0.0, momentum=0.9, nesterov=optim.nesterov, fused=fused
         )
-    return _AdamW(parameter_groups, lr=0.0, betas=(0.9, optim.beta2), eps=optim.eps, fused=True)
+    return _AdamW(parameter_groups, lr=0.0, betas=(0.9, optim.beta2), eps=optim.eps, fused=fused)
 
 
 class _AdamW(torch.optim.AdamW):

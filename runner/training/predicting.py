@@ -25,6 +25,7 @@ from runner.data.resident import ResidentStore
 from runner.data.store import Store
 from runner.data.views import View, plain_view
 from runner.errors import DivergedError
+from runner.machine.hardware import on_device, pixel_device
 from runner.training.step import Learner, augmented, by_parts, source_pixels
 from runner.tricks import augment as augmentation
 from runner.tricks.resize import to_size
@@ -350,11 +351,13 @@ def _look_images(
     drawn: augmentation.Draws | None,
     augment: Augment,
 ) -> Tensor:
-    """Convert the pixels of a look to images (N, 3, S, S), float in 0..1."""
+    """Convert the pixels of a look to images (N, 3, S, S) on the device, float in 0..1."""
     if isinstance(look, View):
         return displayed_view(pixels, look, learner)
     assert drawn is not None
-    return augmented(pixels, drawn, learner.preprocess.size, augment, learner.device)
+    place = pixel_device(learner.device)
+    images = augmented(pixels, drawn, learner.preprocess.size, augment, place)
+    return on_device(images, learner.device)
 
 
 def _is_resized(pixels: Pixels, images: Tensor) -> bool:
@@ -374,4 +377,4 @@ def displayed_view(pixels: Pixels, view: View, learner: Learner) -> Tensor:
         images = to_size(images.div_(255), size, preprocess.interpolation)
         return images.flip(-1) if view.flip else images
 
-    return by_parts(show_some, pixels, learner.device)
+    return on_device(by_parts(show_some, pixels, pixel_device(learner.device)), learner.device)

@@ -22,7 +22,7 @@ from runner.data.batches import (
 from runner.data.preprocess import Preprocess
 from runner.data.store import Store
 from runner.errors import DivergedError
-from runner.machine.hardware import on_device
+from runner.machine.hardware import on_device, pixel_device
 from runner.machine.processes import ALONE, Processes
 from runner.randomness import torch_seed
 from runner.training.optim import (
@@ -84,6 +84,9 @@ class Learner:
     def logits(self, images: Tensor) -> Tensor:
         """Map images (N, 3, H, W), float in 0..1, to logits (N, K) float32."""
         inputs = normalize(images, self.preprocess.mean, self.preprocess.std)
+        if self.device.type == "mps":
+            # BatchNorm's gradients are wrong there in channels-last memory: pytorch/pytorch#175189.
+            inputs = inputs.contiguous()
         with self.autocast():
             outputs: Tensor = self.model(inputs)
         return self.idea.logits(images, outputs, self.num_outputs).float()
@@ -176,8 +179,9 @@ def training_images(learner: Learner, batch: Batch, config: RunConfig) -> Tensor
         CodeError: the user's function ``images`` returns a wrong value.
     """
     now = batch.moment
-    images = augmented(batch.pixels, batch.draws, now.size, config.augment, learner.device)
-    images = auto_augment.apply(images, batch.chosen)
+    place = pixel_device(learner.device)
+    images = augmented(batch.pixels, batch.draws, now.size, config.augment, place)
+    images = on_device(auto_augment.apply(images, batch.chosen), learner.device)
     images = erasing.erase(images, batch.boxes, partial(erase_fill, learner, config, now))
     keyed = partial(code_generator, learner, config.seed, now)
     return learner.idea.images(images, keyed, now.progress)
@@ -302,15 +306,21 @@ def seed_global_generators(device: torch.device, seed: int) -> None:
     # torch.manual_seed would look for those of all kinds of devices.
     for generator in _global_generators(device):
         generator.manual_seed(seed)
+    if device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def generator_states(device: torch.device) -> list[Tensor]:
     """Return the states of the generators that layers draw from, for :func:`restore_generators`."""
-    return [generator.get_state() for generator in _global_generators(device)]
+    states = [generator.get_state() for generator in _global_generators(device)]
+    return [*states, torch.mps.get_rng_state()] if device.type == "mps" else states
 
 
 def restore_generators(device: torch.device, states: Sequence[Tensor]) -> None:
     """Let the generators that layers draw from continue from earlier states."""
+    if device.type == "mps":
+        *states, of_gpu = states
+        torch.mps.set_rng_state(of_gpu)
     for generator, state in zip(_global_generators(device), states, strict=True):
         generator.set_state(state)
 
@@ -336,11 +346,11 @@ def updated(learner: Learner, optimizer: torch.optim.Optimizer, loss: Tensor) ->
         ``loss``; on a GPU, NaN if the weights stayed unchanged.
 
     Raises:
-        DivergedError: the loss or a gradient is not finite, on a CPU.
+        DivergedError: the loss or a gradient is not finite, on a CPU or an Apple GPU.
     """
     gradients = [p.grad for p in parameters_of(learner) if p.grad is not None]
     witness = loss + torch.stack(_sizes(gradients)).sum()
-    if witness.device.type == "cpu":
+    if witness.device.type in ("cpu", "mps"):  # optimizers on an Apple GPU cannot skip a step
         require_finite(witness)
     else:
         is_finite = torch.isfinite(witness)

@@ -175,10 +175,9 @@ def _applied(images: Tensor, operations: NDArray[np.int64], magnitudes: Floats) 
 
 def _resampled(images: Tensor, operations: NDArray[np.int64], magnitudes: Floats) -> Tensor:
     """Shear, translate or rotate each image, bilinear; pixels from beyond the edges are black."""
-    maps = on_device(
-        torch.from_numpy(_maps(operations, magnitudes, images.shape[-1])), images.device
-    )
-    grid = F.affine_grid(maps.to(images.dtype), list(images.shape), align_corners=False)
+    maps = torch.from_numpy(_maps(operations, magnitudes, images.shape[-1])).to(images.dtype)
+    maps = on_device(maps, images.device)
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
