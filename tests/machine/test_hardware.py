@@ -339,3 +339,90 @@ def test_only_what_would_wait_for_a_gpu_is_pinned(
 def test_a_cpu_keeps_its_tensors() -> None:
     tensor = torch.zeros(3)
     assert hardware.on_device(tensor, torch.device("cpu")) is tensor
+
+
+@pytest.mark.parametrize(
+    ("is_built", "is_available", "reason"),
+    [
+        (True, True, None),
+        (True, False, "macOS is too old, or this is no Mac with Apple silicon"),
+        (False, False, "this build of torch has no part for it"),
+    ],
+)
+def test_an_apple_gpu_is_accepted_where_torch_finds_one(
+    monkeypatch: pytest.MonkeyPatch, is_built: bool, is_available: bool, reason: str | None
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: is_built)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: is_available)
+    if reason is None:
+        hardware.require_device("mps")
+        return
+    with pytest.raises(ConfigError, match=reason) as caught:
+        hardware.require_device("mps")
+    assert (caught.value.where, caught.value.fix) == ("device=mps", "device=auto")
+
+
+@pytest.mark.parametrize(
+    ("device", "system", "machine", "note"),
+    [
+        ("mps", "darwin", "arm64", "Apple GPUs are not tested"),
+        ("auto", "darwin", "arm64", "the network runs on the CPU; device=mps"),
+        ("cpu", "darwin", "arm64", None),
+        ("auto", "darwin", "x86_64", None),
+        ("auto", "linux", "aarch64", None),
+    ],
+)
+def test_a_note_says_that_apple_gpus_are_not_tested(
+    monkeypatch: pytest.MonkeyPatch, device: str, system: str, machine: str, note: str | None
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("", "", "", "", machine)))
+    found = hardware.device_note(device)
+    assert (found is None) == (note is None)
+    assert found is None or found.startswith(note or "")
+
+
+def test_auto_is_the_cpu_on_a_mac_with_an_apple_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    hardware.device_kind.cache_clear()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(hardware, "_gpus", lambda: ())
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert hardware.device_kind("auto") == "cpu"
+    assert hardware.device_kind("mps") == "mps"
+    hardware.device_kind.cache_clear()
+
+
+def test_an_apple_gpu_computes_in_fp32_unless_bf16_is_requested() -> None:
+    assert hardware.used_precision("auto", "mps") == "fp32"
+    assert hardware.used_precision("bf16", "mps") == "bf16"
+
+
+def test_pixels_are_prepared_on_the_cpu_for_an_apple_gpu() -> None:
+    places = {
+        name: hardware.pixel_device(torch.device(name)).type for name in ("mps", "cuda", "cpu")
+    }
+    assert places == {"mps": "cpu", "cuda": "cuda", "cpu": "cpu"}
+
+
+@pytest.mark.parametrize(("device", "is_blocking"), [("mps", True), ("meta", False)])
+def test_copies_to_an_apple_gpu_wait(device: str, is_blocking: bool) -> None:
+    asked = []
+
+    class Spy:
+        device, nbytes = torch.device("cpu"), 4
+
+        def to(self, device: torch.device, *, non_blocking: bool) -> None:
+            asked.append(non_blocking)
+
+    hardware.on_device(Spy(), torch.device(device))  # type: ignore[arg-type]
+    assert asked == [not is_blocking]
+
+
+def test_a_gpu_and_a_processor_have_different_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    hardware._name_of_macos.cache_clear()
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(subprocess, "check_output", lambda *words, **options: "Apple M2\n")
+    monkeypatch.setattr(hardware, "_cpu_info", dict)
+    assert hardware.device_name(torch.device("cpu")) == "Apple M2"
+    assert hardware.device_name(torch.device("mps")) == "GPU of Apple M2"
+    hardware._name_of_macos.cache_clear()
