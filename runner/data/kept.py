@@ -1,9 +1,9 @@
 """The resized validation squares, kept in memory: they are the same in every epoch and every run.
 
 A process keeps the squares of one key at a time, as float32, because the pixels of a resized image
-are no whole numbers. Nothing is on disk: resizing is 6 to 8 % of an evaluation, so a file that must
-be written, checked and read would not pay. The squares of a later evaluation are the very numbers
-of the first one, so its predictions are equal to the bit.
+are no whole numbers. Nothing is on disk: a file would save a tenth of the first evaluation at best,
+and must be written, checked and read. The squares of a later evaluation are the very numbers of the
+first one, so its predictions are equal to the bit.
 """
 
 import hashlib
