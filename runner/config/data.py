@@ -97,7 +97,7 @@ class Data(Group):
     num_workers: int | None = option(
         None,
         "processes that read images ahead; 0: the training process reads; null: 0, or all "
-        "cores for a streamed set",
+        "cores for a streamed set except on macOS",
         at_least=0,
     )
     on_corrupt: Literal["error", "skip"] = option(

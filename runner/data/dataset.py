@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import io
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -150,13 +151,17 @@ class Dataset:
     def num_workers(self, requested: int | None, cores_shared_by: int = 1) -> int:
         """Return the number of processes that read ahead: ``requested``, or one per core to decode.
 
+        On macOS, none by default: its libraries may crash in a process that was forked.
+
         Args:
             requested: the number that the user has chosen, if any.
             cores_shared_by: how many processes of the run share the cores of this machine.
         """
         if requested is not None:
             return requested
-        return max(1, num_cores() // cores_shared_by) if self.is_streamed else 0
+        if sys.platform == "darwin" or not self.is_streamed:
+            return 0
+        return max(1, num_cores() // cores_shared_by)
 
     def resolved(self, data: Data) -> Data:
         """Return ``data`` with the rule chosen for deep images; the default rule if it has none."""

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from runner.data.sealed import turn
 from runner.errors import ArtefactError, ConfigError, RunnerError, StorageError
-from runner.machine.files import open_append, open_regular, remove, sync_folder
+from runner.machine.files import open_append, open_regular, remove, sync, sync_folder
 
 # Called with the number of bytes done and of all bytes (None if not known).
 ByteProgress = Callable[[int, int | None], None]
@@ -182,7 +182,7 @@ def _receive(url: str, part: Path, destination: Path, progress: ByteProgress | N
                 if progress is not None:
                     progress(done, total)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
     if total is not None and done < total:
         raise _DroppedError(f"connection closed after {done} of {total} bytes")
 

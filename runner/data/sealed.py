@@ -26,6 +26,7 @@ from runner.machine.files import (
     read_whole,
     replace_whole,
     stamp_of,
+    sync,
     sync_folder,
     unwritable,
     write_synced,
@@ -102,7 +103,7 @@ def seal(folder: Path, key: str) -> None:
     sums = {}
     for path in sorted(folder.iterdir()):
         with open_regular(path) as file:
-            os.fsync(file.fileno())
+            sync(file.fileno())
             crc = _crc(file)
             status = os.fstat(file.fileno())
             sums[path.name] = {"size": status.st_size, "crc32": crc}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from runner.machine.files import read_whole, replace_whole
 from runner.machine.hardware import num_cores, visible_gpus
 from runner.machine.locks import one_locked
 from runner.machine.processes import from_environment
-from runner.records.sweep_folder import SweepFolder
+from runner.records.sweep_folder import SweepFolder, is_alive
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _POLL_SECONDS = 0.2
@@ -260,7 +261,7 @@ def _slot_of_first(folder: SweepFolder, number: int) -> int:
         if found.get("job") == _own_job():  # else it is of an earlier attempt at the job
             if found["slot"] is not None:
                 return fields.whole(found, "slot", at_least=0)
-            is_there = Path(f"/proc/{found['pid']}").exists()
+            is_there = is_alive({"pid": found["pid"], "host": socket.gethostname()})
         else:
             is_there = time.monotonic() < until
         time.sleep(_POLL_SECONDS)

@@ -8,6 +8,7 @@ machine leaves nothing half-written.
 """
 
 import errno
+import fcntl
 import itertools
 import os
 import secrets
@@ -87,8 +88,11 @@ def stamp_of(status: os.stat_result) -> tuple[int, ...]:
 
 
 def memory() -> int:
-    """Return the memory of this machine in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return the memory of this machine in bytes; 8 GiB if the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):  # not every system has both names
+        return 2**33
 
 
 def _regular(path: Path, flags: int) -> int:
@@ -121,7 +125,7 @@ def write_synced(path: Path, content: bytes | bytearray, *, fix: str = _FIX) -> 
             is_ours = True
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
     except BaseException as error:  # an interrupt must not leave a part of the file, either
         if is_ours:
             with suppress(OSError):
@@ -188,7 +192,7 @@ def append_synced(path: Path, content: bytes) -> None:
         with open_append(path) as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
     except OSError as error:
         raise unwritable(path, error, len(content)) from error
 
@@ -309,6 +313,21 @@ def write_output(path: Path, content: bytes | bytearray) -> None:
         raise unwritable(path, error, fix="another FILE") from error
     except (RuntimeError, ValueError) as error:  # links in a circle; a null character
         raise StorageError(f"cannot write: {error}", where=str(path), fix="another FILE") from error
+
+
+def sync(descriptor: int) -> None:
+    """Wait until the disk has the content of an open file.
+
+    On macOS, fsync leaves the content in the cache of the drive, which a power failure empties.
+
+    Raises:
+        OSError: the content cannot be written.
+    """
+    if (flush_drive := getattr(fcntl, "F_FULLFSYNC", None)) is not None:
+        with suppress(OSError):  # not every file system can do that
+            fcntl.fcntl(descriptor, flush_drive)
+            return
+    os.fsync(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

@@ -209,7 +209,7 @@ class SweepFolder:
         if self.leader is None:
             return False
         pid, host = self.leader
-        return _is_alive({"pid": pid, "host": host}) if host == socket.gethostname() else None
+        return is_alive({"pid": pid, "host": host}) if host == socket.gethostname() else None
 
     def place(self, number: int) -> tuple["SweepFolder", int]:
         """Return the sweep that submitted job ``number``, and the number of the job there."""
@@ -276,7 +276,7 @@ class SweepFolder:
             return {"status": "queued" if number in self.slurm else "pending"}
         if number in self.slurm:
             return found
-        if status in ALIVE and not _is_alive(found):
+        if status in ALIVE and not is_alive(found):
             found |= {"status": "crashed", "error": self._last_words(number)}
         return found
 
@@ -327,7 +327,7 @@ def from_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _is_alive(job: Mapping[str, Any]) -> bool:
+def is_alive(job: Mapping[str, Any]) -> bool:
     """Return whether the process of a job lives; on another machine, it is assumed to live."""
     if job["host"] != socket.gethostname():
         return True

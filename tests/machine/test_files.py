@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 import resource
@@ -284,3 +285,30 @@ def test_whether_a_folder_can_be_written_is_known_without_making_it(tmp_path, be
         require_writable(tmp_path / "file" / below)
     assert caught.value.where == str(tmp_path / "file" / below)
     assert caught.value.exit_code == 4
+
+
+# ── macOS ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_the_drive_is_flushed_where_the_system_can(tmp_path, monkeypatch, is_refused):
+    calls = []
+
+    def flush(descriptor, command):
+        calls.append(command)
+        if is_refused:
+            raise OSError(errno.ENOTSUP, "this file system cannot")
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", flush)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("fsync"))
+    write_synced(tmp_path / "file", b"content")
+    assert calls == ([51, "fsync"] if is_refused else [51])
+
+
+def test_memory_where_the_system_has_no_name_for_it(monkeypatch):
+    def unknown(name):
+        raise ValueError(name)
+
+    monkeypatch.setattr(os, "sysconf", unknown)
+    assert files.memory() == 2**33
