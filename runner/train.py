@@ -200,7 +200,14 @@ _USAGE = Usage(
 )
 
 
-WORK = Work(run, finished_before, can_share=True, prepare=prepare)
+def training_rate(config: RunConfig, threads: int, begin: float, seconds: float) -> float:
+    """See :func:`runner.training.rate.training_rate`, which imports torch."""
+    from runner.training import rate
+
+    return rate.training_rate(config, threads, begin, seconds)
+
+
+WORK = Work(run, finished_before, can_share=True, prepare=prepare, rate=training_rate)
 """What a job of this command does."""
 
 if __name__ != "__main__":

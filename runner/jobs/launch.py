@@ -18,7 +18,7 @@ from typing import Any
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from runner.config import compose
 from runner.config.idea import idea_of
@@ -33,6 +33,8 @@ from runner.jobs.reasons import explained, no_slurm
 from runner.jobs.reporter import Reporter
 from runner.jobs.shares import Share, share_of
 from runner.jobs.slurm import SlurmJobs
+from runner.jobs.splits import measured_split
+from runner.machine.hardware import num_cores
 from runner.machine.locks import is_held
 from runner.machine.signals import Interrupted
 from runner.records.run_folder import RunFolder
@@ -393,6 +395,7 @@ class _Launch:
             self._say(f"note: {self._note}")
         try:
             self._answer_finished(range(len(self._jobs)))
+            self._split_cores()
             self.until_whole()
         except KeyboardInterrupt as interrupt:
             self.stopped_by = getattr(interrupt, "signum", signal.SIGINT)
@@ -403,6 +406,24 @@ class _Launch:
             raise
         else:
             self.stopped_by = self._folder.stopped_by
+
+    def _split_cores(self) -> None:
+        """Measure how many jobs at a time are fastest, if the user has left that open."""
+        todo = [n for n in range(self._num_begun) if self._folder.read(n)["status"] not in GOOD]
+        rate = self._task.task.work.rate
+        if not self._task.share.is_open or rate is None or not todo or not self._may_begin:
+            return
+        with suppress(RunnerError):  # of a configuration, which the job itself reports
+            config = self._config_of(todo[0])
+            split = measured_split(config, rate, num_cores(), self._num_begun)
+            if split is None:
+                return
+            with read_write(self._config):
+                self._config.hydra.launcher.n_jobs = split.at_once
+            share = replace(self._task.share, threads=split.threads)
+            self._task = replace(self._task, share=share)
+            if not self._is_quiet:
+                self._say(f"note: {split.note}")
 
     def prints(self, number: int) -> bool:
         """Return whether a job has printed its result to the terminal of this process."""

@@ -43,6 +43,8 @@ class Share:
         workers: folder for the locks of workers, which run many jobs and keep their slot until they
             end; None if each job takes a slot.
         note: what the user should know; or empty.
+        is_open: whether the user has left open how many jobs run at the same time on CPUs, and with
+            how many threads.
     """
 
     threads: int = 0
@@ -50,6 +52,7 @@ class Share:
     gpus: tuple[str, ...] = ()
     workers: Path | None = None
     note: str = ""
+    is_open: bool = False
 
     @contextmanager
     def taken(self, folder: SweepFolder, number: int) -> Iterator[None]:
@@ -118,12 +121,13 @@ def _share_of_worker(config: DictConfig, jobs: Sequence[Sequence[str]]) -> Share
     launcher, cores, gpus = config.hydra.launcher, num_cores(), _gpus(config, jobs)
     _require_devices(config, jobs, gpus, per_job=1)
     per_job = _threads(config, jobs) or 1
+    is_open = launcher.n_jobs <= 0 and not _threads(config, jobs)
     at_once = launcher.n_jobs if launcher.n_jobs > 0 else len(gpus) or max(1, cores // per_job)
     with read_write(config):
         launcher.n_jobs = at_once = min(at_once, len(jobs))
     threads = max(1, cores // at_once)
     if not gpus:
-        return Share(threads=threads)
+        return Share(threads=threads, is_open=is_open)
     sharing = -(-at_once // len(gpus))
     of_all = _number_of_gpus(len(gpus))
     note = f"{at_once} jobs at a time on {of_all}: up to {sharing} jobs share a GPU"

@@ -5,14 +5,18 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 
 from runner.machine.signals import end_with_parent, raise_on_signals
 
 # Signals of a closed terminal, of Ctrl-C and of schedulers.
 _PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+
+_MOST_OF_ERROR = 1000  # characters
 
 
 def can_fork() -> bool:
@@ -68,24 +72,45 @@ def answer_of_child(ask: Callable[[], str]) -> str:
     For questions that would change this process.
 
     Raises:
-        RuntimeError: the child ended without an answer.
+        RuntimeError: the child ended without an answer, with what it raised.
     """
+    (answer,) = answers_of_children([ask])
+    return answer
+
+
+def answers_of_children(asks: Sequence[Callable[[], str]]) -> list[str]:
+    """Call each function in a child of its own, all at the same time; return their answers.
+
+    Raises:
+        RuntimeError: a child ended without an answer, with what it raised.
+    """
+    begun = [_asked(ask) for ask in asks]
+    answers, statuses = list[str](), list[int]()
+    for pid, reader in begun:
+        answers.append(b"".join(iter(partial(os.read, reader, 2**16), b"")).decode())
+        os.close(reader)
+        statuses.append(os.waitpid(pid, 0)[1])
+    for status, answer in zip(statuses, answers, strict=True):
+        if status:
+            code = os.waitstatus_to_exitcode(status)
+            raise RuntimeError(f"a child ended with {ending(code)}: {answer}")
+    return answers
+
+
+def _asked(ask: Callable[[], str]) -> tuple[int, int]:
+    """Fork a child that answers; return its number, and where its answer can be read."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
+            end_with_parent()
             os.write(writer, ask().encode())
-        except BaseException:  # no exception may reach the code of the parent
-            traceback.print_exc()
+        except BaseException as error:  # no exception may reach the code of the parent
+            os.write(writer, repr(error)[:_MOST_OF_ERROR].encode())
             os._exit(1)
         os._exit(0)
     os.close(writer)
-    answer = b"".join(iter(lambda: os.read(reader, 2**16), b"")).decode()
-    os.close(reader)
-    _, status = os.waitpid(pid, 0)
-    if status:
-        raise RuntimeError(f"a child ended with {ending(os.waitstatus_to_exitcode(status))}")
-    return answer
+    return pid, reader
 
 
 class _Child:

@@ -39,12 +39,15 @@ class Work:
             None for a job that has to run itself.
         prepare: takes the configuration of a job, and does once, in the process that is about to
             fork the job, what later jobs need as well. None if there is nothing.
+        rate: measures how fast this machine does such a job, see
+            :func:`runner.training.rate.training_rate`. None if that decides nothing.
     """
 
     run: Callable[..., dict[str, Any]]
     finished_before: Callable[[Sequence[RunConfig]], Sequence[dict[str, Any] | None]] | None = None
     can_share: bool = False
     prepare: Callable[[RunConfig], None] | None = None
+    rate: Callable[[RunConfig, int, float, float], float] | None = None
 
 
 @dataclass(frozen=True)
