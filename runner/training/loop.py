@@ -295,8 +295,8 @@ class _HostCopy:
 
     def __init__(self, scalar: Tensor) -> None:
         self._copied: torch.cuda.Event | None = None
-        # Only CUDA tells when such a copy is complete.
-        self._value = scalar.to("cpu", non_blocking=scalar.device.type == "cuda")
+        # An Apple GPU does not tell when such a copy is complete.
+        self._value = scalar.to("cpu", non_blocking=scalar.device.type != "mps")
         if scalar.device.type == "cuda":
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(torch.cuda.current_stream(scalar.device))
