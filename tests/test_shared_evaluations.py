@@ -195,5 +195,5 @@ def test_a_sweep_evaluates_each_training_once(
     assert "2 finished, 6 evaluated" in done.stdout
     (sweep,) = SweepFolder.all_in(tmp_path / "outputs")
     for seed in ("seed=0", "seed=1"):
-        own = [number for number, job in enumerate(sweep.jobs) if job[-1] == seed]
+        own = [number for number, job in enumerate(sweep.jobs()) if job[-1] == seed]
         assert len({sweep.read(number)["pid"] for number in own}) == 1, "one process for a seed"
