@@ -31,6 +31,7 @@ from benchmarks.measure import (
     Spread,
     add_data_option,
     machine,
+    own_worker,
     parser,
     peer_worker,
     ratio,
@@ -268,8 +269,6 @@ def trainings(bench: Bench, words: Sequence[str], name: str, seeds: int) -> Foun
 def fastai(bench: Bench, size: int) -> Found:
     """Fastai's training on the same card in turns with ours, xresnet18, batch 64."""
     assert bench.peers is not None
-    from benchmarks.measure import own_worker
-
     settings = {
         "data": str(bench.data), "size": size, "batch_size": 64, "threads": 8,
         "num_workers": None, "seed": 0, "mixup_alpha": 0.4, "smoothing": 0.1, "variant": "default",

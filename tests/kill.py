@@ -495,6 +495,18 @@ class Place:
         }
 
 
+def finished_once(make: Callable[..., Place]) -> Callable[..., Place]:
+    """A function that finishes the run of words in a place of its own, once for equal words."""
+
+    @functools.cache
+    def run(*words: str) -> Place:
+        place = make(*words)
+        assert place.run().code == 0
+        return place
+
+    return run
+
+
 def two_epochs(images: Path) -> tuple[str, ...]:
     """Words of a run of two short epochs on a folder of images."""
     return (

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from fake_gpu import MixedError, WaitError, no_waits
-from small import EVERY_TRICK
+from small import EVERY_TRICK, KINDS_OF_STEPS
 
 from runner.config.schema import RunConfig
 from runner.data.dataset import load_dataset
@@ -32,15 +32,7 @@ pytestmark = pytest.mark.skipif(not fake_gpu.IS_POSSIBLE, reason="needs torch 2.
 WORDS = {
     "baseline": [],
     "every trick": [EVERY_TRICK],
-    "pixels": ["+trick=[rand_augment,random_erasing]"],
-    "noise": ["+trick=trivial_augment", "erasing=random", "erasing.fill=noise"],
-    "losses": ["+trick=[bce,class_weights]", "sampling=balanced"],
-    "update": ["+trick=[sam,clip,accumulate,ema]"],
-    "network": ["+trick=[stochastic_depth,blurpool]", "blurpool=all"],
-    "cutmix": ["mixup=cutmix", "optim=sgd"],
-    "rectangles": ["augment=inception"],
-    "sizes": ["+trick=progressive_resizing"],
-    "frozen": ["optim=fine_tune"],
+    **KINDS_OF_STEPS,
 }
 Made = tuple[RunConfig, Any, Any]
 

@@ -54,6 +54,18 @@ def _every_trick() -> list[str]:
 
 EVERY_TRICK = f"+trick=[{','.join(_every_trick())}]"
 """The word that turns on every trick there is, together; of tricks that exclude each other one."""
+KINDS_OF_STEPS = {
+    "pixels": ["+trick=[rand_augment,random_erasing]"],
+    "noise": ["+trick=trivial_augment", "erasing=random", "erasing.fill=noise"],
+    "losses": ["+trick=[bce,class_weights]", "sampling=balanced"],
+    "update": ["+trick=[sam,clip,accumulate,ema]"],
+    "network": ["+trick=[stochastic_depth,blurpool]", "blurpool=all"],
+    "cutmix": ["mixup=cutmix", "optim=sgd"],
+    "rectangles": ["augment=inception"],
+    "sizes": ["+trick=progressive_resizing"],
+    "frozen": ["optim=fine_tune"],
+}
+"""Words of trainings whose steps take different paths, by what differs."""
 CLASSES = ("blue", "green", "red")
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 """Runs a command of ours with the given words."""

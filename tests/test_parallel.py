@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import kill
@@ -89,13 +89,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterato
 def single(make: Make) -> Callable[..., Place]:
     """The run of one process with these words."""
 
-    @cache
-    def run(*words: str) -> Place:
-        place = make(*words)
-        assert place.run().code == 0
-        return place
-
-    return run
+    return kill.finished_once(make)
 
 
 def start_ranks(

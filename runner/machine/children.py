@@ -102,13 +102,15 @@ def _asked(ask: Callable[[], str]) -> tuple[int, int]:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
+        code = 1
         try:
             end_with_parent()
             os.write(writer, ask().encode())
+            code = 0
         except BaseException as error:  # no exception may reach the code of the parent
             os.write(writer, repr(error)[:_MOST_OF_ERROR].encode())
-            os._exit(1)
-        os._exit(0)
+        finally:
+            os._exit(code)
     os.close(writer)
     return pid, reader
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import Command, small_dataset
+from small import KINDS_OF_STEPS, Command, small_dataset
 
 from runner.config.idea import read_idea
 from runner.data.dataset import load_dataset
@@ -31,19 +31,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
 ]
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 WORDS = {
     "all tricks": ["+trick=[normalize,mixup,label_smoothing]"],
-    "pixels": ["+trick=[rand_augment,random_erasing]"],
-    "noise": ["+trick=trivial_augment", "erasing=random", "erasing.fill=noise"],
-    "losses": ["+trick=[bce,class_weights]", "sampling=balanced"],
-    "update": ["+trick=[sam,clip,accumulate,ema]"],
-    "network": ["+trick=[stochastic_depth,blurpool]", "blurpool=all"],
-    "cutmix": ["mixup=cutmix", "optim=sgd"],
-    "rectangles": ["augment=inception"],
+    **KINDS_OF_STEPS,
     "shrinking": ["augment=inception", "resize.size=12"],
-    "sizes": ["+trick=progressive_resizing"],
-    "frozen": ["optim=fine_tune"],
     "fp32": ["precision=fp32", "model.dropout=0.2"],
     **{f"code {path.stem}": [f"code={path}"] for path in sorted(EXAMPLES.glob("*.py"))},
 }

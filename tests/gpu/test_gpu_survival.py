@@ -3,7 +3,6 @@
 import json
 import signal
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import kill
@@ -43,13 +42,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
 
 @pytest.fixture(scope="module")
 def undisturbed(make: Make) -> Callable[..., Place]:
-    @cache
-    def run(*words: str) -> Place:
-        place = make(*words)
-        assert place.run().code == 0
-        return place
-
-    return run
+    return kill.finished_once(make)
 
 
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)

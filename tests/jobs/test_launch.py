@@ -227,8 +227,8 @@ def run_sharing(
     launcher: tuple[str, ...] = (),
     **more: Any,
 ) -> tuple[JobsResult, list[tuple[int, str]], list[str]]:
-    """The result, what the callbacks were told, and the jobs that began."""
-    told: list[tuple[int, str]] = []
+    """The result, what was reported, and the jobs that began."""
+    reported: list[tuple[int, str]] = []
     jobs = [[f"outputs={outputs}", f"seed={seed}", f"tta={tta}"] for seed in seeds for tta in ttas]
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
         done = run_jobs(
@@ -237,28 +237,28 @@ def run_sharing(
             launcher,
             outputs,
             is_quiet=True,
-            on_begin=lambda number: told.append((number, "begins")),
-            on_end=lambda number, outcome: told.append((number, outcome.status)),
+            on_begin=lambda number: reported.append((number, "begins")),
+            on_end=lambda number, outcome: reported.append((number, outcome.status)),
             **more,
         )
     if launcher:
         gc.collect()  # what warns when it is collected, warns here
     begun = (outputs / "begun").read_text().replace("tta=", "").splitlines()
-    return done, told, [" ".join(line.split()) for line in begun]
+    return done, reported, [" ".join(line.split()) for line in begun]
 
 
 @pytest.mark.parametrize("launcher", ELSEWHERE)
 def test_the_first_job_of_a_training_evaluates_for_the_others(
     tmp_path: Path, launcher: tuple[str, ...]
 ) -> None:
-    done, told, begun = run_sharing(tmp_path, 0, 6, launcher=launcher)
+    done, reported, begun = run_sharing(tmp_path, 0, 6, launcher=launcher)
     assert sorted(begun) == sorted(
         ["0 book flip scales crops", "0 scales", "6 book flip scales crops", "6 scales"]
     ), "the one that got no evaluation makes its own"
     how = [one.status for one in done.outcomes]
     assert how == ["finished", "evaluated", "finished", "evaluated"] * 2
-    assert {job: end for job, end in told if end != "begins"} == dict(enumerate(how))
-    assert len(told) == 16, "each is told once"
+    assert {job: end for job, end in reported if end != "begins"} == dict(enumerate(how))
+    assert len(reported) == 16, "each is reported once"
 
 
 @pytest.mark.parametrize("launcher", ELSEWHERE)
