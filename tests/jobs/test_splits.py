@@ -89,9 +89,9 @@ def test_each_split_is_measured_by_processes_that_begin_together(
     assert len({begin for _, threads, begin in lines if threads == "1"}) == 1
 
 
-def test_a_measurement_is_kept_for_the_same_work_alone(
-    composed: Composed, config: RunConfig, tmp_path: Path
-) -> None:
+def test_a_measurement_is_kept_for_the_same_work_alone(composed: Composed, tmp_path: Path) -> None:
+    words = (f"outputs={tmp_path}", "device=cpu", "precision=bf16")  # auto goes by the processor
+    config = composed(*words)
     rate = Measured(tmp_path / "log", {1: 10.0, 2: 40.0})
     first = measured_split(config, rate, 2, 8)
     assert first is not None
@@ -99,8 +99,7 @@ def test_a_measurement_is_kept_for_the_same_work_alone(
     assert measured_split(config, rate, 2, 8) == first
     assert len(rate.lines) == 3
     for number, word in enumerate(("resize.size=32", "data.batch_size=8", "precision=fp32"), 2):
-        other = composed(f"outputs={tmp_path}", "device=cpu", "precision=bf16", word)
-        measured_split(other, rate, 2, 8)
+        measured_split(composed(*words, word), rate, 2, 8)
         assert len(rate.lines) == 3 * number
     kept = tmp_path / "cache" / "training-rates.json"
     for damage in (b"", b"[]", b'{"x": 3}', b'{"x": {"a": 1}}', b"\xff"):
