@@ -106,7 +106,7 @@ def test_a_command_is_accepted(command: str, composed: Callable[..., RunConfig])
 
 def test_ci_runs_the_two_commands_of_the_readme() -> None:
     script = (ROOT / ".ci" / "run").read_text()
-    reader = script[script.index("readme_command()") : script.index("for name in")]
+    reader = script[script.index("readme_command()") : script.index("readme() {")]
     for name, expected in {"run": "python -m runner.train", "test": "python -m pytest"}.items():
         found = subprocess.run(
             ["bash", "-c", f"{reader}\nreadme_command {name}"],
