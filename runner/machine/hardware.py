@@ -175,7 +175,8 @@ def _asked_gpus(visible: str | None) -> tuple[tuple[int, int], ...]:
     """Return :func:`_gpus` for a value of the variable that names the visible GPUs.
 
     A child asks: CUDA, once it has been asked anything in a process, does not work in the children
-    that the process forks, such as the jobs of a sweep or a comparison.
+    that the process forks, such as the jobs of a sweep or a comparison. If this process has asked
+    CUDA before, as a notebook may have, the child cannot, and this process asks again.
     """
     import torch
 
@@ -183,11 +184,14 @@ def _asked_gpus(visible: str | None) -> tuple[tuple[int, int], ...]:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         return [torch.cuda.get_device_capability(index) for index in range(count)]
 
-    found: list[tuple[int, int]] = []
-    if not can_fork() or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    def ask_in_child() -> str:
+        return json.dumps(None if torch.cuda._is_in_bad_fork() else ask())
+
+    found: list[tuple[int, int]] | None = None
+    if can_fork() and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        found = json.loads(answer_of_child(ask_in_child))
+    if found is None:
         found = ask()
-    else:
-        found = json.loads(answer_of_child(lambda: json.dumps(ask())))
     return tuple((major, minor) for major, minor in found)
 
 

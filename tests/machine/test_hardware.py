@@ -65,6 +65,7 @@ def give_gpus(monkeypatch: pytest.MonkeyPatch, *capabilities: tuple[int, int]) -
         "is_available": lambda: bool(capabilities),
         "device_count": lambda: len(capabilities),
         "get_device_capability": lambda index: capabilities[index],
+        "_is_in_bad_fork": lambda: False,  # even if a test has asked CUDA
     }.items():
         monkeypatch.setattr(
             torch.cuda, name, lambda *index, name=name, find=find: answer(name, find(*index))
@@ -93,6 +94,32 @@ def test_this_process_asks_cuda_nothing_so_that_its_children_can_use_it(
     monkeypatch.setattr(hardware, "can_fork", lambda: False)  # negative control
     ask_all()
     assert set(asked) == {"is_available", "device_count", "get_device_capability"}
+
+
+@pytest.mark.parametrize("first", ["torch.cuda.is_available()", ""])
+def test_a_process_that_has_asked_cuda_before_finds_its_gpus(first: str) -> None:
+    """In a process of its own, because CUDA cannot forget."""
+    code = f"""
+import os, torch
+{first}
+asked_by = []
+
+def capability(index):
+    if torch.cuda._is_in_bad_fork():
+        torch.cuda.init()  # raises, as the real function does
+    asked_by.append(os.getpid())
+    return (9, 0)
+
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 1
+torch.cuda.get_device_capability = capability
+from runner.machine import hardware
+hardware.require_device("cuda")
+print(hardware.fastest_precision("cuda"), len(asked_by))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    asks_itself = sys.platform != "linux" or (first and torch.version.cuda)
+    assert (done.stdout, done.stderr) == (f"bf16 {int(bool(asks_itself))}\n", "")
 
 
 @pytest.mark.parametrize(
