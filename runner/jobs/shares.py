@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from runner.errors import ConfigError, StorageError
 from runner.machine import fields
 from runner.machine.files import read_whole, replace_whole
-from runner.machine.hardware import num_cores, visible_gpus
+from runner.machine.hardware import num_cores, precisions_of_gpus, visible_gpus
 from runner.machine.locks import one_locked
 from runner.machine.processes import from_environment
 from runner.records.sweep_folder import SweepFolder, is_alive
@@ -128,6 +128,7 @@ def _share_of_worker(config: DictConfig, jobs: Sequence[Sequence[str]]) -> Share
     threads = max(1, cores // at_once)
     if not gpus:
         return Share(threads=threads, is_open=is_open)
+    _require_one_precision(config, jobs, gpus[:at_once])
     sharing = -(-at_once // len(gpus))
     of_all = _number_of_gpus(len(gpus))
     note = f"{at_once} jobs at a time on {of_all}: up to {sharing} jobs share a GPU"
@@ -166,6 +167,7 @@ def _share_of_local(config: DictConfig, jobs: Sequence[Sequence[str]]) -> Share:
         at_once = max(1, min(at_once, cores // (per_task * tasks)))
     else:
         per_task = max(1, cores // (at_once * tasks))
+    _require_one_precision(config, jobs, gpus[: at_once * per_job])
     groups = [gpus[slot * per_job : (slot + 1) * per_job] for slot in range(at_once)]
     return Share(per_task, at_once, tuple(",".join(group) for group in groups))
 
@@ -218,6 +220,34 @@ def _require_devices(
 @cache
 def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix="trick-runner-gpus-")
+
+
+def _require_one_precision(
+    config: DictConfig, jobs: Sequence[Sequence[str]], gpus: Sequence[str]
+) -> None:
+    """Raise if ``precision=auto`` would let the precision of a job depend on the GPU that it gets.
+
+    The precision is a part of what a run is, and a job that runs again may get another GPU.
+    """
+    is_open = any(
+        _value(config, job, "precision") == "auto" and _device(config, job) != "cpu" for job in jobs
+    )
+    if len(gpus) < 2 or not is_open:
+        return
+    of_gpu = dict(zip(visible_gpus(), precisions_of_gpus(), strict=False))
+    fast = [gpu for gpu in gpus if of_gpu.get(gpu) == "bf16"]
+    slow = [gpu for gpu in gpus if of_gpu.get(gpu) == "fp32"]
+    if fast and slow:
+        raise ConfigError(
+            f"the GPUs of the jobs differ: precision=auto is bf16 on {_named_gpus(fast)} and fp32 "
+            f"on {_named_gpus(slow)}, so what a job trains would depend on the GPU that it gets",
+            where="precision=auto",
+            fix=f"precision=fp32; or {_VISIBLE}={','.join(fast)} before the command",
+        )
+
+
+def _named_gpus(gpus: Sequence[str]) -> str:
+    return f"GPU{'' if len(gpus) == 1 else 's'} {', '.join(gpus)}"
 
 
 def _locks_of_workers() -> Path:

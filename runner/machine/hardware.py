@@ -195,27 +195,34 @@ def _asked_gpus(visible: str | None) -> tuple[tuple[int, int], ...]:
     return tuple((major, minor) for major, minor in found)
 
 
-def used_precision(asked: Literal["auto", "fp32", "bf16"], kind: str) -> Precision:
+def used_precision(asked: Literal["auto", "fp32", "bf16"], device: str) -> Precision:
     """Return the precision in which a run trains; the identity of the run uses the same value.
 
     Args:
         asked: the ``precision`` of the configuration.
-        kind: ``cpu``, ``cuda`` or ``mps``.
+        device: as in the configuration, or as torch spells it. The GPUs of a machine may differ.
     """
-    return fastest_precision(kind) if asked == "auto" else asked
+    return fastest_precision(device) if asked == "auto" else asked
 
 
-def fastest_precision(kind: str) -> Precision:
+def fastest_precision(device: str) -> Precision:
     """Return ``bf16`` if the hardware multiplies it natively.
 
     For a CPU, the answer is equal on equal processors, and needs neither torch nor a measurement,
     because the identity of a run depends on it.
     """
+    kind = device_kind(device)
     if kind == "cuda":
-        return "bf16" if _gpus()[:1] >= ((8, 0),) else "fp32"
+        found, index = precisions_of_gpus(), int(device.partition(":")[2] or 0)
+        return found[index] if index < len(found) else "fp32"
     if kind == "mps":  # bf16 was never measured there
         return "fp32"
     return "bf16" if _BF16_FLAGS & cpu_flags() else "fp32"
+
+
+def precisions_of_gpus() -> tuple[Precision, ...]:
+    """Return :func:`fastest_precision` of each GPU of NVIDIA, in the order of their indices."""
+    return tuple("bf16" if capability >= (8, 0) else "fp32" for capability in _gpus())
 
 
 def on_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":

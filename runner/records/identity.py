@@ -77,7 +77,7 @@ def identity(
         the version of the record format.
     """
     kind = device_kind(config.device)
-    precision = used_precision(config.precision, kind)
+    precision = used_precision(config.precision, config.device)
     meant = schema.resolved(
         config, num_classes=num_classes, presize=presize, device=kind, precision=precision
     )

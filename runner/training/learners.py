@@ -137,7 +137,7 @@ def build_learner(
     if config.compile != "none":
         # Compiled in place, which keeps the names of the weights; one program per image size.
         model.compile(mode=config.compile, dynamic=False)
-    precision = used_precision(config.precision, device.type)
+    precision = used_precision(config.precision, str(device))
     set_determinism(precision)
     preprocess = _preprocess(config, dataset, processes)
     by_class = class_weights(config.loss, dataset.train.labels, dataset.classes, num_outputs)
@@ -214,7 +214,7 @@ def trained_learner(
     if precision == "auto":
         precision = bundle.evaluated.precision
         if precision == "bf16":
-            precision = used_precision("auto", place.type)
+            precision = used_precision("auto", str(place))
     groups = [list(model.parameters())]
     return Learner(
         model,

@@ -170,6 +170,44 @@ def test_a_second_gpu_of_a_job_may_be_named(found: Found) -> None:
     assert found(LOCAL, 8, 4, gpus_per_node=2, device="cuda:1").gpus == ("a,b", "c,d")
 
 
+@pytest.mark.parametrize("kind", [JOBLIB, LOCAL])
+@pytest.mark.parametrize(
+    ("word", "num_jobs", "precisions", "is_refused"),
+    [
+        ("precision=auto", 4, "bf16 fp32 bf16", True),
+        ("seed=0", 4, "bf16 fp32 bf16", True),  # the default
+        ("precision=auto", 4, "bf16 bf16 bf16", False),
+        ("precision=auto", 4, "fp32 fp32 fp32", False),
+        ("precision=auto", 4, "", False),  # torch sees none, which the jobs report
+        ("precision=bf16", 4, "bf16 fp32 bf16", False),
+        ("device=cpu", 4, "bf16 fp32 bf16", False),
+        ("precision=auto", 1, "bf16 fp32 bf16", False),  # the job always gets the first GPU
+    ],
+)
+def test_gpus_of_different_precision_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    word: str,
+    num_jobs: int,
+    precisions: str,
+    is_refused: bool,
+) -> None:
+    monkeypatch.setattr(shares, "visible_gpus", lambda: ("4", "5", "7"))
+    monkeypatch.setattr(shares, "precisions_of_gpus", lambda: tuple(precisions.split()))
+    launcher = DEFAULTS[kind]
+    config = OmegaConf.create(
+        {"device": "auto", "precision": "auto", "hydra": {"launcher": launcher}}
+    )
+    jobs = [[f"seed={seed}", word] for seed in range(num_jobs)]
+    if not is_refused:
+        share_of(config, kind.removeprefix("a."), jobs)
+        return
+    with pytest.raises(ConfigError, match="is bf16 on GPUs 4, 7 and fp32 on GPU 5, so") as caught:
+        share_of(config, kind.removeprefix("a."), jobs)
+    assert caught.value.where == "precision=auto"
+    assert caught.value.fix == "precision=fp32; or CUDA_VISIBLE_DEVICES=4,7 before the command"
+
+
 def test_gpus_without_gpus_are_refused(found: Found) -> None:
     with pytest.raises(ConfigError, match="asks for 1 GPU, and this machine has none"):
         found(LOCAL, 8, 0, gpus_per_node=1)

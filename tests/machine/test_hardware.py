@@ -132,6 +132,19 @@ def test_precision_on_a_gpu(
     assert hardware.fastest_precision("cuda") == expected
 
 
+def test_precision_of_the_gpu_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    give_gpus(monkeypatch, (9, 0), (7, 5))
+    hardware.device_kind.cache_clear()
+    monkeypatch.setattr(hardware, "_has_gpu_file", lambda: True)
+    found = {
+        device: hardware.used_precision("auto", device)
+        for device in ("auto", "cuda", "cuda:0", "cuda:1", "cuda:2", str(torch.device("cuda", 1)))
+    }
+    hardware.device_kind.cache_clear()
+    assert [*found.values()] == ["bf16", "bf16", "bf16", "fp32", "fp32"]
+    assert hardware.used_precision("bf16", "cuda:1") == "bf16"
+
+
 @pytest.mark.parametrize(
     ("has_file", "has_cuda", "kind"),
     [(False, True, "cpu"), (True, True, "cuda"), (True, False, "cpu")],

@@ -43,7 +43,11 @@ DIFFERENT = [
 
 @pytest.fixture(autouse=True)
 def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identities, "device_kind", lambda device: device.replace("auto", "cpu"))
+    def kind(device: str) -> str:
+        return device.partition(":")[0].replace("auto", "cpu")
+
+    for module in (identities, hardware):
+        monkeypatch.setattr(module, "device_kind", kind)
     monkeypatch.setattr(hardware, "cpu_flags", frozenset)
 
 
@@ -64,6 +68,19 @@ def test_the_precision_that_the_processor_chose_is_in_the_identity(
     assert chosen["values"]["precision"] == precision
     assert chosen == identities.identity(composed(f"precision={precision}"), 10, 28, "f")
     assert chosen["identity"] != identity(composed(f"precision={other}"))
+
+
+def test_the_precision_that_the_named_gpu_chose_is_in_the_identity(
+    composed: Composed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "_gpus", lambda: ((9, 0), (7, 5)))
+    chosen = [
+        identities.identity(composed(f"device={device}"), 10, 28, "f")["values"]
+        for device in ("cuda", "cuda\\:0", "cuda\\:1")
+    ]
+    assert [(each["device"], each["precision"]) for each in chosen] == [
+        ("cuda", "bf16"), ("cuda", "bf16"), ("cuda", "fp32"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", DIFFERENT)
