@@ -3,9 +3,10 @@
     python -m benchmarks.gpu --data FOLDER_OR_ARCHIVE --json FILE [--only WORD …] [--peers FOLDER]
 
 The data is Imagenette at 160 px. FILE gets every measurement as soon as it is made, and those that
-it has are not made again, so the same command goes on after an interruption. ``--only`` takes the
-measurements whose names contain one of its words; ``--list`` prints all names. The whole takes
-about a quarter of an hour on one H100.
+it has are not made again, so the same command goes on after an interruption. A measurement that
+fails leaves its message in FILE and is tried again by the same command; the others are made, and
+the exit code is 1. ``--only`` takes the measurements whose names contain one of its words;
+``--list`` prints all names. The whole takes about a quarter of an hour on one H100.
 
 The limit is the bare network in the same precision and batch on one fixed batch of noise, without
 data; it and the training take turns in one process.
@@ -17,9 +18,10 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -43,6 +45,7 @@ from runner.machine.files import write_output
 from runner.terminal.console import table_console
 from runner.terminal.tables import Table
 from runner.training.loop import training_batches
+from runner.training.memory import ran_out
 from runner.training.schedule import moment, plan
 from runner.training.step import training_images
 
@@ -192,26 +195,36 @@ def _kind(kernel: str) -> str:
 
 
 def largest_batch(bench: Bench, network: str, size: int) -> Found:
-    """The largest power of two whose batches train, and its speed."""
-    batch, found = 512, dict[int, float]()
+    """The largest power of two, from 32 on, whose batches train, and the speed of each."""
+    batch, found = 32, dict[int, float]()
     while batch <= 8192:  # Imagenette has 9,469 training images
         try:
             run = OwnTraining(bench.words(network, size, batch), "run")
             run.train(3)
             found[batch] = 5 * batch / run.train(5)["seconds"]
-        except torch.OutOfMemoryError:
+        except Exception as problem:
+            if not _is_out_of_memory(problem):
+                raise
             break
         finally:
             run = None  # type: ignore[assignment]
             _free()
         batch *= 2
-    largest = max(found)
+    largest = max(found, default=None)
+    text = "none fits"
+    if largest is not None:
+        text = f"{largest} images, {found[largest]:,.0f} images/s"
     return {
         "images_per_second": found,
         "largest": largest,
-        "text": f"{largest} images, {found[largest]:,.0f} images/s"
-        + ("" if batch > 8192 else f"; {batch} do not fit"),
+        "text": text + ("" if batch > 8192 else f"; {batch} do not fit"),
     }
+
+
+def _is_out_of_memory(problem: Exception) -> bool:
+    """Whether memory ran out. An error of the runner, such as ProcessError, has it as its cause."""
+    cause = problem.__cause__
+    return ran_out(problem) or (isinstance(cause, Exception) and ran_out(cause))
 
 
 def validation(bench: Bench, words: list[str]) -> Found:
@@ -352,37 +365,54 @@ def main() -> None:
     outputs = arguments.outputs.absolute() / "gpu"
     outputs.mkdir(parents=True, exist_ok=True)
     target = arguments.json or outputs / "gpu.json"
-    made: dict[str, Found] = {}
-    with suppress(FileNotFoundError):
-        made = json.loads(target.read_text())["measurements"]
+    made, failed = _read(target)
     with unpacked(arguments.data) as data:
-        bench = Bench(data.absolute(), outputs, arguments.peers)
-        for name, measure in measurements(bench).items():
-            if arguments.list:
-                print(name)
-            if arguments.list or not any(word in name for word in arguments.only):
-                continue
+        every = measurements(Bench(data.absolute(), outputs, arguments.peers))
+        if arguments.list:
+            print("\n".join(every))
+            return
+        card = _card()
+        wanted = [name for name in every if any(word in name for word in arguments.only)]
+        for name in wanted:
             if name in made or time.monotonic() > ends:
                 continue
             started = time.monotonic()
             try:
-                made[name] = measure()
-            except (torch.OutOfMemoryError, SystemExit) as problem:  # the others are wanted still
-                print(f"{name}: {problem}", file=sys.stderr)
-                continue
-            finally:
+                found = every[name]()
+            except (Exception, SystemExit) as problem:  # the others are wanted still
+                message = f"{type(problem).__name__}: {problem}"[:2000]
+                failed[name] = {"text": message, "date": machine()["date"]}
+                traceback.print_exc()
+                print(f"{name} failed: {message}", file=sys.stderr, flush=True)
+            else:
+                failed.pop(name, None)
+                took = time.monotonic() - started
+                made[name] = {**found, "took": took, "date": machine()["date"]}
+                print(f"{name}: {made[name]['text']} ({took:.0f} s)", flush=True)
+            _save(made, failed, card, target)
+            try:
                 _free()
-            made[name] |= {"took": time.monotonic() - started, "date": machine()["date"]}
-            _save(made, target)
-            print(f"{name}: {made[name]['text']} ({made[name]['took']:.0f} s)", flush=True)
-    if not arguments.list:
-        _print(made)
+            except RuntimeError as problem:  # some errors end all work of a process with CUDA
+                sys.exit(f"run the command again: a new process may use the GPU: {problem}")
+    _print(made, failed, card)
+    if not failed.keys().isdisjoint(wanted):
+        sys.exit(1)
 
 
 def _free() -> None:
     gc.collect()
     torch.compiler.reset()
+    torch.cuda.synchronize()
     torch.cuda.empty_cache()
+
+
+def _read(target: Path) -> tuple[dict[str, Found], dict[str, Found]]:
+    """The measurements that a file has, and the failures; none if there is no file."""
+    try:
+        content = json.loads(target.read_text())
+    except FileNotFoundError:
+        return {}, {}
+    return content["measurements"], content.get("failures", {})
 
 
 def _card() -> Found:
@@ -394,22 +424,25 @@ def _card() -> Found:
     }
 
 
-def _save(made: Mapping[str, Found], target: Path) -> None:
+def _save(
+    made: Mapping[str, Found], failed: Mapping[str, Found], card: Found, target: Path
+) -> None:
     content = {
-        "benchmark": "gpu", "command": " ".join(sys.argv), "machine": {**machine(), **_card()},
-        "measurements": made,
+        "benchmark": "gpu", "command": " ".join(sys.argv), "machine": {**machine(), **card},
+        "measurements": made, "failures": failed,
     }  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
     write_output(target, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _print(made: Mapping[str, Found]) -> None:
-    rows = tuple((name, found["text"]) for name, found in made.items())
+def _print(made: Mapping[str, Found], failed: Mapping[str, Found], card: Found) -> None:
+    rows = [(name, found["text"]) for name, found in made.items()]
+    rows += [(name, f"failed: {found['text'].splitlines()[0]}") for name, found in failed.items()]
     console = table_console()
     Table(
-        f"on {torch.cuda.get_device_name()}",
+        f"on {card['card']}",
         ("measurement", "found"),
-        rows,
+        tuple(rows),
         ("measurement", "found"),
     ).print(console)
 

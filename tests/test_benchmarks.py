@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import augmentations, growth, measure, memory, precision
+from benchmarks import augmentations, gpu, growth, measure, memory, precision
 from benchmarks.measure import Spread, Worker, ratio, throughput
 from benchmarks.own_worker import OwnTraining
+from runner.errors import ProcessError
 from runner.models import build_model
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
-    "augmentations", "evaluate", "growth", "memory", "precision", "price", "startup", "sweep",
-    "throughput", "time_to_accuracy", "tta_arms", "verdict",
+    "augmentations", "evaluate", "gpu", "growth", "memory", "precision", "price", "startup",
+    "sweep", "throughput", "time_to_accuracy", "tta_arms", "verdict",
 )  # fmt: skip
 
 FAKE = """
@@ -253,3 +254,158 @@ def test_growth_is_measured_and_drawn(tiny_folder: Path, tmp_path: Path) -> None
     size = [{"size": 64, "images_per_second": 1.0, "peak_bytes": 1}]
     growth.draw({"images": images, "size": size, "jobs": jobs}, tmp_path / "figure.svg")
     assert "jobs of a sweep" in (tmp_path / "figure.svg").read_text()
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Run the benchmark of a GPU without one, with these measurements; its JSON and exit code."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(gpu, "_card", lambda: {"card": "NVIDIA H100"})
+
+    def run(measurements: dict[str, Any], *words: str) -> tuple[dict[str, Any], object]:
+        target = tmp_path / "gpu.json"
+        monkeypatch.setattr(gpu, "measurements", lambda _: measurements)
+        monkeypatch.setattr(
+            "sys.argv",
+            ["gpu", f"--data={tmp_path}", f"--outputs={tmp_path}", f"--json={target}", *words],
+        )
+        code: object = 0
+        try:
+            gpu.main()
+        except SystemExit as problem:
+            code = problem.code
+        return json.loads(target.read_text()), code
+
+    return run
+
+
+def failing(problem: BaseException):
+    def measure() -> dict[str, Any]:
+        raise problem
+
+    return measure
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("backend='inductor' raised: CompilationError"),
+        ProcessError("out of memory", where="data.batch_size=64", fix="data.batch_size=32"),
+        ValueError("max() iterable argument is empty"),
+        SystemExit("a contestant ended without an answer"),
+    ],
+    ids=lambda problem: str(problem)[:12],
+)
+def test_a_measurement_that_fails_is_reported_and_tried_again(
+    on_a_gpu, capsys: pytest.CaptureFixture[str], problem: BaseException
+) -> None:
+    def works(number: int):
+        return lambda: {"number": number, "text": f"{number} images/s"}
+
+    found, code = on_a_gpu({"one": failing(problem), "two": works(2)})
+    assert code == 1
+    assert list(found["measurements"]) == ["two"]
+    assert found["measurements"]["two"]["number"] == 2
+    message = f"{type(problem).__name__}: {problem}"
+    assert found["failures"]["one"]["text"] == message
+    printed = capsys.readouterr()
+    assert f"one failed: {message}" in printed.err
+    assert "Traceback" in printed.err
+    assert "2 images/s" in printed.out
+
+    # What was measured is not measured again, and what failed is.
+    found, code = on_a_gpu({"one": works(1), "two": failing(AssertionError("again"))})
+    assert code == 0
+    assert found["failures"] == {}
+    assert {name: each["number"] for name, each in found["measurements"].items()} == {
+        "one": 1, "two": 2,
+    }  # fmt: skip
+
+
+def test_a_failure_that_is_not_tried_again_still_ends_in_exit_code_1(on_a_gpu) -> None:
+    every = {"one": failing(RuntimeError("no")), "two": lambda: {"text": "2"}}
+    on_a_gpu(every)
+    found, code = on_a_gpu(every, "--minutes=-1")
+    assert code == 1
+    assert list(found["failures"]) == ["one"]
+    assert on_a_gpu(every, "--only", "two")[1] == 0
+
+
+def test_a_user_who_interrupts_is_obeyed(on_a_gpu) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        on_a_gpu({"one": failing(KeyboardInterrupt())})
+
+
+def test_after_an_error_that_cuda_keeps_nothing_else_is_called_failed(
+    on_a_gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks() -> dict[str, Any]:
+        monkeypatch.setattr(torch.cuda, "synchronize", failing(error))
+        raise error
+
+    error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    two = list[int]()
+    found, code = on_a_gpu({"one": breaks, "two": lambda: two.append(2)})
+    assert "illegal memory access" in str(code)  # such a code ends in 1
+    assert list(found["failures"]) == ["one"]
+    assert not two
+
+
+def out_of_memory(kind: str) -> Exception:
+    """An error of a batch that is too large, as torch, its libraries and ours raise it."""
+    of_torch = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    if kind == "torch":
+        return of_torch
+    if kind == "cuDNN":
+        return RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+    of_ours = ProcessError("out of memory", where="model=xresnet50", fix="device=cpu")
+    of_ours.__cause__ = of_torch
+    return of_ours
+
+
+@pytest.mark.parametrize("kind", ["torch", "cuDNN", "ours"])
+@pytest.mark.parametrize(
+    ("most", "sizes", "text"),
+    [
+        (100, [32, 64], "64 images, 1,000 images/s; 128 do not fit"),
+        (31, [], "none fits; 32 do not fit"),
+        (10**6, [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192], "8192 images, 1,000 images/s"),
+    ],
+)
+def test_the_largest_batch_that_fits(
+    on_a_gpu, monkeypatch: pytest.MonkeyPatch, most: int, sizes: list[int], text: str, kind: str
+) -> None:
+    class Training:
+        def __init__(self, words: list[str], role: str) -> None:
+            (batch,) = (word for word in words if word.startswith("data.batch_size="))
+            self.batch = int(batch.partition("=")[2])
+            if self.batch > most:
+                raise out_of_memory(kind)
+
+        def train(self, steps: int) -> dict[str, float]:
+            return {"seconds": steps * self.batch / 1000}
+
+    monkeypatch.setattr(gpu, "OwnTraining", Training)
+    bench = gpu.Bench(Path(), Path(), None)
+    found, code = on_a_gpu({"largest": lambda: gpu.largest_batch(bench, "xresnet50", 128)})
+    assert code == 0
+    (made,) = found["measurements"].values()
+    assert list(map(int, made["images_per_second"])) == sizes
+    assert made["largest"] == max(sizes, default=None)
+    assert made["text"] == text
+
+
+def test_another_error_does_not_pass_for_too_large_a_batch(
+    on_a_gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(gpu, "OwnTraining", broken)
+    bench = gpu.Bench(Path(), Path(), None)
+    with pytest.raises(RuntimeError, match="shapes"):
+        gpu.largest_batch(bench, "xresnet50", 128)
