@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -409,3 +410,60 @@ def test_another_error_does_not_pass_for_too_large_a_batch(
     bench = gpu.Bench(Path(), Path(), None)
     with pytest.raises(RuntimeError, match="shapes"):
         gpu.largest_batch(bench, "xresnet50", 128)
+
+
+def test_the_card_is_busy_for_the_time_of_its_kernels_in_steps_without_the_profiler(
+    on_a_gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_profiled = False
+
+    class Training:
+        def __init__(self, words: list[str], role: str) -> None:
+            pass
+
+        def train(self, steps: int) -> dict[str, float]:
+            return {"seconds": steps * (1.0 if is_profiled else 0.1)}
+
+    def event(name: str, microseconds: float, device: str = "CUDA", is_block: bool = False) -> Any:
+        return SimpleNamespace(
+            name=name, self_device_time_total=microseconds, is_user_annotation=is_block,
+            device_type=SimpleNamespace(name=device),
+        )  # fmt: skip
+
+    class Profile:
+        def __enter__(self) -> "Profile":
+            nonlocal is_profiled
+            is_profiled = True
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            nonlocal is_profiled
+            is_profiled = False
+
+        def events(self) -> list[Any]:
+            return [
+                *[event("cudnn_convolution", 30_000)] * 20,
+                *[event("multi_tensor_apply_kernel<FusedAdam>", 10_000)] * 20,
+                *[event("Optimizer.step#AdamW.step", 10_000, is_block=True)] * 20,
+                *[event("Optimizer.step#AdamW.step", 0, "CPU", is_block=True)] * 20,
+                *[event("cudaLaunchKernel", 0, "CPU")] * 40,
+            ]
+
+    monkeypatch.setattr(gpu, "OwnTraining", Training)
+    monkeypatch.setattr(torch.profiler, "profile", lambda **_: Profile())
+    found, _ = on_a_gpu({"kernels": lambda: gpu.kernels(gpu.Bench(Path(), Path(), None), [])})
+    (made,) = found["measurements"].values()
+    assert made["busy"] == pytest.approx(0.4)  # 40 ms of kernels in a step of 100 ms
+    assert made["kernels_per_step"] == 2
+    assert made["shares"] == pytest.approx({"convolutions": 0.75, "optimizer": 0.25})
+
+
+def test_torch_still_marks_blocks_with_a_name() -> None:
+    weights = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(weights.parameters())
+    weights(torch.ones(1, 3)).sum().backward()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    marks = {each.name: each.is_user_annotation for each in profile.events() or ()}
+    assert marks["Optimizer.step#AdamW.step"]
+    assert not any(mark for name, mark in marks.items() if name.startswith("aten::"))
