@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,11 +46,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """A process per core, at most four, and one more; none for a single file, nor to debug.
 
     One more, because a third of the time of the tests is waiting: for processes that they start,
-    signals and locks.
+    signals and locks. None for the tests of a GPU either: some fill its memory, with which a test
+    at the same time would fail.
     """
     files = {argument.partition("::")[0] for argument in config.option.file_or_dir}
     is_one_file = len(files) == 1 and Path(*files).is_file()
-    if is_one_file or config.option.usepdb:
+    asks_for_gpu = re.search(r"(?<!\bnot )\bgpu\b", config.getoption("-m"))
+    if is_one_file or config.option.usepdb or asks_for_gpu:
         return 0
     return min(len(os.sched_getaffinity(0)), 4) + 1
 
