@@ -13,10 +13,16 @@ from runner.config.idea import idea_of
 from runner.config.overlays import own_overlays, words_without_effect
 from runner.config.requested import Requested
 from runner.config.schema import RunConfig
-from runner.errors import RunnerError
+from runner.errors import ConfigError, RunnerError
 from runner.loggers.tool import require_package
 from runner.machine.files import require_writable
-from runner.machine.hardware import device_kind, device_note, require_device
+from runner.machine.hardware import (
+    device_kind,
+    device_note,
+    own_gpu,
+    require_device,
+    used_precision,
+)
 from runner.machine.processes import Processes, from_environment, joined
 from runner.records import evaluations
 from runner.records.identity import folder_name, identified
@@ -70,6 +76,7 @@ def _run(
     display: Display,
 ) -> tuple[RunFolder, str, dict[str, Any], list[dict[str, Any] | None]]:
     """Return the folder of the run, how it came to its result, the result, and the others'."""
+    _require_one_precision(config, processes)
     outputs = Path(config.outputs).expanduser()
     place = Path(config.run_dir).expanduser() if config.run_dir else None
     # The data may take minutes to read. Results that exist need no place that can be written.
@@ -98,6 +105,13 @@ def _run(
         dataset = kept_dataset(*named) or load_dataset(*named, display.work)
     _print_notes(dataset, config, display)
     config, what = identified(config, dataset, weights.identity if weights else None, code)
+    if not processes.have_same(int(what["identity"][:15], 16)):
+        raise ConfigError(
+            "the processes of this run do not have the same words, data, weights, code and version "
+            "of trick-runner",
+            where=f"WORLD_SIZE={processes.count}",
+            fix="the same command and the same files on every machine",
+        )
     if code is not None:
         display.line(f"code: {', '.join(code.lines)} of {code.name}, SHA-256 {code.sha256[:8]}…")
     name = folder_name(config, what["identity"])
@@ -132,6 +146,24 @@ def _run(
     except RunnerError as error:
         error.run = str(folder.path)
         raise
+
+
+def _require_one_precision(config: RunConfig, processes: Processes) -> None:
+    """Raise in every process if ``precision=auto`` is not the same for all of them."""
+    if processes.count == 1:
+        return
+    device = device_kind(config.device)
+    if device == "cuda":
+        device = f"cuda:{own_gpu(processes.local_count, processes.local_rank)}"
+    own = used_precision(config.precision, device)
+    is_other = own != used_precision(config.precision, config.device)  # than in the identity
+    if processes.any(is_other) or not processes.have_same(int(own == "bf16")):
+        raise ConfigError(
+            "the processes of this run have different hardware: precision=auto is bf16 for some of "
+            "them and fp32 for others",
+            where=f"precision={config.precision}",
+            fix="precision=fp32",
+        )
 
 
 def _print_notes(dataset: "Dataset", config: RunConfig, display: Display) -> None:

@@ -447,6 +447,38 @@ def test_a_run_anew_forgets_its_checkpoints_in_all_processes(
     assert distance(place, single(*LONG)) < BOUND
 
 
+def differ_in_precision() -> None:
+    from runner.machine import hardware
+
+    flags = {"0": {"avx512_bf16"}, "1": {"avx2"}}[os.environ["RANK"]]
+    hardware.cpu_flags = lambda: frozenset(flags)
+
+
+def differ_in_version() -> None:
+    from runner.records import identity
+
+    identity.VERSION += int(os.environ["RANK"])
+
+
+@pytest.mark.parametrize(
+    ("setup", "said"),
+    [
+        (differ_in_precision, "precision=auto is bf16 for some of them and fp32 for others"),
+        (differ_in_version, "do not have the same words, data, weights, code and version"),
+    ],
+)
+def test_processes_that_would_train_different_runs_are_refused(
+    make: Make, setup: Setup, said: str
+) -> None:
+    place = make()
+    ranks = [rank.wait() for rank in start_ranks(place, 2, "precision=auto", setup=[setup])]
+    assert [rank.code for rank in ranks] == [2, 2], [rank.err for rank in ranks]
+    assert said in ranks[0].err
+    assert ("precision=fp32" in ranks[0].err) is (setup is differ_in_precision)
+    assert ranks[1].err == ""
+    assert not list((place.root / "outputs").glob("*/run.json"))
+
+
 # ── Sweeps ─────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -74,10 +74,25 @@ class Processes:
         """Return whether ``flag`` is set on any of the processes; all get the same answer."""
         if self.count == 1:
             return flag
+        return self._total(int(flag)) > 0
+
+    def have_same(self, number: int) -> bool:
+        """Return whether all processes have the same number; all get the same answer.
+
+        Args:
+            number: a number of this process, from 0 to 2**60.
+        """
+        if self.count == 1:
+            return True
+        of_first = self._total(number if self.is_first else 0)
+        return not self.any(number != of_first)
+
+    def _total(self, number: int) -> int:
+        """Return the sum of a number of each process."""
         import torch
 
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        return bool(self.sum(torch.tensor([int(flag)], device=device)))
+        return int(self.sum(torch.tensor([number], device=device)))
 
     def stop_if(self, flag: bool) -> None:
         """End the work of all processes if ``flag`` is set on any of the processes.

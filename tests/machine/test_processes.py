@@ -51,6 +51,7 @@ def test_alone_by_default():
     assert Processes(rank=0, count=1, local_rank=0, local_count=1) == ALONE
     assert ALONE.is_first
     assert [ALONE.any(flag) for flag in (False, True)] == [False, True]
+    assert ALONE.have_same(7)
     ALONE.agree(None)
     with pytest.raises(BusyError):
         ALONE.agree(BusyError("busy"))
@@ -221,6 +222,11 @@ def ask_any(processes, folder):
     return [processes.any(pair[processes.rank]) for pair in flags]
 
 
+def compare_numbers(processes, folder):
+    numbers = [(0, 0), (0, 1), (1, 0), (2**60, 2**60), (2**60, 2**60 - 1)]
+    return [processes.have_same(pair[processes.rank]) for pair in numbers]
+
+
 def add_up(processes, folder):
     """Every row is the one's or the other's: sums are exact."""
     import torch
@@ -273,7 +279,7 @@ def stop_evaluating(processes, folder):
 
 JOBS = {
     **{job.__name__: job for job in (take_turns, take_no_turns, first_fails_alone, agree_on,
-                                     ask_any, add_up, stop_evaluating)},
+                                     ask_any, compare_numbers, add_up, stop_evaluating)},
     **{f"train {name}": lambda processes, folder, groups=groups: train(processes, groups)
        for name, groups in TRAININGS.items()},
     "train apart": lambda processes, folder: train(processes, {}, shares_statistics=False),
@@ -344,6 +350,10 @@ def test_an_error_of_the_first_ends_both(pair):
 
 def test_all_get_the_same_answer(pair):
     assert pair["ask_any"] == [[False, True, True, True]] * 2
+
+
+def test_all_know_whether_they_have_the_same_number(pair):
+    assert pair["compare_numbers"] == [[True, False, False, True, False]] * 2
 
 
 def test_sums_of_rows_of_one_or_the_other_are_exact(pair):
