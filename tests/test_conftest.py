@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 from typing import Any
 
-import conftest
 import pytest
 
 SOME = ("tests/data", "tests/test_habits.py")
@@ -35,7 +34,8 @@ def options(*files: str, markers: str = "", usepdb: bool = False) -> Any:
     ],
 )
 def test_tests_of_a_gpu_and_single_files_run_in_one_process(
-    monkeypatch: pytest.MonkeyPatch, asked: Any, is_one_process: bool
+    pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch, asked: Any, is_one_process: bool
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
-    assert conftest.pytest_xdist_auto_num_workers(asked) == (0 if is_one_process else 3)
+    found = pytestconfig.hook.pytest_xdist_auto_num_workers(config=asked)
+    assert found == (0 if is_one_process else 3)
