@@ -192,6 +192,11 @@ def question(asked: Asked) -> Question:
     _check_base(base, words)
     base_words = tuple(word for word in own if _key(word) != "seed")
     arms, notes = _arms(base_words, base, tries, asked.config_dir)
+    tune = _grid(asked.tune, own, base, arms, asked.config_dir)
+    changes = [arm.words for arm in arms]
+    changes += [(f"{key}={value}",) for key, values in tune for value in values]
+    for one in dict.fromkeys(((), *changes)):
+        _check_references(base_words, one, num_folds, asked.config_dir)
     return Question(
         base_words=base_words,
         base=base,
@@ -204,7 +209,7 @@ def question(asked: Asked) -> Question:
         is_fixed=is_fixed,
         margin=margin,
         metric=metric.name,
-        tune=_grid(asked.tune, own, base, arms, asked.config_dir),
+        tune=tune,
         name=asked.name,
         budget=budget,
         num_folds=num_folds,
@@ -510,6 +515,33 @@ def _arms(
             fix="--try WORDS, such as --try mixup=none",
         )
     return tuple(found), notes
+
+
+def _check_references(
+    base_words: Sequence[str], words: Sequence[str], num_folds: int, folder: Path | None
+) -> None:
+    """Refuse a value that is another one for each seed or fold, such as ``data.fold=${seed}``.
+
+    Runs of an arm that differ in more than seed and fold are no repetitions of one training.
+
+    Args:
+        base_words: of the baseline.
+        words: of an arm, or of one value of the search; none for the baseline.
+        num_folds: number of folds of each seed; 1 without cross-validation.
+        folder: folder with the user's option files; None if there is none.
+    """
+    joined = joined_words(base_words, words)
+    varied = ("seed", "data.fold") if num_folds > 1 else ("seed",)
+    for key in compose.followers(joined, folder, varied):
+        fix = f"{key}=VALUE, without a reference"
+        if key in ("data.fold", "data.num_folds"):
+            fix = "leave it out: --folds N compares by cross-validation"
+        raise ConfigError(
+            f"{key} refers to {' or '.join(varied)}, and would make each run another training: "
+            f"the runs of an arm differ in {' and '.join(varied)} alone",
+            where=next((one for one in joined if _key(one) == key), " ".join(joined) or key),
+            fix=fix,
+        )
 
 
 def _tricks() -> list[str]:

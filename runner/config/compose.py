@@ -6,7 +6,7 @@ before anything is written.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
@@ -35,6 +35,9 @@ from runner.config.overrides import (
 )
 from runner.config.schema import RunConfig
 from runner.errors import ConfigError, RunnerError, first_line
+from runner.machine.files import read_whole
+
+_LARGEST_OPTION = 2**20  # bytes of an option file
 
 
 def register() -> None:
@@ -134,6 +137,50 @@ def config_of(words: Sequence[str], folder: Path | None = None) -> RunConfig:
     checked = checked_words(words, folder=folder)
     with opened():
         return run_config(composed([*checked, *options]))
+
+
+def followers(words: Sequence[str], folder: Path | None, keys: Sequence[str]) -> list[str]:
+    """Return the other keys whose values change with those of ``keys``, through references.
+
+    ``data.fold=${seed}`` is such a reference; an option file can have one too. Call
+    :func:`register` before.
+
+    Args:
+        words: words of one run, which :func:`config_of` accepts.
+        folder: folder with the user's option files; None if there is none.
+        keys: the keys, none of which is a group.
+    """
+    if not _may_refer(words, folder):
+        return []
+    options = [] if folder is None else [own_options(folder)]
+    checked = checked_words(words, folder=folder)
+    with opened():
+        config = composed([*checked, *options])
+        before = _flat(_plain(config))
+        for key in keys:
+            OmegaConf.update(config, key, f"another {key}")
+        after = _flat(_plain(config))
+    return [key for key in before if before[key] != after[key] and key not in keys]
+
+
+def _may_refer(words: Sequence[str], folder: Path | None) -> bool:
+    """Return whether a word or an option file of the user may have a reference; ours have none."""
+    if any("$" in word for word in words):  # Hydra itself writes $\{seed\}
+        return True
+    files = () if folder is None else folder.rglob("*.yaml")
+    try:
+        return any(b"$" in read_whole(path, at_most=_LARGEST_OPTION) for path in files)
+    except OSError:
+        return True
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested groups by dotted key."""
+    found = dict[str, Any]()
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        found |= _flat(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
+    return found
 
 
 def jobs(words: Sequence[str]) -> list[list[str]]:

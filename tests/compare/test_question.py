@@ -3,6 +3,7 @@
 import functools
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,22 @@ def test_options_of_the_user_are_known_to_all(tmp_path: Path) -> None:
         question(Asked(tries=(("mixup=gentle",),)))
 
 
+def test_an_option_of_the_user_that_refers_to_the_seed_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "mixup").mkdir(parents=True)
+    option = tmp_path / "mine" / "mixup" / "own.yaml"
+    asked = Asked(tries=(("mixup=own",),), config_dir=tmp_path / "mine")
+    option.write_text("probability: 1.0\nalpha: ${seed}\n")
+    with pytest.raises(ConfigError, match=r"mixup\.alpha refers to seed"):
+        question(replace(asked, words=("seed=1",)))
+    option.write_text("probability: 1.0\nalpha: ${budget.epochs}\n")
+    assert question(asked).arms[0].config.mixup.alpha == RunConfig().budget.epochs
+
+
+def test_references_to_other_keys_hold_for_every_seed() -> None:
+    found = ask("optim.lr=${budget.epochs}", "budget.epochs=2", tries=(("budget.epochs=1",),))
+    assert (found.base.optim.lr, found.arms[0].config.optim.lr) == (2, 1)
+
+
 def test_keys_without_effect_are_reported_once() -> None:
     tries = (("smoothing=standard mixup.alpha=0.5",), ("ema=standard",))
     found = ask("tta.beta=0.2", tries=tries)
@@ -309,6 +326,18 @@ WRONG: dict[str, Wrong] = {
     "tuned tricks": ("", ["mixup=beta"], {"tune": "+trick=mixup,tta"}, ["cannot be tuned"]),
     "a wrong value": ("", ["mixup=beta"], {"tune": "optim.lr=-1,1"}, ["> 0", "--tune"]),
     "tuned without effect": ("", ["tta=book"], {"tune": "mixup.alpha=0.1,0.2"}, ["no effect"]),
+    "a fold per seed": ("data=folder data.root=a data.num_folds=5 'data.fold=${seed}'",
+        ["mixup=beta"], {}, ["data.fold refers to seed", "where: data.fold=${seed}", "--folds N"]),
+    "a folder per seed": ("data=folder 'data.root=a/${seed}'", ["mixup=beta"], {},
+        ["data.root refers to seed", "fix: data.root=VALUE"]),
+    "a setting per seed": ("", ["mixup=beta", "'optim.weight_decay=${seed}'"], {},
+        ["optim.weight_decay refers to seed"]),
+    "by another key": ("'optim.lr=${budget.epochs}' 'budget.epochs=${seed}' seed=1",
+        ["mixup=beta"], {}, ["optim.lr refers to seed"]),
+    "a setting per fold": ("data=folder data.root=a", ["'optim.weight_decay=${data.fold}'"],
+        {"folds": "5"}, ["optim.weight_decay refers to seed or data.fold"]),
+    "a tuned setting per seed": ("", ["mixup=beta"],
+        {"tune": "optim.weight_decay=0.5,${seed}"}, ["optim.weight_decay refers to seed"]),
     "a tuned arm": ("", ["optim.lr=1"], {"tune": "optim.lr=1e-3,1e-2"}, ["would replace"]),
 }  # fmt: skip
 

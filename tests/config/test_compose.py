@@ -173,6 +173,13 @@ def test_conf_holds_data_and_nothing_that_runs(path: Path) -> None:
     yaml.safe_load(path.read_text())
 
 
+@pytest.mark.parametrize("path", sorted(CONF_DIR.glob("*/*.yaml")), ids=in_conf)
+def test_our_option_files_refer_to_no_other_key(path: Path) -> None:
+    assert "$" not in repr(yaml.safe_load(path.read_text())), (
+        "compose.followers looks for references elsewhere only"
+    )
+
+
 def test_every_group_has_a_neutral_option_by_default(composed: Composed) -> None:
     defaults = yaml.safe_load((CONF_DIR / "config.yaml").read_text())["defaults"]
     chosen = {}
