@@ -5,6 +5,7 @@ configuration errors and finished runs appear at once.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from runner.records.identity import folder_name, identified
 from runner.records.run_folder import RunFolder, unfinished_on_other_data
 from runner.terminal.console import distinguishable
 from runner.terminal.display import Display
-from runner.terminal.start import Work, hydra_command
+from runner.terminal.start import Rate, Work, hydra_command
 from runner.terminal.usage import EXIT_CODES, Usage
 from runner.training.finished import (
     finished_before,
@@ -232,14 +233,16 @@ _USAGE = Usage(
 )
 
 
-def training_rate(config: RunConfig, threads: int, begin: float, seconds: float) -> float:
-    """See :func:`runner.training.rate.training_rate`, which imports torch."""
+def rate_of(config: RunConfig) -> Rate:
+    """Import what trains ``config``, for this process and its forks; return what measures that."""
     from runner.training import rate
+    from runner.training.sharing import import_what_trains
 
-    return rate.training_rate(config, threads, begin, seconds)
+    import_what_trains(config.model.source)
+    return partial(rate.training_rate, config)
 
 
-WORK = Work(run, finished_before, can_share=True, prepare=prepare, rate=training_rate)
+WORK = Work(run, finished_before, can_share=True, prepare=prepare, rate_of=rate_of)
 """What a job of this command does."""
 
 if __name__ != "__main__":

@@ -410,12 +410,12 @@ class _Launch:
     def _split_cores(self) -> None:
         """Measure how many jobs at a time are fastest, if the user has left that open."""
         todo = [n for n in range(self._num_begun) if self._folder.read(n)["status"] not in GOOD]
-        rate = self._task.task.work.rate
-        if not self._task.share.is_open or rate is None or not todo or not self._may_begin:
+        rate_of = self._task.task.work.rate_of
+        if not self._task.share.is_open or rate_of is None or not todo or not self._may_begin:
             return
         with suppress(RunnerError):  # of a configuration, which the job itself reports
             config = self._config_of(todo[0])
-            split = measured_split(config, rate, num_cores(), self._num_begun)
+            split = measured_split(config, rate_of, num_cores(), self._num_begun)
             if split is None:
                 return
             with read_write(self._config):

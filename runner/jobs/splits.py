@@ -7,27 +7,22 @@ the same number again.
 """
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from runner.config.schema import RunConfig
 from runner.errors import StorageError
 from runner.machine import fields
-from runner.machine.children import answer_of_child, answers_of_children, can_fork
+from runner.machine.children import Barrier, answer_of_child, answers_of_children, can_fork
 from runner.machine.files import memory, read_whole, replace_whole
 from runner.machine.hardware import cpu_name, device_kind, used_precision
-
-Rate = Callable[[RunConfig, int, float, float], float]
-"""Measures images per second; see :func:`runner.training.rate.training_rate`."""
+from runner.terminal.start import Rate
 
 FEWEST_JOBS = 3
 """With fewer jobs, the measurement would take longer than it saves."""
-_WARM_UP = 1.5  # seconds in which the processes of a split build their networks
 _SECONDS = 1.5  # seconds of the measurement of a split
 _LARGEST = 2**20  # bytes of the kept measurements
 _JOB_BYTES = 2**29  # of memory that a job is sure to take; all of them get at most half of it
@@ -48,12 +43,14 @@ class Split:
     note: str
 
 
-def measured_split(config: RunConfig, rate: Rate, cores: int, num_jobs: int) -> Split | None:
+def measured_split(
+    config: RunConfig, rate_of: Callable[[RunConfig], Rate], cores: int, num_jobs: int
+) -> Split | None:
     """Choose the split with which jobs like that of ``config`` are done soonest.
 
     Args:
         config: the configuration of one of the jobs.
-        rate: measures a training.
+        rate_of: returns what measures the training of a configuration; it may import torch.
         cores: number of cores that the jobs may use.
         num_jobs: number of jobs.
 
@@ -68,7 +65,7 @@ def measured_split(config: RunConfig, rate: Rate, cores: int, num_jobs: int) -> 
     rates = _read(kept).get(key)
     if rates is None:
         try:
-            rates = _measured(config, rate, cores)
+            rates = _measured(config, rate_of, cores)
         except (RuntimeError, OSError):  # such as a network that the job refuses with a reason
             return None
         with suppress(StorageError):  # the jobs report a full disk
@@ -105,16 +102,26 @@ def fastest(rates: Mapping[int, float], num_jobs: int) -> int:
     return min(sorted(rates, reverse=True), key=seconds)
 
 
-def _measured(config: RunConfig, rate: Rate, cores: int) -> dict[str, float]:
-    """Measure every split in a child, which imports torch: this process computes nothing."""
+def _measured(
+    config: RunConfig, rate_of: Callable[[RunConfig], Rate], cores: int
+) -> dict[str, float]:
+    """Measure every split in children of a child: neither this process nor that one computes.
 
-    def rate_of(at_once: int) -> float:
-        begin = time.monotonic() + _WARM_UP
-        ask = partial(rate, config, max(1, cores // at_once), begin, _SECONDS)
-        return sum(map(float, answers_of_children([lambda: str(ask())] * at_once)))
+    The child imports torch once for all of its children, and leaves this process without it.
+    """
 
     def measure() -> str:
-        return json.dumps({str(at_once): rate_of(at_once) for at_once in splits(cores)})
+        rate = rate_of(config)
+
+        def total(at_once: int) -> float:
+            begin, end = Barrier(), Barrier()
+
+            def ask() -> str:
+                return str(rate(max(1, cores // at_once), begin, end, _SECONDS))
+
+            return sum(map(float, answers_of_children([ask] * at_once, (begin, end))))
+
+        return json.dumps({str(at_once): total(at_once) for at_once in splits(cores)})
 
     found: dict[str, float] = json.loads(answer_of_child(measure))
     return found

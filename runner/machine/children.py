@@ -78,13 +78,44 @@ def answer_of_child(ask: Callable[[], str]) -> str:
     return answer
 
 
-def answers_of_children(asks: Sequence[Callable[[], str]]) -> list[str]:
+class Barrier:
+    """A point at which processes wait until all of them have arrived; those that ended have.
+
+    The processes are this one and those that it forks afterwards.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()  # the pipe ends once no process can write to it
+        os.set_blocking(self._reader, False)
+
+    def arrive(self) -> None:
+        """Let the others go on as far as this process is concerned; call it once."""
+        os.close(self._writer)
+
+    @property
+    def have_all_arrived(self) -> bool:
+        """Whether each process has arrived or ended."""
+        try:
+            return os.read(self._reader, 1) == b""
+        except BlockingIOError:
+            return False
+
+
+def answers_of_children(
+    asks: Sequence[Callable[[], str]], barriers: Sequence[Barrier] = ()
+) -> list[str]:
     """Call each function in a child of its own, all at the same time; return their answers.
+
+    Args:
+        asks: the functions.
+        barriers: where the children wait for one another, and not for this process.
 
     Raises:
         RuntimeError: a child ended without an answer, with what it raised.
     """
     begun = [_asked(ask) for ask in asks]
+    for barrier in barriers:
+        barrier.arrive()
     answers, statuses = list[str](), list[int]()
     for pid, reader in begun:
         answers.append(b"".join(iter(partial(os.read, reader, 2**16), b"")).decode())

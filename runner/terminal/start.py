@@ -20,9 +20,14 @@ from runner.config.overrides import checked_words
 from runner.config.requested import Requested
 from runner.config.schema import RunConfig
 from runner.errors import ConfigError, RunnerError
+from runner.machine.children import Barrier
 from runner.machine.processes import from_environment
 from runner.terminal.command import command, program
 from runner.terminal.usage import Usage, WordsParser
+
+Rate = Callable[[int, Barrier, Barrier, float], float]
+"""Measures images per second: takes the number of threads, where the processes that measure begin
+and end together, and the seconds; see :func:`runner.training.rate.training_rate`."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,15 @@ class Work:
             None for a job that has to run itself.
         prepare: takes the configuration of a job, and does once, in the process that is about to
             fork the job, what later jobs need as well. None if there is nothing.
-        rate: measures how fast this machine does such a job, see
-            :func:`runner.training.rate.training_rate`. None if that decides nothing.
+        rate_of: takes the configuration of a job, and returns what measures how fast this machine
+            does such a job. None if that decides nothing.
     """
 
     run: Callable[..., dict[str, Any]]
     finished_before: Callable[[Sequence[RunConfig]], Sequence[dict[str, Any] | None]] | None = None
     can_share: bool = False
     prepare: Callable[[RunConfig], None] | None = None
-    rate: Callable[[RunConfig, int, float, float], float] | None = None
+    rate_of: Callable[[RunConfig], Rate] | None = None
 
 
 @dataclass(frozen=True)

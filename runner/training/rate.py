@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from runner.config.schema import RunConfig
+from runner.machine.children import Barrier
 from runner.machine.hardware import keep_freed_memory, used_precision
 from runner.models import build_model, suit_convolutions
 from runner.training.optim import build_optimizer
@@ -13,16 +14,20 @@ from runner.training.optim import build_optimizer
 _OUTPUTS = 10  # if the configuration leaves their number to the data
 
 
-def training_rate(config: RunConfig, threads: int, begin: float, seconds: float) -> float:
+def training_rate(
+    config: RunConfig, threads: int, begin: Barrier, end: Barrier, seconds: float
+) -> float:
     """Measure the images per second at which a network trains on noise.
 
-    The network is that of ``config`` without changes by tricks or the user's code.
+    The network is that of ``config`` without changes by tricks or the user's code. It trains before
+    and after the measurement as well, while other processes are not as far, so that each of several
+    processes is measured with the load of all.
 
     Args:
         config: sets network, size, batch, precision and optimizer.
         threads: number of threads.
-        begin: when to begin, by ``time.monotonic``; until then the network trains as well, at least
-            for a step. Several processes that measure at the same time begin together.
+        begin: reached after the first step, with all memory allocated.
+        end: reached once this process has measured.
         seconds: how long to measure, at least for a step.
     """
     torch.set_num_threads(threads)
@@ -45,10 +50,15 @@ def training_rate(config: RunConfig, threads: int, begin: float, seconds: float)
         optimizer.step()
 
     step()
-    while time.monotonic() < begin:
+    begin.arrive()
+    while not begin.have_all_arrived:
         step()
     started, steps = time.monotonic(), 0
     while steps == 0 or time.monotonic() < started + seconds:
         step()
         steps += 1
-    return steps * len(images) / (time.monotonic() - started)
+    rate = steps * len(images) / (time.monotonic() - started)
+    end.arrive()
+    while not end.have_all_arrived:
+        step()
+    return rate

@@ -31,13 +31,18 @@ def prepare(config: RunConfig) -> None:
     if _is_frozen or not (config.names_weights or finished_before([config]) == [None]):
         return
     with suppress(Exception):
-        _import_what_trains(config.model.source)
+        import_what_trains(config.model.source)
     revision()
     gc.freeze()  # a collection in a child would copy all that it shares with this process
     _is_frozen = True
 
 
-def _import_what_trains(source: str) -> None:
+def import_what_trains(source: str) -> None:
+    """Import torch and what trains a network of this ``model.source``.
+
+    Raises:
+        ConfigError: timm is needed and not installed.
+    """
     import runner.training.session  # noqa: F401
     from runner.models.build import import_timm
 

@@ -2,8 +2,11 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,7 +19,9 @@ from runner.jobs.launch import run_jobs
 from runner.jobs.shares import Share
 from runner.jobs.splits import fastest, measured_split
 from runner.machine import children
-from runner.terminal.start import Work
+from runner.machine.children import Barrier, answers_of_children
+from runner.terminal.start import Rate, Work
+from runner.training import rate
 from runner.training.rate import training_rate
 
 pytestmark = pytest.mark.skipif(not children.can_fork(), reason="forks")
@@ -58,71 +63,85 @@ def config(composed: Composed, tmp_path: Path) -> RunConfig:
 
 
 class Measured:
-    """A rate that says who measured it: children, which write a line each."""
+    """Rates that say who measured them: children, which write a line each."""
 
     def __init__(self, log: Path, rates: dict[int, float]) -> None:
         self.log = log
         self.rates = rates
 
-    def __call__(self, config: RunConfig, threads: int, begin: float, seconds: float) -> float:
-        with self.log.open("a") as file:
-            file.write(f"{os.getpid()} {threads} {begin}\n")
-        return self.rates[threads]
+    def __call__(self, config: RunConfig) -> Rate:
+        parent = os.getpid()
+
+        def rate(threads: int, begin: Barrier, end: Barrier, seconds: float) -> float:
+            assert os.getppid() == parent
+            began = time.monotonic()
+            for barrier in (begin, end):
+                barrier.arrive()
+                while not barrier.have_all_arrived:
+                    time.sleep(0.01)
+            with self.log.open("a") as file:
+                file.write(f"{os.getpid()} {threads} {parent} {began} {time.monotonic()}\n")
+            return self.rates[threads]
+
+        return rate
 
     @property
     def lines(self) -> list[list[str]]:
         return [line.split() for line in self.log.read_text().splitlines()]
 
 
-def test_each_split_is_measured_by_processes_that_begin_together(
+def test_each_split_is_measured_by_processes_that_work_together(
     config: RunConfig, tmp_path: Path
 ) -> None:
-    rate = Measured(tmp_path / "log", {1: 30.0, 2: 40.0, 4: 90.0})
-    found = measured_split(config, rate, cores=4, num_jobs=8)
+    rates = Measured(tmp_path / "log", {1: 30.0, 2: 40.0, 4: 90.0})
+    found = measured_split(config, rates, cores=4, num_jobs=8)
     assert found is not None
     assert (found.at_once, found.threads) == (4, 1)
     for part in ("4 of 8 jobs at a time, each with 1 thread:", "120 images/s by 4 × 1", "2 × 2"):
         assert part in found.note
-    lines = rate.lines
-    assert sorted(threads for _, threads, _ in lines) == ["1"] * 4 + ["2"] * 2 + ["4"]
-    assert len({pid for pid, _, _ in lines} | {str(os.getpid())}) == 8  # all are children
-    assert len({begin for _, threads, begin in lines if threads == "1"}) == 1
+    lines = rates.lines
+    assert sorted(line[1] for line in lines) == ["1"] * 4 + ["2"] * 2 + ["4"]
+    # One child has imported what measures, and forked all the others.
+    assert len({line[0] for line in lines} | {line[2] for line in lines} | {str(os.getpid())}) == 9
+    for wanted in ("1", "2"):
+        times = [(float(line[3]), float(line[4])) for line in lines if line[1] == wanted]
+        assert max(began for began, _ in times) <= min(ended for _, ended in times)
 
 
 def test_a_measurement_is_kept_for_the_same_work_alone(composed: Composed, tmp_path: Path) -> None:
     words = (f"outputs={tmp_path}", "device=cpu", "precision=bf16")  # auto goes by the processor
     config = composed(*words)
-    rate = Measured(tmp_path / "log", {1: 10.0, 2: 40.0})
-    first = measured_split(config, rate, 2, 8)
+    rates = Measured(tmp_path / "log", {1: 10.0, 2: 40.0})
+    first = measured_split(config, rates, 2, 8)
     assert first is not None
     assert (first.at_once, first.threads) == (1, 2)
-    assert measured_split(config, rate, 2, 8) == first
-    assert len(rate.lines) == 3
+    assert measured_split(config, rates, 2, 8) == first
+    assert len(rates.lines) == 3
     for number, word in enumerate(("resize.size=32", "data.batch_size=8", "precision=fp32"), 2):
-        measured_split(composed(*words, word), rate, 2, 8)
-        assert len(rate.lines) == 3 * number
+        measured_split(composed(*words, word), rates, 2, 8)
+        assert len(rates.lines) == 3 * number
     kept = tmp_path / "cache" / "training-rates.json"
     for damage in (b"", b"[]", b'{"x": 3}', b'{"x": {"a": 1}}', b"\xff"):
         kept.write_bytes(damage)
-        before = len(rate.lines)
-        assert measured_split(config, rate, 2, 8) == first
-        assert len(rate.lines) == before + 3
+        before = len(rates.lines)
+        assert measured_split(config, rates, 2, 8) == first
+        assert len(rates.lines) == before + 3
     assert len(json.loads(kept.read_text())) == 1
 
 
-def fails(*_: Any) -> float:
+def fails(config: RunConfig) -> Rate:
     raise ValueError("a network that does not exist")
 
 
 def test_what_cannot_be_measured_is_as_before(
     config: RunConfig, composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rate = Measured(tmp_path / "log", {1: 10.0, 2: 40.0})
-    assert measured_split(config, rate, cores=1, num_jobs=8) is None
-    assert measured_split(config, rate, cores=2, num_jobs=splits.FEWEST_JOBS - 1) is None
-    assert measured_split(composed("device=cuda"), rate, 2, 8) is None
+    rates = Measured(tmp_path / "log", {1: 10.0, 2: 40.0})
+    assert measured_split(config, rates, cores=1, num_jobs=8) is None
+    assert measured_split(config, rates, cores=2, num_jobs=splits.FEWEST_JOBS - 1) is None
+    assert measured_split(composed("device=cuda"), rates, 2, 8) is None
     monkeypatch.setattr(splits, "can_fork", lambda: False)
-    assert measured_split(config, rate, 2, 8) is None
+    assert measured_split(config, rates, 2, 8) is None
     assert not (tmp_path / "log").exists()
 
 
@@ -141,8 +160,8 @@ def work(config: RunConfig, words: list[str], *_: Any) -> dict[str, Any]:
     return {"status": "finished", "folder": "", "accuracy": 0.5, "seconds": 0.0}
 
 
-def rate_of_work(config: RunConfig, threads: int, begin: float, seconds: float) -> float:
-    return float(threads**3)  # threads are worth more than jobs
+def rate_of_work(config: RunConfig) -> Rate:
+    return lambda threads, *_: float(threads**3)  # threads are worth more than jobs
 
 
 @pytest.mark.parametrize(
@@ -177,7 +196,7 @@ def test_the_launcher_does_as_was_measured(
     jobs = [[f"seed={seed}", f"outputs={tmp_path}", "device=cpu"] for seed in range(4)]
     said: list[str] = []
     with mock.patch.dict(os.environ):
-        run_jobs(jobs, Work(work, rate=rate_of_work), words, tmp_path, say=said.append)
+        run_jobs(jobs, Work(work, rate_of=rate_of_work), words, tmp_path, say=said.append)
     ((found, share),) = seen
     assert (found, share.threads) == (at_once, threads)
     assert any("1 of 4 jobs at a time" in line for line in said) == (at_once == 1)
@@ -186,7 +205,68 @@ def test_the_launcher_does_as_was_measured(
 def test_the_rate_of_a_network(composed: Composed, tmp_path: Path) -> None:
     words = ("model=timm", "model.name=test_resnet", "resize.size=16", "data.batch_size=8")
     config = composed(*words, f"outputs={tmp_path}")
-    begin = time.monotonic() + 0.2
-    rate = training_rate(config, 1, begin, 0.2)
-    assert time.monotonic() >= begin + 0.2
-    assert 8 < rate < 1e6
+    start = time.monotonic()
+    assert 8 < training_rate(config, 1, Barrier(), Barrier(), 0.2) < 1e6
+    assert time.monotonic() >= start + 0.2
+
+
+class Noted(Barrier):
+    """A barrier that notes the times at which a process arrives and goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arrived = self.passed = 0.0
+
+    def arrive(self) -> None:
+        self.arrived = time.monotonic()
+        super().arrive()
+
+    @property
+    def have_all_arrived(self) -> bool:
+        self.passed = time.monotonic()
+        return super().have_all_arrived
+
+
+def test_a_slow_process_is_measured_with_the_load_of_the_others(
+    composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = composed("resize.size=16", "data.batch_size=8", f"outputs={tmp_path}")
+    begin, end, real = Noted(), Noted(), rate.build_model
+
+    def ask(delay: float, seconds: float) -> str:
+        def build_model(*arguments: Any, **keys: Any) -> Any:
+            time.sleep(delay)  # as on a machine with more processes than cores
+            return real(*arguments, **keys)
+
+        monkeypatch.setattr(rate, "build_model", build_model)
+        training_rate(config, 1, begin, end, seconds)
+        return f"{begin.arrived} {begin.passed} {end.arrived} {end.passed}"
+
+    asks = [partial(ask, 0.0, 0.0), partial(ask, 0.5, 1.0)]
+    answers = answers_of_children(asks, (begin, end))
+    quick, slow = ([float(part) for part in answer.split()] for answer in answers)
+    assert quick[1] >= slow[0]  # nothing is measured before both networks train
+    assert quick[3] >= slow[2]  # nor alone at the end
+
+
+def test_torch_is_imported_once_and_not_here(tmp_path: Path) -> None:
+    code = f"""
+import os, sys
+from runner.config.schema import RunConfig
+from runner.jobs import splits
+from runner.train import rate_of
+
+def noted(config):
+    print("before", "torch" in sys.modules, flush=True)
+    measure = rate_of(config)
+    def rate(*arguments):
+        print("each", "torch" in sys.modules, flush=True)
+        return 1.0
+    return rate
+
+config = RunConfig(outputs={str(tmp_path)!r}, device="cpu")
+print(splits.measured_split(config, noted, 2, 8).threads, "torch" in sys.modules)
+"""
+    words = [sys.executable, "-c", code]
+    lines = subprocess.check_output(words, text=True).splitlines()
+    assert lines == ["before False", *["each True"] * 3, "1 False"]

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from runner.machine.children import answer_of_child, answers_of_children, can_fork, in_child
+from runner.machine.children import (
+    Barrier,
+    answer_of_child,
+    answers_of_children,
+    can_fork,
+    in_child,
+)
 from runner.machine.signals import Interrupted
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has all of it")
@@ -107,3 +113,25 @@ def test_the_answers_of_several_children_are_in_the_order_of_the_questions() -> 
     assert answers_of_children([partial(ask, number) for number in range(3)]) == ["0", "1", "2"]
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         answers_of_children([lambda: "fine", lambda: str(1 / 0)])
+
+
+def test_processes_wait_at_a_barrier_for_those_that_are_alive() -> None:
+    barrier = Barrier()
+
+    def ask(delay: float) -> str:
+        assert not barrier.have_all_arrived
+        time.sleep(delay)
+        barrier.arrive()
+        while not barrier.have_all_arrived:
+            time.sleep(0.01)
+        return str(time.monotonic())
+
+    start = time.monotonic()
+    passed = answers_of_children([partial(ask, delay) for delay in (0.0, 0.4)], [barrier])
+    assert min(map(float, passed)) >= start + 0.4
+    assert barrier.have_all_arrived
+    barrier = Barrier()
+    with pytest.raises(RuntimeError, match="signal 9"):
+        answers_of_children(
+            [lambda: str(os.kill(os.getpid(), signal.SIGKILL)), partial(ask, 0.1)], [barrier]
+        )
