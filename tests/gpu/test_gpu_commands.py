@@ -1,7 +1,6 @@
 """The commands on a GPU, as a user would give them: does each end, and with which numbers?"""
 
 import json
-import re
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from small import Command
 
 from runner.config.options import CONF_DIR
+from runner.machine.hardware import cpu_name
 
 pytestmark = [
     pytest.mark.gpu,
@@ -51,7 +51,10 @@ def command(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Command
 
 @pytest.fixture
 def trained(command: Command, tmp_path: Path, one_cache: Path) -> Any:
-    """A function that trains with words and returns the content of ``result.json``."""
+    """A function that trains with words and returns the content of ``result.json``.
+
+    It checks that the training was on the GPU, or with ``device=cpu`` on the CPU.
+    """
 
     def train(*words: str) -> dict[str, Any]:
         (tmp_path / "o").mkdir(exist_ok=True)
@@ -62,20 +65,21 @@ def trained(command: Command, tmp_path: Path, one_cache: Path) -> Any:
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         (file,) = set((tmp_path / "o").glob("*/result.json")) - before
-        return {**json.loads(file.read_text()), "folder": str(file.parent)}
+        found = json.loads(file.read_text())
+        expected = cpu_name() if "device=cpu" in words else torch.cuda.get_device_name()
+        assert found["environment"]["device"] == expected
+        return {**found, "folder": str(file.parent)}
 
     return train
 
 
 def test_auto_takes_the_gpu(trained: Any) -> None:
-    found = trained("+trick=mixup", *SHORT)
-    assert found["environment"]["device"] == torch.cuda.get_device_name()
-    assert found["metrics"]["plain"]["accuracy"] > 0.2
+    assert trained("+trick=mixup", *SHORT)["metrics"]["plain"]["accuracy"] > 0.2
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_overlay_trains(trained: Any, overlay: str) -> None:
-    assert trained(f"+trick={overlay}", *SHORT)["environment"]["device"] != "cpu"
+    trained(f"+trick={overlay}", *SHORT)
 
 
 @pytest.mark.parametrize("words", NETWORKS.values(), ids=NETWORKS)
@@ -102,24 +106,32 @@ def test_every_command_works_on_a_run_of_the_gpu(
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    works(run, "tta=book", module="runner.evaluate")
-    on_cpu = works(run, "device=cpu", module="runner.evaluate")
-    (accuracy,) = re.findall(r"plain\D+([\d.]+) ?%", on_cpu)[:1]
-    own = 100 * found["metrics"]["plain"]["accuracy"]
-    assert float(accuracy) == pytest.approx(own, abs=0.2)  # three of 1,500 images
-    works(run, str(image), module="runner.predict")
+    def evaluated(*words: str) -> dict[str, Any]:
+        works(run, *words, "--json", "found.json", module="runner.evaluate")
+        (entry,) = json.loads((tmp_path / "found.json").read_text())["runs"]
+        return entry
+
+    assert evaluated("tta=book")["environment"]["device"] == torch.cuda.get_device_name()
+    on_cpu = evaluated("device=cpu")
+    assert on_cpu["environment"]["device"] == cpu_name()
+    own = found["metrics"]["plain"]["accuracy"]
+    assert on_cpu["rows"][0]["accuracy"] == pytest.approx(own, abs=0.002)  # three of 1,500 images
+    works(run, str(image), "--device", "cuda", module="runner.predict")
     works(run, module="runner.export")
-    works("outputs=o", module="runner.lr_find")
-    works(run, module="runner.look")
+    works("outputs=o", "device=cuda", module="runner.lr_find")
+    works(run, "--device", "cuda", module="runner.look")
     works("outputs=o", module="runner.look")
     assert "baseline" in works("o", module="runner.report")
 
 
-def test_a_comparison_answers(command: Command) -> None:
+def test_a_comparison_answers(command: Command, tmp_path: Path) -> None:
     words = ("budget=smoke", "outputs=o", "--try", "+trick=tta", "--seeds", "3")
     done = command(*words, module="runner.compare")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tta" in done.stdout
+    results = [json.loads(path.read_text()) for path in (tmp_path / "o").glob("*/result.json")]
+    devices = [result["environment"]["device"] for result in results]
+    assert devices == [torch.cuda.get_device_name()] * 3
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from small import KINDS_OF_STEPS, Command, small_dataset
+from small import KINDS_OF_STEPS, small_dataset
 
 from runner.config.idea import read_idea
 from runner.data.dataset import load_dataset
@@ -48,6 +47,7 @@ def made(composed, words, outputs, device="cuda", *, is_resident=True):
     dataset = load_dataset(config.data, config.largest_size, cache, lambda *_: None)
     idea = load_idea(read_idea(config.code)) if config.code is not None else NO_IDEA
     learner, _ = build_learner(config, dataset, idea=idea)
+    assert {each.device.type for each in learner.model.parameters()} == {device}
     if is_resident:
         dataset = resident(dataset, learner.device)
         assert isinstance(dataset.store, ResidentStore) == (device == "cuda")
@@ -172,14 +172,6 @@ def test_constants_are_made_once():
     first = _on_gpu((0.1, 0.2), torch.float32, torch.device("cuda"))
     assert _on_gpu((0.1, 0.2), torch.float32, torch.device("cuda")) is first
     assert not first.is_inference()
-
-
-def test_bundles_hold_weights_of_the_cpu(command: Command, tmp_path):
-    done = command("device=cuda", "budget.epochs=1", "run_dir=run", "outputs=o")
-    assert done.returncode == 0, done.stderr
-    (file,) = (tmp_path / "run" / "bundle").glob("*.safetensors")
-    assert {tensor.device.type for tensor in load_file(file).values()} == {"cpu"}
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["environment"]["device"] != ""
 
 
 def test_data_in_memory_is_not_made_resident():

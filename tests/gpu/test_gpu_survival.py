@@ -128,3 +128,6 @@ def test_a_job_without_memory_does_not_take_the_others_down(
         json.loads(path.read_text())["status"] for path in (tmp_path / "o").glob("*/status.json")
     ]
     assert sorted(statuses) == ["failed", "finished"]
+    (result,) = (tmp_path / "o").glob("*/result.json")
+    device = json.loads(result.read_text())["environment"]["device"]
+    assert device == torch.cuda.get_device_name()
