@@ -26,8 +26,12 @@ from runner.machine.hardware import (
 )
 from runner.machine.processes import Processes, from_environment, joined
 from runner.records import evaluations
-from runner.records.identity import folder_name, identified
-from runner.records.run_folder import RunFolder, unfinished_on_other_data
+from runner.records.identity import folder_name, identified, keys_with_auto
+from runner.records.run_folder import (
+    RunFolder,
+    begun_with_another_auto,
+    unfinished_on_other_data,
+)
 from runner.terminal.console import distinguishable
 from runner.terminal.display import Display
 from runner.terminal.start import Rate, Work, hydra_command
@@ -117,7 +121,8 @@ def _run(
         display.line(f"code: {', '.join(code.lines)} of {code.name}, SHA-256 {code.sha256[:8]}…")
     name = folder_name(config, what["identity"])
     folder = RunFolder(place or outputs / name)
-    folder.check(what)
+    is_auto = keys_with_auto(config)
+    folder.check(what, is_auto)
     others = [other.of(config) for other in others]
     before = frozenset[str]() if config.force else frozenset(evaluations.names(folder))
     result = None if config.force else folder.whole_result()
@@ -127,6 +132,13 @@ def _run(
             display.line("finished before; force=true runs it anew")
             return folder, "skipped", shown, summaries_of_others(folder, others, before)
         display.line("trained before: only the evaluation with this tta is missing")
+    elif not folder.is_begun and (begun := begun_with_another_auto(outputs, name, what, is_auto)):
+        other, is_finished, words = begun
+        status, does = ("finished", "shows") if is_finished else ("unfinished", "continues")
+        display.line(
+            f"note: {other.path.name} has the same settings and is {status}: {words} {does} it. On "
+            "this machine, auto means another training, which begins now"
+        )
     elif not folder.is_begun and (unfinished := unfinished_on_other_data(outputs, name, what)):
         display.line(
             f"note: {unfinished.path.name} has the same settings and is unfinished, but was "

@@ -24,6 +24,8 @@ from small import COLOURS, Command, all_predictions, whole_result, write_images
 from runner import train
 from runner.config.overlays import all_tricks
 from runner.config.schema import RunConfig
+from runner.errors import ConfigError
+from runner.machine import hardware
 
 TinyWords = tuple[str, ...]
 
@@ -469,6 +471,43 @@ def test_an_unfinished_run_on_other_data_is_named(
     assert "is unfinished" not in trained("seed=1")[1], "other settings"
     _, said = trained()
     assert f"note: {Path(first).name} has the same settings and is unfinished" in said
+
+
+def test_a_run_that_was_begun_in_another_precision_is_named(
+    composed: Callable[..., RunConfig],
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = [
+        "data=folder", f"data.root={tiny_folder}", "data.batch_size=24", "resize.size=16",
+        "model=timm", "model.name=test_resnet", "budget.epochs=1", "threads=1",
+        f"outputs={tmp_path / 'outputs'}", "device=cpu",
+    ]  # fmt: skip
+
+    def trained(flag: str, *more: str) -> tuple[str, str]:
+        """The folder of the run on a processor with this flag, and what was printed."""
+        monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({flag}))
+        summary = train.run(composed(*words, *more), [])
+        return summary["folder"], " ".join(capsys.readouterr().out.split())
+
+    first, said = trained("avx512_bf16")
+    assert "has the same settings" not in said
+    other, said = trained("avx2")
+    assert f"note: {Path(first).name} has the same settings and is finished" in said
+    assert "finished: precision=bf16 shows it" in said
+    shutil.rmtree(other)
+    (Path(first) / "result.json").unlink()  # as after a kill
+    assert "has the same settings" not in trained("avx2", "seed=1")[1], "other settings"
+    assert "has the same settings" not in trained("avx2", "precision=fp32")[1], "as the user says"
+    shutil.rmtree(other)
+    assert "is unfinished: precision=bf16 continues it. On this" in trained("avx2")[1]
+    assert trained("avx2", "precision=bf16")[0] == first
+    with pytest.raises(ConfigError) as caught:
+        trained("avx2", f"run_dir={first}")
+    assert caught.value.fix.startswith("precision=bf16, with which it was begun; or run_dir=")
+    assert train.run(composed(*words, "precision=bf16", f"run_dir={first}"), [])["folder"] == first
 
 
 def test_an_overlay_of_the_user_that_is_no_trick_is_said_to_be_called_baseline(

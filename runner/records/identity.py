@@ -119,6 +119,11 @@ def identified(
     return config, what
 
 
+def keys_with_auto(config: RunConfig) -> list[str]:
+    """Return the keys whose meaning this machine chooses, and which decide the weights."""
+    return [key for key in ("device", "precision") if getattr(config, key) == "auto"]
+
+
 def evaluation_identity(config: RunConfig) -> str | None:
     """Return the identity of the evaluation that ``config`` requests; None without TTA.
 

@@ -27,7 +27,7 @@ import io
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -189,11 +189,12 @@ class RunFolder:
             status = "killed"
         return {"reason": "", "error_kind": "", **found, "status": status}
 
-    def check(self, what: Mapping[str, Any]) -> None:
+    def check(self, what: Mapping[str, Any], is_auto: Collection[str] = ()) -> None:
         """Refuse a folder that belongs to another run, or is not a run folder.
 
         Args:
             what: the content of ``run.json``: ``identity``, ``fingerprint`` and ``values``.
+            is_auto: the keys that are ``auto`` in the configuration, for the advice.
 
         Raises:
             ConfigError: the folder belongs to another run, whose differences are named; or it is
@@ -230,16 +231,20 @@ class RunFolder:
         defaults = leaves(
             _of_training(schema.default_dict())
         )  # for keys that are newer than the folder
-        both = {key: (old.get(key, defaults.get(key)), new.get(key)) for key in {*old, *new}}
+        keys = sorted({*old, *new})
+        was = {key: old.get(key, defaults.get(key)) for key in keys}
+        now = {key: new.get(key) for key in keys}
         changes = [
-            f"  {key}: {_display_value(was)} → {_display_value(now)}"
-            for key, (was, now) in sorted(both.items())
-            if was != now
+            f"  {key}: {_display_value(was[key])} → {_display_value(now[key])}"
+            for key in keys
+            if was[key] != now[key]
         ]
+        words = _words_for_auto(was, now, is_auto)
+        other = "run_dir=ANOTHER_FOLDER, or leave run_dir out: every run finds its own folder"
         raise ConfigError(
             "the folder belongs to another run, which differs in\n" + "\n".join(changes),
             where=f"run_dir={self.path}",
-            fix="run_dir=ANOTHER_FOLDER, or leave run_dir out: every run finds its own folder",
+            fix=f"{words}, with which it was begun; or {other}" if words else other,
         )
 
     def _check_is_empty(self) -> None:
@@ -521,6 +526,8 @@ def run_folders(outputs: Path) -> Iterator[RunFolder]:
 _OF_THE_DATA = {  # their values if they are not set
     "data.presize", "data.depth", "data.window", "model.num_outputs",
 }  # fmt: skip
+_OF_THE_MACHINE = {"device": ("cpu", "cuda", "mps"), "precision": ("fp32", "bf16")}
+_UNFINISHED = ("killed", "interrupted", "failed")
 
 
 def unfinished_on_other_data(
@@ -533,21 +540,79 @@ def unfinished_on_other_data(
         name: the name of a run of ``what``, which ends with a hyphen and the start of its identity.
         what: the content of ``run.json``: ``identity``, ``fingerprint`` and ``values``.
     """
-    values, stem = leaves(what["values"]), name.rpartition("-")[0]
+    values = leaves(what["values"])
+    for folder, found, before in _begun_alike(outputs, name):
+        differing = {key for key in {*before, *values} if before.get(key) != values.get(key)}
+        if (
+            differing <= _OF_THE_DATA
+            and found["fingerprint"] != what["fingerprint"]
+            and folder.status()["status"] in _UNFINISHED
+        ):
+            return folder
+    return None
+
+
+def begun_with_another_auto(
+    outputs: Path, name: str, what: Mapping[str, Any], is_auto: Collection[str]
+) -> "tuple[RunFolder, bool, str] | None":
+    """Find a run that was begun where ``auto`` had another meaning; an unfinished one, if any.
+
+    A run that is at work is not returned.
+
+    Args:
+        outputs: folder of the runs.
+        name: see :func:`unfinished_on_other_data`.
+        what: see :func:`unfinished_on_other_data`.
+        is_auto: the keys that are ``auto`` in the configuration.
+
+    Returns:
+        The run, whether it is finished, and the words that request it, such as ``precision=bf16``.
+    """
+    matching = list[tuple[str, RunFolder, str]]()
+    for folder, found, before in _begun_alike(outputs, name):
+        words = _words_for_auto(before, leaves(what["values"]), is_auto)
+        if words and (found["fingerprint"], found.get("record_version")) == (
+            what["fingerprint"],
+            VERSION,
+        ):
+            matching.append((folder.status()["status"], folder, words))
+    for wanted in (_UNFINISHED, ("finished",)):
+        for status, folder, words in matching:
+            if status in wanted:
+                return folder, status == "finished", words
+    return None
+
+
+def _words_for_auto(
+    before: Mapping[str, Any], now: Mapping[str, Any], is_auto: Collection[str]
+) -> str:
+    """Return the words, such as ``precision=bf16``, that turn the values ``now`` into ``before``.
+
+    Empty if the values are equal, or differ in more than the meaning of ``auto``.
+    """
+    differing = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    is_meaning = (
+        key in is_auto and before.get(key) in _OF_THE_MACHINE.get(key, ()) for key in differing
+    )
+    return " ".join(f"{key}={before[key]}" for key in differing) if all(is_meaning) else ""
+
+
+def _begun_alike(
+    outputs: Path, name: str
+) -> Iterator[tuple["RunFolder", dict[str, Any], dict[str, Any]]]:
+    """Yield the other runs whose names differ from ``name`` in their identity only.
+
+    With the content of ``run.json`` and its values of the training by dotted key.
+    """
+    stem = name.rpartition("-")[0]
     for folder in run_folders(outputs):
         if folder.path.name.rpartition("-")[0] != stem or folder.path.name == name:
             continue
         with suppress(OSError, ValueError, ArtefactError):
             found = fields.parsed(read_whole(folder.path / "run.json", at_most=LARGEST_JSON))
             before = leaves(_of_training(fields.section(found, "values")))
-            differing = {key for key in {*before, *values} if before.get(key) != values.get(key)}
-            if (
-                differing <= _OF_THE_DATA
-                and fields.text(found, "fingerprint") != what["fingerprint"]
-                and folder.status()["status"] in ("killed", "interrupted", "failed")
-            ):
-                return folder
-    return None
+            fields.text(found, "fingerprint")
+            yield folder, found, before
 
 
 def redacted(values: Any) -> Any:

@@ -306,6 +306,29 @@ def test_another_run_is_refused_with_what_differs(folder, what, changes):
     assert content(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("began", "now", "is_auto", "words"),
+    [
+        (("cpu", "bf16"), ("cpu", "fp32"), ["device", "precision"], "precision=bf16"),
+        (("cpu", "fp32"), ("cuda", "bf16"), ["device", "precision"], "device=cpu precision=fp32"),
+        (("cuda", "bf16"), ("cpu", "bf16"), ["device"], "device=cuda"),
+        (("cpu", "bf16"), ("cpu", "fp32"), ["device"], None),  # as the user says
+        (("cpu", "\x1b[2J"), ("cpu", "fp32"), ["precision"], None),  # a changed file
+        (("cpu", ["bf16"]), ("cpu", "fp32"), ["precision"], None),
+    ],
+)
+def test_a_run_with_another_meaning_of_auto_is_refused_with_the_words_that_continue_it(
+    folder, began, now, is_auto, words
+):
+    first, second = (dict(zip(("device", "precision"), pair, strict=True)) for pair in (began, now))
+    folder.begin({**other(**first), "identity": WHAT["identity"]}, {}, [])
+    for more in ({}, {"seed": 4}):  # which no word of the machine makes equal
+        with pytest.raises(ConfigError) as caught:
+            folder.check(other(**second, **more), is_auto)
+        expected = f"{words}, with which it was begun; or " if words and not more else ""
+        assert caught.value.fix.partition("run_dir")[0] == expected
+
+
 @pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1, None])
 def test_a_folder_of_another_record_version_is_refused_with_both(folder, version):
     begin(folder)
