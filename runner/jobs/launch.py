@@ -444,7 +444,7 @@ class _Launch:
         """
         if self._problem is not None:
             raise self._problem
-        states = [self._folder.read(number)["status"] for number in range(len(self._jobs))]
+        states = [self._folder.read(number)["status"] for number in range(self._num_begun)]
         if self._gave_up is not None and "pending" in states and self._may_begin:
             raise self._gave_up
 

@@ -300,6 +300,22 @@ def test_jobs_that_may_not_begin_are_evaluated_or_left(tmp_path: Path) -> None:
                     for how in ("begins", end)]  # fmt: skip
 
 
+@pytest.mark.parametrize("launcher", ELSEWHERE[:2])
+def test_a_job_that_crashes_leaves_those_that_may_not_begin(
+    tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
+    jobs = [
+        [f"outputs={tmp_path}", f"seed={seed}", f"tta={tta}"]
+        for tta in ("book", "flip")
+        for seed in (2, 0)
+    ]
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        done = run_jobs(
+            jobs, Work(sharing, can_share=True), launcher, tmp_path, is_quiet=True, num_begun=2
+        )
+    assert [one.status for one in done.outcomes] == ["crashed", "finished", "pending", "evaluated"]
+
+
 def test_configurations_that_are_known_are_not_composed(tmp_path: Path) -> None:
     known = RunConfig(seed=7, outputs=str(tmp_path))
     configs = [known, replace(known, tta=Tta(flip=True)), replace(known, seed=8)]
