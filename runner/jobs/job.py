@@ -93,13 +93,19 @@ class SweepJob:
         else:
             self._run_in_slurm(do, number, job)
 
-    def run_in_child(self, number: int, config: RunConfig) -> None:
+    def run_in_child(self, number: int, config: RunConfig | RunnerError) -> None:
         """Run one job in a child of this process, the sweep; in this process if it cannot fork.
 
-        Hydra is not needed: ``config`` is the checked configuration of the job.
+        Hydra is not needed.
+
+        Args:
+            number: number of the job.
+            config: its checked configuration; or the error with which the job fails.
         """
 
         def do() -> dict[str, Any]:
+            if isinstance(config, RunnerError):
+                return {"error": config}
             return self.task.run(config, self.jobs[number], self._others(number))
 
         if not can_fork():
@@ -108,7 +114,7 @@ class SweepJob:
         if self.folder.stopped_by is not None:
             self.folder.write(number, "pending")
             return
-        if self.task.work.prepare is not None:
+        if self.task.work.prepare is not None and isinstance(config, RunConfig):
             self.task.work.prepare(config)
         self._fork(do, number)
 

@@ -21,6 +21,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from runner.config import compose
+from runner.config.complaints import translated
 from runner.config.idea import idea_of
 from runner.config.overrides import checked_words
 from runner.config.requested import Requested, by_training
@@ -294,10 +295,15 @@ def _require_detachable(kind: str) -> None:
         )
 
 
-def _asked(config: RunConfig) -> str:
-    """Return a hash over what a job is asked to do, and where; equal jobs are one."""
-    code = idea_of(config)
-    content = f"{config!r} {code.sha256 if code else None} {Path.cwd()}"
+def _asked(config: RunConfig | None, words: Sequence[str]) -> str:
+    """Return a hash over what a job is asked to do, and where; equal jobs are one.
+
+    Args:
+        config: the configuration of the job; None if its words are refused.
+        words: its words.
+    """
+    code = None if config is None else idea_of(config)
+    content = f"{config or words!r} {code.sha256 if code else None} {Path.cwd()}"
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -358,7 +364,7 @@ class _Launch:
         self._context = context
         self._jobs = jobs
         self._folder = folder
-        self._configs = configs
+        self._configs = dict(enumerate(configs or ()))
         self._composed: compose.JobConfigs | None = None
         self._num_begun = len(jobs) if num_begun is None else num_begun
         self._finished_before = task.work.finished_before
@@ -468,25 +474,42 @@ class _Launch:
         """
         if self._is_here or self._finished_before is None or not self._may_begin:
             return
-        configs = [self._job_configs()[number] for number in numbers]
-        for number, summary in zip(numbers, self._finished_before(configs), strict=True):
+        configs = self._accepted(numbers)
+        found = self._finished_before([*configs.values()])
+        for number, summary in zip(configs, found, strict=True):
             if summary is not None:
                 self._folder.write(number, **summary)
                 self._tell(self._on_begin, number)
                 self._tell(self._on_end, number)
 
-    def _job_configs(self) -> Sequence[RunConfig]:
-        if self._configs is None:
-            composed = compose.JobConfigs(self._config)
-            self._configs = [composed.of(job) for job in self._jobs]
-        return self._configs
-
     def _config_of(self, number: int) -> RunConfig:
-        """Return the configuration of one job, even if another cannot be composed."""
-        if self._configs is not None:
-            return self._configs[number]
-        self._composed = self._composed or compose.JobConfigs(self._config)
-        return self._composed.of(self._jobs[number])
+        """Return the configuration of one job, even if another cannot be composed.
+
+        Raises:
+            ConfigError: the words of the job are refused.
+        """
+        if number not in self._configs:
+            self._composed = self._composed or compose.JobConfigs(self._config)
+            try:
+                self._configs[number] = self._composed.of(self._jobs[number])
+            except RunnerError:
+                raise
+            except Exception as error:  # Hydra's own
+                if (problem := translated(error)) is None:
+                    raise
+                raise problem from error
+        return self._configs[number]
+
+    def _accepted(self, numbers: Sequence[int]) -> dict[int, RunConfig]:
+        """Return the configurations of those of the jobs whose words are not refused.
+
+        A job whose words are refused reports that itself, and takes no other down.
+        """
+        found = dict[int, RunConfig]()
+        for number in numbers:
+            with suppress(RunnerError):
+                found[number] = self._config_of(number)
+        return found
 
     def until_whole(self) -> None:
         """Launch the unfinished jobs, in as many rounds as it takes, until the jobs are stopped.
@@ -578,9 +601,7 @@ class _Launch:
         together = [*numbers, *more_left]
         if not self._can_share or len(together) == 1:
             return {}
-        configs: dict[int, RunConfig] = {}
-        with suppress(Exception):  # words that cannot be composed, which the job itself reports
-            configs = {number: self._job_configs()[number] for number in together}
+        configs = self._accepted(together)
         return {
             first: {n: Requested(configs[n], tuple(self._jobs[n])) for n in others}
             for first, others in by_training(together, configs).items()
@@ -594,10 +615,11 @@ class _Launch:
             values = self._launcher_values
             array = SlurmArray(**values)
             array.setup(hydra_context=self._context, task_function=self._task, config=self._config)
+            accepted = self._accepted(range(len(self._jobs)))
             self._slurm = SlurmJobs(
                 self._folder,
                 self._jobs,
-                [_asked(config) for config in self._job_configs()],
+                [_asked(accepted.get(number), job) for number, job in enumerate(self._jobs)],
                 values,
                 array.submit,
                 self._reporter(),
@@ -635,7 +657,7 @@ class _Launch:
             return
         self._tell(self._on_begin, number)
         try:
-            self._task.run_in_child(number, self._config_of(number))
+            self._task.run_in_child(number, self._config_or_error(number))
         except Exception as error:  # such as a full disk; the other jobs are independent of it
             if self._gave_up is None:
                 self._give_up(error)
@@ -643,6 +665,13 @@ class _Launch:
         if self._folder.read(number)["status"] in ENDED:
             self._tell(self._on_end, number)
         self._tell_others(number)
+
+    def _config_or_error(self, number: int) -> RunConfig | RunnerError:
+        """Return the configuration of a job, or the error that the job has to report."""
+        try:
+            return self._config_of(number)
+        except RunnerError as error:
+            return error
 
     def _tell_others(self, number: int) -> None:
         """Tell of the jobs for which job ``number`` has evaluated."""

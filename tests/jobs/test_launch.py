@@ -170,6 +170,32 @@ def test_every_job_ends_in_its_way_and_is_told_once(
     assert "Traceback" in done.folder.log(5).read_text()
 
 
+@pytest.mark.parametrize("launcher", ELSEWHERE)
+def test_a_job_whose_words_are_refused_fails_alone(
+    tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
+    jobs = [[*own, f"tta={tta}"] for own in words(tmp_path, 0, 6) for tta in ("none", "flip")]
+    for refused in (["data.num_folds=5"], *[["mixup=nowhere"]] * (not launcher)):
+        jobs.insert(2, [*jobs[0][:2], *refused])
+    told: list[tuple[int, str]] = []
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        done = run_jobs(
+            jobs,
+            Work(sharing, answers(), can_share=True),
+            launcher,
+            tmp_path,
+            on_end=lambda number, outcome: told.append((number, outcome.status)),
+            is_quiet=True,
+        )
+    *refused, third, last = done.outcomes[2:]
+    good = [*done.outcomes[:2], third, last]
+    assert [one.status for one in good] == ["finished", "evaluated"] * 2
+    assert {(one.status, one.error_kind) for one in refused} == {("failed", "ConfigError")}
+    assert any("folds" in one.error for one in refused)
+    assert launcher or "has no option nowhere" in refused[0].error
+    assert sorted(told) == [(n, one.status) for n, one in enumerate(done.outcomes)]
+
+
 def test_jobs_that_are_not_quiet_have_the_terminal(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
