@@ -108,8 +108,8 @@ OPENED_ELSEWHERE = {
     "runner/report/page.py": ("(_HERE / name).read_text",),
     "runner/terminal/completion.py": ("path.read_bytes",),
     # Files of the system.
-    "runner/machine/hardware.py": ("Path('/proc/cpuinfo').read_text", "file.read_text",
-                                   "Path('/proc/self/cgroup').read_text"),
+    "runner/machine/control_groups.py": ("file.read_text", "Path('/proc/self/cgroup').read_text"),
+    "runner/machine/hardware.py": ("Path('/proc/cpuinfo').read_text",),
     "runner/records/sweep_folder.py": ("Path(f\"/proc/{job['pid']}/stat\").read_text",),
     "runner/loggers/copier.py": ("os.open",),
     "runner/terminal/command.py": ("os.open",),

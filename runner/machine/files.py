@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TextIO
 
 from runner.errors import StorageError
+from runner.machine.control_groups import allowed_memory
 
 _FIX = "outputs=FOLDER that you may write to, on a disk with space"
 _TEMPORARY = ".tmp-"
@@ -88,11 +89,15 @@ def stamp_of(status: os.stat_result) -> tuple[int, ...]:
 
 
 def memory() -> int:
-    """Return the memory of this machine in bytes; 8 GiB if the system does not tell."""
+    """Return the bytes of memory that this process may use; 8 GiB if the system does not tell.
+
+    That of the machine, or what its control groups allow, such as those of a container.
+    """
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):  # not every system has both names
-        return 2**33
+        found = 2**33
+    return min(found, allowed_memory() or found)
 
 
 def _regular(path: Path, flags: int) -> int:

@@ -5,13 +5,11 @@ Torch is imported only if it is needed, so that a finished run is reported immed
 
 import ctypes
 import json
-import math
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from runner.errors import ConfigError
 from runner.machine.children import answer_of_child, can_fork
+from runner.machine.control_groups import allowed_cores
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +29,6 @@ Precision = Literal["fp32", "bf16"]
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 _MOST_STAGED = 2**16  # bytes; from CUDA's documentation of its synchronization
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
-_GROUPS = Path("/sys/fs/cgroup")
 
 
 def num_cores() -> int:
@@ -45,7 +43,7 @@ def num_cores() -> int:
         found = len(os.sched_getaffinity(0))
     else:
         found = os.cpu_count() or 1
-    limits = (_cores_of_control_groups(), _cores_of_slurm(), _limit)
+    limits = (allowed_cores(), _cores_of_slurm(), _limit)
     return max(1, min([found, *(limit for limit in limits if limit is not None)]))
 
 
@@ -321,32 +319,6 @@ def _cores_of_slurm() -> int | None:
 def _whole_number(variable: str) -> int | None:
     text = os.environ.get(variable, "")
     return int(text) if re.fullmatch("[0-9]+", text) else None
-
-
-def _cores_of_control_groups() -> int | None:
-    """Return the cores whose time the control groups of this process allow; None without a limit.
-
-    Rounded up: half a core is worth using.
-    """
-    found = list[float]()
-    for path in _control_groups():
-        with suppress(OSError, ValueError):  # a quota of "max" is not a number
-            quota, period = map(int, " ".join(file.read_text() for file in path).split())
-            if quota > 0:  # version 1 has -1 for no limit
-                found.append(quota / period)
-    return max(1, math.ceil(min(found))) if found else None
-
-
-def _control_groups() -> Iterator[tuple[Path, ...]]:
-    """Yield the files that hold quota and period of each control group of this process."""
-    yield (_GROUPS / "cpu" / "cpu.cfs_quota_us", _GROUPS / "cpu" / "cpu.cfs_period_us")
-    with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            if line.startswith("0::/"):  # version 2
-                own = _GROUPS / line.removeprefix("0::/")
-                for group in (own, *own.parents):
-                    if group.is_relative_to(_GROUPS):
-                        yield (group / "cpu.max",)
 
 
 @cache

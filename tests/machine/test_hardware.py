@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from runner.errors import ConfigError
-from runner.machine import hardware
+from runner.machine import control_groups, files, hardware
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")
@@ -214,7 +214,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for variable in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(variable)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
-    monkeypatch.setattr(hardware, "_GROUPS", tmp_path)
+    monkeypatch.setattr(control_groups, "_GROUPS", tmp_path)
     monkeypatch.setattr(hardware, "_limit", None)
     return tmp_path
 
@@ -288,6 +288,29 @@ def test_the_closest_control_group_and_those_above_it_count(
     assert hardware.num_cores() == 8
     (own.parent / "cpu.max").write_text("400000 100000\n")
     assert hardware.num_cores() == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/cgroup")
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("memory.max", "max", 2**34),
+        ("memory.max", str(2**31), 2**31),  # docker run --memory=2g
+        ("memory.max", str(2**40), 2**34),  # more than the machine has
+        ("memory.max", "damaged", 2**34),
+        ("memory/memory.limit_in_bytes", str(2**31), 2**31),  # version 1
+        ("memory/memory.limit_in_bytes", str(2**63 - 4096), 2**34),  # its way to write no limit
+    ],
+)
+def test_memory_that_control_groups_allow(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str, expected: int
+) -> None:
+    pages = {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 2**22}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    assert files.memory() == 2**34
+    (machine / name).parent.mkdir(exist_ok=True)
+    (machine / name).write_text(f"{content}\n")
+    assert files.memory() == expected
 
 
 def test_a_launcher_limits_the_cores_of_its_jobs(machine: Path) -> None:
