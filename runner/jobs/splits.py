@@ -7,6 +7,7 @@ the same number again.
 """
 
 import json
+import resource
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ FEWEST_JOBS = 3
 """With fewer jobs, the measurement would take longer than it saves."""
 _SECONDS = 1.5  # seconds of the measurement of a split
 _LARGEST = 2**20  # bytes of the kept measurements
-_JOB_BYTES = 2**29  # of memory that a job is sure to take; all of them get at most half of it
+_PART = 2  # all jobs together get at most one in so many bytes of the memory
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,8 @@ def measured_split(
 
 
 def splits(cores: int) -> list[int]:
-    """Return the numbers of jobs at a time that are measured: one per core, and halves of that."""
-    most = max(1, memory() // 2 // _JOB_BYTES)
-    return [number for shift in range(cores.bit_length()) if (number := cores >> shift) <= most]
+    """Return the numbers of jobs at a time: from one to one per core, which is halved each time."""
+    return [cores >> shift for shift in reversed(range(cores.bit_length()))]
 
 
 def fastest(rates: Mapping[int, float], num_jobs: int) -> int:
@@ -105,26 +105,47 @@ def fastest(rates: Mapping[int, float], num_jobs: int) -> int:
 def _measured(
     config: RunConfig, rate_of: Callable[[RunConfig], Rate], cores: int
 ) -> dict[str, float]:
-    """Measure every split in children of a child: neither this process nor that one computes.
+    """Measure splits in children of a child: neither this process nor that one computes.
 
-    The child imports torch once for all of its children, and leaves this process without it.
+    The child imports torch once for all of its children, and leaves this process without it. One
+    job is measured first; more at a time only as long as memory suffices for them.
+
+    Raises:
+        RuntimeError: nothing could be measured, with the reason.
     """
 
     def measure() -> str:
         rate = rate_of(config)
 
-        def total(at_once: int) -> float:
+        def measured(at_once: int) -> list[tuple[float, int]]:
             begin, end = Barrier(), Barrier()
 
             def ask() -> str:
-                return str(rate(max(1, cores // at_once), begin, end, _SECONDS))
+                return json.dumps((rate(max(1, cores // at_once), begin, end, _SECONDS), _peak()))
 
-            return sum(map(float, answers_of_children([ask] * at_once, (begin, end))))
+            return [*map(json.loads, answers_of_children([ask] * at_once, (begin, end)))]
 
-        return json.dumps({str(at_once): total(at_once) for at_once in splits(cores)})
+        found, most = dict[int, float](), 1
+        for at_once in splits(cores):
+            if at_once > most:
+                break
+            try:
+                rates, peaks = zip(*measured(at_once), strict=True)
+            except RuntimeError:  # such as memory that does not suffice
+                if not found:
+                    raise
+                break
+            found[at_once] = sum(rates)
+            most = memory() // _PART // max(peaks)
+        return json.dumps(found)
 
     found: dict[str, float] = json.loads(answer_of_child(measure))
     return found
+
+
+def _peak() -> int:
+    """Return the most memory that this process has used, in bytes."""
+    return 2**10 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
 
 
 def _shown(rates: Mapping[int, float], cores: int) -> str:

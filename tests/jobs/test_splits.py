@@ -47,14 +47,15 @@ def test_the_fastest_split(rates: dict[int, float], num_jobs: int, expected: int
     assert fastest(rates, num_jobs) == expected
 
 
-def test_splits_are_halves_that_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splits, "memory", lambda: 2**40)
-    assert splits.splits(16) == [16, 8, 4, 2, 1]
-    assert splits.splits(6) == [6, 3, 1]
-    monkeypatch.setattr(splits, "memory", lambda: 2**32)  # 4 GiB
-    assert splits.splits(16) == [4, 2, 1]
-    monkeypatch.setattr(splits, "memory", lambda: 2**20)
-    assert splits.splits(16) == [1]
+def test_splits_are_halves() -> None:
+    assert splits.splits(16) == [1, 2, 4, 8, 16]
+    assert splits.splits(6) == [1, 3, 6]
+
+
+@pytest.fixture(autouse=True)
+def small_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that take little memory: these are forks of the process of the tests."""
+    monkeypatch.setattr(splits, "_peak", lambda: 2**20)
 
 
 @pytest.fixture
@@ -127,6 +128,32 @@ def test_a_measurement_is_kept_for_the_same_work_alone(composed: Composed, tmp_p
         assert measured_split(config, rates, 2, 8) == first
         assert len(rates.lines) == before + 3
     assert len(json.loads(kept.read_text())) == 1
+
+
+def short_of_memory(config: RunConfig) -> Rate:
+    def rate(threads: int, *_: Any) -> float:
+        if threads < 4:
+            raise MemoryError("DefaultCPUAllocator: not enough memory")
+        return 100.0
+
+    return rate
+
+
+def test_more_jobs_at_a_time_than_memory_suffices_for_are_not_chosen(
+    config: RunConfig, composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = measured_split(config, short_of_memory, 16, 16)
+    assert found is not None
+    assert (found.at_once, found.threads) == (4, 4)
+    assert "400 images/s by 4 × 4 (jobs" in found.note
+    rates = Measured(tmp_path / "log", dict.fromkeys((1, 2, 4, 8, 16), 100.0))
+    for peak, at_once in ((2**30, 4), (2**32 + 1, 1), (2**40, 1)):
+        monkeypatch.setattr(splits, "_peak", lambda peak=peak: peak)
+        monkeypatch.setattr(splits, "memory", lambda: 2**33)  # of which jobs may have half
+        config = composed(f"outputs={tmp_path / str(peak)}", "device=cpu")
+        found = measured_split(config, rates, 16, 16)
+        assert found is not None
+        assert found.at_once == at_once
 
 
 def fails(config: RunConfig) -> Rate:
