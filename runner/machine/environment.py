@@ -77,7 +77,7 @@ def environment(device: "torch.device", precision: str, processes: Processes) ->
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "onednn": bool(torch.backends.mkldnn.enabled),
         "cudnn": torch.backends.cudnn.version() if on_gpu else None,  # type: ignore[no-untyped-call]
-        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        **({"cudnn_deterministic": torch.backends.cudnn.deterministic} if on_gpu else {}),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
 
@@ -85,12 +85,13 @@ def environment(device: "torch.device", precision: str, processes: Processes) ->
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """List the differences that may change the last bits of a result, as ``key before → now``.
 
-    A key that ``before`` lacks, because an earlier version wrote it, is not a difference.
+    A key that one of them lacks is not a difference: an earlier version wrote ``before``, or the
+    key has no effect on the device.
     """
     found = [
         f"{key} {before[key]} → {now[key]}"
         for key in _DECISIVE
-        if key in before and before[key] != now[key]
+        if key in before and key in now and before[key] != now[key]
     ]
     old, new = before.get("variables"), now["variables"]
     if isinstance(old, dict):

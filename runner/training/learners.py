@@ -215,6 +215,7 @@ def trained_learner(
         precision = bundle.evaluated.precision
         if precision == "bf16":
             precision = used_precision("auto", str(place))
+    set_determinism(precision)
     groups = [list(model.parameters())]
     return Learner(
         model,

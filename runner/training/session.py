@@ -27,7 +27,7 @@ from runner.records.identity import evaluation_identity
 from runner.records.run_folder import RunFolder
 from runner.terminal.display import Display
 from runner.training.experiment import Experiment
-from runner.training.learners import build_learner, set_determinism, trained_learner
+from runner.training.learners import build_learner, trained_learner
 from runner.training.loop import Training
 from runner.training.memory import ran_out
 from runner.training.meter import Meter
@@ -289,7 +289,6 @@ def _finished_learner(
         code=experiment.idea.file if needs_code else None,
         processes=processes,
     )
-    set_determinism(learner.precision)
     if experiment.config.compile != "none":
         learner.model.compile(mode=experiment.config.compile, dynamic=False)
     return learner

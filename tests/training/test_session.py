@@ -54,6 +54,7 @@ from runner.machine.locks import locked
 from runner.machine.processes import Processes
 from runner.machine.signals import Interrupted, raise_on_signals
 from runner.records import checkpoint, run_folder
+from runner.records.bundle import read_bundle
 from runner.records.run_folder import RunFolder
 from runner.terminal.display import Display
 from runner.training import learners, loop, session
@@ -676,6 +677,18 @@ def test_a_run_that_diverges_is_marked_failed(tmp_path, batch_size):
 def test_fp32_means_fp32_and_equal_bits_on_a_gpu_too(precision):
     build_learner(small_config(precision=precision), small_dataset())
     assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.deterministic == (precision == "fp32")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_network_that_is_loaded_computes_as_deterministically_as_it_was_trained(
+    finished, monkeypatch, precision
+):
+    folder, result = finished
+    monkeypatch.setattr(learners, "build_model", small_model)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", precision != "fp32")
+    bundle = read_bundle(folder.path / "bundle", result["bundle"])
+    learners.trained_learner(bundle, device="cpu", precision=precision, threads=1)
     assert torch.backends.cudnn.deterministic == (precision == "fp32")
 
 
