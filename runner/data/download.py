@@ -90,12 +90,16 @@ def fetch(
         )
     if destination.exists():
         return destination
+    if progress is not None:
+        progress(0, None)  # may refuse to begin, or to wait for another process
     part = _sibling(destination, ".part")
     with (
         turn(_sibling(destination, ".lock"), f"downloading {destination.name}"),
         _storage_errors(part),
     ):
         if destination.exists():  # another process fetched it while this one waited
+            if progress is not None:
+                progress(1, 1)
             return destination
         _receive_patiently(url, part, destination, progress)
         with open_regular(part) as file:

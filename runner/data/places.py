@@ -61,9 +61,12 @@ def unpacked(
     place = _place_of(archive, content, cache)
     if _damage(place) == "":
         return place
-    with turn(place.with_name(f"{place.name}.check.lock"), f"unpacking {archive.name}"):
+    what = f"unpacking {archive.name}"
+    progress(what, 0, 0)  # may refuse to begin, or to wait for another process
+    with turn(place.with_name(f"{place.name}.check.lock"), what):
         damage = _damage(place)
         if damage == "":
+            progress(what, 1, 1)
             return place
         if damage is not None:
             note(f"{archive.name} is unpacked again ({damage}): {place}")
@@ -71,7 +74,7 @@ def unpacked(
         unpack(
             archive,
             place,
-            progress=lambda done, total: progress(f"unpacking {archive.name}", done, total or 0),
+            progress=lambda done, total: progress(what, done, total or 0),
         )
         if _remembered_content(archive, cache) != content:
             discard(place)

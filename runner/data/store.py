@@ -46,7 +46,10 @@ _FILES = ("pixels.u8", "offsets.npy", "shapes.npy", "survey.json")
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
-"""A function called with the name of the work, the number of images done, and their total."""
+"""A function called with the name of the work, the number of images done, and their total.
+
+It is called before the work begins, or the wait for a process that does it, and may raise then.
+"""
 
 
 class Store(Protocol):
@@ -155,6 +158,7 @@ def content_digests(images: Images, folder: Path, progress: Progress) -> list[st
         if remembered is not None:
             return list(remembered)
     except DamagedError as error:
+        progress("reading images", 0, len(images))  # may refuse to begin
         note(f"the digests of the images in the cache are damaged ({error}) and made again: {path}")
 
     def digest(index: int) -> str:
@@ -189,6 +193,7 @@ def deep_values(
         if known is not None:
             return _values_by_index(known["deep"]), int(known["others"])
     except DamagedError as error:
+        progress("reading headers", 0, len(images))  # may refuse to begin
         note(f"the values of deep images in the cache are damaged ({error}) and read again: {path}")
 
     def values(index: int) -> Values | bool:
@@ -251,6 +256,7 @@ def open_store(
     try:  # needs no lock: a folder appears whole
         store, survey = _read(target, key)
     except (FileNotFoundError, DamagedError):
+        progress("decoding images", 0, len(images))  # may refuse to wait for another process
         with turn(target.with_name(target.name + ".lock"), "decoding the images"):
             store, survey = _read_or_build(streamed, target, key, cached, progress)
     return (store if cached else streamed), survey
@@ -261,7 +267,9 @@ def _read_or_build(
 ) -> tuple[CachedStore, Survey]:
     """For the process that holds the lock; another one may have built the folder before."""
     try:
-        return _read(target, key)
+        found = _read(target, key)
+        progress("decoding images", len(streamed.images), len(streamed.images))
+        return found
     except FileNotFoundError:
         pass
     except DamagedError as error:
@@ -349,7 +357,12 @@ def _build(
 def _in_threads(
     work: Callable[[int], T], count: int, what: str, progress: Progress
 ) -> Generator[T, None, None]:
-    """Yield ``work(0)`` to ``work(count - 1)`` in order, computed a bounded number ahead."""
+    """Yield ``work(0)`` to ``work(count - 1)`` in order, computed a bounded number ahead.
+
+    ``progress`` is called before the first one, too, so that it can refuse the work by raising.
+    """
+    if count:
+        progress(what, 0, count)
     workers = num_cores()
     pending = iter(range(count))
     with ThreadPoolExecutor(workers) as pool:

@@ -1,13 +1,17 @@
 """A data set that is kept for children of a process: read once, and only if that takes no work."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from runner.config.schema import Data
 from runner.data import shared
 from runner.data.dataset import load_dataset
+from runner.data.images import FileImages
+from runner.machine.locks import locked
 from runner.training.finished import refuse_work
 
 DATA = Data()
@@ -42,6 +46,41 @@ def test_data_that_takes_work_is_left_to_the_job(tmp_path: Path) -> None:
         shared.keep_dataset(DATA, 28, tmp_path, refuse_work)
     assert type(caught.value).__name__ == "_UnreadError"
     assert shared.kept_dataset(DATA, 28, tmp_path) is None
+
+
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_a_small_set_that_is_not_decoded_is_left_to_the_job_at_once(
+    tmp_path: Path,
+    tiny_folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    is_locked: bool,
+) -> None:
+    data, cache = Data(name="folder", root=str(tiny_folder), batch_size=8), tmp_path / "cache"
+    with ExitStack() as stack:
+        if is_locked:  # by another process, which decodes
+            load_dataset(data, 16, cache, lambda *_: None)
+            (decoded,) = (cache / "decoded").glob("*px-*[0-9a-f]")
+            decoded.rename(tmp_path / "elsewhere")
+            stack.enter_context(locked(decoded.with_name(f"{decoded.name}.lock")))
+        monkeypatch.setattr(FileImages, "open", mock.Mock(side_effect=AssertionError))
+        monkeypatch.setattr(FileImages, "content", mock.Mock(side_effect=AssertionError))
+        with pytest.raises(Exception, match=r"images") as caught:
+            shared.keep_dataset(data, 16, cache, refuse_work)
+    assert type(caught.value).__name__ == "_UnreadError"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_download_of_another_process_is_not_waited_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        locked(tmp_path / "downloads" / "imagenette2-160.tgz.lock"),
+        pytest.raises(Exception, match=r"downloading") as caught,
+    ):
+        shared.keep_dataset(Data(name="imagenette"), 16, tmp_path, refuse_work)
+    assert type(caught.value).__name__ == "_UnreadError"
+    assert capfd.readouterr() == ("", "")
 
 
 def test_images_that_are_decoded_again_each_time_are_not_kept(tmp_path: Path) -> None:
