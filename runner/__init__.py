@@ -7,7 +7,7 @@ In Python and notebooks: ``runner.train``, ``runner.compare``, ``runner.load_run
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from runner.machine.system import prepare_apple_gpu, require_system
+from runner.machine.system import limit_spinning, prepare_apple_gpu, require_system
 
 if TYPE_CHECKING:
     from runner.api.functions import load_model, load_runs
@@ -18,6 +18,7 @@ __all__ = ["Comparison", "Run", "Runs", "compare", "load_model", "load_runs", "t
 
 require_system()  # first of all, because the other modules cannot be imported on every system
 prepare_apple_gpu()
+limit_spinning()
 
 
 def __getattr__(name: str) -> Any:

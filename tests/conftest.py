@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # it imports torch, which the process that only hands out tes
 
 # Tests work on tiny tensors, for which more threads are no gain; read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where a test has more threads, they leave the cores to the other tests while they wait.
+os.environ["GOMP_SPINCOUNT"] = "0"
 # A shell without job control starts what it leaves in the background with SIGINT ignored, and nohup
 # with SIGHUP. Processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

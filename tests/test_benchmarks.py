@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import augmentations, gpu, growth, measure, memory, precision
+from benchmarks import augmentations, gpu, growth, measure, memory, precision, spinning
 from benchmarks.measure import Spread, Worker, ratio, throughput
 from benchmarks.own_worker import OwnTraining
 from runner.errors import ProcessError
@@ -21,8 +22,8 @@ from runner.models import build_model
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
-    "augmentations", "evaluate", "gpu", "growth", "memory", "precision", "price", "startup",
-    "sweep", "throughput", "time_to_accuracy", "tta_arms", "verdict",
+    "augmentations", "evaluate", "gpu", "growth", "memory", "precision", "price", "spinning",
+    "startup", "sweep", "throughput", "time_to_accuracy", "tta_arms", "verdict",
 )  # fmt: skip
 
 FAKE = """
@@ -467,3 +468,39 @@ def test_torch_still_marks_blocks_with_a_name() -> None:
     marks = {each.name: each.is_user_annotation for each in profile.events() or ()}
     assert marks["Optimizer.step#AdamW.step"]
     assert not any(mark for name, mark in marks.items() if name.startswith("aten::"))
+
+
+def test_two_trainings_at_a_time_overlap_and_add_up() -> None:
+    both = Barrier(2, timeout=20)
+
+    def ask(command: str, steps: int) -> dict[str, float]:
+        both.wait()  # a training that waits for the end of the other one breaks it
+        return {"seconds": 2.0, "images": 10.0 * steps}
+
+    assert spinning.rate([SimpleNamespace(ask=ask)] * 2, steps=3) == 30.0
+
+
+def test_spinning_gives_each_value_to_its_own_trainings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = []
+
+    class Training:
+        def __init__(self, command: Any, settings: Any, log: Path, variables: Any) -> None:
+            self.seconds = float(variables["GOMP_SPINCOUNT"])
+            given.append(settings["words"])
+
+        def ask(self, command: str, steps: int) -> dict[str, float]:
+            return {"seconds": self.seconds, "images": 60.0}
+
+        def __enter__(self) -> "Training":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(spinning, "Worker", Training)
+    found = spinning.measured(["3", "5"], ["seed=4"], 0.1, 2, tmp_path / "log")
+    assert given == [["seed=4"]] * 4
+    assert found["3"]["alone"].values == found["3"]["with a busy program"].values == (20.0, 20.0)
+    assert found["5"]["two at a time"].values == (24.0, 24.0)

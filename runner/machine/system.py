@@ -7,6 +7,8 @@ from pathlib import PurePath
 from runner.errors import ConfigError
 
 _REFUSED = {"win32": "Windows"}
+SPINS = "5000"
+"""Rounds of a waiting thread before it sleeps."""
 
 
 def require_system() -> None:
@@ -45,3 +47,14 @@ def prepare_apple_gpu() -> None:
     """
     if sys.platform == "darwin":
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+
+
+def limit_spinning() -> None:
+    """Let threads of torch that wait for each other give their cores away; before torch's import.
+
+    GNU's OpenMP, which torch has on Linux, reads the variables once, when it is loaded. By default
+    a thread turns 300,000 rounds before it sleeps, milliseconds that are lost to whatever else
+    runs on its core. What was measured is in ``benchmarks/NOTES.md``.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPINS

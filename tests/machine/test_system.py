@@ -94,3 +94,23 @@ def test_torch_computes_on_the_cpu_what_an_apple_gpu_cannot(
     os.environ[name] = "0"  # the user's choice stays
     system.prepare_apple_gpu()
     assert os.environ[name] == "0"
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, system.SPINS),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    ],
+)
+def test_threads_that_wait_sleep_sooner_unless_the_user_decided(
+    variables: dict[str, str], expected: str | None
+) -> None:
+    """Seen in the environment in which torch is imported, whichever way the program starts."""
+    program = "import os, runner; print(os.environ.get('GOMP_SPINCOUNT'))"
+    unset = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**unset, **variables}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(expected)
