@@ -2,14 +2,20 @@
 
 Torch's third-party device type gets the name ``fakegpu``. A tensor there is a wrapper around a
 tensor of the CPU, on which every operation is really computed, so a training on it has the numbers
-of the CPU. Three things are as on a real GPU:
+of the CPU. Four things are as on a real GPU:
 
-* an operation that mixes its tensors with those of the CPU raises, single numbers aside;
-* within :func:`no_waits`, so does every operation that waits until the GPU has done all that is
-  queued: ``.item()``, ``bool(tensor)``, ``.cpu()``, a blocking copy to it, an index by a mask, …;
+* an operation that mixes its tensors with those of the CPU raises, single numbers in pointwise
+  operations aside;
+* within :func:`no_waits`, so does what is known here to wait until the GPU has done all that is
+  queued: numbers that are read (``.item()``, ``bool(tensor)``, ``print``, …), results whose size
+  depends on values, checks of linear algebra, and copies as CUDA documents them: blocking ones,
+  uploads above 64 KB from memory that is not pinned, and downloads to memory that is not pinned;
+* memory of the CPU is pinned by ``pin_memory()`` and by ``.to("cpu", non_blocking=True)``;
 * ``.numpy()`` raises.
 
-Only mixed precision is not imitated.
+It does not know everything that waits on a real GPU: what operations do inside, such as some of
+``torch.linalg``, is known for those in the list only; neither are waits for memory imitated
+(``cudaMalloc``, pinning itself), nor mixed precision.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,18 +29,25 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
+from runner.machine import hardware
+
 NAME = "fakegpu"
-IS_POSSIBLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
-"""Torch has had what this needs since 2.10."""
 
 aten = torch.ops.aten
-_WAITING = {
-    aten._local_scalar_dense.default: "a number is read",
-    aten.equal.default: "a comparison is read",
-    aten.nonzero.default: "the number of results is read",
-    aten.masked_select.default: "the number of results is read",
-    aten._unique2.default: "the number of results is read",
-}
+_READS = {torch.Tag.data_dependent_output: "a value", torch.Tag.dynamic_output_shape: "a size"}
+"""Tags by which torch itself marks operations that read values, and what they read."""
+_CHECKED_INSIDE = {
+    aten._linalg_check_errors.default, aten._linalg_svd.default, aten._linalg_eigh.default,
+    aten.linalg_eig.default, aten.linalg_lstsq.default,
+    aten.multinomial.default, aten.histc.default, aten.unique_dim_consecutive.default,
+    aten.normal.Tensor_Tensor, aten.normal.float_Tensor,
+}  # fmt: skip
+"""Operations that read values, too, but have no such tag."""
+_WITH_NUMBERS = {
+    aten.masked_fill.Tensor, aten.masked_fill_.Tensor, aten.fill.Tensor, aten.fill_.Tensor,
+}  # fmt: skip
+"""Operations that are not pointwise and take a single number of the CPU."""
+_INDEX = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default)
 
 
 class WaitError(RuntimeError):
@@ -96,6 +109,7 @@ class GpuTensor(Tensor):
         return self.inner.tolist()
 
     def __repr__(self, **_: Any) -> str:  # pytest prints tensors of failed tests
+        _wait("values are printed")
         return f"GpuTensor({tuple(self.shape)}, {self.dtype})"
 
 
@@ -110,6 +124,10 @@ class FakeGpu(TorchDispatchMode):
 
 def _computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if func is aten.is_pinned.default:
+        return _is_pinned(args[0])
+    if func in (aten.pin_memory.default, aten._pin_memory.default):
+        return _pinned(args[0])
     on_gpu = [leaf for leaf in leaves if isinstance(leaf, GpuTensor)]
     asked = kwargs.get("device")
     target = None if asked is None else torch.device(asked).type
@@ -122,16 +140,15 @@ def _computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return _copied(args[0], target, kwargs)
     if func is aten.copy_.default:
         return _copied_into(args[0], args[1], *args[2:], **kwargs)
-    if func in _WAITING:
-        _wait(_WAITING[func])
-    if func in (aten.index.Tensor, aten.index_put_.default, aten.index_put.default):
-        _check_index(args[1])
-    elif any(leaf.ndim > 0 and not isinstance(leaf, GpuTensor) for leaf in leaves):
-        raise MixedError(f"{func} has tensors of the GPU and of the CPU")
+    if func in _INDEX:
+        _check_index(*args[:3])
+    else:
+        _check_reads(func, kwargs)
+        _check_devices(func, args, leaves)
     if target == NAME:
         kwargs = {**kwargs, "device": "cpu"}
     found = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
-    if func is aten._local_scalar_dense.default or func is aten.equal.default:
+    if torch.Tag.data_dependent_output in func.tags:
         return found
     # A view of a tensor of training is one, too, although an evaluation makes it.
     is_view = any(each.alias_info is not None for each in func._schema.returns)
@@ -145,29 +162,97 @@ def _inner(leaf: Any) -> Any:
     return leaf.inner if isinstance(leaf, GpuTensor) else leaf
 
 
-def _copied(source: Tensor, target: str | None, kwargs: Mapping[str, Any]) -> Tensor:
-    """``source.to(…)``: a blocking copy between the devices waits."""
-    is_to_gpu = target == NAME or target is None
-    if is_to_gpu != isinstance(source, GpuTensor) and not kwargs.get("non_blocking"):
-        _wait("a blocking copy")
-    more = {name: value for name, value in kwargs.items() if name not in ("device", "non_blocking")}
-    copied: Tensor = aten._to_copy.default(_inner(source), **more)
-    return GpuTensor(copied) if is_to_gpu else copied
+def _check_reads(func: Any, kwargs: Mapping[str, Any]) -> None:
+    if kwargs.get("output_size") is not None:  # of repeat_interleave
+        return
+    for tag, what in _READS.items():
+        if tag in func.tags:
+            _wait(f"{func} reads {what}")
+    if func in _CHECKED_INSIDE:
+        _wait(f"{func} checks values")
 
 
-def _copied_into(into: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    if isinstance(into, GpuTensor) != isinstance(source, GpuTensor) and not non_blocking:
-        _wait("a blocking copy")
-    _inner(into).copy_(_inner(source))
-    return into
+def _check_devices(func: Any, args: Sequence[Any], leaves: Sequence[Tensor]) -> None:
+    of_cpu = [leaf for leaf in leaves if not isinstance(leaf, GpuTensor)]
+    takes_numbers = torch.Tag.pointwise in func.tags or func in _WITH_NUMBERS
+    is_changed = func._schema.name.endswith("_") and any(args[0] is leaf for leaf in of_cpu)
+    if is_changed or any(leaf.ndim > 0 or not takes_numbers for leaf in of_cpu):
+        raise MixedError(f"{func} has tensors of the GPU and of the CPU")
+    if of_cpu and func is aten.where.self:
+        _wait("a number is copied to the GPU")
 
 
-def _check_index(indices: Sequence[Tensor | None]) -> None:
+def _check_index(
+    indexed: Tensor, indices: Sequence[Tensor | None], value: Tensor | None = None
+) -> None:
+    if not isinstance(indexed, GpuTensor):
+        raise MixedError("a tensor of the CPU is indexed by one of the GPU")
     for index in indices:
         if index is not None and index.dtype in (torch.bool, torch.uint8):
             _wait("the number of elements of a mask is read")
         if index is not None and not isinstance(index, GpuTensor):
             _wait("an index is copied to the GPU")
+    if value is not None and not isinstance(value, GpuTensor):
+        if value.ndim > 0:
+            raise MixedError("values of the CPU for a tensor of the GPU")
+        _wait("a number is copied to the GPU")
+
+
+def _copied(source: Tensor, target: str | None, kwargs: Mapping[str, Any]) -> Tensor:
+    """``source.to(…)``; torch pins the memory for what is copied to the CPU without waiting."""
+    is_to_gpu = target == NAME or target is None
+    is_non_blocking = bool(kwargs.get("non_blocking"))
+    more = {name: value for name, value in kwargs.items() if name not in ("device", "non_blocking")}
+    copied: Tensor = aten._to_copy.default(_inner(source), **more)
+    if not is_to_gpu and is_non_blocking:
+        _mark_pinned(copied)
+    found = GpuTensor(copied) if is_to_gpu else copied
+    _check_copy(found, source, is_non_blocking)
+    return found
+
+
+def _copied_into(into: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    _check_copy(into, source, non_blocking)
+    _inner(into).copy_(_inner(source))
+    return into
+
+
+def _check_copy(into: Tensor, source: Tensor, is_non_blocking: bool) -> None:
+    """A copy between the devices waits as CUDA documents; without pinned memory it mostly does."""
+    is_upload = isinstance(into, GpuTensor)
+    if is_upload == isinstance(source, GpuTensor):
+        return
+    if not is_non_blocking:
+        _wait("a blocking copy")
+    # Torch converts to another type before the copy, and to another order of elements on the CPU if
+    # its tensor is not contiguous: there in memory that is not pinned.
+    on_cpu, is_same_type = source if is_upload else into, into.dtype == source.dtype
+    is_direct = is_same_type and _strides(into) == _strides(source)
+    is_direct |= on_cpu.is_contiguous() and (is_same_type or not is_upload)
+    is_pinned = is_direct and _is_pinned(on_cpu)
+    if not is_pinned and not (is_upload and into.nbytes <= hardware._MOST_STAGED):
+        _wait("a copy with memory that is not pinned")
+
+
+def _strides(tensor: Tensor) -> list[int]:
+    """Of the dimensions in which there is more than one element."""
+    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+
+
+def _is_pinned(tensor: Tensor) -> bool:
+    return not isinstance(tensor, GpuTensor) and hasattr(tensor.untyped_storage(), "pinned")
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    if _is_pinned(tensor):
+        return tensor
+    copied = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor)
+    _mark_pinned(copied)
+    return copied
+
+
+def _mark_pinned(tensor: Tensor) -> None:
+    tensor.untyped_storage().pinned = True  # type: ignore[attr-defined]
 
 
 class _Backend(ModuleType):

@@ -229,7 +229,7 @@ def on_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
     CUDA stages small copies. Larger ones wait unless their memory is pinned. On an Apple GPU, the
     copy must wait: it would read memory that may be freed before (pytorch/pytorch#189690).
     """
-    is_upload = device.type == "cuda" and tensor.device.type == "cpu"
+    is_upload = tensor.device.type == "cpu" and device.type not in ("cpu", "mps")
     if is_upload and tensor.nbytes > _MOST_STAGED:
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking="mps" not in (device.type, tensor.device.type))
