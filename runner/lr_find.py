@@ -63,11 +63,10 @@ def range_test(learner: "Learner", dataset: "Dataset", config: RunConfig) -> Ran
         DataError: there are fewer images than one batch.
         TrainingError: the loss of the first step is not finite.
     """
-    import torch
-
     from runner.training.loop import Training
     from runner.training.optim import freeze_body
     from runner.training.schedule import plan
+    from runner.training.step import kept_generators
 
     stage = replace(
         plan(config, len(dataset.train))[-1],
@@ -79,7 +78,7 @@ def range_test(learner: "Learner", dataset: "Dataset", config: RunConfig) -> Ran
     before = copy.deepcopy(learner.model.state_dict())
     was_training = learner.model.training
     try:
-        with torch.random.fork_rng():
+        with kept_generators(learner.device):
             return _followed(Training(learner, dataset, [stage], config))
     finally:
         freeze_body(learner.model, learner.groups, frozen=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -155,6 +156,15 @@ def small_network(num_outputs: int = len(CLASSES), *, seed: int = 0) -> nn.Seque
             nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_outputs)),
         )
     return network.to(memory_format=torch.channels_last)  # as every network is placed
+
+
+def generators_asked_for(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of which of two pretended GPUs the generator is read from now on, which initializes CUDA."""
+    asked: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", asked.append)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
+    return asked
 
 
 def small_preprocess(**changes: Any) -> Preprocess:

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import small_config, small_dataset, small_learner, small_network
+from small import (
+    generators_asked_for,
+    small_config,
+    small_dataset,
+    small_learner,
+    small_network,
+)
 
 from runner.config.schema import Data, Optim, RunConfig
 from runner.errors import DataError, TrainingError
@@ -53,14 +59,16 @@ def test_suggestions_equal_fastais() -> None:
             assert ours[name] == pytest.approx(float(suggested))
 
 
-def test_the_network_and_the_random_state_are_as_before() -> None:
+def test_the_network_and_the_random_state_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     config, dataset = small_config(), small_dataset()
     learner = small_learner(small_network())
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    asked = generators_asked_for(monkeypatch)
     torch.manual_seed(3)
     state = torch.random.get_rng_state()
     test = range_test(learner, dataset, config)
     assert torch.equal(torch.random.get_rng_state(), state)
+    assert asked == []
     for name, tensor in learner.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert all(parameter.grad is None for parameter in learner.model.parameters())

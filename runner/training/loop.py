@@ -32,6 +32,7 @@ from runner.training.step import (
     Learner,
     Update,
     after_step,
+    kept_generators,
     require_finite,
     seed_global_generators,
     source_pixels,
@@ -275,7 +276,7 @@ def _require_statistics(learner: Learner, stages: Sequence[Stage], config: RunCo
             key, value, fix = "accumulate.steps", steps, stage.batch_size // 2
         trial = copy.deepcopy(learner.model).train()
         try:
-            with torch.random.fork_rng(), torch.no_grad(), learner.autocast():
+            with kept_generators(learner.device), torch.no_grad(), learner.autocast():
                 trial(torch.zeros(1, 3, size, size, device=learner.device))
         except ValueError as error:
             name = "micro-batch" if stage.batch_size > 1 else "batch"

@@ -1,7 +1,7 @@
 """A training step, from pixels to updated weights; the code is in the order in which it runs."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -323,6 +323,19 @@ def restore_generators(device: torch.device, states: Sequence[Tensor]) -> None:
         torch.mps.set_rng_state(of_gpu)
     for generator, state in zip(_global_generators(device), states, strict=True):
         generator.set_state(state)
+
+
+@contextmanager
+def kept_generators(device: torch.device) -> Iterator[None]:
+    """Restore the generators that layers draw from after the block.
+
+    ``torch.random.fork_rng`` would look for those of every GPU, and initialize CUDA.
+    """
+    states = generator_states(device)
+    try:
+        yield
+    finally:
+        restore_generators(device, states)
 
 
 def _global_generators(device: torch.device) -> list[torch.Generator]:

@@ -9,6 +9,7 @@ import torch
 from small import (
     INCEPTION,
     STANDARD,
+    generators_asked_for,
     small_config,
     small_dataset,
     small_learner,
@@ -19,6 +20,7 @@ from small import (
 from torch import nn
 
 from runner.config.schema import (
+    Accumulate,
     Augment,
     Budget,
     Data,
@@ -283,6 +285,20 @@ def test_a_batch_of_one_image_that_leaves_one_value_of_a_channel_is_refused(word
     assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
     larger = replace(config, resize=Resize(size=64))
     Training(learner, small_dataset(), plan(larger, 12), larger)  # two pixels are enough
+
+
+def test_a_trial_of_one_image_draws_nothing(monkeypatch):
+    config = small_config(accumulate=Accumulate(steps=8))
+    model = small_network()
+    model[2].insert(2, nn.Dropout(0.5))
+    learner = small_learner(model)
+    asked = generators_asked_for(monkeypatch)
+    state = torch.random.get_rng_state()
+    Training(learner, small_dataset(), plan(config, 33), config)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert asked == []
+    learner.model.train()(torch.zeros(1, 3, 16, 16))  # negative control
+    assert not torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_a_loss_that_is_not_finite_is_told_with_the_last_finite_one_and_its_images(monkeypatch):
