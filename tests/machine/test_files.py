@@ -291,7 +291,8 @@ def test_whether_a_folder_can_be_written_is_known_without_making_it(tmp_path, be
 
 
 @pytest.mark.parametrize("is_refused", [False, True])
-def test_the_drive_is_flushed_where_the_system_can(tmp_path, monkeypatch, is_refused):
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_the_drive_is_flushed_where_the_system_can(tmp_path, monkeypatch, is_refused, is_folder):
     calls = []
 
     def flush(descriptor, command):
@@ -302,7 +303,10 @@ def test_the_drive_is_flushed_where_the_system_can(tmp_path, monkeypatch, is_ref
     monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
     monkeypatch.setattr(fcntl, "fcntl", flush)
     monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("fsync"))
-    write_synced(tmp_path / "file", b"content")
+    if is_folder:
+        sync_folder(tmp_path)
+    else:
+        write_synced(tmp_path / "file", b"content")
     assert calls == ([51, "fsync"] if is_refused else [51])
 
 
