@@ -32,6 +32,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 ASKED_FOR = {
     "slow": "takes minutes: run with -m slow",
     "whole": "what .ci/run adds: run with -m whole",
+    # Some fill the memory of the GPU, which fails other tests that run at the same time.
+    "gpu": "needs a GPU for itself: run with -m gpu",
 }
 
 

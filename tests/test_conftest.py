@@ -39,3 +39,36 @@ def test_tests_of_a_gpu_and_single_files_run_in_one_process(
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     found = pytestconfig.hook.pytest_xdist_auto_num_workers(config=asked)
     assert found == (0 if is_one_process else 3)
+
+
+@pytest.mark.parametrize(
+    ("markers", "skipped"),
+    [
+        ("", {"slow", "whole", "gpu"}),
+        ("gpu", {"slow", "whole"}),
+        ("whole", {"slow", "gpu"}),
+        ("slow or gpu", {"whole"}),
+    ],
+)
+def test_what_nobody_asks_for_is_skipped(
+    pytestconfig: pytest.Config, markers: str, skipped: set[str]
+) -> None:
+    found = set()
+
+    class Item:
+        def __init__(self, marker: str) -> None:
+            self.marker = marker
+
+        def get_closest_marker(self, name: str) -> bool:
+            return name == self.marker
+
+        def add_marker(self, mark: pytest.MarkDecorator) -> None:
+            assert mark.name == "skip"
+            found.add(self.marker)
+
+    items = [Item(marker) for marker in ("slow", "whole", "gpu", "peers")]
+    (plugin,) = (
+        each for each in pytestconfig.pluginmanager.get_plugins() if hasattr(each, "ASKED_FOR")
+    )
+    plugin.pytest_collection_modifyitems(options(markers=markers), items)
+    assert found == skipped
