@@ -68,16 +68,13 @@ class KeptSquares:
     Attributes:
         key: the key; None to keep nothing.
         most_bytes: largest number of bytes; the batches that do not fit are not kept.
+        num_bytes: bytes of the kept squares.
     """
 
     key: SquaresKey | None
     most_bytes: int
+    num_bytes: int = 0
     _batches: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the kept squares."""
-        return sum(batch.nbytes for batch in self._batches.values())
 
     def has(self, view: View, first_row: int) -> bool:
         """Return whether the squares of ``view`` of the batch from row ``first_row`` on are kept.
@@ -104,6 +101,7 @@ class KeptSquares:
             return
         if self.num_bytes + images.nbytes <= self.most_bytes:
             self._batches[first_row] = images.clone()
+            self.num_bytes += images.nbytes
 
 
 _latest = KeptSquares(None, 0)

@@ -16,7 +16,7 @@ from torch import nn
 from runner.config.schema import Augment, Eval, Tta
 from runner.data.dataset import Split
 from runner.data.images import FileImages
-from runner.data.kept import MOST_BYTES, kept_squares, squares_key
+from runner.data.kept import MOST_BYTES, KeptSquares, kept_squares, squares_key
 from runner.data.store import CachedStore, content_digests, open_store
 from runner.data.views import View, plain_view
 from runner.machine.processes import Processes
@@ -180,6 +180,21 @@ def test_the_memory_is_bounded(reads):
         assert len(reads) == len(dataset.val) - 4 * (most // one_batch)
         key = key_of(dataset.store, indices=dataset.val.indices)
         assert kept_squares(key, most).num_bytes == most // one_batch * one_batch
+
+
+def test_a_batch_that_does_not_fit_costs_nothing_however_many_are_kept():
+    """What keeping a batch looks at is counted: it does not grow with the batches."""
+    kept = KeptSquares(key_of(small_store(Path("/cache/16px-a/pixels.u8")), view=View()), 400)
+
+    class Counted(dict):
+        def values(self):
+            raise AssertionError("all batches are looked at")
+
+    kept._batches = Counted()
+    for row in range(120):
+        kept.keep(View(), row, torch.ones(1))
+    assert kept.num_bytes == 400
+    assert [kept.has(View(), row) for row in (0, 99, 100)] == [True, True, False]
 
 
 def test_a_process_keeps_the_squares_of_one_key(reads):
