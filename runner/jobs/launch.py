@@ -383,7 +383,11 @@ class _Launch:
         self._kind = _kind(config)
         self._is_here = self._kind == "BasicLauncher"
         # Jobs of Slurm go on without this process, which then could not begin the ones that wait.
-        self._can_share = task.work.can_share and self._kind != "SlurmLauncher"
+        # A job of several processes evaluates for no other.
+        num_processes = OmegaConf.select(config, "hydra.launcher.tasks_per_node") or 1
+        self._can_share = (
+            task.work.can_share and self._kind != "SlurmLauncher" and num_processes == 1
+        )
         self._task = SweepJob(
             task,
             folder,

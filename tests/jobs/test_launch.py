@@ -342,6 +342,18 @@ def test_a_job_that_crashes_leaves_those_that_may_not_begin(
     assert [one.status for one in done.outcomes] == ["crashed", "finished", "pending", "evaluated"]
 
 
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_jobs_of_several_processes_begin_at_the_same_time(
+    tmp_path: Path, num_processes: int
+) -> None:
+    jobs = [[f"outputs={tmp_path}", "device=cpu", f"tta={tta}"] for tta in ("book", "flip")]
+    launcher = (*LAUNCHERS["submitit"], f"hydra.launcher.tasks_per_node={num_processes}")
+    with mock.patch.object(launch._Launch, "_launcher") as starting:
+        run_jobs(jobs, Work(sharing, can_share=True), launcher, tmp_path, is_quiet=True)
+    (call,) = starting.return_value.launch.call_args_list
+    assert call.args == (jobs[:num_processes],), "one evaluates for the other, if it can"
+
+
 def test_configurations_that_are_known_are_not_composed(tmp_path: Path) -> None:
     known = RunConfig(seed=7, outputs=str(tmp_path))
     configs = [known, replace(known, tta=Tta(flip=True)), replace(known, seed=8)]
