@@ -46,19 +46,20 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
 
 def test_an_interrupted_cell_is_resumed(tmp_path: Path) -> None:
     cells = [
-        "import runner, threading, time, os, signal",
+        "import runner, threading, time, os, signal\n"
+        "words = ['budget.epochs=9', 'resize.size=16', 'threads=1', 'model=timm',\n"
+        "         'model.name=test_resnet']",
         # As a click on the button of interruption does, in the middle of the training.
         "def interrupt():\n"
         "    from pathlib import Path\n"
-        "    while not list(Path('outputs').glob('*/status.json')): time.sleep(0.05)\n"
-        "    time.sleep(1)\n"
+        "    while not list(Path('outputs').glob('*/metrics.jsonl')): time.sleep(0.05)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "threading.Thread(target=interrupt).start()\n"
         "try:\n"
-        "    runner.train('budget.epochs=3', 'resize.size=16', 'threads=1')\n"
+        "    runner.train(*words)\n"
         "except KeyboardInterrupt:\n"
         "    print('interrupted')",
-        "print(runner.train('budget.epochs=3', 'resize.size=16', 'threads=1').status)",
+        "print(runner.train(*words).status)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     found = executed(notebook, tmp_path)
