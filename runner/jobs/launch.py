@@ -418,13 +418,17 @@ class _Launch:
             self.stopped_by = self._folder.stopped_by
 
     def _split_cores(self) -> None:
-        """Measure how many jobs at a time are fastest, if the user has left that open."""
+        """Measure how many jobs at a time are fastest, if the user has left that open.
+
+        All jobs count, and the first one is measured, even those that have finished before: the
+        same jobs have the same number of threads again, which decides their rounding.
+        """
         todo = [n for n in range(self._num_begun) if self._folder.read(n)["status"] not in GOOD]
         rate_of = self._task.task.work.rate_of
         if not self._task.share.is_open or rate_of is None or not todo or not self._may_begin:
             return
         with suppress(RunnerError):  # of a configuration, which the job itself reports
-            config = self._config_of(todo[0])
+            config = self._config_of(0)
             split = measured_split(config, rate_of, num_cores(), self._num_begun)
             if split is None:
                 return

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,28 @@ def rate_of_work(config: RunConfig) -> Rate:
     return lambda threads, *_: float(threads**3)  # threads are worth more than jobs
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, Share]]]:
+    """The number of jobs at a time, and their share, at each launch of joblib; on four cores."""
+    found: list[tuple[int, Share]] = []
+
+    class Launcher:
+        """Instead of joblib, whose processes take seconds."""
+
+        def launch(self, jobs: Any, initial_job_idx: int) -> None:
+            pass
+
+    def launcher(self: Any) -> Launcher:
+        found.append((self._config.hydra.launcher.n_jobs, self._task.share))
+        return Launcher()
+
+    monkeypatch.setattr(launch._Launch, "_launcher", launcher)
+    for module in (launch, shares):
+        monkeypatch.setattr(module, "num_cores", lambda: 4)
+    with mock.patch.dict(os.environ):
+        yield found
+
+
 @pytest.mark.parametrize(
     ("words", "at_once", "threads"),
     [
@@ -200,33 +222,43 @@ def rate_of_work(config: RunConfig) -> Rate:
 )
 def test_the_launcher_does_as_was_measured(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    seen: list[tuple[int, Share]],
     words: tuple[str, ...],
     at_once: int,
     threads: int,
 ) -> None:
-    seen: list[tuple[int, Share]] = []
-
-    class Launcher:
-        """Instead of joblib, whose processes take seconds."""
-
-        def launch(self, jobs: Any, initial_job_idx: int) -> None:
-            pass
-
-    def launcher(self: Any) -> Launcher:
-        seen.append((self._config.hydra.launcher.n_jobs, self._task.share))
-        return Launcher()
-
-    monkeypatch.setattr(launch._Launch, "_launcher", launcher)
-    for module in (launch, shares):
-        monkeypatch.setattr(module, "num_cores", lambda: 4)
     jobs = [[f"seed={seed}", f"outputs={tmp_path}", "device=cpu"] for seed in range(4)]
     said: list[str] = []
-    with mock.patch.dict(os.environ):
-        run_jobs(jobs, Work(work, rate_of=rate_of_work), words, tmp_path, say=said.append)
+    run_jobs(jobs, Work(work, rate_of=rate_of_work), words, tmp_path, say=said.append)
     ((found, share),) = seen
     assert (found, share.threads) == (at_once, threads)
     assert any("1 of 4 jobs at a time" in line for line in said) == (at_once == 1)
+
+
+def rate_by_size(config: RunConfig) -> Rate:
+    power = 0.5 if config.size == 32 else 2.0  # of small images, more jobs are faster
+    return lambda threads, *_: float(threads**power)
+
+
+def test_a_sweep_has_the_same_threads_again_whatever_it_has_finished(
+    tmp_path: Path, seen: list[tuple[int, Share]]
+) -> None:
+    jobs = [
+        [f"resize.size={size}", f"seed={seed}", f"outputs={tmp_path}", "device=cpu"]
+        for size in (32, 64)
+        for seed in (0, 1)
+    ]
+    done = {"status": "skipped", "folder": "", "accuracy": 0.5}
+    for num_finished in (0, 1, 2, 3):
+
+        def finished_before(
+            configs: Sequence[RunConfig], count: int = num_finished
+        ) -> list[dict[str, Any] | None]:
+            return [dict(done) if number < count else None for number in range(len(configs))]
+
+        asked = Work(work, finished_before, rate_of=rate_by_size)
+        run_jobs(jobs, asked, ("hydra/launcher=joblib",), tmp_path, is_quiet=True)
+    assert [(at_once, share.threads) for at_once, share in seen] == [(4, 1)] * 4
 
 
 def test_the_rate_of_a_network(composed: Composed, tmp_path: Path) -> None:
