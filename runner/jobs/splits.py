@@ -70,7 +70,6 @@ def measured_split(
         except (RuntimeError, OSError):  # such as a network that the job refuses with a reason
             return None
         with suppress(StorageError):  # the jobs report a full disk
-            kept.parent.mkdir(parents=True, exist_ok=True)
             replace_whole(kept, json.dumps({**_read(kept), key: rates}).encode())
     by_number = {int(number): found for number, found in rates.items()}
     at_once = fastest(by_number, num_jobs)

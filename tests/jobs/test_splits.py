@@ -156,6 +156,13 @@ def test_more_jobs_at_a_time_than_memory_suffices_for_are_not_chosen(
         assert found.at_once == at_once
 
 
+def test_a_measurement_that_cannot_be_kept_counts(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    found = measured_split(config, Measured(tmp_path / "log", {1: 10.0, 2: 40.0}), 2, 8)
+    assert found is not None
+    assert (found.at_once, found.threads) == (1, 2)
+
+
 def fails(config: RunConfig) -> Rate:
     raise ValueError("a network that does not exist")
 
