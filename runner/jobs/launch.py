@@ -372,7 +372,7 @@ class _Launch:
         self._on_end = on_end
         self._is_quiet = is_quiet
         self._say = say or partial(print, flush=True)
-        self._note = share.note if say is not None or not is_quiet else ""
+        self._has_notes = say is not None or not is_quiet
         self._is_detached = is_detached
         self._slurm: SlurmJobs | None = None
         self.stopped_by: int | None = None
@@ -401,8 +401,7 @@ class _Launch:
 
     def run(self) -> None:
         """Launch the jobs until none is missing, a signal comes or time is up."""
-        if self._note:
-            self._say(f"note: {self._note}")
+        self._say_note(self._task.share.note)
         try:
             self._answer_finished(range(len(self._jobs)))
             self._split_cores()
@@ -436,8 +435,11 @@ class _Launch:
                 self._config.hydra.launcher.n_jobs = split.at_once
             share = replace(self._task.share, threads=split.threads)
             self._task = replace(self._task, share=share)
-            if not self._is_quiet:
-                self._say(f"note: {split.note}")
+            self._say_note(split.note)
+
+    def _say_note(self, note: str) -> None:
+        if note and self._has_notes:
+            self._say(f"note: {note}")
 
     def prints(self, number: int) -> bool:
         """Return whether a job has printed its result to the terminal of this process."""

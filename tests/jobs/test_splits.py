@@ -236,7 +236,9 @@ def test_the_launcher_does_as_was_measured(
 ) -> None:
     jobs = [[f"seed={seed}", f"outputs={tmp_path}", "device=cpu"] for seed in range(4)]
     said: list[str] = []
-    run_jobs(jobs, Work(work, rate_of=rate_of_work), words, tmp_path, say=said.append)
+    asked = Work(work, rate_of=rate_of_work)
+    # As a comparison: its live table is quiet, and says what matters.
+    run_jobs(jobs, asked, words, tmp_path, is_quiet=True, say=said.append)
     ((found, share),) = seen
     assert (found, share.threads) == (at_once, threads)
     assert any("1 of 4 jobs at a time" in line for line in said) == (at_once == 1)
