@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -161,7 +161,10 @@ def run_jobs(
         config = compose.composed(words, is_sweep=True)
         config.outputs = str(outputs)
         _require_cluster(_kind(config))
-        share = share_of(config, _kind(config), jobs)
+        known = _composed(config, jobs) if configs is None else dict(enumerate(configs))
+        num_begun = len(jobs) if num_begun is None else num_begun
+        beginning = _beginning(config, work, num_begun, known)
+        share = share_of(config, _kind(config), [jobs[number] for number in beginning])
         folder = SweepFolder.create(outputs, jobs)
 
         def ended(number: int) -> None:
@@ -175,8 +178,9 @@ def run_jobs(
             [list(job) for job in jobs],
             folder,
             share,
-            configs=configs,
+            configs=known,
             num_begun=num_begun,
+            num_beginning=len(beginning),
             on_begin=on_begin,
             on_end=ended,
             is_quiet=is_quiet,
@@ -234,7 +238,9 @@ def run_sweep(
     _require_cluster(_kind(config))
     jobs = [list(job) for job in dict.fromkeys(map(tuple, grid))]
     configs = check_jobs(jobs, context.config_loader, config)
-    share = share_of(config, _kind(config), jobs)
+    known = dict(enumerate(configs))
+    beginning = _beginning(config, task.work, len(jobs), known)
+    share = share_of(config, _kind(config), [jobs[number] for number in beginning])
     folder = SweepFolder.create(Path(config.outputs), jobs)
 
     names = job_names(jobs)
@@ -250,7 +256,8 @@ def run_sweep(
         jobs,
         folder,
         share,
-        configs=configs,
+        configs=known,
+        num_beginning=len(beginning),
         on_end=on_end,
         is_detached=is_detached,
     )
@@ -281,6 +288,35 @@ def run_sweep(
 def _kind(config: DictConfig) -> str:
     """Return the name of the class of the launcher."""
     return str(config.hydra.launcher._target_).rpartition(".")[2]
+
+
+def _composed(config: DictConfig, jobs: Sequence[Sequence[str]]) -> dict[int, RunConfig]:
+    """Return the configurations of the jobs whose words are not refused.
+
+    Only for launchers that divide this machine: without a launcher, the first job would wait.
+    """
+    found = dict[int, RunConfig]()
+    if _kind(config) in ("JoblibLauncher", "LocalLauncher"):
+        composed = compose.JobConfigs(config)
+        for number, job in enumerate(jobs):
+            with suppress(Exception):  # the job itself reports it, see `_Launch._config_of`
+                found[number] = composed.of(job)
+    return found
+
+
+def _beginning(
+    config: DictConfig, work: Work, num_begun: int, configs: Mapping[int, RunConfig]
+) -> list[int]:
+    """Return the numbers of the jobs for which no other job evaluates, finished or not.
+
+    The machine is divided among these: the others do not begin unless their evaluation fails.
+    """
+    numbers = range(num_begun)
+    tasks = OmegaConf.select(config, "hydra.launcher.tasks_per_node") or 1
+    if not work.can_share or _kind(config) == "SlurmLauncher" or tasks > 1:
+        return [*numbers]
+    waiting = {number for others in by_training(numbers, configs).values() for number in others}
+    return [number for number in numbers if number not in waiting]
 
 
 def _require_detachable(kind: str) -> None:
@@ -329,8 +365,9 @@ class _Launch:
         jobs: the words of each job.
         folder: the folder of the jobs.
         share: what each job gets of the machine.
-        configs: the configuration of each job; None if they are not known.
+        configs: the configurations of jobs by number, as far as they are known.
         num_begun: see :func:`run_jobs`.
+        num_beginning: number of jobs for which no other evaluates; None for all.
         on_begin: see :func:`run_jobs`.
         on_end: called with the number of a job that has ended.
         is_quiet: see :func:`run_jobs`.
@@ -351,7 +388,8 @@ class _Launch:
         folder: SweepFolder,
         share: Share,
         *,
-        configs: Sequence[RunConfig] | None = None,
+        configs: Mapping[int, RunConfig] | None = None,
+        num_beginning: int | None = None,
         num_begun: int | None = None,
         on_begin: Callable[[int], None] | None = None,
         on_end: Callable[[int], None] | None = None,
@@ -364,9 +402,10 @@ class _Launch:
         self._context = context
         self._jobs = jobs
         self._folder = folder
-        self._configs = dict(enumerate(configs or ()))
+        self._configs = dict(configs or {})
         self._composed: compose.JobConfigs | None = None
         self._num_begun = len(jobs) if num_begun is None else num_begun
+        self._num_beginning = self._num_begun if num_beginning is None else num_beginning
         self._finished_before = task.work.finished_before
         self._on_begin = on_begin
         self._on_end = on_end
@@ -419,8 +458,8 @@ class _Launch:
     def _split_cores(self) -> None:
         """Measure how many jobs at a time are fastest, if the user has left that open.
 
-        All jobs count, and the first one is measured, even those that have finished before: the
-        same jobs have the same number of threads again, which decides their rounding.
+        All jobs that begin count, and the first job is measured, finished before or not: the same
+        jobs have the same number of threads again, which decides their rounding.
         """
         todo = [n for n in range(self._num_begun) if self._folder.read(n)["status"] not in GOOD]
         rate_of = self._task.task.work.rate_of
@@ -428,7 +467,7 @@ class _Launch:
             return
         with suppress(RunnerError):  # of a configuration, which the job itself reports
             config = self._config_of(0)
-            split = measured_split(config, rate_of, num_cores(), self._num_begun)
+            split = measured_split(config, rate_of, num_cores(), self._num_beginning)
             if split is None:
                 return
             with read_write(self._config):

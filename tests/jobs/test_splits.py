@@ -244,6 +244,22 @@ def test_the_launcher_does_as_was_measured(
     assert any("1 of 4 jobs at a time" in line for line in said) == (at_once == 1)
 
 
+@pytest.mark.parametrize("num_seeds", [1, 2, 3])
+def test_jobs_for_which_another_evaluates_take_no_part_of_the_machine(
+    tmp_path: Path, seen: list[tuple[int, Share]], num_seeds: int
+) -> None:
+    jobs = [
+        [f"seed={seed}", f"tta={tta}", f"outputs={tmp_path}", "device=cpu"]
+        for seed in range(num_seeds)
+        for tta in ("none", "flip", "book", "ten_crop")
+    ]
+    rates = {1: 1.0, 2: 1.5, 4: 2.0}  # by threads: most for as many jobs as there are cores
+    asked = Work(work, can_share=True, rate_of=lambda config: lambda threads, *_: rates[threads])
+    run_jobs(jobs, asked, ("hydra/launcher=joblib",), tmp_path, is_quiet=True)
+    ((at_once, share),) = seen
+    assert (at_once, share.threads) == {1: (1, 4), 2: (2, 2), 3: (3, 1)}[num_seeds]
+
+
 def rate_by_size(config: RunConfig) -> Rate:
     power = 0.5 if config.size == 32 else 2.0  # of small images, more jobs are faster
     return lambda threads, *_: float(threads**power)
