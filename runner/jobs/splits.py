@@ -9,7 +9,7 @@ the same number again.
 import json
 import resource
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from runner.machine import fields
 from runner.machine.children import Barrier, answer_of_child, answers_of_children, can_fork
 from runner.machine.files import memory, read_whole, replace_whole
 from runner.machine.hardware import cpu_name, device_kind, used_precision
+from runner.machine.locks import locked
 from runner.terminal.start import Rate
 
 FEWEST_JOBS = 3
@@ -63,20 +64,25 @@ def measured_split(
         return None
     kept = Path(config.outputs).expanduser() / "cache" / "training-rates.json"
     key = _key(config, cores)
-    rates = _read(kept).get(key)
-    if rates is None:
-        try:
-            rates = _measured(config, rate_of, cores)
-        except (RuntimeError, OSError):  # such as a network that the job refuses with a reason
-            return None
-        with suppress(StorageError):  # the jobs report a full disk
-            replace_whole(kept, json.dumps({**_read(kept), key: rates}).encode())
+    with ExitStack() as stack:
+        with suppress(StorageError):  # where nothing can be locked, the measurement counts as well
+            # Another sweep measures now, and one measurement would be the load of the other.
+            stack.enter_context(locked(kept.with_suffix(".lock")))
+        rates = _read(kept).get(key)
+        if rates is None:
+            try:
+                rates = _measured(config, rate_of, cores)
+            except (RuntimeError, OSError):  # such as a network that the job refuses with a reason
+                return None
+            with suppress(StorageError):  # the jobs report a full disk
+                replace_whole(kept, json.dumps({**_read(kept), key: rates}).encode())
     by_number = {int(number): found for number, found in rates.items()}
     at_once = fastest(by_number, num_jobs)
     threads = max(1, cores // min(at_once, num_jobs))
     note = (
         f"{min(at_once, num_jobs)} of {num_jobs} jobs at a time, each with {threads} "
-        f"thread{'s' * (threads > 1)}: " + _shown(by_number, cores)
+        f"thread{'s' * (threads > 1)}: {_shown(by_number, cores)}; "
+        f"without {kept}, it is measured again"
     )
     return Split(min(at_once, num_jobs), threads, note)
 
@@ -160,8 +166,9 @@ def _key(config: RunConfig, cores: int) -> str:
     """Return everything that a measurement depends on."""
     parts = (
         cpu_name(), cores, version("torch"), config.model.source, config.model.name,
-        config.size, config.data.batch_size, used_precision(config.precision, "cpu"),
-        config.optim.name,
+        config.model.num_outputs,
+        config.size, config.data.batch_size // config.accumulate.steps,
+        used_precision(config.precision, "cpu"), config.optim.name,
     )  # fmt: skip
     return " | ".join(map(str, parts))
 

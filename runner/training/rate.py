@@ -24,7 +24,7 @@ def training_rate(
     processes is measured with the load of all.
 
     Args:
-        config: sets network, size, batch, precision and optimizer.
+        config: sets network, size, micro-batch, precision and optimizer.
         threads: number of threads.
         begin: reached after the first step, with all memory allocated.
         end: reached once this process has measured.
@@ -37,7 +37,8 @@ def training_rate(
     suit_convolutions(model)
     model.train().to(memory_format=torch.channels_last)
     optimizer = build_optimizer([list(model.parameters())], config.optim, (1.0,))
-    images = torch.rand(config.data.batch_size, 3, config.size, config.size)
+    num_images = config.data.batch_size // config.accumulate.steps  # of a micro-batch
+    images = torch.rand(num_images, 3, config.size, config.size)
     images = images.contiguous(memory_format=torch.channels_last)
     targets = torch.full((len(images), num_outputs), 1 / num_outputs)
     is_mixed = used_precision(config.precision, "cpu") == "bf16"

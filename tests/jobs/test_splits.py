@@ -20,6 +20,7 @@ from runner.jobs.shares import Share
 from runner.jobs.splits import fastest, measured_split
 from runner.machine import children
 from runner.machine.children import Barrier, answers_of_children
+from runner.models import build_model
 from runner.terminal.start import Rate, Work
 from runner.training import rate
 from runner.training.rate import training_rate
@@ -118,7 +119,9 @@ def test_a_measurement_is_kept_for_the_same_work_alone(composed: Composed, tmp_p
     assert (first.at_once, first.threads) == (1, 2)
     assert measured_split(config, rates, 2, 8) == first
     assert len(rates.lines) == 3
-    for number, word in enumerate(("resize.size=32", "data.batch_size=8", "precision=fp32"), 2):
+    for number, word in enumerate(
+        ("resize.size=32", "data.batch_size=8", "precision=fp32", "accumulate.steps=2"), 2
+    ):
         measured_split(composed(*words, word), rates, 2, 8)
         assert len(rates.lines) == 3 * number
     kept = tmp_path / "cache" / "training-rates.json"
@@ -128,6 +131,31 @@ def test_a_measurement_is_kept_for_the_same_work_alone(composed: Composed, tmp_p
         assert measured_split(config, rates, 2, 8) == first
         assert len(rates.lines) == before + 3
     assert len(json.loads(kept.read_text())) == 1
+    assert str(kept) in first.note  # which file to remove, to measure again
+
+
+def test_two_sweeps_measure_one_after_the_other_and_keep_both(
+    composed: Composed, tmp_path: Path
+) -> None:
+    rates = Measured(tmp_path / "log", {1: 10.0, 2: 40.0})
+
+    def slow(config: RunConfig) -> Rate:
+        time.sleep(0.3)
+        return rates(config)
+
+    def measure(size: int) -> str:
+        config = composed(f"outputs={tmp_path}", "device=cpu", f"resize.size={size}")
+        found = measured_split(config, slow, 2, 8)
+        assert found is not None
+        return found.note
+
+    asks = [partial(measure, size) for size in (32, 32, 64, 64)]
+    assert len(set(answers_of_children(asks))) == 1
+    assert len(json.loads((tmp_path / "cache" / "training-rates.json").read_text())) == 2
+    assert len(rates.lines) == 6  # once for each size
+    times = sorted((float(line[3]), float(line[4])) for line in rates.lines)
+    by_sweep = [times[:3], times[3:]]
+    assert max(ended for _, ended in by_sweep[0]) <= min(began for began, _ in by_sweep[1])
 
 
 def short_of_memory(config: RunConfig) -> Rate:
@@ -286,11 +314,22 @@ def test_a_sweep_has_the_same_threads_again_whatever_it_has_finished(
     assert [(at_once, share.threads) for at_once, share in seen] == [(4, 1)] * 4
 
 
-def test_the_rate_of_a_network(composed: Composed, tmp_path: Path) -> None:
+def test_the_rate_of_a_network(
+    composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ("model=timm", "model.name=test_resnet", "resize.size=16", "data.batch_size=8")
-    config = composed(*words, f"outputs={tmp_path}")
+    config = composed(*words, "accumulate.steps=2", f"outputs={tmp_path}")
     start = time.monotonic()
-    assert 8 < training_rate(config, 1, Barrier(), Barrier(), 0.2) < 1e6
+    sizes = list[int]()
+
+    def seen(*arguments: Any, **keys: Any) -> Any:
+        model = build_model(*arguments, **keys)
+        model.register_forward_hook(lambda *found: sizes.append(len(found[1][0])))
+        return model
+
+    monkeypatch.setattr(rate, "build_model", seen)
+    assert 4 < training_rate(config, 1, Barrier(), Barrier(), 0.2) < 1e6
+    assert {*sizes} == {4}  # the images of a micro-batch
     assert time.monotonic() >= start + 0.2
 
 
