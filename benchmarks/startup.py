@@ -9,6 +9,10 @@ place. ``first step`` ends after the first update of the weights.
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from benchmarks.measure import Spread, Stopwatch, parser, report
 from runner.terminal.tables import Table
@@ -23,6 +27,7 @@ def main() -> None:
     outputs = f"outputs={arguments.outputs.absolute()}/startup"
     run = [*python, "runner.train", outputs, "budget=smoke"]
     subprocess.run(run, check=True, capture_output=True)  # noqa: S603  our own command
+    (trained,) = map(str, Path(outputs.partition("=")[2]).glob("fashion-*"))
     commands = {
         "--help": [*python, "runner.train", "--help"],
         "--cfg job": [*python, "runner.train", "+trick=mixup", "--cfg", "job"],
@@ -31,6 +36,7 @@ def main() -> None:
         "report": [*python, "runner.report", outputs.partition("=")[2]],
         "show": [*python, "runner.show", outputs.partition("=")[2]],
         "predict --help": [*python, "runner.predict", "--help"],
+        "predict": [*python, "runner.predict", trained, *_images(arguments.outputs / "startup")],
         "first step": [*python, "benchmarks.first_step", f"{outputs}/first", "force=true"],
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
@@ -44,6 +50,15 @@ def main() -> None:
     table = Table("seconds, median [min, max]", ("command", "seconds"), rows, ("command",))
     results = [{"command": name, "seconds": spread.to_dict()} for name, spread in found.items()]
     report("startup", table, {"results": results}, arguments.json)
+
+
+def _images(folder: Path) -> list[str]:
+    """Write three images of noise, and return their paths."""
+    paths = [folder / f"{number}.png" for number in range(3)]
+    for seed, path in enumerate(paths):
+        pixels = np.random.default_rng(seed).integers(0, 256, (28, 28), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    return [str(path) for path in paths]
 
 
 def _seconds(command: Sequence[str]) -> float:

@@ -311,3 +311,29 @@ def test_runs_on_different_data_are_not_averaged(
     done = command(str(runs[0]), str(copied), module="runner.evaluate")
     assert done.returncode == 2
     assert "cannot be averaged" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "network",
+    ["model.source=xresnet model.name=xresnet18", "model=torchvision model.name=resnet18"],
+)
+def test_evaluation_and_prediction_import_torchvision_for_its_networks_alone(
+    finished_run: Callable[..., Path], tiny_folder: Path, network: str
+) -> None:
+    """With torchvision comes torch's compiler, and both take longer to import than torch."""
+    run = finished_run(*network.split())
+    image = next((tiny_folder / "val").rglob("*.png"))
+    for module, *words in (
+        ("runner.predict", str(run), str(image)),
+        ("runner.evaluate", str(run), "tta=flip"),
+    ):
+        code = (
+            f"import runpy, sys; sys.argv = {['', *words]!r}\n"
+            f"try: runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
+            "except SystemExit as end: assert not end.code, end.code\n"
+            "print('imported:', {'torchvision', 'torch._dynamo'} & set(sys.modules))"
+        )
+        done = run_process([sys.executable, "-c", code], capture_output=True, text=True)
+        is_theirs = "torchvision" in network
+        assert ("imported: set()" in done.stdout) == (not is_theirs), done.stdout + done.stderr
+        assert is_theirs == ("'torchvision'" in done.stdout)

@@ -2,8 +2,11 @@
 
 import os
 import platform
+import re
 import subprocess
 from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +60,6 @@ def environment(device: "torch.device", precision: str, processes: Processes) ->
     """
     import numpy as np
     import torch
-    import torchvision
 
     on_gpu = device.type == "cuda"
     return {
@@ -66,7 +68,7 @@ def environment(device: "torch.device", precision: str, processes: Processes) ->
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_build": torch.version.git_version,
-        "torchvision": torchvision.__version__,
+        "torchvision": _torchvision_version(),
         "numpy": np.__version__,
         "system": platform.platform(),
         "device": device_name(device),
@@ -125,3 +127,13 @@ def revision() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _torchvision_version() -> str:
+    """Return the version and build of torchvision without importing it, which takes seconds."""
+    spec = find_spec("torchvision")
+    assert spec is not None
+    assert spec.origin is not None
+    text = Path(spec.origin).with_name("version.py").read_text()
+    found = re.search(r"^__version__ = ['\"](.+?)['\"]", text, re.MULTILINE)
+    return found[1] if found else version("torchvision")

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
 from runner.errors import ConfigError
@@ -181,6 +180,8 @@ def _build_xresnet(name: str, num_outputs: int, dropout: float) -> nn.Module:
 
 
 def _build_torchvision(name: str, num_outputs: int, dropout: float) -> nn.Module:
+    import torchvision  # takes longer than torch, so only where it is needed
+
     known = torchvision_names()
     require_known(name, known, key="model.name", owner="torchvision", thing="classifier")
 
@@ -207,6 +208,8 @@ def own_drop_rate(source: str, name: str) -> float:
     """
     if source != "torchvision":
         return 0.0
+    import torchvision
+
     with torch.random.fork_rng(devices=[]), torch.device("meta"):  # without weights
         model = _build_torchvision(name, 2, 0.0)
     layers = [each for each in model.modules() if isinstance(each, torchvision.ops.StochasticDepth)]
@@ -261,6 +264,8 @@ def _with_dropout(
 
 def torchvision_names() -> list[str]:
     """Return the names of torchvision's classifiers."""
+    import torchvision
+
     # With `module`, the list leaves out detection, segmentation, video and quantized models.
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
     return names

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import torch
-import torchvision
 from torch import nn
 
 from runner.config.checks import from_dict
@@ -99,6 +98,8 @@ def _listed(changes: Sequence[Change]) -> str:
 
 def _with_stochastic_depth(model: nn.Module, settings: RunConfig, owner: str) -> nn.Module:
     """Let ``model`` drop residual branches, whichever library it comes from."""
+    import torchvision  # takes longer than torch, so only where it is needed
+
     probability = settings.stochastic_depth.probability
     blocks = [block for block in model.modules() if isinstance(block, ResidualBlock)]
     for block, rate in zip(blocks, rates(probability, len(blocks)), strict=True):

@@ -28,3 +28,9 @@ def test_the_determinism_of_cudnn_is_a_difference_between_gpus_alone(
     for kind, found in (("cpu", []), ("cuda", ["cudnn_deterministic True → False"])):
         now = environment(torch.device(kind), "fp32", ALONE)
         assert differences({**now, "cudnn_deterministic": True}, now) == found
+
+
+def test_the_version_of_torchvision_is_its_own() -> None:
+    import torchvision
+
+    assert environment(torch.device("cpu"), "fp32", ALONE)["torchvision"] == torchvision.__version__
