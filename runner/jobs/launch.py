@@ -312,11 +312,20 @@ def _beginning(
     The machine is divided among these: the others do not begin unless their evaluation fails.
     """
     numbers = range(num_begun)
-    tasks = OmegaConf.select(config, "hydra.launcher.tasks_per_node") or 1
-    if not work.can_share or _kind(config) == "SlurmLauncher" or tasks > 1:
+    if not _can_share(config, work):
         return [*numbers]
     waiting = {number for others in by_training(numbers, configs).values() for number in others}
     return [number for number in numbers if number not in waiting]
+
+
+def _can_share(config: DictConfig, work: Work) -> bool:
+    """Return whether a job can evaluate for others that need the same training.
+
+    Jobs of Slurm go on without this process, which then could not begin the ones that wait. A job
+    of several processes evaluates for no other.
+    """
+    num_processes = OmegaConf.select(config, "hydra.launcher.tasks_per_node") or 1
+    return work.can_share and _kind(config) != "SlurmLauncher" and num_processes == 1
 
 
 def _require_detachable(kind: str) -> None:
@@ -421,12 +430,7 @@ class _Launch:
         self._gave_up: RunnerError | None = None
         self._kind = _kind(config)
         self._is_here = self._kind == "BasicLauncher"
-        # Jobs of Slurm go on without this process, which then could not begin the ones that wait.
-        # A job of several processes evaluates for no other.
-        num_processes = OmegaConf.select(config, "hydra.launcher.tasks_per_node") or 1
-        self._can_share = (
-            task.work.can_share and self._kind != "SlurmLauncher" and num_processes == 1
-        )
+        self._can_share = _can_share(config, task.work)
         self._task = SweepJob(
             task,
             folder,
