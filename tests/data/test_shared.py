@@ -20,8 +20,10 @@ DATA = Data()
 @pytest.fixture(autouse=True)
 def nothing_kept() -> Iterator[None]:
     shared._kept.clear()
+    shared._left.clear()
     yield
     shared._kept.clear()
+    shared._left.clear()
 
 
 def load(cache: Path) -> None:
@@ -83,16 +85,34 @@ def test_a_download_of_another_process_is_not_waited_for(
     assert capfd.readouterr() == ("", "")
 
 
-def test_images_that_are_decoded_again_each_time_are_not_kept(tmp_path: Path) -> None:
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
+    """Count how often data sets are read."""
+    counted = mock.Mock(side_effect=load_dataset)
+    monkeypatch.setattr(shared, "load_dataset", counted)
+    return counted
+
+
+def test_images_that_are_decoded_again_each_time_are_read_once_and_not_kept(
+    tmp_path: Path, reads: mock.Mock
+) -> None:
     data = Data(cache_gb=0)
-    shared.keep_dataset(data, 28, tmp_path, lambda *_: None)
-    assert shared.kept_dataset(data, 28, tmp_path) is None
+    for _ in range(3):  # jobs
+        shared.keep_dataset(data, 28, tmp_path, lambda *_: None)
+        assert shared.kept_dataset(data, 28, tmp_path) is None
+    assert reads.call_count == 1
 
 
-def test_no_more_are_kept_than_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load(tmp_path)
-    monkeypatch.setattr(shared, "_MOST", 1)
-    shared.keep_dataset(DATA, 28, tmp_path, refuse_work)
-    shared.keep_dataset(DATA, 24, tmp_path, lambda *_: None)
-    assert shared.kept_dataset(DATA, 28, tmp_path) is None
-    assert shared.kept_dataset(DATA, 24, tmp_path) is not None
+@pytest.mark.parametrize(("most", "expected"), [(2**18, 3), (2 * 7500, 2), (1, 1)])
+def test_data_sets_in_turns_are_read_once_each_and_the_first_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: mock.Mock, most: int, expected: int
+) -> None:
+    """As the folds of a comparison, of which each round takes all."""
+    monkeypatch.setattr(shared, "_MOST_IMAGES", most)
+    sizes = (24, 26, 28)
+    for _ in range(2):  # rounds
+        for size in sizes:
+            shared.keep_dataset(DATA, size, tmp_path, lambda *_: None)
+    assert reads.call_count == len(sizes)
+    kept = [shared.kept_dataset(DATA, size, tmp_path) is not None for size in sizes]
+    assert kept == [number < expected for number in range(len(sizes))]

@@ -62,9 +62,14 @@ def test_jobs_find_torch_and_data_in_a_process_without_threads(
     tiny_words: tuple[str, ...], tmp_path: Path
 ) -> None:
     words = [*tiny_words, f"outputs={tmp_path}", "device=cpu"]
+    variables = {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": "2",  # so that a computation with torch would leave a thread
+        "OPENBLAS_NUM_THREADS": "1",  # numpy begins its threads when it is imported
+    }
     found = subprocess.run(
         [sys.executable, "-c", SWEEP, str(tmp_path), *words],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"},
+        env=os.environ | variables,
         capture_output=True,
         text=True,
         timeout=240,
