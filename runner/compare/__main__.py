@@ -29,9 +29,9 @@ from runner.records.comparison_folder import BASE, ComparisonFolder, Place, plac
 from runner.report.metric import METRICS, default_margins
 from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
-from runner.terminal.console import TABLE_WIDTH, PipeConsole, printable, table_console
+from runner.terminal.console import PipeConsole, printable, table_console
 from runner.terminal.display import Display
-from runner.terminal.tables import Table
+from runner.terminal.tables import Table, left_out_note
 from runner.terminal.usage import EXIT_CODES, KeysParser
 
 if TYPE_CHECKING:
@@ -418,13 +418,17 @@ def _page(
 def _print(answer: "ComparisonAnswer", console: PipeConsole) -> None:
     from runner.report.comparison_text import comparison_parts
 
+    left_out: list[str] = []
     for part in comparison_parts(answer):
         if isinstance(part, str):
             console.print(printable(part), markup=False, emoji=False, soft_wrap=True)
-        elif isinstance(part, Table) and console.width < TABLE_WIDTH:
-            part.without("p (Holm)").print(console)  # the verdict needs the room
         else:
             part.print(console)
+        if isinstance(part, Table):
+            left_out += part.left_out(console.width)
+    if left_out:
+        note = left_out_note(left_out, "--html FILE")
+        console.print(printable(note), markup=False, emoji=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

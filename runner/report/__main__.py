@@ -21,7 +21,8 @@ from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
 from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
-from runner.terminal.console import TABLE_WIDTH, PipeConsole, printable, table_console
+from runner.terminal.console import PipeConsole, printable, table_console
+from runner.terminal.tables import left_out_note
 
 
 def parser() -> argparse.ArgumentParser:
@@ -113,14 +114,7 @@ def _page(found: Answer, target: Path) -> str:
 
 
 def _print(found: Answer, console: PipeConsole, *, per_class: bool) -> None:
-    # A narrow terminal shows only the columns that decide.
     left_out: list[str] = []
-    if console.width < TABLE_WIDTH:
-        left_out = ["over seeds", "p (Holm)"]
-        if found.by:
-            left_out.append("without it")  # labels name it too
-        if all(row.forward_passes == 1 for group in found.groups for row in group.rows):
-            left_out.append("passes per image")
     for part in text.content(found, per_class=per_class):
         if isinstance(part, Forest):
             part.print(console)
@@ -129,7 +123,11 @@ def _print(found: Answer, console: PipeConsole, *, per_class: bool) -> None:
                 printable(part), markup=False, emoji=False, soft_wrap=text.is_command(part)
             )
         else:
-            part.without(*left_out).print(console)
+            part.print(console)
+            left_out += part.left_out(console.width)
+    if left_out:
+        note = left_out_note(left_out, "--markdown -")
+        console.print(printable(note), markup=False, emoji=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

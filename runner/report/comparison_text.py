@@ -89,6 +89,7 @@ def standings_table(answer: ComparisonAnswer) -> Table:
         ),
         tuple(rows),
         ("arm", "verdict"),
+        optional_columns=("p (Holm)", metric.heading),
     )  # fmt: skip
 
 

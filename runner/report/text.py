@@ -111,6 +111,7 @@ def answer_table(found: GroupAnswer, margin: float, metric: Metric = ACCURACY) -
         ),
         tuple(rows),
         (change(found), "verdict"),
+        optional_columns=("over seeds", "p (Holm)", metric.heading),
     )  # fmt: skip
 
 
@@ -129,6 +130,8 @@ def _count(row: Row, one: Comparison | None) -> str:
 
 def contribution_table(found: GroupAnswer, margin: float, metric: Metric = ACCURACY) -> Table:
     """Return the table of what each change adds to other changes, for one group."""
+    # Labels of changes name what the change is added to; those of tricks do not.
+    named = () if found.group.factors.are_tricks else ("without it",)
     return Table(
         f"inside combinations: with the {change(found)}, against all the same without it",
         (
@@ -140,6 +143,8 @@ def contribution_table(found: GroupAnswer, margin: float, metric: Metric = ACCUR
             for one in found.contributions
         ),
         (change(found), "without it", "verdict"),
+        label_columns=(change(found), "without it"),
+        optional_columns=("over seeds", *named, "p (Holm)"),
     )  # fmt: skip
 
 
@@ -190,6 +195,9 @@ def price_table(found: GroupAnswer) -> Table:
         (change(found), "images ×", "pixels ×", "seconds ×", "passes per image"),
         tuple(rows),
         (change(found),),
+        optional_columns=(
+            ("passes per image",) if all(row.forward_passes == 1 for row in found.rows) else ()
+        ),
     )  # fmt: skip
 
 
@@ -207,6 +215,7 @@ def unranked_table(found: Answer) -> Table:
         ("run", "status", "reason"),
         tuple((run.name, run.status, run.reason) for run in found.unranked),
         ("run", "status", "reason"),
+        name_columns=("run",),
     )
 
 
@@ -287,13 +296,14 @@ SEQUENTIAL = (
 )
 _LEGEND = (
     "n: seeds{pairs}. {first}, paired by seed, with 95 % "
-    "intervals: over seeds for these images, and over seeds and images; the second decides. "
+    "intervals: over seeds for these images, and over seeds and images, which decides. "
     "p-values are corrected by Holm over all comparisons of a group, which share the spread of "
     "their seeds for that, and are never below the comparison's own; each group is a family of its "
-    "own. Below 5 % a change helps or hurts: then the second interval leaves out zero. A verdict "
-    "takes three seeds{folds}, and is for a number of seeds fixed beforehand. Further metrics are "
-    "described, not tested; of log loss, Brier score and ECE, less is better. Seconds are compared "
-    "where at least three seeds took turns on one machine and agree to 20 %, else –."
+    "own. Below 5 % a change helps or hurts: then the interval over seeds and images leaves out "
+    "zero. A verdict takes three seeds{folds}, and is for a number of seeds fixed beforehand. "
+    "Further metrics are described, not tested; of log loss, Brier score and ECE, less is better. "
+    "Seconds are compared where at least three seeds took turns on one machine and agree to 20 %, "
+    "else –."
 )
 
 

@@ -159,7 +159,7 @@ def test_the_family_is_stated(tmp_path: Path) -> None:
 
 def test_the_legend_says_what_a_verdict_is_for() -> None:
     assert "over all comparisons of a group" in text.LEGEND
-    assert "the second interval leaves out zero" in text.LEGEND
+    assert "the interval over seeds and images leaves out zero" in text.LEGEND
     assert "a number of seeds fixed beforehand" in text.LEGEND
     assert "described, not tested" in text.LEGEND
 
