@@ -48,7 +48,7 @@ from runner.records.run_folder import RunFolder, run_folders
 from runner.records.sweep_folder import SweepFolder
 from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program
-from runner.terminal.console import LiveConsole, PipeConsole, legible, printable
+from runner.terminal.console import LiveConsole, legible, printable, table_console
 from runner.terminal.display import duration
 from runner.terminal.tables import Table
 
@@ -147,9 +147,16 @@ def _table(found: list[dict[str, Any]], room: int | None = None) -> Table:
         columns=("run", "status", "epoch", "images/s", "left", *_ACCURACIES, "reason"),
         rows=tuple(cells),
         text_columns=("run", "status", "reason"),
+        name_columns=("run",),
+        optional_columns=("balanced",),
     )
-    is_running = any(row["status"] == "running" for row in found)
-    return table if is_running else table.without("images/s", "left")
+    left_out = [] if any(row["status"] == "running" for row in found) else ["images/s", "left"]
+    if not any(row["reason"] for row in found):
+        left_out.append("reason")
+    accuracy, balanced = map(table.columns.index, _ACCURACIES)
+    if all(row[balanced] in ("", row[accuracy]) for row in table.rows):  # classes of one size
+        left_out.append("balanced")
+    return table.without(*left_out)
 
 
 def _watch(outputs: Path) -> None:
@@ -172,6 +179,7 @@ def _watch(outputs: Path) -> None:
                 below = [
                     printable(line) for line in chain(comparisons(outputs), under_way(outputs))
                 ]
+                room = max(1, room // _table(found, room).lines_per_row(console.width))
                 drawn = _table(found, room).drawn(console.width)
                 more = [f"and {len(found) - room} more runs"] if len(found) > room else []
                 live.update(Group(drawn, *map(Text, [*more, *below])), refresh=True)
@@ -237,7 +245,7 @@ def main() -> None:
         if arguments.watch:
             _watch(outputs)
             return
-        console = PipeConsole(highlight=False)
+        console = table_console()
         _table([*rows(outputs)]).print(console)
         for line in chain(comparisons(outputs), under_way(outputs)):
             console.print(printable(line), markup=False, emoji=False)

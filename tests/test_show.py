@@ -1,17 +1,19 @@
 """The list of runs: whatever is below the folder, and whoever is at it."""
 
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from small import Command
 
 from runner.errors import DataError
 from runner.machine.locks import locked
 from runner.records.run_folder import RunFolder
 from runner.records.sweep_folder import SweepFolder
-from runner.show import _watch, rows, sweep_at
+from runner.show import _table, _watch, rows, sweep_at
 
 WHAT = {"identity": "0" * 16, "fingerprint": "f", "values": {"seed": 0}}
 
@@ -97,6 +99,27 @@ def test_the_command(command: Command, tmp_path: Path) -> None:
     assert "1 failed" in done.stdout
     assert "run-[red]" in done.stdout, "markup in a name is text"
     assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("reason", ["", "SIGTERM after step 2 of 18"])
+def test_names_of_runs_stay_in_one_piece(tmp_path: Path, width: int, reason: str) -> None:
+    names = (
+        "fashion-xresnet18-baseline-seed0-265849e3",
+        "fashion-xresnet18-progressive_resizing-seed12-0c5c290f",
+    )
+    for name in names:
+        folder = begun(tmp_path, name)
+        folder.append_row({"epoch": 1, "val_accuracy": 0.25, "val_balanced_accuracy": 0.25})
+        folder.write_status("interrupted", reason)
+    out = io.StringIO()
+    _table([*rows(tmp_path)]).print(Console(file=out, width=width, highlight=False))
+    assert {*names, "interrupted", "25.00%", *reason.split()} <= {*out.getvalue().split()}
+    assert max(map(len, out.getvalue().splitlines())) <= width
+    assert "balanced" not in out.getvalue(), "it repeats the accuracy"
+    assert ("reason" in out.getvalue()) == bool(reason)
+    folder.append_row({"epoch": 2, "val_accuracy": 0.25, "val_balanced_accuracy": 0.5})
+    assert "balanced" in _table([*rows(tmp_path)]).columns, "the negative control"
 
 
 def test_a_run_at_work_has_its_pace_and_the_time_that_is_left(tmp_path: Path) -> None:
