@@ -125,8 +125,8 @@ class Comparison:
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """``helps``, ``hurts``, ``no difference`` or ``cannot tell``, by arm."""
-        return {one.label: str(one.verdict) for one in self.answer.standings}
+        """``helps``, ``hurts``, ``no difference``, ``cannot tell`` or ``failed``, by arm."""
+        return {one.label: one.outcome for one in self.answer.standings}
 
     def table(self) -> Rows:
         """Return a row per arm: verdict, difference with its interval (units of the metric), n."""
@@ -135,7 +135,7 @@ class Comparison:
             low, high = one.interval or (None, None)
             rows.append(
                 {
-                    "arm": one.label, "verdict": str(one.verdict), "difference": one.mean,
+                    "arm": one.label, "verdict": one.outcome, "difference": one.mean,
                     "low": low, "high": high, "n": len(one.seeds),
                     "p": one.p_zero,
                 }

@@ -182,7 +182,7 @@ class Live:
                 seeds += f" ({number} failed)"
             state = "" if label == BASE else "open"
             if one is not None and not one.is_open:
-                state = "failed" if one.reason == "failed" else one.verdict
+                state = one.outcome
             shown = value if label == BASE else _difference(one, metric)
             yield displayed_label(label), seeds, shown, state, self._now(label)
 

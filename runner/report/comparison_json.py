@@ -38,8 +38,8 @@ def to_json(answer: ComparisonAnswer) -> dict[str, Any]:
     ``arms``
         a list in the order of the plan: ``label``, ``words``, ``chosen``, ``seeds``, ``failed``,
         ``difference`` and its interval ``low`` and ``high``, ``p_zero``, ``p_margin`` (null where
-        there is none yet), ``verdict`` (helps, hurts, no difference, cannot tell), ``is_open``,
-        ``reason`` (decided, futile, all seeds, failed, budget or empty), ``is_early``,
+        there is none yet), ``verdict`` (helps, hurts, no difference, cannot tell, failed),
+        ``is_open``, ``reason`` (decided, futile, all seeds, failed, budget or empty), ``is_early``,
         ``max_seeds``, ``accuracy`` and ``price`` as for the base but relative to it, ``pairs``
         [{``seed``, ``difference``, ``gained``, ``lost``, ``p``}], and ``line``, the verdict in
         words.
@@ -75,7 +75,7 @@ def to_json(answer: ComparisonAnswer) -> dict[str, Any]:
                 "high": one.interval[1] if one.interval else None,
                 "p_zero": one.p_zero,
                 "p_margin": one.p_margin,
-                "verdict": one.verdict,
+                "verdict": one.outcome,
                 "is_open": one.is_open,
                 "reason": one.reason,
                 "is_early": one.is_early,
@@ -166,8 +166,11 @@ def _answer_of(content: Mapping[str, Any]) -> ComparisonAnswer:
 def _standing_from(one: Mapping[str, Any], plan: ComparisonPlan) -> Standing:
     most = _most(plan)
     low, high = (_maybe(one, key, -2 * most, 2 * most) for key in ("low", "high"))
-    if fields.value(one, "reason") == "failed" and not fields.section(one, "failed"):
+    has_failed = fields.value(one, "reason") == "failed"
+    if has_failed and not fields.section(one, "failed"):
         raise ValueError("an arm cannot fail without a failed seed")
+    if has_failed and fields.value(one, "verdict") == "failed":  # earlier records: cannot tell
+        one = {**one, "verdict": "cannot tell"}
     return Standing(
         label=fields.text(one, "label"),
         words=fields.texts(one, "words"),

@@ -47,15 +47,13 @@ def comparison_title(answer: ComparisonAnswer) -> str:
 
 def standing_text(one: Standing, margin: float, metric: Metric = ACCURACY) -> str:
     """Return how an arm stands, in a few words."""
-    if one.reason == "failed":
-        return "failed"
     if one.is_open:
         return "open"
     if one.verdict == "no difference":
         return f"no difference larger than {metric.plain(margin)}"
     is_small = one.p_margin is not None and one.p_margin < LEVEL
     is_small = is_small and one.verdict in ("helps", "hurts")
-    return f"{one.verdict}, by less than {metric.plain(margin)}" if is_small else one.verdict
+    return f"{one.verdict}, by less than {metric.plain(margin)}" if is_small else one.outcome
 
 
 def standings_table(answer: ComparisonAnswer) -> Table:
@@ -130,9 +128,7 @@ def forest_of(answer: ComparisonAnswer) -> Forest:
 
 
 def _short(one: Standing) -> str:
-    if one.reason == "failed":
-        return "failed"
-    return "open" if one.is_open else one.verdict
+    return "open" if one.is_open else one.outcome
 
 
 def prices_table(answer: ComparisonAnswer) -> Table:

@@ -103,6 +103,11 @@ class Standing:
     pairs: tuple[Pair, ...] = ()
     num_folds: int = 1
 
+    @property
+    def outcome(self) -> str:
+        """The verdict; ``failed`` if too many trainings failed for one."""
+        return "failed" if self.reason == "failed" else self.verdict
+
 
 @dataclass(frozen=True)
 class LookRow:

@@ -43,7 +43,7 @@ from runner.terminal.tables import Table
 
 _HERE = Path(__file__).parent
 _INLINED = ("page.css", "page.js")
-_SYMBOLS = {"helps": "▲", "hurts": "▼", "no difference": "=", "cannot tell": "?"}
+_SYMBOLS = {"helps": "▲", "hurts": "▼", "no difference": "=", "cannot tell": "?", "failed": "×"}
 
 
 _MOST_DETAILED = 8  # most groups with all figures; with more, a page would take megabytes

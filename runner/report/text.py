@@ -388,6 +388,7 @@ def _csv_lines(answer: ComparisonAnswer) -> Iterator[list[object]]:
     }
     accuracy = answer.base
     base = {"arm": "baseline", "seeds": len(answer.base_seeds), **answer.base_price}
+    base["failed_seeds"] = len(answer.base_failed)
     if accuracy is not None:
         base |= {"accuracy": accuracy.mean, **_ends("accuracy", accuracy.interval)}
     if (value := answer.base_value) is not None:
@@ -400,11 +401,12 @@ def _csv_lines(answer: ComparisonAnswer) -> Iterator[list[object]]:
             "reference": "baseline",
             "seeds": len(one.seeds) + len(one.failed),
             "paired_seeds": len(one.seeds),
+            "failed_seeds": len(one.failed),
             "difference": one.mean,
             **_ends("over_both", one.interval),
             "p_holm": one.p_zero,
             "p_margin_holm": one.p_margin,
-            "verdict": one.verdict,
+            "verdict": one.outcome,
             "reason": "open" if one.is_open else one.reason,
         }
         if one.accuracy is not None:

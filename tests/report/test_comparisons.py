@@ -16,6 +16,7 @@ import pytest
 from fabricated import write_comparison, write_run
 
 from runner import show
+from runner.api.objects import Comparison
 from runner.errors import ArtefactError
 from runner.records import evaluations
 from runner.records.comparison_folder import BASE, ComparisonFolder, PairedRun, Tuned
@@ -437,6 +438,42 @@ def test_an_answer_comes_back_from_its_record(
         "format", "plan", "base", "arms", "looks", "is_ended", "num_trainings",
         "num_evaluations", "notes",
     }  # fmt: skip
+
+
+def test_a_failed_arm_is_called_so_by_every_form(
+    folder: ComparisonFolder, found: ComparisonAnswer
+) -> None:
+    one = by_label(found)["progressive_resizing"]
+    assert (one.reason, one.verdict, one.outcome) == ("failed", "cannot tell", "failed")
+    answers = reported(folder.path.parent.parent)
+    lines = {
+        line["arm"]: line for line in csv.DictReader(io.StringIO(text.csv(answers), newline=""))
+    }
+    line = lines["progressive_resizing"]
+    assert (line["verdict"], line["reason"]) == ("failed", "failed")
+    assert (line["paired_seeds"], line["failed_seeds"]) == ("0", "3")
+    assert (lines["mixup"]["failed_seeds"], lines["baseline"]["failed_seeds"]) == ("0", "0")
+    arms = {arm["label"]: arm for arm in to_json(found)["arms"]}
+    arm = arms["progressive_resizing"]
+    assert arm["verdict"] == "failed"
+    assert arm["failed"] == dict.fromkeys("012", REASON)
+    assert Comparison(found, folder.path).verdicts["progressive_resizing"] == "failed"
+    assert {row["arm"]: row["verdict"] for row in Comparison(found, folder.path).table()}[
+        "progressive_resizing"
+    ] == "failed"
+    assert '<li class="failed"><span class="symbol" aria-hidden="true">×' in page(answers)
+
+
+def test_a_record_in_which_a_failed_arm_cannot_tell_is_read(found: ComparisonAnswer) -> None:
+    content = json.loads(json.dumps(to_json(found)))
+    for arm in content["arms"]:
+        if arm["verdict"] == "failed":
+            arm["verdict"] = "cannot tell"
+    assert content != json.loads(json.dumps(to_json(found)))
+    assert from_json(content) == found
+    content["arms"][0]["verdict"] = "failed"
+    with pytest.raises(ArtefactError, match="verdict must be one of"):
+        from_json(content)
 
 
 def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
