@@ -94,6 +94,7 @@ MISTAKES = {
     "-m +trick=[mixup,1],baseline": "by name",
     "mixup=nan": "by name",
     "model=resnet50": "model=torchvision model.name=resnet50",
+    "-m model=timm model.name=test_resnet,test_resnett": "did you mean model.name=test_resnet",
     "seed=0,1,2": "-m",
     "--cfg job +mixup.alpah=1": "did you mean mixup.alpha",
     "--cfg job optim.lr=-1": "> 0",

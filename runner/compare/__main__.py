@@ -271,6 +271,7 @@ def _ended_or_run(
         if ended is not None and not (is_confirmed and _lacks_confirmation(ended)):
             return ended, None, None
         from runner.compare import plan as plans
+        from runner.compare.architectures import check_architectures
         from runner.compare.question import question
 
         asked = question(words)
@@ -284,6 +285,7 @@ def _ended_or_run(
         is_ended = found.folder.answer() is not None
         if is_plan or not is_ended:
             _check_code(asked)
+            check_architectures(planned)
             for line in [*plans.lines(planned), *confirm.plan_lines(confirming), ""]:
                 display.line(line)
     result = None if is_plan or is_ended else _run(asked, planned, found, is_read=is_read)

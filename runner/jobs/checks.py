@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
@@ -14,6 +14,7 @@ from runner.config.complaints import translated
 from runner.config.idea import idea_of, read_idea
 from runner.config.schema import RunConfig
 from runner.errors import CodeError, ConfigError, RunnerError
+from runner.jobs.architectures import is_of_library, unknown_architectures
 from runner.machine.children import can_fork, ending, in_child
 from runner.machine.signals import Interrupted
 
@@ -21,14 +22,18 @@ _PATIENCE_SECONDS = 3.0  # without a word
 
 
 def check_jobs(
-    jobs: Sequence[Sequence[str]], loader: ConfigLoader, config: DictConfig
+    jobs: Sequence[Sequence[str]],
+    loader: ConfigLoader,
+    config: DictConfig,
+    finished_before: Callable[[Sequence[RunConfig]], Sequence[object | None]] | None = None,
 ) -> list[RunConfig]:
-    """Return the configuration of every job, checked, its code as well.
+    """Return the configuration of every job, checked, its code and its architecture as well.
 
     Args:
         jobs: the words of each job.
         loader: Hydra's, inside :func:`runner.config.compose.opened`.
         config: the composed configuration of the command that has these jobs.
+        finished_before: see :class:`runner.terminal.start.Work`.
 
     Raises:
         ConfigError: with the mistakes of all jobs.
@@ -62,10 +67,50 @@ def check_jobs(
             if problem is None:
                 raise
             problems.setdefault(f"{problem.what}  [{' '.join(job)}]", problem)
+    _raise_all(problems)
+    _check_architectures(jobs, configs, finished_before)
+    return configs
+
+
+def _raise_all(problems: Mapping[str, RunnerError]) -> None:
+    """Raise one error for all problems, each by its text with the job; return if there are none."""
     if problems:
         first = next(iter(problems.values()))
         raise ConfigError("\n".join(problems), where=first.where, fix=first.fix)
-    return configs
+
+
+def _check_architectures(
+    jobs: Sequence[Sequence[str]],
+    configs: Sequence[RunConfig],
+    finished_before: Callable[[Sequence[RunConfig]], Sequence[object | None]] | None,
+) -> None:
+    """Refuse jobs whose library does not have their architecture.
+
+    A job that would train alone is not looked up, because it reports the same within seconds
+    itself; nor is an architecture of which a run is finished.
+
+    Raises:
+        ConfigError: with the mistakes of all jobs.
+    """
+    named = [number for number, config in enumerate(configs) if is_of_library(config.model)]
+    finished = set[int]()
+    # To know that a run with pretrained weights is finished takes torch.
+    quick = [number for number in named if not configs[number].names_weights]
+    if quick and len(configs) > 1 and finished_before is not None:
+        summaries = finished_before([configs[number] for number in quick])
+        finished = {number for number, found in zip(quick, summaries, strict=True) if found}
+    if len(configs) - len(finished) < 2:
+        return
+    known = {configs[number].model for number in finished}
+    unknown = unknown_architectures(
+        configs[number].model for number in named if configs[number].model not in known
+    )
+    problems: dict[str, RunnerError] = {}
+    for number in named:
+        model = configs[number].model
+        if (problem := unknown.get((model.source, model.name))) is not None:
+            problems[f"{problem.what}  [{' '.join(jobs[number])}]"] = problem
+    _raise_all(problems)
 
 
 def check_code(path: str) -> None:

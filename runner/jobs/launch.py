@@ -237,7 +237,7 @@ def run_sweep(
         _require_detachable(_kind(config))
     _require_cluster(_kind(config))
     jobs = [list(job) for job in dict.fromkeys(map(tuple, grid))]
-    configs = check_jobs(jobs, context.config_loader, config)
+    configs = check_jobs(jobs, context.config_loader, config, task.work.finished_before)
     known = dict(enumerate(configs))
     beginning = _beginning(config, task.work, len(jobs), known)
     share = share_of(config, _kind(config), [jobs[number] for number in beginning])

@@ -175,15 +175,14 @@ def layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def _build_xresnet(name: str, num_outputs: int, dropout: float) -> nn.Module:
-    require_known(name, list(_XRESNETS), key="model.name", owner="this package", thing="xresnet")
+    require_architecture("xresnet", name)
     return xresnet(_XRESNETS[name], num_outputs, dropout=dropout)
 
 
 def _build_torchvision(name: str, num_outputs: int, dropout: float) -> nn.Module:
     import torchvision  # takes longer than torch, so only where it is needed
 
-    known = torchvision_names()
-    require_known(name, known, key="model.name", owner="torchvision", thing="classifier")
+    require_architecture("torchvision", name)
 
     def build(**arguments: float) -> nn.Module:
         model: nn.Module = torchvision.models.get_model(
@@ -219,7 +218,7 @@ def own_drop_rate(source: str, name: str) -> float:
 def _build_timm(name: str, num_outputs: int, dropout: float, *, drop_path: float) -> nn.Module:
     timm = import_timm()
     # The check also keeps names such as `hf-hub:...` out, which timm would download.
-    require_known(name, timm.list_models(), key="model.name", owner="timm", thing="model")
+    require_architecture("timm", name)
 
     # Passed only if it is requested: some architectures have a default rate of their own.
     rate = {"drop_path_rate": drop_path} if drop_path > 0 else {}
@@ -260,6 +259,26 @@ def _with_dropout(
         where=f"model.dropout={dropout}",
         fix="model.dropout=0.0",
     )
+
+
+def require_architecture(source: str, name: str) -> None:
+    """Raise unless the library has an architecture of this name; imports the library.
+
+    Args:
+        source: ``xresnet``, ``torchvision`` or ``timm``.
+        name: the name, as in :func:`build_model`.
+
+    Raises:
+        ConfigError: the library does not have it; the error names the nearest that it has. Or timm
+            is not installed.
+    """
+    if source == "timm":
+        known, owner, thing = import_timm().list_models(), "timm", "model"
+    elif source == "torchvision":
+        known, owner, thing = torchvision_names(), "torchvision", "classifier"
+    else:
+        known, owner, thing = list(_XRESNETS), "this package", "xresnet"
+    require_known(name, known, key="model.name", owner=owner, thing=thing)
 
 
 def torchvision_names() -> list[str]:

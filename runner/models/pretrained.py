@@ -21,7 +21,7 @@ from runner.data import preprocess
 from runner.data.preprocess import Preprocess
 from runner.errors import ArtefactError, ConfigError, RunnerError, StorageError
 from runner.machine.files import read_whole
-from runner.models.build import head_of, import_timm, require_known, torchvision_names
+from runner.models.build import head_of, import_timm, require_architecture
 from runner.models.changes import settings_of
 from runner.records import tensor_files
 from runner.records.bundle import Change, changes_in, code_of
@@ -374,9 +374,7 @@ def _reason(error: Exception) -> str:
 def _from_torchvision(architecture: str, name: str) -> Weights:
     import torchvision
 
-    require_known(
-        architecture, torchvision_names(), key="model.name", owner="torchvision", thing="classifier"
-    )
+    require_architecture("torchvision", architecture)
     offered = torchvision.models.get_model_weights(architecture)
     known = {entry.name: entry for entry in offered}
     chosen = offered.DEFAULT if name == "DEFAULT" else known.get(name)
@@ -405,7 +403,7 @@ def _from_torchvision(architecture: str, name: str) -> Weights:
 
 def _from_timm(architecture: str, name: str) -> Weights:
     timm = import_timm()
-    require_known(architecture, timm.list_models(), key="model.name", owner="timm", thing="model")
+    require_architecture("timm", architecture)
     known = [tag.partition(".")[2] for tag in timm.list_pretrained(f"{architecture}.*")]
     if name not in known and not (name == "DEFAULT" and known):
         raise _unknown(name, known, f"timm's {architecture}")

@@ -124,6 +124,37 @@ def test_code_is_run_before_anything_is_trained(
     assert not list(tmp_path.glob("outputs/comparisons"))
 
 
+ARCHITECTURES = {
+    "of an arm": (
+        ["--try", "model.name=test_resnett", "--try", "mixup=beta"],
+        "timm has no model called 'test_resnett'  [--try model.name=test_resnett]\n",
+    ),
+    "of the baseline": (
+        ["model.name=test_resnett", "--try", "mixup=beta"],
+        "timm has no model called 'test_resnett'\n",
+    ),
+    "of the search": (
+        ["--try", "mixup=beta", "--tune", "model.name=test_resnet,test_resnett"],
+        "timm has no model called 'test_resnett'  [--tune model.name=test_resnett]\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("plan", [["--plan"], []], ids=["plan", "run"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_that_no_library_has_is_refused_before_anything_is_trained(
+    called: Called, tmp_path: Path, tiny_words: tuple[str, ...], name: str, plan: list[str]
+) -> None:
+    words, said = ARCHITECTURES[name]
+    own = [word for word in tiny_words if not word.startswith("model.name=")]
+    own += [] if name == "of the baseline" else ["model.name=test_resnet"]
+    code, out, err = called(*own, *words, *plan)
+    assert code == 2
+    assert "in the first round" not in out
+    assert f"error: {said}where: model.name=test_resnett\nfix: did you mean " in err
+    assert {path.name for path in tmp_path.glob("outputs/*")} == {"cache"}
+
+
 @pytest.mark.parametrize(
     ("verdicts", "code"),
     [

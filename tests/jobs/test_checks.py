@@ -1,6 +1,7 @@
 """The configurations of many jobs: those that Hydra composes of each, and refused as there."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -11,7 +12,10 @@ from omegaconf import DictConfig
 
 from runner.config import compose
 from runner.config.schema import RunConfig
+from runner.errors import ConfigError
+from runner.jobs import architectures
 from runner.jobs.checks import check_jobs
+from runner.machine.children import answer_of_child
 from runner.terminal.start import hydra_context
 
 JOBS = [
@@ -114,3 +118,69 @@ def test_a_check_that_takes_long_says_what_it_does(
     monkeypatch.setattr("runner.jobs.checks._PATIENCE_SECONDS", 0)
     check_jobs(jobs, loader, config)
     assert capsys.readouterr() == ("", "checking 1,100 jobs …\n")
+
+
+@pytest.fixture
+def lookups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The answers of the processes that looked architectures up."""
+    answers = list[str]()
+
+    def answer(ask: Callable[[], str]) -> str:
+        answers.append(answer_of_child(ask))
+        return answers[-1]
+
+    monkeypatch.setattr(architectures, "answer_of_child", answer)
+    return answers
+
+
+TYPO = ["model=timm", "model.name=test_resnett"]
+
+
+def test_an_architecture_that_no_library_has_is_refused_before_any_job(
+    command: tuple[DictConfig, ConfigLoader], lookups: list[str]
+) -> None:
+    config, loader = command
+    good = ["model=timm", "model.name=test_resnet"]
+    jobs = [good, TYPO, [*TYPO, "seed=1"], ["model=torchvision", "model.name=resnet1888"], []]
+    with pytest.raises(ConfigError) as refused:
+        check_jobs(jobs, loader, config)
+    assert refused.value.what.splitlines() == [
+        "timm has no model called 'test_resnett'  [model=timm model.name=test_resnett]",
+        "timm has no model called 'test_resnett'  [model=timm model.name=test_resnett seed=1]",
+        "torchvision has no classifier called 'resnet1888'  "
+        "[model=torchvision model.name=resnet1888]",
+    ]
+    assert refused.value.where == "model.name=test_resnett"
+    assert refused.value.fix.startswith("did you mean model.name=test_resnet")
+    assert len(lookups) == 1, "the libraries are imported once"
+    assert len(check_jobs([good, ["seed=1"]], loader, config)) == 2
+
+
+@pytest.mark.parametrize(
+    "jobs", [[TYPO], [["seed=0"], ["seed=1"]]], ids=["a job alone", "networks of our own"]
+)
+def test_no_library_is_imported_for_nothing(
+    command: tuple[DictConfig, ConfigLoader], lookups: list[str], jobs: list[list[str]]
+) -> None:
+    config, loader = command
+    assert len(check_jobs(jobs, loader, config)) == len(jobs)
+    assert lookups == []
+
+
+def test_an_architecture_of_a_finished_job_is_not_looked_up(
+    command: tuple[DictConfig, ConfigLoader], lookups: list[str]
+) -> None:
+    config, loader = command
+    jobs = [[*TYPO, f"seed={seed}"] for seed in range(3)]
+    check_jobs(jobs, loader, config, lambda configs: [{"status": "skipped"}, None, None])
+    assert lookups == []
+    with pytest.raises(ConfigError, match="no model called"):
+        check_jobs(jobs, loader, config, lambda configs: [None] * len(configs))
+
+
+def test_what_cannot_be_looked_up_is_left_to_the_jobs(
+    command: tuple[DictConfig, ConfigLoader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, loader = command
+    monkeypatch.setattr(architectures, "_refused", lambda named: os._exit(9))
+    assert len(check_jobs([TYPO, ["seed=1"]], loader, config)) == 2
