@@ -7,7 +7,7 @@ from runner.report import confirmation
 from runner.report.comparison_words import verdict_line
 from runner.report.comparisons import ComparisonAnswer, Standing
 from runner.report.forest import Forest, ForestRow
-from runner.report.measures import mean_text, p_text
+from runner.report.measures import PLUS_MINUS, mean_text, p_text
 from runner.report.metric import ACCURACY, Metric
 from runner.report.statistics import LEVEL
 from runner.terminal.tables import Table
@@ -20,12 +20,22 @@ _PRICES = {
 }
 
 
-def comparison_parts(answer: ComparisonAnswer) -> Iterator[Table | Forest | str]:
-    """Yield the answer in reading order: verdicts in words, their table, the plot, the price."""
+def comparison_parts(
+    answer: ComparisonAnswer, *, is_explained: bool = True
+) -> Iterator[Table | Forest | str]:
+    """Yield the answer in reading order: verdicts in words, their table, the plot, the price.
+
+    Args:
+        answer: the answer.
+        is_explained: say what ± is, if the table has it.
+    """
     yield comparison_title(answer)
     for one in answer.standings:
         yield f"- {verdict_line(one, answer.plan.margin, answer.metric)}"
     yield standings_table(answer)
+    values = (answer.base_value, *(one.value for one in answer.standings))
+    if is_explained and any(value is not None and value.interval for value in values):
+        yield PLUS_MINUS
     yield forest_of(answer)
     yield prices_table(answer)
     if answer.confirmation is not None:

@@ -164,6 +164,7 @@ def table(found: Confirmation, answer: "ComparisonAnswer") -> Table:
         ),
         tuple(rows),
         ("arm",),
+        optional_columns=(metric.heading,),
     )  # fmt: skip
 
 

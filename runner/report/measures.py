@@ -13,6 +13,7 @@ from runner.report.statistics import gained_and_lost, mcnemar, t_interval
 Interval = tuple[float, float]
 PRICES = ("images", "pixels", "seconds")
 _FEWEST_TIMED = 3  # seeds from which a price in seconds is shown
+PLUS_MINUS = "± is half of the 95 % t-interval of a mean over the seeds, not a standard deviation"
 _LARGEST_SPREAD = 1.2  # largest ratio of seconds over the seeds / smallest, for the same
 
 
@@ -98,7 +99,7 @@ def is_timed(
 
 
 def mean_text(mean: Mean, metric: Metric = ACCURACY) -> str:
-    """Return a value of a metric, with half its interval."""
+    """Return a value of a metric, with half its interval, which :data:`PLUS_MINUS` explains."""
     value = metric.text(mean.mean, signed=False)
     if mean.interval is None:
         return value

@@ -17,6 +17,7 @@ from runner.report.family import FEWEST_SEEDS, MOST_SEEDS
 from runner.report.forest import Forest
 from runner.report.groups import RunGroup
 from runner.report.measures import (
+    PLUS_MINUS,
     PRICES,
     Interval,
     mean_of,
@@ -221,8 +222,8 @@ def unranked_table(found: Answer) -> Table:
 
 def content(found: Answer, *, per_class: bool = False) -> Iterator[Table | Forest | str]:
     """Yield comparisons, then tables with the sentences below them, in reading order."""
-    for one in found.comparisons:
-        yield from comparison_parts(one)
+    for number, one in enumerate(found.comparisons):  # with groups, the legend explains
+        yield from comparison_parts(one, is_explained=number == 0 and not found.groups)
     alone = [group for group in found.groups if found.by and len(group.rows) == 1]
     for group in found.groups:
         if group in alone:
@@ -295,7 +296,7 @@ SEQUENTIAL = (
     "verdict, and corrects for that:"
 )
 _LEGEND = (
-    "n: seeds{pairs}. {first}, paired by seed, with 95 % "
+    "n: seeds{pairs}. {plus_minus}. {first}, paired by seed, with 95 % "
     "intervals: over seeds for these images, and over seeds and images, which decides. "
     "p-values are corrected by Holm over all comparisons of a group, which share the spread of "
     "their seeds for that, and are never below the comparison's own; each group is a family of its "
@@ -312,6 +313,7 @@ def legend(metric: Metric = ACCURACY, *, has_folds: bool = False) -> str:
     unit = "difference in percentage points of" if metric.unit else "in"
     direction = f" ({metric.direction})" if metric.direction else ""
     return _LEGEND.format(
+        plus_minus=PLUS_MINUS,
         first=f"{metric.difference_heading.capitalize()}: {unit} {metric.label}{direction}",
         pairs=", or pairs of seed and fold under cross-validation" if has_folds else "",
         folds=(

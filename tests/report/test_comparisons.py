@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fabricated import write_comparison, write_run
+from scipy import stats
 
 from runner import show
 from runner.api.objects import Comparison
@@ -38,6 +39,7 @@ from runner.report.comparisons import (
 from runner.report.family import judged
 from runner.report.forest import Forest
 from runner.report.found_comparisons import find_comparisons
+from runner.report.measures import PLUS_MINUS, Mean, mean_of, mean_text
 from runner.report.page import page
 from runner.report.runs import find_runs, read_run
 from runner.report.scores import ScoreBook
@@ -474,6 +476,37 @@ def test_a_record_in_which_a_failed_arm_cannot_tell_is_read(found: ComparisonAns
     content["arms"][0]["verdict"] = "failed"
     with pytest.raises(ArtefactError, match="verdict must be one of"):
         from_json(content)
+
+
+def test_plus_minus_is_explained_once(
+    folder: ComparisonFolder, found: ComparisonAnswer, tmp_path: Path
+) -> None:
+    assert [*comparison_parts(found)].count(PLUS_MINUS) == 1
+    values = Mean(0.5, None)
+    single = replace(
+        found,
+        base_value=values,
+        standings=tuple(replace(one, value=values) for one in found.standings),
+    )
+    assert PLUS_MINUS not in [*comparison_parts(single)], "the table has none"
+    outputs = folder.path.parent.parent
+    with_groups = tmp_path / "outputs"
+    write_comparison(with_groups, {"mixup": [0.6] * 3}, base=[0.8] * 3)
+    write_comparison(with_groups, {"tta": [0.9] * 3}, base=[0.8] * 3, name="other")
+    for place in (outputs, with_groups):
+        assert text.markdown(reported(place)).count(PLUS_MINUS) == 1
+        assert PLUS_MINUS in page(reported(place))
+    write_run(with_groups, "normalize", seed=0, num_images=400)
+    assert reported(with_groups).groups
+    assert text.markdown(reported(with_groups)).count(PLUS_MINUS) == 1
+    assert PLUS_MINUS in page(reported(with_groups))
+
+
+def test_plus_minus_is_half_of_the_interval_over_the_seeds() -> None:
+    values = (0.6673, 0.6907, 0.6953)
+    half = stats.t.ppf(0.975, 2) * np.std(values, ddof=1) / np.sqrt(3)
+    assert mean_text(mean_of(values)) == f"68.44 ± {100 * half:.2f}" == "68.44 ± 3.73"
+    assert 100 * np.std(values, ddof=1) < 1.6, "the standard deviation, as a control"
 
 
 def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
