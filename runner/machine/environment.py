@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner import __version__
+from runner.machine.files import read_whole
 from runner.machine.hardware import device_name, num_cores
 from runner.machine.processes import Processes
 
@@ -134,6 +135,6 @@ def _torchvision_version() -> str:
     spec = find_spec("torchvision")
     assert spec is not None
     assert spec.origin is not None
-    text = Path(spec.origin).with_name("version.py").read_text()
-    found = re.search(r"^__version__ = ['\"](.+?)['\"]", text, re.MULTILINE)
-    return found[1] if found else version("torchvision")
+    text = read_whole(Path(spec.origin).with_name("version.py"), at_most=2**16)
+    found = re.search(rb"^__version__ = ['\"](.+?)['\"]", text, re.MULTILINE)
+    return found[1].decode() if found else version("torchvision")
