@@ -37,6 +37,7 @@ from runner.terminal.console import legible, table_console
 from runner.terminal.display import Display
 from runner.terminal.metric_tables import class_table, metric_label, metric_text
 from runner.terminal.tables import Table, to_csv
+from runner.terminal.usage import KeysParser
 from runner.training.metrics import METRICS, classification_metrics, mean_class_scores
 
 if TYPE_CHECKING:
@@ -187,11 +188,15 @@ def _variant(name: str, values: dict[str, Any], words: Sequence[str]) -> Variant
     )
 
 
+def _is_evaluation_key(key: str) -> bool:
+    return key in EVALUATION_KEYS or re.fullmatch(r"tta\.\w+", key) is not None
+
+
 def _check_word(word: str) -> None:
     key = word.lstrip("+").partition("=")[0]
     if "${" in word:
         raise ConfigError("a reference is not allowed here", where=word, fix="the value itself")
-    if key in EVALUATION_KEYS or re.fullmatch(r"tta\.\w+", key):
+    if _is_evaluation_key(key):
         return
     allowed = f"allowed here: {', '.join(EVALUATION_KEYS)}"
     if key in checks.known_keys() or key in GROUPS:
@@ -665,9 +670,18 @@ def main() -> None:
     command(lambda: _run(arguments), translated)
 
 
+class _Parser(KeysParser):
+    """Knows that an option that does not exist is perhaps a key that an evaluation takes."""
+
+    def meant(self, key: str) -> str | None:
+        """Return the key that someone who typed ``--KEY`` probably meant, if any."""
+        by_name = {known.rpartition(".")[2]: known for known in EVALUATION_KEYS}
+        return key if _is_evaluation_key(key) else by_name.get(key)
+
+
 def parser() -> Parser:
     """Make the parser of the command's words."""
-    found = Parser(
+    found = _Parser(
         prog=program("evaluate"),
         usage="%(prog)s RUN [RUN …] [-m] [tta=NAME] [KEY=VALUE …]\n"
         "       [--code FILE] [--split test]\n"

@@ -194,6 +194,11 @@ def test_the_command_tells_mistakes(command: Command, runs: tuple[Path, Path]) -
         ((run, "tta=flip,book"), 2, "fix: -m"),
         ((run, "tta=flip", "--csv", "-", "--json", "-"), 2, "standard output"),
         (("tta=flip",), 2, "which run?"),
+        ((run, "--tta", "flip"), 2, "fix: tta=flip\n"),
+        ((run, "--tta.crops=5"), 2, "fix: tta.crops=5\n"),
+        ((run, "--batch-size", "8"), 2, "fix: eval.batch_size=8\n"),
+        ((run, "--mixup", "beta"), 2, "--help\n"),
+        ((run, "--jsn", "a"), 2, "fix: --json\n"),
         (("nowhere", "tta=flip"), 3, "no such folder"),
     ):
         done = command(*words, module="runner.evaluate")

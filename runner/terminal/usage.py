@@ -44,7 +44,7 @@ class KeysParser(Parser):
             reason, fix = _REFUSED[full]
             return ConfigError(f"{full} {reason}: there is no such option", where=option, fix=fix)
         key = name.lstrip("-").replace("-", "_")
-        meant = _meant(key)
+        meant = self.meant(key)
         if not name.startswith("--") or meant is None:
             return super().unknown_option(option, following)
         if not separator:
@@ -54,6 +54,15 @@ class KeysParser(Parser):
             where=f"{option} {value}" if not separator and value != "VALUE" else option,
             fix=shlex.quote(f"{meant}={value}"),
         )
+
+    def meant(self, key: str) -> str | None:
+        """Return the words before ``=`` that someone who typed ``--KEY`` probably meant, if any."""
+        if key in OVERLAYS:
+            return f"+{key}"
+        if key in GROUPS or key in known_keys():
+            return key
+        guess = nearest_key(key)
+        return f"+{guess}" if guess in OVERLAYS else guess
 
 
 class WordsParser(KeysParser):
@@ -76,16 +85,6 @@ class WordsParser(KeysParser):
         self.set_defaults(detach=False)
         if can_sweep:
             self.add_argument("--detach", action="store_true")
-
-
-def _meant(key: str) -> str | None:
-    """Return the words before ``=`` that someone who typed ``--KEY`` probably meant."""
-    if key in OVERLAYS:
-        return f"+{key}"
-    if key in GROUPS or key in known_keys():
-        return key
-    guess = nearest_key(key)
-    return f"+{guess}" if guess in OVERLAYS else guess
 
 
 @dataclass(frozen=True)
