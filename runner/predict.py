@@ -8,10 +8,11 @@ starts, so that help and errors appear at once.
 import argparse
 import json
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,10 @@ from numpy.typing import NDArray
 from runner.config import checks, compose
 from runner.config.complaints import translated
 from runner.config.idea import IdeaFile, read_idea
+from runner.config.options import GROUPS
 from runner.config.schema import RunConfig, Tta
-from runner.errors import ArtefactError, DataError
+from runner.config.words import nearest
+from runner.errors import ArtefactError, ConfigError, DataError
 from runner.machine.hardware import num_cores
 from runner.terminal.arguments import Parser
 from runner.terminal.command import command, program, write_outputs
@@ -37,6 +40,13 @@ if TYPE_CHECKING:
 _PRINTED = 50  # rows on a terminal
 _LISTED = 20  # broken files in an error
 _LONGEST = 400  # characters of a name in an error
+_PATTERN = frozenset("*?[")  # a path with one of these is a pattern unless it exists
+_OPTIONS = {
+    "tta": "--tta", "device": "--device", "precision": "--precision", "threads": "--threads",
+    "eval.batch_size": "--batch-size", "data.num_workers": "--num-workers", "code": "--code",
+}  # fmt: skip
+"""The options of this command by the keys that other commands take for the same."""
+_EXISTING = "paths of files or folders that exist"
 
 
 @dataclass(frozen=True)
@@ -62,11 +72,13 @@ class Inputs:
         paths: paths in the order in which they were named; those of a folder sorted by name.
         ignored: files in folders whose names are not those of images, and folders left out.
         unreadable: folders that cannot be read, each with the reason.
+        missing: those of ``paths`` that do not exist, each with the reason.
     """
 
     paths: tuple[str, ...]
     ignored: tuple[str, ...]
     unreadable: tuple[tuple[str, str], ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_images(words: Sequence[str], listed: Callable[[], Iterator[str]]) -> Inputs:
@@ -74,7 +86,7 @@ def find_images(words: Sequence[str], listed: Callable[[], Iterator[str]]) -> In
 
     Args:
         words: paths and patterns; ``-`` means the paths of ``listed``. A path that exists is not a
-            pattern, and a pattern without a match is kept and will be reported as missing.
+            pattern, and a pattern without a match is kept and is missing.
         listed: returns paths, as from standard input.
     """
     from runner.data.scanning import paths_matching, scan_files
@@ -82,6 +94,7 @@ def find_images(words: Sequence[str], listed: Callable[[], Iterator[str]]) -> In
     paths: list[str] = []
     ignored: list[str] = []
     unreadable: list[tuple[str, str]] = []
+    missing: dict[str, str] = {}
 
     def note(error: OSError) -> None:
         unreadable.append((str(error.filename), error.strerror or str(error)))
@@ -94,11 +107,25 @@ def find_images(words: Sequence[str], listed: Callable[[], Iterator[str]]) -> In
         for path in named:
             if not os.path.isdir(path):  # noqa: PTH112  False, too, for what cannot be a path
                 paths.append(path)
+                if _is_missing(path):
+                    is_pattern = word != "-" and not _PATTERN.isdisjoint(path)
+                    missing[path] = "the pattern matches nothing" if is_pattern else "no such file"
                 continue
             found = scan_files(path, note)
             paths += found.images
             ignored += found.ignored
-    return Inputs(tuple(paths), tuple(ignored), tuple(unreadable))
+    return Inputs(tuple(paths), tuple(ignored), tuple(unreadable), missing)
+
+
+def _is_missing(path: str) -> bool:
+    """Return whether nothing has this path; False for what cannot be a path, or cannot be read."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
 
 
 @dataclass(frozen=True)
@@ -261,7 +288,44 @@ def _positive(text: str) -> int:
     return number
 
 
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse words that set a key, as other commands take them, unless there is such a file.
+
+    Raises:
+        ConfigError: with the option to type.
+    """
+    from runner.data.images import SUFFIXES
+    from runner.data.scanning import paths_matching
+
+    for word in words:
+        key, is_set, value = word.lstrip("+").partition("=")
+        if not is_set or os.path.lexists(word):
+            continue
+        with suppress(OSError, ValueError):  # no path can have such a name
+            if paths_matching(word):
+                continue
+        is_known = key in (*checks.known_keys(), *GROUPS)
+        if not is_known and not word.lower().endswith(tuple(SUFFIXES)):
+            key = nearest(key, [*_OPTIONS]) or key
+        group, _, name = key.rpartition(".")
+        if key in _OPTIONS:
+            first = value.partition(",")[0] if key == "tta" else value  # it is no sweep
+            fix = f"{_OPTIONS[key]} {shlex.quote(first)}"
+        elif group == "tta":
+            fix = f"--tta {shlex.quote(f'{name}={value}')}"
+        elif is_known:
+            fix = f"leave it out; {program('predict')} --help lists the options"
+        else:
+            continue
+        raise ConfigError(
+            f"no such file: {word}; this command has options, and no words KEY=VALUE",
+            where=word,
+            fix=fix,
+        )
+
+
 def _run(arguments: argparse.Namespace) -> None:
+    _check_words([str(arguments.bundle), *arguments.paths])
     config = _config(arguments.tta, device=arguments.device, threads=arguments.threads)
     from runner.records.bundle import open_bundle
 
@@ -276,6 +340,7 @@ def _run(arguments: argparse.Namespace) -> None:
             where=" ".join(arguments.paths),
             fix="image files, or a folder with some",
         )
+    _raise_if_all_missing(inputs)
     with Display(stderr=True) as display:
         for note in ignored_note(inputs.ignored, Path()):
             display.line(f"note: {note}")
@@ -296,9 +361,15 @@ def _run(arguments: argparse.Namespace) -> None:
                 progress=display.evaluation,
             )
         )
+    rankings = [
+        replace(one, error=inputs.missing[one.image])
+        if one.error and one.image in inputs.missing
+        else one
+        for one in rankings
+    ]
     rankings += [Ranking(folder, (), reason) for folder, reason in inputs.unreadable]
     _report(bundle, rankings, arguments, config.tta if arguments.tta else None)
-    _raise_if_broken(rankings)
+    _raise_if_broken(rankings, inputs.missing)
 
 
 def _config(tta: Sequence[str], **values: str | int) -> RunConfig:
@@ -379,22 +450,43 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 :]}"
 
 
-def _raise_if_broken(rankings: Sequence[Ranking]) -> None:
+def _raise_if_all_missing(inputs: Inputs) -> None:
+    """Raise if none of the images exists, before anything is loaded to predict them."""
+    if inputs.unreadable or not all(path in inputs.missing for path in inputs.paths):
+        return
+    if len(inputs.missing) == 1:
+        (path, reason), *_ = inputs.missing.items()
+        raise DataError(reason, where=_shortened(legible(path)), fix=_EXISTING)
+    lines = _lines(list(inputs.missing.items()))
+    raise DataError("\n".join(["none of the images exists:", *lines]), fix=_EXISTING)
+
+
+def _raise_if_broken(rankings: Sequence[Ranking], missing: Collection[str]) -> None:
+    """Raise if images could not be read, naming them; ``missing`` are those that do not exist."""
     broken = [ranking for ranking in rankings if ranking.error]
     if not broken:
         return
-    names = distinguishable([ranking.image for ranking in broken[:_LISTED]])
-    lines = [
-        f"  {_shortened(name)}: {ranking.error}"
-        for name, ranking in zip(names, broken, strict=False)
-    ]
-    more = [f"  and {len(broken) - _LISTED} more"] if len(broken) > _LISTED else []
+    lines = _lines([(ranking.image, ranking.error) for ranking in broken])
+    advice = []
+    if any(ranking.image in missing for ranking in broken):
+        advice.append(_EXISTING)
+    if any(ranking.image not in missing for ranking in broken):
+        advice.append("repair the broken images or leave them out")
+    if len(broken) < len(rankings):
+        advice.append("all other images were predicted")
     raise DataError(
-        f"{len(broken)} of {len(rankings)} images could not be read:\n"
-        + "\n".join([*lines, *more]),
-        where="PATH",
-        fix="repair them or leave them out; all other images were predicted",
+        f"{len(broken)} of {len(rankings)} images could not be read:\n" + "\n".join(lines),
+        fix="; ".join(advice),
     )
+
+
+def _lines(reasons: Sequence[tuple[str, str]]) -> list[str]:
+    """Return a line for each path with its reason, not too many."""
+    names = distinguishable([path for path, _ in reasons[:_LISTED]])
+    lines = [
+        f"  {_shortened(name)}: {reason}" for name, (_, reason) in zip(names, reasons, strict=False)
+    ]
+    return lines + ([f"  and {len(reasons) - _LISTED} more"] if len(reasons) > _LISTED else [])
 
 
 if __name__ == "__main__":

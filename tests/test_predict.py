@@ -462,8 +462,33 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "unfinished": (["unfinished", "x.png"], 3, "no finished run"),
     "no images": (["RUN", "empty"], 3, "no images found"),
     "no path": (["RUN"], 2, "PATH"),
-    "an image that is not there": (["RUN", "gone.png"], 3, "gone.png: No such file"),
-    "a pattern without a match": (["RUN", "*.jpg"], 3, "1 of 1 images could not be read"),
+    "an image that is not there": (["RUN", "gone.png"], 3, "no such file\nwhere: gone.png\nfix: "),
+    "a pattern without a match": (
+        ["RUN", "*/**/*.jpg"],
+        3,
+        "the pattern matches nothing\nwhere: */**/*.jpg\nfix: ",
+    ),
+    "nothing that is there": (
+        ["RUN", "gone.png", "*.jpg"],
+        3,
+        "none of the images exists:\n  gone.png: no such file\n"
+        "  *.jpg: the pattern matches nothing\nfix: ",
+    ),
+    "a word on tta": (
+        ["RUN", "VAL", "tta=flip"],
+        2,
+        "no such file: tta=flip; this command has options, and no "
+        "words KEY=VALUE\nwhere: tta=flip\nfix: --tta flip\n",
+    ),
+    "a key of tta": (["RUN", "VAL", "tta.crops=5"], 2, "\nfix: --tta crops=5\n"),
+    "a list of tta": (["RUN", "VAL", "tta=flip,book"], 2, "\nfix: --tta flip\n"),
+    "a typo in a word": (["RUN", "VAL", "tat=flip"], 2, "\nfix: --tta flip\n"),
+    "a word on the device": (["RUN", "VAL", "device=cpu"], 2, "\nfix: --device cpu\n"),
+    "a word on batches": (["RUN", "eval.batch_size=8"], 2, "\nfix: --batch-size 8\n"),
+    "a word of training": (["RUN", "VAL", "mixup=beta"], 2, "\nfix: leave it out; "),
+    "a word as the run": (["tta=flip", "RUN", "VAL"], 2, "\nfix: --tta flip\n"),
+    "a path with a sign": (["RUN", "code=1.png"], 2, "\nfix: --code 1.png\n"),
+    "a path with another sign": (["RUN", "photo=1.png"], 3, "no such file\nwhere: photo=1.png\n"),
     "top 0": (["RUN", "x.png", "--top", "0"], 2, "1 or more"),
     "unknown tta": (["RUN", "x.png", "--tta", "flop"], 2, "did you mean flip?"),
     "a wrong value": (["RUN", "x.png", "--tta", "crops=zero"], 2, "tta.crops"),
@@ -489,6 +514,53 @@ def test_mistakes_are_told(
     (tmp_path / "unfinished" / "result.json").unlink()
     assert called(monkeypatch, *(places.get(word, word) for word in words)) == code
     assert reason in capsys.readouterr().err
+
+
+def test_files_are_images_whatever_their_names(
+    run: Path,
+    val: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["tta=flip", "device=cpu.png", "threads=1/2.png"]
+    Path("threads=1").mkdir()
+    for name in names:
+        shutil.copy(val[0], name)
+    words = [*names[:2], "threads=1", "threads=?/*.png"]
+    assert called(monkeypatch, str(run), *words, "--csv", "-", "--threads", "1") == 0
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))[1:]
+    assert [row[0] for row in rows] == [*names, names[-1]]
+
+
+def test_what_is_missing_is_told_and_all_others_are_predicted(
+    run: Path,
+    val: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.png").write_bytes(b"")
+    words = [str(run), "gone.png", val[0], "*.jpg", "bad.png", "--csv", "-", "--threads", "1"]
+    assert called(monkeypatch, *words) == 3
+    said = capsys.readouterr()
+    rows = list(csv.reader(io.StringIO(said.out)))[1:]
+    assert [row[:2] for row in rows] == [
+        ["gone.png", "no such file"], [val[0], ""], ["*.jpg", "the pattern matches nothing"],
+        ["bad.png", "is empty"],
+    ]  # fmt: skip
+    assert said.err.endswith(
+        "error: 3 of 4 images could not be read:\n  gone.png: no such file\n"
+        "  *.jpg: the pattern matches nothing\n  bad.png: is empty\n"
+        "fix: paths of files or folders that exist; repair the broken images or leave them out; "
+        "all other images were predicted\n"
+    )
+    # What a list names is a path, whatever its characters.
+    stdin = io.TextIOWrapper(io.BytesIO(b"gone.png\n*.jpg\n"))
+    assert called(monkeypatch, str(run), "-", stdin=stdin) == 3
+    assert "  *.jpg: no such file\n" in capsys.readouterr().err
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
