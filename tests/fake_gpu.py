@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch._dynamo  # which an optimizer imports, and whose annotations need torch's own Generator
 from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing

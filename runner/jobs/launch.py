@@ -429,7 +429,6 @@ class _Launch:
         self._problem: Exception | None = None  # of a callback
         self._gave_up: RunnerError | None = None
         self._kind = _kind(config)
-        self._is_here = self._kind == "BasicLauncher"
         self._can_share = _can_share(config, task.work)
         self._task = SweepJob(
             task,
@@ -439,7 +438,7 @@ class _Launch:
             share=share,
             is_worker=self._kind == "JoblibLauncher",
             is_quiet=is_quiet,
-            until=math.inf if self._is_here else self._until,  # here, it is known before it begins
+            until=self._until,
         )
 
     def run(self) -> None:
@@ -483,6 +482,17 @@ class _Launch:
     def _say_note(self, note: str) -> None:
         if note and self._has_notes:
             self._say(f"note: {note}")
+
+    @property
+    def _is_here(self) -> bool:
+        """Whether the jobs are children of this process, one after the other.
+
+        Those of joblib are, too, if there is one at a time: joblib itself would run it in this
+        process, which a crash of the job would end.
+        """
+        if self._kind == "JoblibLauncher":
+            return bool(self._config.hydra.launcher.n_jobs == 1)
+        return self._kind == "BasicLauncher"
 
     def prints(self, number: int) -> bool:
         """Return whether a job has printed its result to the terminal of this process."""
@@ -581,7 +591,7 @@ class _Launch:
                 if self._is_detached:
                     return
                 status = {number: str(self._folder.read(number)["status"]) for number in batch}
-                if len(batch) > 1 and self._kind not in _EACH_ALONE:
+                if len(batch) > 1 and self._kind not in _EACH_ALONE and not self._is_here:
                     suspects += [number for number in batch if status[number] == "crashed"]
                 todo = [number for number in batch if status[number] in ("busy", "pending")]
                 if todo == batch and "busy" not in status.values():

@@ -299,6 +299,20 @@ def test_a_job_that_fails_takes_no_other_down(
     assert sorted(ends) == [(0, how), (1, "finished"), (2, "finished"), (3, "evaluated")]
 
 
+@pytest.mark.parametrize("one", [("hydra.launcher.n_jobs=1",), ()])
+def test_one_job_of_joblib_at_a_time_ends_no_sweep_by_its_crash(
+    tmp_path: Path, one: tuple[str, ...]
+) -> None:
+    """joblib runs it in the process of the sweep; also where only one job begins."""
+    more = () if one else ("book", "flip")  # the second one is evaluated by the first
+    done, told, _ = run_sharing(
+        tmp_path, 2, ttas=more or ("book",), launcher=("hydra/launcher=joblib", *one)
+    )
+    assert done.outcomes[0].status == "crashed"
+    assert "code 3" in done.outcomes[0].error
+    assert (0, "crashed") in told
+
+
 def test_jobs_wait_for_the_one_that_is_busy(tmp_path: Path) -> None:
     lock = tmp_path / "other" / "run.lock"
     lock.parent.mkdir()
@@ -473,7 +487,7 @@ def test_a_launcher_that_cannot_begin_says_why(
     with mock.patch.object(launch._Launch, "_launcher") as starting:
         starting.return_value.launch.side_effect = fail
         with pytest.raises(ConfigError, match="cannot be sent to other processes") as caught:
-            run(tmp_path, 0, launcher=launcher)
+            run(tmp_path, 0, 6, launcher=launcher)
     assert "cannot pickle '_thread.lock' object" in caught.value.what
     assert caught.value.where == launcher[0]
     assert isinstance(caught.value.__cause__, TypeError)
