@@ -1,7 +1,10 @@
 """The functions of Python do what commands do, raise what commands print, and leave no trace."""
 
+import inspect
 import json
 import os
+import pydoc
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +20,7 @@ from PIL import Image
 from small import Command
 
 import runner
+from runner.api import functions
 from runner.api.functions import _words
 from runner.api.process import _error
 from runner.errors import ArtefactError, ConfigError, DataError
@@ -131,6 +135,23 @@ def test_a_model_is_a_module(run: runner.Run) -> None:
         model.predict(["none.jpg"])
     with pytest.raises(DataError, match="no such folder"):
         runner.load_model("none")
+
+
+@pytest.mark.parametrize("name", ["train", "compare"])
+def test_help_describes_the_function(name: str) -> None:
+    module, function = getattr(runner, name), getattr(functions, name)
+    assert inspect.signature(module) == inspect.signature(function)
+    shown = pydoc.render_doc(module, renderer=pydoc.plaintext)
+    documented = inspect.getdoc(function) or ""
+    for parameter in inspect.signature(function).parameters.values():
+        assert f"    {parameter},\n" in shown
+        assert f"\n    {parameter.name}: " in documented
+    for line in documented.splitlines():
+        assert line in shown
+    for other in ("main", "rate_of", "WORK", "make_callable"):  # what the module has besides
+        assert not re.search(rf"^ +{other}\b", shown, re.MULTILINE)
+    with pytest.raises(AttributeError, match=f"'runner.{name}' has no attribute 'nothing'"):
+        module.nothing  # noqa: B018
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
