@@ -21,8 +21,9 @@ from small import Command
 
 import runner
 from runner.api import functions
-from runner.api.functions import _words
+from runner.api.functions import COMMAND_ONLY, _words
 from runner.api.process import _error
+from runner.compare.__main__ import parser
 from runner.errors import ArtefactError, ConfigError, DataError
 
 SMALL = (
@@ -152,6 +153,88 @@ def test_help_describes_the_function(name: str) -> None:
         assert not re.search(rf"^ +{other}\b", shown, re.MULTILINE)
     with pytest.raises(AttributeError, match=f"'runner.{name}' has no attribute 'nothing'"):
         module.nothing  # noqa: B018
+
+
+def test_options_of_a_comparison_are_parameters_or_told() -> None:
+    options = {name.lstrip("-").replace("-", "_") for name in parser().options()}
+    parameters = {*inspect.signature(functions.compare).parameters} - {"words", "values"}
+    only = {*COMMAND_ONLY["compare"]}
+    assert options == (parameters - {"tries"}) | only | {"h", "help"}
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+    for name in parameters:
+        assert f"`{name}" in page
+    for name in only - {"try"}:
+        assert f"`--{name.replace('_', '-')}`" in page
+
+
+@pytest.fixture
+def arguments(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The arguments of the command, which does not run."""
+    found = list[str]()
+
+    def stop(module: str, given: list[str]) -> str:
+        found.extend(given)
+        raise DataError("stopped")
+
+    monkeypatch.setattr(functions, "output_of", stop)
+    return found
+
+
+def test_a_single_string_is_one_element(arguments: list[str]) -> None:
+    with pytest.raises(DataError, match="stopped"):
+        runner.compare(tries="+trick=tta", tune="optim.lr=1e-3,1e-2", seeds=3)
+    expected = ["--seeds", "3", "--try", "+trick=tta", "--tune", "optim.lr=1e-3,1e-2"]
+    assert arguments == [*expected, "--json", "-"]
+    arguments.clear()
+    with pytest.raises(DataError, match="stopped"):
+        runner.compare(tries=("mixup=beta", ""), tune=(f"optim.lr={n},1" for n in (2,)))  # type: ignore[arg-type]
+    assert arguments[:-2] == ["--try", "mixup=beta", "--try", "", "--tune", "optim.lr=2,1"]
+
+
+WRONG_KEYWORDS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "a number": ({"tries": 3}, "tries takes strings", 'tries=["mixup=beta", "optim.lr=1e-2"]'),
+    "lists of lists": ({"tries": [["mixup=beta"]]}, "tries takes strings", "tries=["),
+    "keys and values": ({"tune": {"optim.lr": [1, 2]}}, "tune takes strings", "tune=["),
+    "nothing": ({"tries": None}, "tries takes strings", "tries=["),
+    "an option": ({"tries": "--plan"}, "options of the command are no words", "KEY=VALUE"),
+    "a typo": (
+        {"max_seed": 4},
+        "unknown keyword max_seed (did you mean max_seeds?)",
+        "max_seeds=4",
+    ),
+    "a dash": ({"max-seeds": 4}, "did you mean max_seeds?", "max_seeds=4"),
+    "another typo": ({"metrics": "brier"}, "did you mean metric?", "metric='brier'"),
+    "the plan": ({"plan": True}, "plan is an option of the command alone", "… --plan"),
+    "the page": ({"html": "q.html"}, "html is an option of the command alone", ".page()"),
+    "its exit code": ({"exit_code": True}, "of the command alone", ".verdicts"),
+    "the test part": ({"confirm_on": "test"}, "of the command alone", "--confirm-on test"),
+    "the spelling of the command": ({"try": "mixup=beta"}, "of the command alone", "tries=["),
+}
+
+
+@pytest.mark.parametrize(("values", "said", "fix"), WRONG_KEYWORDS.values(), ids=WRONG_KEYWORDS)
+def test_a_wrong_keyword_is_told_before_anything_runs(
+    arguments: list[str], values: dict[str, Any], said: str, fix: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        runner.compare(**values)
+    assert fix in caught.value.fix
+    assert arguments == []
+
+
+def test_keys_are_no_wrong_keywords(arguments: list[str]) -> None:
+    with pytest.raises(DataError, match="stopped"):
+        runner.compare(seed=3, data="folder", mixup="beta", **{"optim.lr": 1e-3})
+    assert arguments[:4] == ["seed=3", "data=folder", "mixup=beta", "optim.lr=0.001"]
+    with pytest.raises(ConfigError, match="config_dir is an option of the command alone"):
+        runner.train(config_dir="mine")
+
+
+def test_an_option_of_the_command_is_no_word(arguments: list[str]) -> None:
+    for call in (runner.train, runner.compare):
+        with pytest.raises(ConfigError, match="options of the command are no words"):
+            call("--plan")
+    assert arguments == []
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
