@@ -231,17 +231,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, Share]]]:
     """The number of jobs at a time, and their share, at each launch of joblib; on four cores."""
     found: list[tuple[int, Share]] = []
 
-    class Launcher:
+    def launched(self: Any, numbers: list[int]) -> None:
         """Instead of joblib, whose processes take seconds."""
-
-        def launch(self, jobs: Any, initial_job_idx: int) -> None:
-            pass
-
-    def launcher(self: Any) -> Launcher:
         found.append((self._config.hydra.launcher.n_jobs, self._task.share))
-        return Launcher()
 
-    monkeypatch.setattr(launch._Launch, "_launcher", launcher)
+    monkeypatch.setattr(launch._Launch, "_round", launched)
     for module in (launch, shares):
         monkeypatch.setattr(module, "num_cores", lambda: 4)
     with mock.patch.dict(os.environ):
