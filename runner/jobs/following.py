@@ -202,7 +202,7 @@ def _first(states: Sequence[JobState], count: int) -> list[JobState]:
 def _table(states: Sequence[JobState], title: str) -> Table:
     rows = []
     for one in states:
-        accuracy = one.state.get("accuracy")
+        accuracy, tta = one.state.get("accuracy"), one.state.get("tta")
         state = "" if one.queued is None else one.queued.state
         epochs = "" if one.epochs is None else f"/{one.epochs:g}"
         rows.append(
@@ -213,9 +213,10 @@ def _table(states: Sequence[JobState], title: str) -> Table:
                 one.node,
                 "" if one.epoch is None else f"{one.epoch}{epochs}",
                 "" if accuracy is None else f"{accuracy:.2%}",
+                "" if tta is None else f"{tta:.2%}",
             )
         )
-    columns = ("job", "status", "Slurm", "node", "epoch", "accuracy")
+    columns = ("job", "status", "Slurm", "node", "epoch", "accuracy", "TTA")
     empty = [name for at, name in enumerate(columns) if at > 1 and not any(row[at] for row in rows)]
     return Table(title, columns, tuple(rows), columns[:4]).without(*empty)
 

@@ -39,8 +39,10 @@ def counted(states: Sequence[Mapping[str, Any]]) -> str:
 
 def print_line(outcome: Mapping[str, Any], name: str) -> None:
     """Print one line that says how the job of this name ended."""
-    accuracy = outcome.get("accuracy")
+    accuracy, tta = outcome.get("accuracy"), outcome.get("tta")
     reached = outcome.get("error", "") if accuracy is None else f"accuracy {accuracy:.2%}"
+    if accuracy is not None and tta is not None:
+        reached += f", with TTA {tta:.2%}"
     console = PipeConsole(highlight=False)
     line = printable(f"{outcome['status']}: {name}  {reached}".rstrip())
     console.print(line, markup=False, soft_wrap=True)

@@ -84,7 +84,7 @@ def test_a_pipe_gets_a_table_and_then_a_line_per_change(
         "7_1 waits: next in line, until enough cores, memory or GPUs are free (Resources)",
         "finished: seed=0  accuracy 50.00%",
         r"failed: seed=1  no such\x1b file",
-        "finished: seed=2  accuracy 25.00%",
+        "finished: seed=2  accuracy 25.00%, with TTA 50.00%",
     ]  # fmt: skip
     rows = [line.split() for line in lines[ended:]]
     assert ["seed=2", "finished", "25.00%", "50.00%"] in rows
@@ -105,6 +105,11 @@ def test_once_prints_and_leaves(
     out = capsys.readouterr().out
     assert "4 jobs: 4 queued" in out
     assert "Slurm does not answer: no route; it is asked again" in out
+    folder.write(0, "finished", accuracy=0.25, tta=0.75)
+    show_sweep(folder, once=True)
+    out = capsys.readouterr().out
+    assert out.index("accuracy") < out.index("TTA")
+    assert out.index("25.00%") < out.index("75.00%")
     for number in range(4):
         folder.write(number, "finished", accuracy=0.5)
     show_sweep(folder, once=True)
