@@ -179,12 +179,23 @@ def _require_one_precision(config: RunConfig, processes: Processes) -> None:
         )
 
 
+def _what_trains(config: RunConfig) -> str:
+    """Return the network, where it is from, and the tricks, in one line."""
+    model = config.model
+    start = model.weights if model.weights is not None else "pretrained" * model.pretrained
+    origin = ", ".join(filter(None, [model.source * (model.source != "xresnet"), start]))
+    network = f"{model.name} ({origin})" if origin else model.name
+    tricks = ", ".join(config.tricks) or "none"
+    return f"network: {network}; tricks: {tricks}; seed: {config.seed}"
+
+
 def _print_notes(dataset: "Dataset", config: RunConfig, display: Display) -> None:
     batch_size = config.data.batch_size
     display.line(
         f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.val):,} validation "
         f"images in {len(dataset.classes)} classes"
     )
+    display.line(_what_trains(config))
     if config.sampling.is_on:
         display.line(
             "note: each epoch draws its training images with replacement (sampling.power="

@@ -178,6 +178,9 @@ def test_one_run_leaves_the_whole_folder(
     assert not list(tmp_path.rglob("*.tmp*"))
     assert str(folder.name) in done.stdout
     assert "TTA" in done.stdout
+    tricks = ", ".join(result["tricks"])
+    named = f"network: test_resnet (timm); tricks: {tricks}; seed: 3"
+    assert named in done.stdout.splitlines()[:6], "before the first step"
 
 
 def test_the_same_command_answers_from_its_result(

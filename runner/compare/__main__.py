@@ -28,7 +28,7 @@ from runner.machine.processes import from_environment
 from runner.records.comparison_folder import BASE, ComparisonFolder, Place, place
 from runner.report.metric import METRICS, default_margins
 from runner.terminal.arguments import Parser
-from runner.terminal.command import command, program, write_outputs
+from runner.terminal.command import command, print_page, program, write_outputs
 from runner.terminal.console import PipeConsole, printable, table_console
 from runner.terminal.display import Display
 from runner.terminal.tables import Table, left_out_note
@@ -240,6 +240,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     is_seen = answer.is_ended or any(one.seeds for one in answer.standings)
     if not write_outputs(targets, contents) and is_seen:
         _print(answer, table_console())
+    print_page(arguments.html, is_read=is_read)
     if problem is not None:
         raise problem
     if result is not None:

@@ -20,7 +20,7 @@ from runner.report.pooled import pool_folds
 from runner.report.runs import find_runs
 from runner.report.scores import ScoreBook
 from runner.terminal.arguments import Parser
-from runner.terminal.command import command, program, write_outputs
+from runner.terminal.command import command, print_page, program, write_outputs
 from runner.terminal.console import PipeConsole, printable, table_console
 from runner.terminal.tables import left_out_note
 
@@ -103,8 +103,10 @@ def _report(arguments: argparse.Namespace) -> None:
         "json": lambda: text.to_json(found),
         "markdown": lambda: text.markdown(found, per_class=arguments.per_class),
     }
-    if not write_outputs({name: getattr(arguments, name) for name in contents}, contents):
+    is_read = write_outputs({name: getattr(arguments, name) for name in contents}, contents)
+    if not is_read:
         _print(found, table_console(), per_class=arguments.per_class)
+    print_page(arguments.html, is_read=is_read)
 
 
 def _page(found: Answer, target: Path) -> str:

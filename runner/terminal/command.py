@@ -11,7 +11,7 @@ from runner.config.idea import blamed
 from runner.errors import ConfigError, ProcessError, RunnerError, StorageError, of_system
 from runner.machine.files import write_output
 from runner.machine.signals import raise_on_signals
-from runner.terminal.console import printable
+from runner.terminal.console import PipeConsole, printable
 from runner.terminal.streams import open_outlets, output_error
 
 
@@ -125,6 +125,18 @@ def write_outputs(
         else:
             write_output(target, contents[name]().encode(errors="backslashreplace"))
     return bool(printed)
+
+
+def print_page(target: Path | None, *, is_read: bool) -> None:
+    """Print the path of a page that was written to a file.
+
+    Args:
+        target: the file; nothing is printed for None, and for ``-``, standard output.
+        is_read: a program reads standard output, so the path goes to standard error.
+    """
+    if target is not None and target != Path("-"):
+        console = PipeConsole(stderr=is_read, highlight=False)
+        console.print(printable(f"page: {target}"), markup=False, emoji=False, soft_wrap=True)
 
 
 def _prints_errors() -> bool:

@@ -200,6 +200,7 @@ def test_from_nothing_to_an_answer_and_again(
     answer = from_json(json.loads(asked.stdout))
     assert asked.returncode == compare.exit_code(answer)
     assert "<html" in (tmp_path / "page.html").read_text()
+    assert "page: page.html\n" in asked.stderr
 
     more = command(*words[:-1], "4", module=MODULE)
     assert more.returncode == 2

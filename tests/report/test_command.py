@@ -72,6 +72,21 @@ def test_every_form_in_one_call(
     assert [path.name for path in tmp_path.iterdir() if "tmp" in path.name] == []
 
 
+def test_the_path_of_a_page_is_printed(
+    main: Main, outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("--html", "[b] x.html") == 0
+    told = capsys.readouterr()
+    assert told.out.endswith("\npage: [b] x.html\n")
+    assert told.err == ""
+    assert main("--html", "x.html", "--json", "-") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out), "standard output holds the result alone"
+    assert told.err == "page: x.html\n"
+    assert main("--html", "-") == 0
+    assert "page: " not in "".join(capsys.readouterr())
+
+
 @pytest.mark.parametrize("form", ["csv", "json", "markdown"])
 def test_a_form_on_the_terminal_is_all_that_is_said(
     form: str, main: Main, outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
