@@ -62,11 +62,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A command in this process may leave torch with more threads, which wait for each other."""
+def as_before() -> Iterator[None]:
+    """A command in this process leaves handlers of signals, and may leave torch more threads."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.getsignal(one) for one in signals]
     yield
+    for one, handler in zip(signals, handlers, strict=True):
+        signal.signal(one, handler)
     if torch := sys.modules.get("torch"):
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # more threads wait for each other
 
 
 @pytest.fixture(scope="session")
