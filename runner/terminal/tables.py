@@ -86,20 +86,27 @@ class Table:
         if has_name_lines:
             at = shown.columns.index(shown.name_columns[0])
             rest = shown.without(shown.columns[at])
-            head = rest._grid(widths, (), has_head=True)
+            head = rest.grid(widths, (), has_head=True)
             parts = [Padding(Text(shown.columns[at]), (0, 0, 0, _MARGIN)), _indented(head)]
             for row in shown.rows:
                 name = Text(printable(row[at]), overflow="fold")
                 cells_below = (*row[:at], *row[at + 1 :])
-                line = rest._grid(widths, (cells_below,), has_head=False)
+                line = rest.grid(widths, (cells_below,), has_head=False)
                 parts += [Padding(name, (0, 0, 0, _MARGIN)), _indented(line)]
         else:
-            parts = [Padding(shown._grid(widths, shown.rows, has_head=True), (0, 0, 0, _MARGIN))]
+            parts = [Padding(shown.grid(widths, shown.rows, has_head=True), (0, 0, 0, _MARGIN))]
         return Group(title, Text(""), *parts, Text(""))
 
-    def _grid(
+    def grid(
         self, widths: Sequence[int], rows: Sequence[Sequence[str]], *, has_head: bool
     ) -> RichTable:
+        """Return ``rows`` as a table of rich.
+
+        Args:
+            widths: characters of each column.
+            rows: rows with a cell for each column.
+            has_head: whether the names of the columns come first.
+        """
         table = RichTable(
             box=box.SIMPLE_HEAD,
             collapse_padding=True,
@@ -138,17 +145,17 @@ class Table:
         tries += [(shorter[-1], narrow, True), (shorter[-1], narrow, False)]
         room = width - _MARGIN
         for one, label, is_whole in tries:
-            if (widths := one._widths(room, label, is_whole=is_whole)) is not None:
+            if (widths := one.fitting_widths(room, label, is_whole=is_whole)) is not None:
                 return one, widths, False
         for name in [one for one in self.name_columns if one in self.columns][:1]:
             for one, label, is_whole in tries:
                 rest = one.without(name)
-                widths = rest._widths(room - _INDENT, label, is_whole=is_whole)
+                widths = rest.fitting_widths(room - _INDENT, label, is_whole=is_whole)
                 if widths is not None:
                     return one, widths, True
         return shorter[-1], None, False
 
-    def _widths(self, room: int, label_width: int, *, is_whole: bool) -> list[int] | None:
+    def fitting_widths(self, room: int, label_width: int, *, is_whole: bool) -> list[int] | None:
         """Return the characters per column; None if there is no room.
 
         Args:
