@@ -585,6 +585,8 @@ class _Launch:
         try:
             while (todo or suspects) and self._may_begin:
                 batch = todo or suspects[:1]
+                if not todo:  # or its death would be reported again before it begins
+                    self._folder.write(batch[0], "pending")
                 self._round(batch)
                 if not todo:
                     del suspects[0]

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -171,6 +172,32 @@ def test_every_job_ends_in_its_way_and_is_told_once(
             assert f"complained by {number}\n" in log.read_text()
             assert "from below\n" in log.read_text()
     assert "Traceback" in done.folder.log(5).read_text()
+
+
+def test_a_job_that_is_tried_again_has_not_crashed_while_its_process_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher takes other jobs down with one that dies, and seconds to start a new process."""
+
+    def launched(self: Any) -> SimpleNamespace:
+        def launch(jobs: list[list[str]], initial_job_idx: int) -> None:
+            numbers = [self._jobs.index(job) for job in jobs]
+            if len(numbers) > 1:
+                for number in numbers:
+                    if (child := os.fork()) == 0:
+                        self._folder.write(number, "running")
+                        os._exit(9)
+                    os.waitpid(child, 0)
+                return
+            time.sleep(1.2)  # more than twice as long as it takes to look once
+            self._folder.write(numbers[0], "failed", error="its own", error_kind="ConfigError")
+
+        return SimpleNamespace(launch=launch)
+
+    monkeypatch.setattr(launch._Launch, "_launcher", launched)
+    done, told = run(tmp_path, 0, 1, launcher=JOBLIB, is_quiet=True)
+    assert [one.error for one in done.outcomes] == ["its own"] * 2
+    assert [end.error for _, end in told if end is not None] == ["its own"] * 2
 
 
 @pytest.mark.parametrize("launcher", ELSEWHERE)
