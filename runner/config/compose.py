@@ -6,7 +6,7 @@ before anything is written.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
@@ -133,10 +133,9 @@ def config_of(words: Sequence[str], folder: Path | None = None) -> RunConfig:
         ConfigError: see :func:`run_config`. Hydra raises errors of its own;
             :func:`runner.config.complaints.translated` converts them.
     """
-    options = [] if folder is None else [own_options(folder)]
-    checked = checked_words(words, folder=folder)
+    checked = words_to_compose(words, folder)
     with opened():
-        return run_config(composed([*checked, *options]))
+        return run_config(composed(checked))
 
 
 def followers(words: Sequence[str], folder: Path | None, keys: Sequence[str]) -> list[str]:
@@ -152,14 +151,13 @@ def followers(words: Sequence[str], folder: Path | None, keys: Sequence[str]) ->
     """
     if not _may_refer(words, folder):
         return []
-    options = [] if folder is None else [own_options(folder)]
-    checked = checked_words(words, folder=folder)
+    checked = words_to_compose(words, folder)
     with opened():
-        config = composed([*checked, *options])
-        before = _flat(_plain(config))
+        config = composed(checked)
+        before = schema.leaves(_plain(config))
         for key in keys:
             OmegaConf.update(config, key, f"another {key}")
-        after = _flat(_plain(config))
+        after = schema.leaves(_plain(config))
     return [key for key in before if before[key] != after[key] and key not in keys]
 
 
@@ -172,15 +170,6 @@ def _may_refer(words: Sequence[str], folder: Path | None) -> bool:
         return any(b"$" in read_whole(path, at_most=_LARGEST_OPTION) for path in files)
     except OSError:
         return True
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of nested groups by dotted key."""
-    found = dict[str, Any]()
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        found |= _flat(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
-    return found
 
 
 def jobs(words: Sequence[str]) -> list[list[str]]:
@@ -289,6 +278,16 @@ def opened() -> AbstractContextManager[object]:
         version_base="1.3", config_dir=str(CONF_DIR)
     )
     return context
+
+
+def words_to_compose(words: Sequence[str], folder: Path | None) -> list[str]:
+    """Return ``words``, checked, with the user's option files, for :func:`composed`.
+
+    Raises:
+        ConfigError: a word is refused, or there is no such folder.
+    """
+    options = [] if folder is None else [own_options(folder)]
+    return [*checked_words(words, folder=folder), *options]
 
 
 def own_options(folder: Path) -> str:

@@ -7,7 +7,7 @@ nothing. Options that turn a trick on live in ``conf/``.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from typing import Any, Literal
@@ -226,6 +226,15 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     """Return the values of ``config`` as nested plain containers, ready for JSON and YAML."""
     plain: dict[str, Any] = _plain(asdict(config))
     return plain
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested values: each value by its dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        found |= leaves(value, f"{dotted}.") if isinstance(value, Mapping) else {dotted: value}
+    return found
 
 
 def resolved(

@@ -23,7 +23,6 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from runner.config import compose
 from runner.config.complaints import translated
 from runner.config.idea import idea_of
-from runner.config.overrides import checked_words
 from runner.config.requested import Requested, by_training
 from runner.config.schema import RunConfig
 from runner.errors import ConfigError, RunnerError, SweepError
@@ -154,8 +153,7 @@ def run_jobs(
         SweepError: the launcher could not begin.
         StorageError: the folder of the jobs cannot be written.
     """
-    options = [] if config_dir is None else [compose.own_options(config_dir)]
-    words = [*checked_words(launcher, folder=config_dir), *options]
+    words = compose.words_to_compose(launcher, config_dir)
     compose.register()
     with compose.opened():
         config = compose.composed(words, is_sweep=True)

@@ -22,12 +22,13 @@ from typing import Any
 
 import yaml
 
+from runner.config.schema import leaves
 from runner.errors import first_line
 from runner.loggers.tool import Ending, LoggedRun, Tool
 from runner.machine import fields
 from runner.machine.files import read_whole
 from runner.records import evaluations
-from runner.records.run_folder import LARGEST_JSON, RunFolder, leaves
+from runner.records.run_folder import LARGEST_JSON, RunFolder
 
 END_SECONDS = 30
 """Time for the table, the figures and all that is not yet written, after the last step."""

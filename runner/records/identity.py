@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from runner.config import checks, schema
 from runner.config.idea import IdeaFile
-from runner.config.schema import RunConfig
+from runner.config.schema import RunConfig, leaves
 from runner.machine.hardware import device_kind, used_precision
-from runner.records.run_folder import VERSION, leaves
+from runner.records.run_folder import VERSION
 
 if TYPE_CHECKING:
     from runner.data.dataset import Dataset

@@ -38,6 +38,7 @@ import yaml
 from numpy.typing import NDArray
 
 from runner.config import schema
+from runner.config.schema import leaves
 from runner.errors import ArtefactError, ConfigError, StorageError
 from runner.machine import fields
 from runner.machine.arrays import read_npz
@@ -633,15 +634,6 @@ def redacted_words(overrides: Sequence[str]) -> list[str]:
 def _redacted_word(override: str) -> str:
     key, separator, _ = override.partition("=")
     return f"{key}=<redacted>" if separator and _is_secret(key) else override
-
-
-def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested values: each value by its dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        dotted = f"{prefix}{key}"
-        found |= leaves(value, f"{dotted}.") if isinstance(value, Mapping) else {dotted: value}
-    return found
 
 
 def _of_training(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from runner.config import checks, overlays, schema
 from runner.config.options import CONF_DIR, OVERLAYS
+from runner.config.schema import leaves
 from runner.errors import ConfigError
 from runner.records.identity import NEUTRAL, decisive_values
-from runner.records.run_folder import leaves
 from runner.report.runs import FailedRun, FinishedRun
 
 ALL = "all"

@@ -16,7 +16,6 @@ from runner.config import compose
 from runner.config.complaints import translated
 from runner.config.describe import describe
 from runner.config.idea import blamed
-from runner.config.overrides import checked_words
 from runner.config.requested import Requested
 from runner.config.schema import RunConfig
 from runner.errors import ConfigError, RunnerError
@@ -137,8 +136,7 @@ def hydra_command(name: str, work: Work, usage: Usage) -> None:
             print("\n\n".join(subjects) or usage.text(program(name), folder))
             return
         _check_mode(arguments, usage.can_sweep)
-        options = [] if folder is None else [compose.own_options(folder)]
-        words = [*checked_words(arguments.words, folder=folder), *options]
+        words = compose.words_to_compose(arguments.words, folder)
         compose.register()
         with compose.opened():
             if arguments.multirun:
