@@ -513,11 +513,14 @@ def unpacked(
         ) from error
 
 
-def run_folders(outputs: Path) -> Iterator[RunFolder]:
-    """Yield the runs below ``outputs``, sorted by name; other folders are skipped."""
+def run_folders(outputs: Path, prefix: str = "") -> Iterator[RunFolder]:
+    """Yield the runs below ``outputs`` whose names begin with ``prefix``, sorted by name.
+
+    Other folders are skipped.
+    """
     paths: list[Path] = []
     with suppress(OSError):
-        paths = sorted(outputs.iterdir())
+        paths = sorted(path for path in outputs.iterdir() if path.name.startswith(prefix))
     for path in paths:
         with suppress(OSError):  # an unreadable folder must not hide the others
             if (path / "run.json").is_file():
@@ -606,7 +609,7 @@ def _begun_alike(
     With the content of ``run.json`` and its values of the training by dotted key.
     """
     stem = name.rpartition("-")[0]
-    for folder in run_folders(outputs):
+    for folder in run_folders(outputs, f"{stem}-"):  # a sweep may have left thousands of others
         if folder.path.name.rpartition("-")[0] != stem or folder.path.name == name:
             continue
         with suppress(OSError, ValueError, ArtefactError):
