@@ -1,6 +1,7 @@
 """Work in a child of this process: whatever ends the child, this process continues."""
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -17,6 +18,10 @@ _PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 _MOST_OF_ERROR = 1000  # characters
+
+# A signal that comes between Python's last look and the system's wait, or to another thread of this
+# process, does not end the wait, and its handler runs only after it.
+_LONGEST_WAIT = 0.5  # seconds
 
 
 def can_fork() -> bool:
@@ -48,6 +53,7 @@ def in_child(work: Callable[[], None], on_signal: Callable[[int], bool]) -> int:
         with suppress(OSError, ValueError):
             stream.flush()  # what is buffered would be printed by both
     parent, child = os.getpid(), _Child()
+    end = Barrier()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     # Before the child exists: other threads of this process do not block signals.
     handlers = _pass_on(child, on_signal)
@@ -58,12 +64,15 @@ def in_child(work: Callable[[], None], on_signal: Callable[[int], bool]) -> int:
                 _live(work, parent, mask)
             child.exists_as(pid)
         finally:
+            end.arrive()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        _, status = os.waitpid(pid, 0)
+        while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+            end.wait(_LONGEST_WAIT)
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-    return os.waitstatus_to_exitcode(status)
+        end.close()
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def answer_of_child(ask: Callable[[], str]) -> str:
@@ -85,8 +94,7 @@ class Barrier:
     """
 
     def __init__(self) -> None:
-        self._reader, self._writer = os.pipe()  # the pipe ends once no process can write to it
-        os.set_blocking(self._reader, False)
+        self._reader, self._writer = os.pipe()  # hangs up once no process can write to it
 
     def arrive(self) -> None:
         """Let the others go on as far as this process is concerned; call it once."""
@@ -95,10 +103,17 @@ class Barrier:
     @property
     def have_all_arrived(self) -> bool:
         """Whether each process has arrived or ended."""
-        try:
-            return os.read(self._reader, 1) == b""
-        except BlockingIOError:
-            return False
+        return self.wait(0)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for that, at most some seconds; return :attr:`have_all_arrived`."""
+        hung_up = select.poll()
+        hung_up.register(self._reader, 0)
+        return bool(hung_up.poll(1000 * seconds))
+
+    def close(self) -> None:
+        """Free what an arrived process keeps for waiting."""
+        os.close(self._reader)
 
 
 def answers_of_children(

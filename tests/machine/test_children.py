@@ -80,6 +80,38 @@ def test_a_signal_is_passed_on_once_and_as_sigterm(signum: int, tmp_path: Path) 
     assert (tmp_path / "signal").read_text() == str(signal.SIGTERM.value)
 
 
+def test_a_signal_that_another_thread_gets_is_passed_on(tmp_path: Path) -> None:
+    """The system does not end the main thread's wait for such a signal."""
+
+    def work() -> None:
+        try:
+            (tmp_path / "begun").touch()
+            time.sleep(30)
+        except Interrupted:
+            (tmp_path / "interrupted").touch()
+
+    def send() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        time.sleep(0.2)  # until the main thread waits
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    assert in_child(work, lambda signum: True) == 0
+    thread.join()
+    assert (tmp_path / "interrupted").exists()
+
+
+def test_waiting_for_a_child_opens_nothing_that_stays_open() -> None:
+    def opened() -> set[str]:
+        return {link.name for link in Path("/proc/self/fd").iterdir()}
+
+    before = opened()
+    assert in_child(lambda: None, lambda signum: True) == 0
+    assert opened() == before
+
+
 def test_a_child_is_a_group_of_its_own(tmp_path: Path) -> None:
     place = tmp_path / "group"
     assert in_child(lambda: place.write_text(str(os.getpgid(0) == os.getpid())) and None, bool) == 0
