@@ -100,7 +100,7 @@ def test_a_command_is_accepted(command: str, composed: Callable[..., RunConfig])
         composed(*jobs[0])
         return
     with compose.opened():
-        configs = compose.JobConfigs(compose.composed([], is_sweep=True))
+        configs = compose.job_configs(compose.composed([], is_sweep=True))
         assert all(configs.of(job) for job in jobs)
 
 

@@ -6,9 +6,9 @@ before anything is written.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,13 @@ def config_of(words: Sequence[str], folder: Path | None = None) -> RunConfig:
     """
     checked = words_to_compose(words, folder)
     with opened():
-        return run_config(composed(checked))
+        # The user may change option files while this process runs, as between cells of a notebook.
+        return run_config(composed(checked)) if folder else _with_our_options().of(checked)
+
+
+@cache
+def _with_our_options() -> "Configs":
+    return Configs(composed)
 
 
 def followers(words: Sequence[str], folder: Path | None, keys: Sequence[str]) -> list[str]:
@@ -181,54 +187,63 @@ def jobs(words: Sequence[str]) -> list[list[str]]:
     return [list(job) for job in dict.fromkeys(map(tuple, grid))]
 
 
-class JobConfigs:
-    """The configurations of many jobs, as Hydra composes each of them, in a fraction of the time.
+class Configs:
+    """The configurations of many lists of words, in a fraction of the time that Hydra takes.
 
-    Hydra reads all option files anew for each job. Jobs of a sweep choose few different options,
-    and otherwise set keys to plain values, such as ``seed=3``, which Hydra applies last. So Hydra
-    composes each choice of options once, and plain values are set here.
+    Hydra reads all option files anew for each list. The jobs of a sweep and the arms of a
+    comparison choose few different options, and otherwise set keys to plain values, such as
+    ``seed=3``, which Hydra applies last. So Hydra composes each choice of options once, and plain
+    values are set here.
 
     Args:
-        config: the composed configuration of the command that has these jobs, inside
-            :func:`opened`.
+        compose: what Hydra makes of words, inside :func:`opened`.
     """
 
-    def __init__(self, config: DictConfig) -> None:
-        self._config = config
-        self._loader = GlobalHydra.instance().config_loader()
+    def __init__(self, compose: Callable[[list[str]], DictConfig]) -> None:
+        self._compose = compose
         self._bases: dict[tuple[str, ...], dict[str, Any] | None] = {}
 
-    def of(self, job: Sequence[str]) -> RunConfig:
-        """Return the configuration of the job with these words.
+    def of(self, words: Sequence[str]) -> RunConfig:
+        """Return the configuration of one list of words, equal to what Hydra composes.
 
         Raises:
             ConfigError: see :func:`run_config`. Hydra raises errors of its own;
                 :func:`runner.config.complaints.translated` converts them.
         """
-        plain = {word: found for word in job if (found := _plain_value(word)) is not None}
-        choices = tuple(word for word in job if word not in plain)
+        plain = {word: found for word in words if (found := _plain_value(word)) is not None}
+        choices = tuple(word for word in words if word not in plain)
         if choices not in self._bases:
             self._bases[choices] = self._base(choices)
         base = self._bases[choices]
         values = (
             None
             if base is None
-            else _with_values(base, [plain[word] for word in job if word in plain])
+            else _with_values(base, [plain[word] for word in words if word in plain])
         )
         if values is None:
-            return run_config(self._loader.load_sweep_config(self._config, list(job)))
+            return run_config(self._compose(list(words)))
         return checks.from_dict(values)
 
     def _base(self, choices: tuple[str, ...]) -> dict[str, Any] | None:
-        """Return a job's values with these words alone; None if Hydra must see all its words."""
+        """Return the values with these words alone; None if Hydra must see all words."""
         try:
-            composed = self._loader.load_sweep_config(self._config, list(choices))
+            composed = self._compose(list(choices))
             check_composed(composed.hydra)
             if _has_references(OmegaConf.to_container(composed, resolve=False)):
                 return None
             return _plain(composed)
-        except Exception:  # whatever it is, Hydra says it of the whole job
+        except Exception:  # whatever it is, Hydra says it of all words
             return None
+
+
+def job_configs(config: DictConfig) -> Configs:
+    """Return the configurations of jobs.
+
+    Args:
+        config: the composed configuration of the command that has these jobs, inside
+            :func:`opened`.
+    """
+    return Configs(partial(GlobalHydra.instance().config_loader().load_sweep_config, config))
 
 
 @cache

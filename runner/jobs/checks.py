@@ -41,7 +41,7 @@ def check_jobs(
     """
     problems: dict[str, RunnerError] = {}
     codes, trainings = set[str](), set[str]()
-    configs, composed = list[RunConfig](), compose.JobConfigs(config)
+    configs, composed = list[RunConfig](), compose.job_configs(config)
     began, is_told = time.monotonic(), False
     for job in jobs:
         if not is_told and time.monotonic() - began > _PATIENCE_SECONDS:

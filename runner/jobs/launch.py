@@ -295,7 +295,7 @@ def _composed(config: DictConfig, jobs: Sequence[Sequence[str]]) -> dict[int, Ru
     """
     found = dict[int, RunConfig]()
     if _kind(config) in ("JoblibLauncher", "LocalLauncher"):
-        composed = compose.JobConfigs(config)
+        composed = compose.job_configs(config)
         for number, job in enumerate(jobs):
             with suppress(Exception):  # the job itself reports it, see `_Launch._config_of`
                 found[number] = composed.of(job)
@@ -410,7 +410,7 @@ class _Launch:
         self._jobs = jobs
         self._folder = folder
         self._configs = dict(configs or {})
-        self._composed: compose.JobConfigs | None = None
+        self._composed: compose.Configs | None = None
         self._num_begun = len(jobs) if num_begun is None else num_begun
         self._num_beginning = self._num_begun if num_beginning is None else num_beginning
         self._finished_before = task.work.finished_before
@@ -550,7 +550,7 @@ class _Launch:
             ConfigError: the words of the job are refused.
         """
         if number not in self._configs:
-            self._composed = self._composed or compose.JobConfigs(self._config)
+            self._composed = self._composed or compose.job_configs(self._config)
             try:
                 self._configs[number] = self._composed.of(self._jobs[number])
             except RunnerError:

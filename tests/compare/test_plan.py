@@ -85,7 +85,7 @@ def test_the_configuration_of_a_job_is_that_of_its_words(
     Batches(how, Live(found), found.comparison, configs=configs).run(jobs, lambda *_: None)
     compose.register()
     with compose.opened():
-        composed = compose.JobConfigs(compose.composed([], is_sweep=True))
+        composed = compose.job_configs(compose.composed([], is_sweep=True))
         assert given == [composed.of(job.words) for job in jobs]
 
 

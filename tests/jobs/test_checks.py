@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
@@ -64,27 +65,63 @@ def _words(job: str) -> list[str]:
     return ["data.root='a b'"] if "'a b'" in job else job.translate(quotes).split()
 
 
+def _found(config_of: Callable[[list[str]], RunConfig], job: str) -> RunConfig | tuple[type, str]:
+    try:
+        return config_of(_words(job))
+    except Exception as error:
+        return type(error), str(error)
+
+
+def _check(
+    quick: list[RunConfig | tuple[type, str]], slow: list[RunConfig | tuple[type, str]]
+) -> None:
+    for job, one, other in zip(JOBS, quick, slow, strict=True):
+        assert one == other, job
+    assert sum(isinstance(one, RunConfig) for one in quick) >= 12
+    assert sum(isinstance(one, tuple) for one in quick) >= 9, "errors are compared, too"
+
+
 def test_each_job_has_the_configuration_that_hydra_composes(
     command: tuple[DictConfig, ConfigLoader],
 ) -> None:
     config, loader = command
-    configs = compose.JobConfigs(config)
+    configs = compose.job_configs(config)
 
-    def found(quick: bool, words: list[str]) -> RunConfig | tuple[type, str]:
-        try:
-            if quick:
-                return configs.of(words)
-            return compose.run_config(loader.load_sweep_config(config, words))
-        except Exception as error:
-            return type(error), str(error)
+    def composed(words: list[str]) -> RunConfig:
+        return compose.run_config(loader.load_sweep_config(config, words))
 
-    outcomes = []
-    for job in JOBS:
-        quick, slow = (found(is_quick, _words(job)) for is_quick in (True, False))
-        assert quick == slow, job
-        outcomes.append(isinstance(quick, RunConfig))
-    assert outcomes.count(True) >= 12
-    assert outcomes.count(False) >= 9, "errors are compared, too"
+    _check([_found(configs.of, job) for job in JOBS], [_found(composed, job) for job in JOBS])
+
+
+def test_words_have_the_configuration_that_hydra_composes() -> None:
+    def composed(words: list[str]) -> RunConfig:
+        checked = compose.words_to_compose(words, None)
+        with compose.opened():
+            return compose.run_config(compose.composed(checked))
+
+    compose.register()
+    quick = [_found(compose.config_of, job) for job in JOBS]
+    _check(quick, [_found(composed, job) for job in JOBS])
+
+
+def test_hydra_composes_each_choice_of_options_of_words_once() -> None:
+    compose.register()
+    compose.config_of(["mixup=beta"])
+    with mock.patch.object(ConfigLoaderImpl, "load_configuration", side_effect=KeyError("now")):
+        for epochs in range(1, 20):
+            config = compose.config_of([f"budget.epochs={epochs}", "mixup=beta"])
+            assert config.budget.epochs == epochs
+        with pytest.raises(ConfigError, match="now"):
+            compose.config_of(["mixup=beta", "tta=book"])
+
+
+def test_option_files_of_the_user_may_change(tmp_path: Path) -> None:
+    compose.register()
+    option = tmp_path / "mixup" / "mine.yaml"
+    option.parent.mkdir()
+    for alpha in (0.3, 0.7):
+        option.write_text(f"alpha: {alpha}\n")
+        assert compose.config_of(["mixup=mine"], tmp_path).mixup.alpha == alpha
 
 
 def test_hydra_composes_each_choice_of_options_once(
@@ -95,7 +132,7 @@ def test_hydra_composes_each_choice_of_options_once(
     with mock.patch.object(
         kind, "load_sweep_config", autospec=True, side_effect=kind.load_sweep_config
     ) as composing:
-        configs = compose.JobConfigs(config)
+        configs = compose.job_configs(config)
         for trick in ("baseline", "mixup"):
             for seed in range(50):
                 words = [f"+trick={trick}", f"seed={seed}", f"outputs={tmp_path}"]

@@ -401,7 +401,7 @@ def test_jobs_of_several_processes_begin_at_the_same_time(
 def test_configurations_that_are_known_are_not_composed(tmp_path: Path) -> None:
     known = RunConfig(seed=7, outputs=str(tmp_path))
     configs = [known, replace(known, tta=Tta(flip=True)), replace(known, seed=8)]
-    with mock.patch.object(launch.compose, "JobConfigs", side_effect=AssertionError):
+    with mock.patch.object(launch.compose, "job_configs", side_effect=AssertionError):
         _, _, begun = run_sharing(tmp_path, 0, ttas=("none", "flip", "crops"), configs=configs)
     assert begun == ["7 none flip", "8 crops"], "the third has another training, it is said"
 
