@@ -106,6 +106,7 @@ def test_words_have_the_configuration_that_hydra_composes() -> None:
 
 def test_hydra_composes_each_choice_of_options_of_words_once() -> None:
     compose.register()
+    compose._with_our_options.cache_clear()  # what other tests have composed
     compose.config_of(["mixup=beta"])
     with mock.patch.object(ConfigLoaderImpl, "load_configuration", side_effect=KeyError("now")):
         for epochs in range(1, 20):
