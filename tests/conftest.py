@@ -75,10 +75,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    """A command in this process leaves handlers of signals, and may leave torch more threads."""
+    """A command in this process leaves its own handlers of signals and more such settings."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = [signal.getsignal(one) for one in signals]
+    handlers, thresholds = [signal.getsignal(one) for one in signals], gc.get_threshold()
     yield
+    gc.set_threshold(*thresholds)
     for one, handler in zip(signals, handlers, strict=True):
         signal.signal(one, handler)
     if torch := sys.modules.get("torch"):

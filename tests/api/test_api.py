@@ -1,5 +1,6 @@
 """The functions of Python do what commands do, raise what commands print, and leave no trace."""
 
+import gc
 import inspect
 import json
 import os
@@ -276,7 +277,7 @@ def test_a_word_is_a_string() -> None:
 def state() -> list[Any]:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     return [handlers, Path.cwd(), dict(os.environ), threading.active_count(),
-            GlobalHydra.instance().is_initialized()]  # fmt: skip
+            gc.get_threshold(), GlobalHydra.instance().is_initialized()]  # fmt: skip
 
 
 def test_a_call_leaves_no_trace(words: tuple[str, ...]) -> None:
