@@ -320,7 +320,10 @@ def test_runs_on_different_data_are_not_averaged(
 
 @pytest.mark.parametrize(
     "network",
-    ["model.source=xresnet model.name=xresnet18", "model=torchvision model.name=resnet18"],
+    [
+        "model.source=xresnet model.name=xresnet18",
+        pytest.param("model=torchvision model.name=resnet18", marks=pytest.mark.whole),
+    ],
 )
 def test_evaluation_and_prediction_import_torchvision_for_its_networks_alone(
     finished_run: Callable[..., Path], tiny_folder: Path, network: str

@@ -215,7 +215,11 @@ def forget_the_shares() -> None:
 
 @pytest.mark.parametrize(
     ("count", "words"),
-    [(2, ALL), pytest.param(3, ALL, marks=pytest.mark.slow), (2, BOOK)],
+    [
+        (2, ALL),
+        pytest.param(3, ALL, marks=pytest.mark.slow),
+        pytest.param(2, BOOK, marks=pytest.mark.whole),
+    ],
     ids=["2-all", "3-all", "2-book"],
 )
 def test_processes_do_what_one_does(

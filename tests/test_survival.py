@@ -358,7 +358,10 @@ def instants(events: Sequence[str], pattern: str) -> list[int]:
     return [number for number, text in enumerate(events, 1) if re.search(pattern, text)]
 
 
-@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize(
+    "signum",
+    [pytest.param(one, marks=[pytest.mark.whole] * (one != signal.SIGTERM)) for one in SIGNALS],
+)
 def test_a_signal_at_each_kind_of_instant_loses_nothing(
     make: Make, reference: References, signum: signal.Signals
 ) -> None:
@@ -426,7 +429,14 @@ def ask_all(make: Make, undisturbed: Reference, pattern: str, seeds: Iterable[in
     return account.failures
 
 
-@pytest.mark.parametrize("pattern", [STEP, PREDICT, FORK], ids=["step", "predict", "new worker"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        pytest.param(STEP, id="step"),
+        pytest.param(PREDICT, id="predict", marks=pytest.mark.whole),
+        pytest.param(FORK, id="new worker", marks=pytest.mark.whole),
+    ],
+)
 @pytest.mark.parametrize("is_whole", [False, pytest.param(True, marks=pytest.mark.whole)])
 def test_a_signal_to_the_whole_group_loses_nothing(
     make: Make, reference: References, pattern: str, is_whole: bool

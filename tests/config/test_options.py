@@ -27,6 +27,8 @@ OPTIONS = sorted(
     # Data sets have tests of their own; the others are overlays, paired below.
     if path.parent.name not in ("data", "budget", *OVERLAYS)
 )
+# By default, tricks train as overlays, which choose from these groups.
+OF_TRICKS = {name for name, group in RunConfig().groups.items() if group.TRICKS and group.TRAINS}
 TRICKS = sorted(path.stem for path in (CONF_DIR / "trick").iterdir())
 
 Composed = Callable[..., RunConfig]
@@ -71,7 +73,16 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("group", "name"),
-    [pytest.param(*option, marks=[pytest.mark.slow] * (option in SLOW)) for option in OPTIONS],
+    [
+        pytest.param(
+            *option,
+            marks=[
+                *[pytest.mark.slow] * (option in SLOW),
+                *[pytest.mark.whole] * (option[0] in OF_TRICKS),
+            ],
+        )
+        for option in OPTIONS
+    ],
 )
 def test_every_option_trains(
     trained: Callable[..., dict[str, object]], weights: Path, group: str, name: str

@@ -145,7 +145,14 @@ def differing(one, other):
     return {name for name, value in pair[0].items() if not torch.equal(value, pair[1][name])}
 
 
-@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize(
+    "words",
+    # An option of a group is in a trick or in a mixture, too.
+    [
+        pytest.param(words, marks=[pytest.mark.whole] * (words in OPTIONS and words[0] != "+"))
+        for words in WORDS
+    ],
+)
 def test_a_training_stopped_after_any_step_goes_on_to_the_bit(composed, tmp_path, words):
     config = composed(*BASE, *words.split(" "))
     undisturbed = a_training(config)
