@@ -1,4 +1,4 @@
-"""A command's process: it looks for garbage among new objects, and keeps what is old."""
+"""A command seldom looks for garbage among what it has had for long."""
 
 import subprocess
 import sys
