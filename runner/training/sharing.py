@@ -43,6 +43,8 @@ def import_what_trains(source: str) -> None:
     Raises:
         ConfigError: timm is needed and not installed.
     """
+    import torch._dynamo  # noqa: F401  torch's optimizers do so when they are first used
+
     import runner.training.session  # noqa: F401
     from runner.models.build import import_timm
 

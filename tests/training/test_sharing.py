@@ -40,6 +40,12 @@ def state():
     }
 
 
+def note(event, arguments):
+    if event == "import" and os.getpid() != sweep:
+        with imported.open("a") as file:
+            file.write(f"{arguments[0]}\\n")
+
+
 dataset.load_dataset = counted
 loaded.touch()
 compose.register()
@@ -51,17 +57,22 @@ os.waitpid(child, 0)
 states = [state()]
 train.WORK.prepare(config)
 states.append(state())
+sweep, imported = os.getpid(), outputs / "imported"
+sys.addaudithook(note)
 jobs = [[*words, f"seed={seed}"] for seed in range(2)]
 done = run_jobs(jobs, train.WORK, (), outputs, is_quiet=True)
 states.append(state())
-print(json.dumps([states, [one.status for one in done.outcomes]]))
+print(json.dumps([states, [one.status for one in done.outcomes], imported.read_text().split()]))
 """
 
 
+@pytest.mark.parametrize(
+    "network", ["model=timm model.name=test_resnet", "model.source=xresnet model.name=xresnet18"]
+)
 def test_jobs_find_torch_and_data_in_a_process_without_threads(
-    tiny_words: tuple[str, ...], tmp_path: Path
+    tiny_words: tuple[str, ...], tmp_path: Path, network: str
 ) -> None:
-    words = [*tiny_words, f"outputs={tmp_path}", "device=cpu"]
+    words = [*tiny_words, f"outputs={tmp_path}", "device=cpu", *network.split()]
     variables = {
         "PYTHONPATH": os.pathsep.join(sys.path),
         "OMP_NUM_THREADS": "2",  # so that a computation with torch would leave a thread
@@ -75,7 +86,7 @@ def test_jobs_find_torch_and_data_in_a_process_without_threads(
         timeout=240,
     )
     assert found.returncode == 0, found.stderr
-    (before, prepared, after), outcomes = json.loads(found.stdout)
+    (before, prepared, after), outcomes, imported = json.loads(found.stdout)
     assert before == {
         "has torch": False, "threads": 1, "is frozen": False, "loads": 0, "loads of jobs": 0,
     }  # fmt: skip
@@ -84,3 +95,4 @@ def test_jobs_find_torch_and_data_in_a_process_without_threads(
     }  # fmt: skip
     assert outcomes == ["finished"] * 2
     assert after == prepared, "no job reads the data again, and none computes in this process"
+    assert [name for name in imported if name.partition(".")[0] in ("torch", "torchvision")] == []
