@@ -43,10 +43,12 @@ def import_what_trains(source: str) -> None:
     Raises:
         ConfigError: timm is needed and not installed.
     """
-    import torch._dynamo  # noqa: F401  torch's optimizers do so when they are first used
+    import torch
 
     import runner.training.session  # noqa: F401
     from runner.models.build import import_timm
 
+    # The first optimizer of a process imports torch's compiler, which takes a second.
+    torch.optim.SGD([torch.nn.Parameter(torch.empty(0))])
     if source == "timm":
         import_timm()
