@@ -210,16 +210,12 @@ class Configs:
             ConfigError: see :func:`run_config`. Hydra raises errors of its own;
                 :func:`runner.config.complaints.translated` converts them.
         """
-        plain = {word: found for word in words if (found := _plain_value(word)) is not None}
-        choices = tuple(word for word in words if word not in plain)
+        plain = [found for word in words if (found := _plain_value(word)) is not None]
+        choices = tuple(word for word in words if _plain_value(word) is None)
         if choices not in self._bases:
             self._bases[choices] = self._base(choices)
         base = self._bases[choices]
-        values = (
-            None
-            if base is None
-            else _with_values(base, [plain[word] for word in words if word in plain])
-        )
+        values = None if base is None else _with_values(base, plain)
         if values is None:
             return run_config(self._compose(list(words)))
         return checks.from_dict(values)

@@ -1,8 +1,7 @@
 """Words become a baseline and arms; every mistake is named with its arm before anything happens."""
 
-import functools
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,21 +16,11 @@ from runner.errors import ConfigError, RunnerError
 from runner.records.identity import decisive_values
 
 BETA = (("mixup=beta",),)
-CONFIG_OF = compose.config_of
-
-
-@functools.cache
-def composed_once(words: tuple[str, ...]) -> RunConfig:
-    return CONFIG_OF(words)
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def config_of(words: Sequence[str], folder: Path | None = None) -> RunConfig:
-        return composed_once(tuple(words)) if folder is None else CONFIG_OF(words, folder)
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compose, "config_of", config_of)  # the same words again and again
 
 
 def ask(*words: str, tries: tuple[tuple[str, ...], ...] = BETA, **options: str) -> Question:

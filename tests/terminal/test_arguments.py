@@ -162,8 +162,7 @@ HYDRAS_OWN = [
 def refusal(words: list[str], *, folder: Path | None = None, is_sweep: bool = False) -> ConfigError:
     """The error of words, in our form."""
     try:
-        more = [] if folder is None else [compose.own_options(folder)]
-        checked = [*checked_words(words, folder=folder), *more]
+        checked = compose.words_to_compose(words, folder)
         with compose.opened():
             compose.composed(checked, is_sweep=is_sweep)
     except Exception as error:
@@ -206,7 +205,7 @@ def test_no_option_file_reads_the_environment(tmp_path: Path, value: str) -> Non
     compose.register()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.yaml").write_text(f"label_column: {value}\n")
-    words = [*checked_words(["data=mine"], folder=tmp_path), compose.own_options(tmp_path)]
+    words = compose.words_to_compose(["data=mine"], tmp_path)
     with compose.opened(), pytest.raises(ConfigError, match="taken from elsewhere"):
         compose.run_config(compose.composed(words))
 
