@@ -105,17 +105,17 @@ def words(outputs: Path, *seeds: int) -> list[list[str]]:
 def run(
     outputs: Path, *seeds: int, launcher: tuple[str, ...] = (), **more: Any
 ) -> tuple[JobsResult, list[tuple[int, Outcome | None]]]:
-    """The result, and what the callbacks were told, in this order."""
-    told: list[tuple[int, Outcome | None]] = []
+    """The result, and the calls of the callbacks, in this order."""
+    calls: list[tuple[int, Outcome | None]] = []
     parent = os.getpid()
 
     def on_begin(number: int) -> None:
         assert os.getpid() == parent
-        told.append((number, None))
+        calls.append((number, None))
 
     def on_end(number: int, outcome: Outcome) -> None:
         assert os.getpid() == parent
-        told.append((number, outcome))
+        calls.append((number, outcome))
 
     # Processes that the launcher starts find this module.
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
@@ -130,7 +130,7 @@ def run(
         )
     if launcher:
         gc.collect()  # what warns when it is collected, warns here
-    return done, told
+    return done, calls
 
 
 def begun(outputs: Path) -> list[int]:
@@ -146,7 +146,7 @@ def begun(outputs: Path) -> list[int]:
 def test_every_job_ends_in_its_way_and_is_told_once(
     tmp_path: Path, launcher: tuple[str, ...], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    done, told = run(tmp_path, *SEEDS.values(), launcher=launcher, is_quiet=True)
+    done, calls = run(tmp_path, *SEEDS.values(), launcher=launcher, is_quiet=True)
     assert capfd.readouterr() == ("", "")
     good, evaluated, failed, diverged, died, bug = done.outcomes
     assert good == Outcome("finished", "run 0", None, 0.5, "", "", 1.5)
@@ -160,7 +160,7 @@ def test_every_job_ends_in_its_way_and_is_told_once(
     assert [one.is_diverged for one in done.outcomes] == [False] * 3 + [True] + [False] * 2
     assert done.stopped_by is None
     for number, outcome in enumerate(done.outcomes):
-        *begins, end = [end for job, end in told if job == number]
+        *begins, end = [end for job, end in calls if job == number]
         assert end == outcome
         is_in_turn = launcher in (LAUNCHERS["here"], LAUNCHERS["one worker"])
         assert begins == [None] or (not is_in_turn and {*begins} == {None}), "beside one that died"
@@ -195,9 +195,9 @@ def test_a_job_that_is_tried_again_has_not_crashed_while_its_process_starts(
         return SimpleNamespace(launch=launch)
 
     monkeypatch.setattr(launch._Launch, "_launcher", launched)
-    done, told = run(tmp_path, 0, 1, launcher=JOBLIB, is_quiet=True)
+    done, calls = run(tmp_path, 0, 1, launcher=JOBLIB, is_quiet=True)
     assert [one.error for one in done.outcomes] == ["its own"] * 2
-    assert [end.error for _, end in told if end is not None] == ["its own"] * 2
+    assert [end.error for _, end in calls if end is not None] == ["its own"] * 2
 
 
 @pytest.mark.parametrize("launcher", ELSEWHERE)
@@ -207,14 +207,14 @@ def test_a_job_whose_words_are_refused_fails_alone(
     jobs = [[*own, f"tta={tta}"] for own in words(tmp_path, 0, 6) for tta in ("none", "flip")]
     for refused in (["data.num_folds=5"], *[["mixup=nowhere"]] * (not launcher)):
         jobs.insert(2, [*jobs[0][:2], *refused])
-    told: list[tuple[int, str]] = []
+    calls: list[tuple[int, str]] = []
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
         done = run_jobs(
             jobs,
             Work(sharing, answers(), can_share=True),
             launcher,
             tmp_path,
-            on_end=lambda number, outcome: told.append((number, outcome.status)),
+            on_end=lambda number, outcome: calls.append((number, outcome.status)),
             is_quiet=True,
         )
     *refused, third, last = done.outcomes[2:]
@@ -223,7 +223,7 @@ def test_a_job_whose_words_are_refused_fails_alone(
     assert {(one.status, one.error_kind) for one in refused} == {("failed", "ConfigError")}
     assert any("folds" in one.error for one in refused)
     assert launcher or "has no option nowhere" in refused[0].error
-    assert sorted(told) == [(n, one.status) for n, one in enumerate(done.outcomes)]
+    assert sorted(calls) == [(n, one.status) for n, one in enumerate(done.outcomes)]
 
 
 def test_jobs_that_are_not_quiet_have_the_terminal(
@@ -322,10 +322,10 @@ def test_the_first_job_of_a_training_evaluates_for_the_others(
 def test_a_job_that_fails_takes_no_other_down(
     tmp_path: Path, launcher: tuple[str, ...], seed: int, how: str
 ) -> None:
-    done, told, begun = run_sharing(tmp_path, seed, launcher=launcher)
+    done, calls, begun = run_sharing(tmp_path, seed, launcher=launcher)
     assert [one.status for one in done.outcomes] == [how, "finished", "finished", "evaluated"]
     assert f"{seed} flip scales crops" in begun
-    ends = [(job, end) for job, end in told if end != "begins"]
+    ends = [(job, end) for job, end in calls if end != "begins"]
     assert sorted(ends) == [(0, how), (1, "finished"), (2, "finished"), (3, "evaluated")]
 
 
@@ -335,12 +335,12 @@ def test_one_job_of_joblib_at_a_time_ends_no_sweep_by_its_crash(
 ) -> None:
     """joblib runs it in the process of the sweep; also where only one job begins."""
     more = () if one else ("book", "flip")  # the second one is evaluated by the first
-    done, told, _ = run_sharing(
+    done, calls, _ = run_sharing(
         tmp_path, 2, ttas=more or ("book",), launcher=("hydra/launcher=joblib", *one)
     )
     assert done.outcomes[0].status == "crashed"
     assert "code 3" in done.outcomes[0].error
-    assert (0, "crashed") in told
+    assert (0, "crashed") in calls
 
 
 def test_jobs_wait_for_the_one_that_is_busy(tmp_path: Path) -> None:
@@ -354,11 +354,11 @@ def test_jobs_wait_for_the_one_that_is_busy(tmp_path: Path) -> None:
 
 
 def test_jobs_that_may_not_begin_are_evaluated_or_left(tmp_path: Path) -> None:
-    done, told, begun = run_sharing(tmp_path, 1, num_begun=1)
+    done, calls, begun = run_sharing(tmp_path, 1, num_begun=1)
     assert begun == ["1 book flip scales crops"]
     assert [one.status for one in done.outcomes] == ["failed"] + ["pending"] * 3
     (tmp_path / "begun").unlink()
-    done, told, begun = run_sharing(tmp_path, 0, num_begun=1)
+    done, calls, begun = run_sharing(tmp_path, 0, num_begun=1)
     assert begun == ["0 book flip scales crops"]
     assert [one.status for one in done.outcomes] == [
         "finished",
@@ -366,7 +366,7 @@ def test_jobs_that_may_not_begin_are_evaluated_or_left(tmp_path: Path) -> None:
         "pending",
         "evaluated",
     ]
-    assert told == [(n, how) for n, end in ((0, "finished"), (1, "evaluated"), (3, "evaluated"))
+    assert calls == [(n, how) for n, end in ((0, "finished"), (1, "evaluated"), (3, "evaluated"))
                     for how in ("begins", end)]  # fmt: skip
 
 
@@ -429,19 +429,19 @@ def test_a_launcher_gets_the_jobs_that_are_not_finished(
     finished: tuple[int, ...],
     launched: list[int] | None,
 ) -> None:
-    told = []
+    calls = []
     with mock.patch.object(launch._Launch, "_launcher") as starting:
         done = run_jobs(
             words(tmp_path, 0, 1, 6),
             Work(work, answers(*finished)),
             launcher,
             tmp_path,
-            on_begin=lambda number: told.append((number, "begins")),
-            on_end=lambda number, outcome: told.append((number, outcome.status)),
+            on_begin=lambda number: calls.append((number, "begins")),
+            on_end=lambda number, outcome: calls.append((number, outcome.status)),
             is_quiet=True,
         )
     skipped = [number for number, seed in enumerate((0, 1, 6)) if seed in finished]
-    assert told == [(number, how) for number in skipped for how in ("begins", "skipped")]
+    assert calls == [(number, how) for number in skipped for how in ("begins", "skipped")]
     assert [one.status for one in done.outcomes] == [
         "skipped" if number in skipped else "pending" for number in range(3)
     ]
@@ -462,11 +462,11 @@ def test_jobs_of_this_process_say_themselves_that_they_are_finished(tmp_path: Pa
 
 @pytest.mark.parametrize("launcher", ELSEWHERE)
 def test_no_job_begins_after_the_deadline(tmp_path: Path, launcher: tuple[str, ...]) -> None:
-    done, told = run(tmp_path, 0, 1, launcher=launcher, deadline=time.monotonic() - 1)
+    done, calls = run(tmp_path, 0, 1, launcher=launcher, deadline=time.monotonic() - 1)
     assert [one.status for one in done.outcomes] == ["pending"] * 2
     assert done.is_out_of_time
     assert done.stopped_by is None
-    assert told == []
+    assert calls == []
     assert not (tmp_path / "begun").exists()
 
 
